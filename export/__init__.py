@@ -1,0 +1,1 @@
+"""A run → a bundle: the fused graph, its targets, the parity gate."""

@@ -1,0 +1,178 @@
+"""From a run to a bundle: write the targets, pass the parity gate in each runtime, then the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.graph import OUTPUTS, ExplainedGraph, write_onnx, write_torchscript
+from export.parity import Runtime, check
+from protoserve.bundle import FORMAT, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
+from protoserve.bundle import Bundle
+from protoserve.errors import InputError, nearest
+from protoserve.networks.checkpoint import NetworkDescription, PrototypeSource, load_network
+from protoserve.networks.network import PrototypeNetwork
+from protoserve.run import Run
+from protoserve.schema import PrototypeRecord
+
+TOP_K = 10
+FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript"}
+
+
+def export_bundle(
+    run: Run,
+    directory: Path,
+    targets: tuple[str, ...] = ("onnx",),
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+) -> Bundle:
+    """Export a finished run into a bundle at `directory`; `report` is told each step.
+
+    Raises InputError for an unknown target, a run without prototypes or a place that is taken, and ParityError
+    when a target's answers differ from the network's; then no bundle is written.
+    """
+    for target in targets:
+        if target not in FILES:
+            raise InputError(f"no target {target!r}{nearest(target, FILES)}; --to takes {', '.join(FILES)}")
+    if "onnx" not in targets:
+        raise InputError(f"--to {','.join(targets)}: a bundle always holds 'onnx', which the service runs; add it")
+    network, description, sources = load_network(run.model)
+    if not isinstance(network, PrototypeNetwork):
+        raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes to export")
+    if sources is None:
+        raise InputError(f"{run.directory}: the prototypes are not projected yet; finish the run with --resume")
+    samples = run.samples()
+    top_k = min(TOP_K, network.head.top_k_limit)
+    graph = ExplainedGraph(network, top_k).eval()
+    example = torch.from_numpy(samples[:2])
+    manifest = _manifest(network, description, sources, run, directory.name if name is None else name, targets, top_k)
+    metadata = {"protoserve": manifest("").model_dump_json()}
+
+    with write_bundle(directory, overwrite=overwrite) as draft:
+        parity: dict[str, Any] = {}
+        for target in targets:
+            report(f"writing {FILES[target]}")
+            file = draft / FILES[target]
+            if target == "onnx":
+                write_onnx(graph, example, file, metadata)
+            else:
+                write_torchscript(graph, example, file, metadata)
+            report(f"comparing {FILES[target]} with the network on {len(samples)} pictures")
+            parity[target] = check(network, top_k, RUNTIMES[target](file), samples)
+        (draft / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+        (draft / "prototypes").mkdir()
+        for record in manifest("").prototypes:
+            shutil.copyfile(run.picture(record.id), draft / record.picture)
+        write_manifest(draft, manifest)
+    return read_bundle(directory)
+
+
+def _manifest(
+    network: PrototypeNetwork,
+    description: NetworkDescription,
+    sources: list[PrototypeSource],
+    run: Run,
+    name: str,
+    targets: tuple[str, ...],
+    top_k: int,
+) -> Callable[[str], Manifest]:
+    head = network.head
+    taxonomy = head.taxonomy
+    weight = head.effective_weight().detach()
+    records = []
+    for number, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
+        group, slot = int(head.prototype_group[number]), int(head.prototype_slot[number])
+        # A flat model's leaves all compete at the root.
+        parent = -1 if description.kind == "flat" else int(taxonomy.parent[child])
+        records.append(
+            PrototypeRecord(
+                id=number,
+                parent="" if parent < 0 else taxonomy.names[parent],
+                child=taxonomy.names[child],
+                source_image=source.image,
+                source_box=source.box,
+                source_cell=divmod(source.cell, source.columns),
+                weight=float(weight[group, int(head.node_member[child]), slot]),
+                picture=f"prototypes/{number:04d}.webp",
+            )
+        )
+    provenance = run.read_json("provenance.json")
+    provenance["export"] = {"versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu")}
+    metrics = run.read_json("metrics.json")
+
+    def build(content_version: str) -> Manifest:
+        return Manifest(
+            format=FORMAT,
+            name=name,
+            version=content_version,
+            kind="flat" if description.kind == "flat" else "hierarchical",
+            taxonomy=taxonomy.to_dict(),
+            input=description.input,
+            graph=GraphRecord(
+                rows=sources[0].rows,
+                columns=sources[0].columns,
+                prototypes=len(records),
+                top_k=top_k,
+                similarity=description.similarity,
+                epsilon=description.epsilon,
+            ),
+            files={target: FILES[target] for target in targets},
+            prototypes=records,
+            metrics=metrics,
+            provenance=provenance,
+        )
+
+    return build
+
+
+def library_versions(*packages: str) -> dict[str, str]:
+    """The installed versions of the packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def onnx_runtime(file: Path) -> Runtime:
+    """An ONNX file in onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": pictures}), strict=True))
+
+    return run
+
+
+def torchscript_runtime(file: Path) -> Runtime:
+    """A TorchScript file in libtorch on the CPU."""
+    import warnings
+
+    with warnings.catch_warnings():
+        # torch marks its own TorchScript calls as deprecated; the target stays.
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(str(file), map_location="cpu")
+
+    def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(pictures))
+        return {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
+
+    return run
+
+
+RUNTIMES: dict[str, Callable[[Path], Runtime]] = {"onnx": onnx_runtime, "torchscript": torchscript_runtime}

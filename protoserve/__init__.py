@@ -1,0 +1,24 @@
+"""ProtoServe: image classifiers that explain themselves, as one fused graph.
+
+>>> import protoserve
+>>> model = protoserve.load("bundles/grocery")             # doctest: +SKIP
+>>> model.predict("photo.jpg", top_k=5).path               # doctest: +SKIP
+['Fruit', 'Apple', 'Granny-Smith']
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from protoserve.classifier import Classifier, load
+
+__version__ = "0.1.0"
+__all__ = ["Classifier", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Training and the command line's help must not pay for importing onnxruntime.
+    if name in {"Classifier", "load"}:
+        from protoserve import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module 'protoserve' has no attribute {name!r}")

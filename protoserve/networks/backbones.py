@@ -1,0 +1,150 @@
+"""Any torchvision classification model by name, cut before its pooling; channels and stride are found by running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from protoserve.errors import InputError, nearest
+
+# Pictures are normalised with the statistics that torchvision's weights were trained with.
+MEAN = (0.485, 0.456, 0.406)
+STANDARD_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A convolutional feature extractor.
+
+    `channels` is the width of its feature map, `stride` the pixels per cell (rounded), `name` torchvision's name.
+    `forward`: normalised pictures float32 [batch, 3, height, width] → feature maps [batch, channels, rows, columns].
+    """
+
+    def __init__(self, name: str, body: fx.GraphModule, channels: int, stride: int) -> None:
+        super().__init__()
+        self.name = name
+        self.body = body
+        self.channels = channels
+        self.stride = stride
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.body(pictures)
+        return features
+
+
+def names() -> list[str]:
+    """The names that `backbone` takes: torchvision's classification models."""
+    return torchvision.models.list_models(module=torchvision.models)  # type: ignore[no-any-return]
+
+
+def backbone(name: str, weights: str | Path | None = None, stride: int | None = None) -> Backbone:
+    """A torchvision classification model up to its last feature map before pooling.
+
+    `weights` is None (random), a torchvision weights name such as `DEFAULT` (downloaded by torchvision), or a file
+    with a state dict of the whole classifier, read with `weights_only=True`. With `stride`, the last feature map of
+    that stride is taken instead: finer cells, smaller receptive fields.
+
+    Raises InputError for an unknown name, weights that can't be read or don't fit, a stride that the model does
+    not have, and for models without a convolutional feature map (vision transformers).
+    """
+    known = names()
+    if name not in known:
+        raise InputError(f"no torchvision model {name!r}{nearest(name, known)}")
+    model = _with_weights(name, weights)
+    model.eval()
+    try:
+        traced = fx.symbolic_trace(model)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        raise InputError(f"backbone {name!r} can't be traced by torch.fx ({error}); choose another") from error
+    node, channels, found = _feature_node(traced, name, stride)
+    body = _cut(traced, node)
+    return Backbone(name, body, channels, found)
+
+
+def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
+    # Inception and GoogLeNet start with a slow truncated normal and carry auxiliary heads only when asked.
+    options = {"init_weights": False} if name in {"inception_v3", "googlenet"} else {}
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
+    file = Path(weights)
+    if not file.is_file():
+        enumeration = torchvision.models.get_model_weights(name)
+        if str(weights) not in [*(member.name for member in enumeration), "DEFAULT"]:
+            offered = ", ".join(["DEFAULT", *(member.name for member in enumeration)])
+            raise InputError(f"weights {str(weights)!r} are no file and no weights of {name}; it has {offered}")
+        return torchvision.models.get_model(name, weights=str(weights))  # type: ignore[no-any-return]
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the file's bytes provoke
+        raise InputError(f"{file}: can't read the weights ({error}); give a state dict saved by torch.save") from error
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: these are no weights of {name}: {str(error)[:300]}") from error
+    return model
+
+
+def _shapes(traced: fx.GraphModule, size: int) -> dict[str, tuple[int, ...]]:
+    """The output shape of every node for one picture of `size` pixels."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> object:
+            result = super().run_node(node)
+            if isinstance(result, Tensor):
+                shapes[node.name] = tuple(result.shape)
+            return result
+
+    with torch.no_grad():
+        Recorder(traced).run(torch.zeros(1, 3, size, size))
+    return shapes
+
+
+def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> tuple[fx.Node, int, int]:
+    """The last node whose output is a map that grows with the picture, so that adaptive pools do not count."""
+    small, large = 224, 320
+    try:
+        at_small, at_large = _shapes(traced, small), _shapes(traced, large)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"backbone {name!r} takes pictures of one size only, so it has no feature map to cut; "
+            "choose a convolutional model"
+        ) from error
+    found: dict[int, tuple[fx.Node, int, int]] = {}
+    for node in traced.graph.nodes:
+        shape, grown = at_small.get(node.name, ()), at_large.get(node.name, ())
+        is_map = len(shape) == 4 and shape[1] == grown[1] and 1 < shape[2] < grown[2] and 1 < shape[3] < grown[3]
+        # SqueezeNet classifies by a convolution before it pools; its class maps are no features.
+        is_feature = node.op != "placeholder" and not str(node.target).startswith(("classifier", "fc", "head"))
+        if is_map and is_feature:
+            cell = round(small / shape[2])
+            found[cell] = (node, shape[1], cell)
+    if not found:
+        raise InputError(f"backbone {name!r} has no convolutional feature map; choose another model")
+    wanted = max(found) if stride is None else stride
+    if wanted not in found:
+        raise InputError(f"backbone {name!r} has no feature map of stride {stride}; it has {sorted(found)}")
+    return found[wanted]
+
+
+def _cut(traced: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            break
+        copied[node] = graph.node_copy(node, lambda argument: copied[argument])
+        if node is last:
+            break
+    graph.output(copied[last])
+    body = fx.GraphModule(traced, graph)
+    body.graph.eliminate_dead_code()
+    body.recompile()
+    body.delete_all_unused_submodules()
+    return body
+
+
+__all__ = ["MEAN", "STANDARD_DEVIATION", "Backbone", "backbone", "names"]

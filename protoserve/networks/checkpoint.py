@@ -1,0 +1,126 @@
+"""Checkpoints: a network's description and weights in one file, written whole, read without unpickling code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from protoserve.errors import InputError
+from protoserve.networks.backbones import backbone
+from protoserve.networks.head import PrototypeHead
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.networks.similarity import Similarity
+from protoserve.schema import Box, Contract
+from protoserve.bundle import InputRule
+from protoserve.taxonomy import Taxonomy
+
+FORMAT = 1
+
+
+class NetworkDescription(Contract):
+    """All that is needed to build a network again, without its weights."""
+
+    kind: Literal["hierarchical", "flat", "linear"]
+    taxonomy: dict[str, Any]
+    input: InputRule
+    backbone: str
+    stride: int | None = None
+    reduced: int | None = None
+    dimensions: int = Field(default=0, ge=0)
+    similarity: Similarity = "log1p"
+    epsilon: float = 1e-4
+    dropout: float = 0.0
+    prototype_child: list[int] = []
+
+
+class PrototypeSource(Contract):
+    """Where a prototype was projected to: an image of the training split, a cell of its feature map and the box of
+    that cell in the image's pixels; `distance` was its squared distance to the cell before projection."""
+
+    image: str
+    cell: int
+    rows: int
+    columns: int
+    box: Box
+    distance: float
+
+
+def build(description: NetworkDescription, weights: str | Path | None = None) -> PrototypeNetwork | LinearNetwork:
+    """A network of that description; `weights` are the backbone's start (see `backbone`), else random."""
+    taxonomy = Taxonomy.from_dict(description.taxonomy)
+    body = backbone(description.backbone, weights, description.stride)
+    if description.kind == "linear":
+        return LinearNetwork(body, taxonomy, description.dropout)
+    head = PrototypeHead(
+        taxonomy,
+        description.prototype_child,
+        description.dimensions,
+        kind=description.kind,
+        form=description.similarity,
+        epsilon=description.epsilon,
+    )
+    return PrototypeNetwork(body, head, description.reduced, description.dropout)
+
+
+def save_whole(content: Mapping[str, Any], file: Path) -> None:
+    """`torch.save` to a temporary file that then takes the name, so that no reader ever sees half a file."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as stream:
+            torch.save(dict(content), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save_network(
+    file: Path,
+    network: PrototypeNetwork | LinearNetwork,
+    description: NetworkDescription,
+    sources: list[PrototypeSource] | None = None,
+) -> None:
+    """Write a network; `sources` (one per prototype) once it has been projected."""
+    save_whole(
+        {
+            "format": FORMAT,
+            "description": description.model_dump_json(),
+            "sources": None if sources is None else [source.model_dump_json() for source in sources],
+            "state": network.state_dict(),
+        },
+        file,
+    )
+
+
+def load_network(
+    file: Path,
+) -> tuple[PrototypeNetwork | LinearNetwork, NetworkDescription, list[PrototypeSource] | None]:
+    """Read `save_network`'s file, in evaluation mode on the CPU.
+
+    Raises InputError when there is none, or when it is torn, of another kind or newer than this version.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such checkpoint; train first, or give the run's folder")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the file's bytes provoke
+        raise InputError(f"{file}: can't read the checkpoint ({error}); train again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise InputError(f"{file}: no checkpoint of ProtoServe; give a run's model.pt")
+    if content["format"] > FORMAT:
+        raise InputError(f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows")
+    try:
+        description = NetworkDescription.model_validate_json(content["description"])
+        stored = content["sources"]
+        sources = None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
+        network = build(description)
+        network.load_state_dict(content["state"])
+    except (KeyError, ValidationError, RuntimeError) as error:
+        raise InputError(f"{file}: the checkpoint does not fit this version: {str(error)[:300]}") from error
+    return network.eval(), description, sources

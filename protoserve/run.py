@@ -1,0 +1,80 @@
+"""The run folder that training writes and export reads: its files' names, and the parts that need no torch.
+
+`model.pt` the final network; `samples.npy` pictures at model size for the parity gate; `prototypes/NNNN.webp` the
+source patch of each prototype in context; `metrics.json`; `provenance.json`; and, for people, `config.yaml`,
+`history.csv` and `curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; nothing is read until it is asked for."""
+
+    directory: Path
+
+    @property
+    def model(self) -> Path:
+        """The final network's checkpoint."""
+        return self.directory / "model.pt"
+
+    def picture(self, prototype: int) -> Path:
+        """The picture of a prototype's source patch."""
+        return self.directory / "prototypes" / f"{prototype:04d}.webp"
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """`metrics.json` or `provenance.json`; raises InputError when it is missing or torn."""
+        file = self.directory / name
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{file}: holds no JSON object; train again")
+        return content
+
+    def samples(self) -> NDArray[np.uint8]:
+        """uint8 [pictures, height, width, 3]: real pictures at model size, for the parity gate."""
+        file = self.directory / "samples.npy"
+        try:
+            samples = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'") from error
+        return np.asarray(samples, dtype=np.uint8)
+
+
+def open_run(directory: Path) -> Run:
+    """A finished run; raises InputError when there is none at this place."""
+    run = Run(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'")
+    if not run.model.is_file():
+        raise InputError(f"{directory}: the run is not finished (no model.pt); go on with 'protoserve train … --resume'")
+    return run
+
+
+def write_text_whole(file: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes_whole(file, text.encode("utf-8"))
+
+
+def write_bytes_whole(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name beside it that then takes its name."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

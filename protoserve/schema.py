@@ -1,0 +1,107 @@
+"""The JSON contract: what `predict --json` prints and `POST /v1/predict` answers, as frozen pydantic models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]
+Box = Annotated[
+    tuple[int, int, int, int],
+    Field(description="left, top, right, bottom in pixels; right and bottom are exclusive"),
+]
+
+
+class Contract(BaseModel):
+    """Frozen; unknown keys are refused, so that a typo in a stored document is seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelReference(Contract):
+    """Which model answered: its name and content version (`sha256:…`)."""
+
+    name: str
+    version: str
+
+
+class ImageSize(Contract):
+    """The sender's picture after its EXIF orientation is applied, in pixels."""
+
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+
+
+class Alternative(Contract):
+    """Another node of the same level, with its unconditional probability."""
+
+    node: str
+    label: str
+    probability: Probability
+
+
+class EvidenceSource(Contract):
+    """The training patch a prototype is: image id, box in that image's pixels, and where to fetch the picture."""
+
+    image: str
+    box: Box
+    href: str
+
+
+class Evidence(Contract):
+    """One prototype that was found: where, how similar, and what it added to the node's logit."""
+
+    prototype: int = Field(ge=0)
+    similarity: float
+    weight: float
+    contribution: float = Field(description="weight × similarity")
+    box: Box = Field(description="the best cell, in the sender's pixels")
+    map: list[list[float]] | None = Field(
+        default=None, description="similarity at every cell, rows from top to bottom; only with maps=heat"
+    )
+    source: EvidenceSource | None = None
+
+
+class Level(Contract):
+    """The predicted node at one level, with the evidence for it against its siblings.
+
+    `conditional` is the probability given the parent; `forced` marks an only child (conditional 1, no evidence).
+    The contributions of all prototypes add up to `logit`; `evidence_share` is the shown part of it. Both are null
+    where a node has no head of its own (an only child, or an inner node of a flat model).
+    """
+
+    level: int = Field(ge=1)
+    node: str
+    label: str
+    probability: Probability
+    conditional: Probability
+    forced: bool = False
+    known: bool | None = Field(default=None, description="null when the bundle holds no novelty thresholds")
+    alternatives: list[Alternative] = []
+    logit: float | None = None
+    evidence_share: float | None = None
+    evidence: list[Evidence] = []
+
+
+class Prediction(Contract):
+    """A prediction at every level down to the most probable leaf, with its evidence."""
+
+    model: ModelReference
+    image: ImageSize
+    path: list[str]
+    known_through_level: int | None = None
+    levels: list[Level]
+
+
+class PrototypeRecord(Contract):
+    """A prototype: the child of a parent that it belongs to, its training patch, its weight for its own child."""
+
+    id: int = Field(ge=0)
+    parent: str = Field(description="the parent's identity; empty for the root")
+    child: str
+    source_image: str
+    source_box: Box
+    source_cell: tuple[int, int] = Field(description="row and column of the cell in the source's feature map")
+    weight: float
+    picture: str = Field(description="the picture's path inside the bundle")

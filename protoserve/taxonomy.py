@@ -1,0 +1,326 @@
+"""The class tree: its nodes, levels, paths and groups of siblings.
+
+A node's identity is its path (`"Fruit/Apple"`), so names may repeat in different branches. The root itself is no
+node; level 1 is the root's children, and leaves may stand at different levels. Nodes are numbered breadth first,
+so the children of one parent are consecutive, and so are the parents' groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve.errors import InputError, MissingExtraError, TaxonomyError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Two or more nodes that compete in one softmax: the children of `parent`, a node index or `ROOT`."""
+
+    parent: int
+    children: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """A class tree as an immutable table.
+
+    `nodes` are paths from level 1 down, breadth first; `folders[i]` is where the images of leaf `i` (in the order
+    of `leaves`) lie below a split's folder.
+
+    >>> tree = Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Garlic"])
+    >>> tree.names
+    ('Fruit', 'Garlic', 'Fruit/Apple', 'Fruit/Lemon', 'Fruit/Apple/Gala', 'Fruit/Apple/Fuji')
+    >>> [tree.names[leaf] for leaf in tree.leaves], tree.depth
+    (['Garlic', 'Fruit/Lemon', 'Fruit/Apple/Gala', 'Fruit/Apple/Fuji'], 3)
+    """
+
+    nodes: tuple[tuple[str, ...], ...]
+    folders: tuple[str, ...]
+
+    # ---- making one ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[str | Sequence[str]], folders: Sequence[str] | None = None) -> Taxonomy:
+        """The tree whose leaves are `paths` (`"Fruit/Apple"` or `("Fruit", "Apple")`), siblings in the order given.
+
+        `folders[i]` is the image folder of `paths[i]`; by default it is the path itself.
+        Raises TaxonomyError for an empty tree, an empty or unusable name, a leaf given twice, or a leaf that is
+        also the parent of another.
+        """
+        leaves = [tuple(path.split("/")) if isinstance(path, str) else tuple(path) for path in paths]
+        if not leaves:
+            raise TaxonomyError("the taxonomy is empty: it needs at least two leaves")
+        seen: set[tuple[str, ...]] = set()
+        for leaf in leaves:
+            _check_names(leaf)
+            if leaf in seen:
+                raise TaxonomyError(f"duplicate siblings: {'/'.join(leaf)!r} is given twice; name each leaf once")
+            seen.add(leaf)
+        inner = {leaf[:depth] for leaf in leaves for depth in range(1, len(leaf))}
+        if both := sorted(inner & seen):
+            raise TaxonomyError(
+                f"{'/'.join(both[0])!r} is a leaf and also the parent of others; "
+                "give its own images a child of their own (for example 'other')"
+            )
+        if len(leaves) < 2:
+            raise TaxonomyError(f"the taxonomy has one leaf, {'/'.join(leaves[0])!r}: nothing to tell apart")
+        # A dict keeps the order of first appearance; sorting by length alone is then breadth first, except that
+        # cousins must be grouped by their parent's place.
+        children: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
+        for leaf in leaves:
+            for depth in range(1, len(leaf) + 1):
+                children.setdefault(leaf[: depth - 1], {})[leaf[:depth]] = None
+        nodes: list[tuple[str, ...]] = []
+        frontier: list[tuple[str, ...]] = [()]
+        while frontier:
+            frontier = [child for parent in frontier for child in children.get(parent, {})]
+            nodes.extend(frontier)
+        given = dict(zip(leaves, folders or ["/".join(leaf) for leaf in leaves], strict=True))
+        return cls(tuple(nodes), tuple(given[node] for node in nodes if node in seen))
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Taxonomy:
+        """The tree of (child, parent) pairs; parents that are nobody's child stand at level 1.
+
+        Names must be unique here, since they are the only identity that pairs have.
+        Raises TaxonomyError for a cycle (naming it) or a child with two parents.
+        """
+        parent_of: dict[str, str] = {}
+        order: dict[str, None] = {}
+        for child, parent in pairs:
+            if parent_of.get(child, parent) != parent:
+                raise TaxonomyError(f"{child!r} has two parents, {parent_of[child]!r} and {parent!r}; keep one")
+            parent_of[child] = parent
+            order.update({parent: None, child: None})
+        paths: dict[str, tuple[str, ...]] = {}
+        for name in order:
+            path = [name]
+            while (above := parent_of.get(path[0])) is not None:
+                if above in path:
+                    raise TaxonomyError(f"cycle in the taxonomy: {' → '.join([above, *path])}; remove one pair")
+                path.insert(0, above)
+            paths[name] = tuple(path)
+        inner = set(parent_of.values())
+        return cls.from_paths([path for name, path in paths.items() if name not in inner])
+
+    @classmethod
+    def from_folders(cls, directory: Path) -> Taxonomy:
+        """The tree of nested folders below `directory`: a folder with images is a leaf, any other a parent.
+
+        Names are sorted, hidden entries ignored. Raises InputError when there is no such folder, TaxonomyError for
+        a leaf without images, for a folder with both images and subfolders, and for a cycle of links.
+        """
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no such folder; give the folder that holds the class folders")
+        paths: list[tuple[str, ...]] = []
+
+        def walk(folder: Path, path: tuple[str, ...], above: frozenset[Path]) -> None:
+            here = folder.resolve()
+            if here in above:
+                raise TaxonomyError(f"cycle in the taxonomy: {folder} links back to {here}; remove the link")
+            entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+            subfolders = [entry for entry in entries if entry.is_dir()]
+            has_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file())
+            if has_images and subfolders:
+                raise TaxonomyError(
+                    f"{folder} holds both images and the folder {subfolders[0].name!r}; "
+                    "move the images into a folder of their own"
+                )
+            if has_images and path:
+                paths.append(path)
+                return
+            if has_images:
+                raise TaxonomyError(f"{folder} holds images itself; put them into one folder per class")
+            if not subfolders and path:
+                raise TaxonomyError(f"leaf {'/'.join(path)!r} has no images under {folder}; add some or remove it")
+            for entry in subfolders:
+                walk(entry, (*path, entry.name), above | {here})
+
+        walk(directory, (), frozenset())
+        if not paths:
+            raise TaxonomyError(f"the taxonomy is empty: {directory} holds no class folders with images")
+        return cls.from_paths(paths)
+
+    @classmethod
+    def from_yaml(cls, file: Path) -> Taxonomy:
+        """The tree of nested mappings in a YAML file over flat folders.
+
+        A leaf is a key with no value (its images lie in the folder of that name) or with a string (the folder).
+        Raises InputError when the file can't be read, TaxonomyError for what is no tree: duplicates, cycles, lists.
+        """
+        content = _read_yaml(file)
+        if not isinstance(content, dict) or not content:
+            raise TaxonomyError(f"{file}: the taxonomy is empty; write nested mappings, one key per class")
+        paths: list[tuple[str, ...]] = []
+        folders: list[str] = []
+
+        def walk(mapping: Mapping[Any, Any], path: tuple[str, ...], above: tuple[int, ...]) -> None:
+            if id(mapping) in above:
+                raise TaxonomyError(f"{file}: cycle in the taxonomy at {'/'.join(path)!r}; remove the alias")
+            for key, value in mapping.items():
+                here = (*path, str(key))
+                if isinstance(value, dict) and value:
+                    walk(value, here, (*above, id(mapping)))
+                elif value is None or isinstance(value, str):
+                    paths.append(here)
+                    folders.append(value or here[-1])
+                else:
+                    raise TaxonomyError(
+                        f"{file}: {'/'.join(here)!r} has the value {value!r}; a leaf takes nothing or a folder's name"
+                    )
+
+        walk(content, (), ())
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise TaxonomyError(
+                    f"{file}: two leaves share the folder {folder!r}; give each its own ('leaf: folder')"
+                )
+        return cls.from_paths(paths, folders)
+
+    # ---- its shape -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every node's identity, its path joined with `/`."""
+        return tuple("/".join(node) for node in self.nodes)
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """From a node's identity to its number."""
+        return {name: number for number, name in enumerate(self.names)}
+
+    @cached_property
+    def depth(self) -> int:
+        """The deepest level."""
+        return max(len(node) for node in self.nodes)
+
+    @cached_property
+    def parent(self) -> NDArray[np.int64]:
+        """[nodes] the parent of each node, `ROOT` at level 1."""
+        number = {node: i for i, node in enumerate(self.nodes)} | {(): ROOT}
+        return np.array([number[node[:-1]] for node in self.nodes], dtype=np.int64)
+
+    @cached_property
+    def children(self) -> tuple[range, ...]:
+        """The children of every node; a leaf has none."""
+        return tuple(self.children_of(node) for node in range(len(self.nodes)))
+
+    def children_of(self, parent: int) -> range:
+        """The children of a node or of `ROOT`, consecutive by construction."""
+        found = np.flatnonzero(self.parent == parent)
+        return range(int(found[0]), int(found[-1]) + 1) if len(found) else range(0)
+
+    @cached_property
+    def leaves(self) -> tuple[int, ...]:
+        """The leaves' node numbers, ascending."""
+        parents = set(self.parent.tolist())
+        return tuple(node for node in range(len(self.nodes)) if node not in parents)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Every set of two or more siblings, in node order; an only child is certain and gets no head."""
+        starts = dict.fromkeys(self.parent.tolist())
+        groups = (Group(parent, tuple(self.children_of(parent))) for parent in starts)
+        return tuple(group for group in groups if len(group.children) > 1)
+
+    @cached_property
+    def leaf_group(self) -> Group:
+        """All leaves in one competition: the single head of a flat model (ProtoPNet) over this tree."""
+        return Group(ROOT, self.leaves)
+
+    @cached_property
+    def path_at_level(self) -> NDArray[np.int64]:
+        """[nodes, depth] the node's ancestor (or itself) at level k + 1; below its own level, −1."""
+        table = np.full((len(self.nodes), self.depth), -1, dtype=np.int64)
+        for number, node in enumerate(self.nodes):
+            if len(node) > 1:
+                table[number] = table[self.parent[number]]
+            table[number, len(node) - 1] = number
+        return table
+
+    @cached_property
+    def level_of_leaf(self) -> NDArray[np.int64]:
+        """[leaves, depth] each leaf's node at level k + 1, or the leaf itself where it stands higher."""
+        table = self.path_at_level[list(self.leaves)]
+        return np.where(table < 0, np.array(self.leaves)[:, None], table)
+
+    @cached_property
+    def leaves_below(self) -> NDArray[np.bool_]:
+        """[nodes, leaves] whether the leaf is the node or lies below it."""
+        table = self.path_at_level[list(self.leaves)]
+        return np.asarray((table[None] == np.arange(len(self.nodes))[:, None, None]).any(axis=2))
+
+    # ---- as JSON ---------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; `from_dict` reads it back."""
+        return {"nodes": [list(node) for node in self.nodes], "folders": list(self.folders)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Taxonomy:
+        """Read `to_dict`'s form; raises TaxonomyError when it is not one."""
+        try:
+            nodes = tuple(tuple(str(name) for name in node) for node in content["nodes"])
+            folders = tuple(str(folder) for folder in content["folders"])
+        except (KeyError, TypeError) as error:
+            raise TaxonomyError(f"not a stored taxonomy ({error!r} is missing); write it with to_dict()") from error
+        # From the leaves in depth-first order of the stored nodes the same table must come out again.
+        place = {node: number for number, node in enumerate(nodes)}
+        inner = {node[:-1] for node in nodes}
+        leaves = [node for node in nodes if node not in inner]
+        leaves.sort(key=lambda leaf: [place.get(leaf[:depth], -1) for depth in range(1, len(leaf) + 1)])
+        rebuilt = cls.from_paths(leaves)
+        if rebuilt.nodes != nodes or len(folders) != len(leaves):
+            raise TaxonomyError("not a stored taxonomy: its nodes do not form a tree")
+        return cls(nodes, folders)
+
+
+def _check_names(path: tuple[str, ...]) -> None:
+    for name in path:
+        if not name or name != name.strip() or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+            raise TaxonomyError(
+                f"{name!r} in {'/'.join(path)!r} is no class name; names are non-empty, without '/', '\\' or "
+                "spaces at the ends"
+            )
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"reading {file}", "train") from error
+
+    class Loader(yaml.SafeLoader):
+        """YAML lets a later duplicate key win silently; a class listed twice is a mistake."""
+
+    def mapping(loader: Any, node: Any) -> Any:
+        result: dict[Any, Any] = {}
+        # Yielding before filling lets a recursive alias point at the unfinished mapping, so that a cycle is seen.
+        yield result
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            if key in result:
+                raise TaxonomyError(
+                    f"{file}, line {key_node.start_mark.line + 1}: duplicate siblings: {key!r} is given twice"
+                )
+            result[key] = loader.construct_object(value_node, deep=False)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: can't read the taxonomy ({error}); give a YAML file") from error
+    try:
+        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise TaxonomyError(f"{file}: not valid YAML: {error}") from error

@@ -1,0 +1,99 @@
+"""A small, real bundle that most tests read: a random network on an uneven taxonomy, exported like any other run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# prometheus_client reads this at import; every test process gets a directory of its own.
+os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="protoserve-metrics-"))
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+
+LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Blade/Knife", "Scuba")
+SIZE = (64, 96)
+
+
+def make_run(directory: Path, kind: str = "hierarchical", leaves: tuple[str, ...] = LEAVES) -> Path:
+    """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
+    import torch
+
+    from protoserve.bundle import InputRule
+    from protoserve.images import decode, fit
+    from protoserve.networks.checkpoint import NetworkDescription, PrototypeSource, build, save_network
+    from protoserve.networks.head import prototype_children
+    from protoserve.networks.network import PrototypeNetwork
+    from protoserve.taxonomy import Taxonomy
+
+    taxonomy = Taxonomy.from_paths(leaves)
+    rule = InputRule(height=SIZE[0], width=SIZE[1], resize="stretch")
+    description = NetworkDescription(
+        kind=kind,
+        taxonomy=taxonomy.to_dict(),
+        input=rule,
+        backbone="resnet18",
+        stride=8,
+        reduced=24,
+        dimensions=16,
+        prototype_child=prototype_children(taxonomy, kind, 3),
+    )
+    torch.manual_seed(0)
+    network = build(description).eval()
+    assert isinstance(network, PrototypeNetwork)
+    generator = np.random.default_rng(0)
+    (directory / "prototypes").mkdir(parents=True)
+    samples, sources = [], []
+    with torch.inference_mode():
+        network.head.weight += 0.1 * torch.randn_like(network.head.weight)
+        for number in range(len(description.prototype_child)):
+            noise = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+            picture = Image.fromarray(noise).resize((120, 90), Image.Resampling.BICUBIC)
+            picture.save(directory / "prototypes" / f"{number:04d}.webp")
+            fitted = fit(decode(picture), rule)
+            latent = network.latent(network.features(torch.from_numpy(fitted.array[None])))
+            rows, columns = latent.shape[2:]
+            cell = int(generator.integers(rows * columns))
+            network.head.prototypes[number] = latent.flatten(2)[0, :, cell]
+            box = fitted.geometry.cell_box(cell, rows, columns)
+            samples.append(fitted.array)
+            sources.append(
+                PrototypeSource(
+                    image=f"train/{number:04d}.png", cell=cell, rows=rows, columns=columns, box=box, distance=0.0
+                )
+            )
+    np.save(directory / "samples.npy", np.stack(samples))
+    save_network(directory / "model.pt", network, description, sources)
+    (directory / "metrics.json").write_text(json.dumps({"test": {"accuracy": {"leaf": 0.2}}}))
+    (directory / "provenance.json").write_text(json.dumps({"seed": 0}))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a random hierarchical network."""
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run as a bundle with both targets; tests must not change it (copy it first)."""
+    from export.bundling import export_bundle
+    from protoserve.run import open_run
+
+    directory = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(open_run(tiny_run), directory, ("onnx", "torchscript"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small JPEG, wider than high."""
+    noise = np.random.default_rng(1).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    file = tmp_path_factory.mktemp("pictures") / "photograph.jpg"
+    Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC).save(file, quality=95)
+    return file
