@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from export.graph import OUTPUTS, ExplainedGraph, write_onnx, write_torchscript
 from export.parity import Runtime, check
-from protoserve.bundle import FORMAT, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
-from protoserve.bundle import Bundle
+from protoserve.bundle import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
 from protoserve.errors import InputError, nearest
 from protoserve.networks.checkpoint import NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import PrototypeNetwork
@@ -107,7 +106,9 @@ def _manifest(
             )
         )
     provenance = run.read_json("provenance.json")
-    provenance["export"] = {"versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu")}
+    provenance["export"] = {
+        "versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu")
+    }
     metrics = run.read_json("metrics.json")
 
     def build(content_version: str) -> Manifest:
@@ -165,7 +166,7 @@ def torchscript_runtime(file: Path) -> Runtime:
     with warnings.catch_warnings():
         # torch marks its own TorchScript calls as deprecated; the target stays.
         warnings.simplefilter("ignore")
-        module = torch.jit.load(str(file), map_location="cpu")
+        module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():

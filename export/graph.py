@@ -60,7 +60,7 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
 def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
     with _quiet(), torch.inference_mode():
-        traced = torch.jit.trace(graph, (example,), check_trace=False)
+        traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
         buffer = io.BytesIO()
         torch.jit.save(frozen, buffer, _extra_files=dict(metadata))

@@ -121,7 +121,7 @@ class _Comparison:
         logarithms = expected["log_probability"]
         near_tie = np.abs(logarithms[rows, leaf] - logarithms[rows, other]) <= 2 * self.tolerance.log_probability
         self._count("path", equal, near_tie)
-        return equal
+        return np.asarray(equal)
 
     def _evidence(self, expected: Arrays, found: Arrays, same_path: NDArray[np.bool_], latent: torch.Tensor) -> None:
         """Prototypes in order; two may change places when their contributions are equal within the tolerance."""

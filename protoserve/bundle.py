@@ -63,8 +63,8 @@ class Manifest(Contract):
     prototypes: list[PrototypeRecord]
     temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
     novelty: dict[str, Any] | None = None
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,14 @@ def read_bundle(directory: Path | str) -> Bundle:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
+        raise InputError(
+            f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'"
+        )
     for required in (MANIFEST, SUMS):
         if not (directory / required).is_file():
-            raise BundleError(f"{directory}: {required} is missing, so this is no whole bundle; export it again")
+            raise BundleError(
+                f"{directory}: {required} is missing, so this is no whole bundle; export it again"
+            )
     sums = _read_sums(directory / SUMS)
     present = {
         file.relative_to(directory).as_posix()
@@ -191,7 +195,9 @@ def _read_sums(file: Path) -> dict[str, str]:
         if not separator or len(digest) != 64 or not name:
             raise BundleError(f"{file}, line {number}: {line!r} is no sum; export the bundle again")
         if path.is_absolute() or ".." in path.parts:
-            raise BundleError(f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle")
+            raise BundleError(
+                f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle"
+            )
         sums[name] = digest
     return sums
 
@@ -204,7 +210,9 @@ def _read_manifest(directory: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{file}: not a manifest ({error!r}); export the bundle again") from error
     if not isinstance(given, int) or given > FORMAT:
-        raise BundleError(f"{file}: format {given!r} is newer than {FORMAT}, which this version knows; update it")
+        raise BundleError(
+            f"{file}: format {given!r} is newer than {FORMAT}, which this version knows; update it"
+        )
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

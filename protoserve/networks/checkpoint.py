@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError
 
+from protoserve.bundle import InputRule
 from protoserve.errors import InputError
 from protoserve.networks.backbones import backbone
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.networks.similarity import Similarity
 from protoserve.schema import Box, Contract
-from protoserve.bundle import InputRule
 from protoserve.taxonomy import Taxonomy
 
 FORMAT = 1
@@ -35,7 +35,7 @@ class NetworkDescription(Contract):
     similarity: Similarity = "log1p"
     epsilon: float = 1e-4
     dropout: float = 0.0
-    prototype_child: list[int] = []
+    prototype_child: list[int] = Field(default_factory=list)
 
 
 class PrototypeSource(Contract):
@@ -50,7 +50,9 @@ class PrototypeSource(Contract):
     distance: float
 
 
-def build(description: NetworkDescription, weights: str | Path | None = None) -> PrototypeNetwork | LinearNetwork:
+def build(
+    description: NetworkDescription, weights: str | Path | None = None
+) -> PrototypeNetwork | LinearNetwork:
     """A network of that description; `weights` are the backbone's start (see `backbone`), else random."""
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     body = backbone(description.backbone, weights, description.stride)
@@ -109,16 +111,20 @@ def load_network(
         raise InputError(f"{file}: no such checkpoint; train first, or give the run's folder")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the file's bytes provoke
+    except Exception as error:
         raise InputError(f"{file}: can't read the checkpoint ({error}); train again") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise InputError(f"{file}: no checkpoint of ProtoServe; give a run's model.pt")
     if content["format"] > FORMAT:
-        raise InputError(f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows")
+        raise InputError(
+            f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows"
+        )
     try:
         description = NetworkDescription.model_validate_json(content["description"])
         stored = content["sources"]
-        sources = None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
+        sources = (
+            None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
+        )
         network = build(description)
         network.load_state_dict(content["state"])
     except (KeyError, ValidationError, RuntimeError) as error:

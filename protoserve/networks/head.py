@@ -168,12 +168,16 @@ class PrototypeHead(nn.Module):
         cells = latent.flatten(2)
         # Distances do not change when both sides are shifted; smaller numbers lose less to cancellation.
         shifted = cells - self.centre[:, None]
-        closeness = 2.0 * torch.matmul(self.prototypes - self.centre, shifted) - (shifted * shifted).sum(1, keepdim=True)
+        closeness = 2.0 * torch.matmul(self.prototypes - self.centre, shifted) - (shifted * shifted).sum(
+            1, keepdim=True
+        )
         # min(d) as max(−d): edge runtimes lack ReduceMin and ArgMin.
         cell = closeness.max(dim=2).indices
         first = torch.arange(latent.shape[0], device=latent.device)[:, None] * cells.shape[2]
         rows = cells.transpose(1, 2).reshape(-1, cells.shape[1])
-        matched = rows.index_select(0, (cell + first).reshape(-1)).reshape(latent.shape[0], -1, cells.shape[1])
+        matched = rows.index_select(0, (cell + first).reshape(-1)).reshape(
+            latent.shape[0], -1, cells.shape[1]
+        )
         difference = matched - self.prototypes
         return (difference * difference).sum(2), cell
 
@@ -194,7 +198,9 @@ class PrototypeHead(nn.Module):
         logits = group_logits / self.temperature[:, None]
         conditionals = torch.log_softmax(logits, dim=2).flatten(1)
         place = self.node_group * self.member_node.shape[1] + self.node_member
-        conditional_and_none = functional.pad(conditionals, (0, self.member_node.shape[1])).index_select(1, place)
+        conditional_and_none = functional.pad(conditionals, (0, self.member_node.shape[1])).index_select(
+            1, place
+        )
         conditional = conditional_and_none[:, :-1]
         if self.kind == "hierarchical":
             levels = conditional_and_none.index_select(1, self.ancestors.reshape(-1))
@@ -213,7 +219,9 @@ class PrototypeHead(nn.Module):
         """The rest of `forward`, from distances and cells [N, P]."""
         similarities = similarity(distance, self.form, self.epsilon)
         slots = self.slot_similarity(similarities)
-        products = torch.matmul(slots.transpose(0, 1), self.effective_weight().transpose(1, 2)).transpose(0, 1)
+        products = torch.matmul(slots.transpose(0, 1), self.effective_weight().transpose(1, 2)).transpose(
+            0, 1
+        )
         present = self.member_node < len(self.taxonomy.nodes)
         group_logits = products.masked_fill(~present, NEGATIVE)
         conditional, log_probability = self.node_log_probability(group_logits)
@@ -231,7 +239,7 @@ class PrototypeHead(nn.Module):
         """
         output = self(latent)
         output = cast(HeadOutput, output)
-        groups, members, slots = self.weight.shape
+        groups, members, _ = self.weight.shape
         leaf = output.log_probability.index_select(1, self.leaf_node).argmax(1)
         path = self.leaf_path.index_select(0, leaf)
         levels = path.shape[1]
@@ -246,7 +254,9 @@ class PrototypeHead(nn.Module):
         group = self.node_group.index_select(0, node)
         weights = functional.pad(self.effective_weight().flatten(0, 1), (0, 0, 0, members))
         weight = weights.index_select(0, group * members + self.node_member.index_select(0, node))
-        slot_similarities = functional.pad(self.slot_similarity(output.similarity), (0, 0, 0, 1)).flatten(0, 1)
+        slot_similarities = functional.pad(self.slot_similarity(output.similarity), (0, 0, 0, 1)).flatten(
+            0, 1
+        )
         picture = torch.arange(latent.shape[0], device=latent.device)[:, None].expand(-1, levels).reshape(-1)
         similarities = slot_similarities.index_select(0, picture * (groups + 1) + group)
         none = self.prototypes.shape[0]
@@ -261,7 +271,9 @@ class PrototypeHead(nn.Module):
 
         # The maps of the few prototypes shown are computed from differences, so they agree with the similarity
         # at the best cell.
-        vectors = self.prototypes.index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, latent.shape[1], 1)
+        vectors = self.prototypes.index_select(0, chosen.reshape(-1)).reshape(
+            -1, levels * top_k, latent.shape[1], 1
+        )
         difference = latent.flatten(2)[:, None] - vectors
         maps = similarity((difference * difference).sum(2), self.form, self.epsilon)
         maps = torch.where(found.reshape(-1, levels * top_k, 1), maps, 0.0)

@@ -1,0 +1,88 @@
+"""The commands of this room: `export`, `validate`. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def commands(app: typer.Typer) -> None:
+    """Add the commands to the root command."""
+    app.command("export")(export)
+    app.command("validate")(validate)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    bundle: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="Targets, separated by commas: onnx (always), torchscript.")] = "onnx",
+    name: Annotated[str | None, typer.Option(help="The model's name; by default the folder's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Write a run's network as one fused graph in a bundle, once every target passed the parity gate.
+
+    Example: protoserve export runs/grocery --to onnx,torchscript --bundle bundles/grocery
+    """
+    from rich.console import Console
+
+    from export.bundling import export_bundle
+    from protoserve.run import open_run
+
+    screen = Console(stderr=True, highlight=False)
+    targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
+    with screen.status("reading the run") as status:
+        written = export_bundle(
+            open_run(run),
+            bundle,
+            targets,
+            name=name,
+            overwrite=overwrite,
+            report=lambda message: status.update(message),
+        )
+    parity = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))
+    for target in targets:
+        size = written.file(target).stat().st_size / 1e6
+        worst = max(
+            value for batch in (1, 3, 8) for value in parity[target][f"batch_{batch}"]["worst_difference"].values()
+        )
+        typer.echo(f"{written.manifest.files[target]:<20}{size:7.1f} MB   worst difference {worst:.1e}")
+    typer.echo(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
+    screen.print("Next:")
+    screen.print(f"  protoserve predict {bundle} PHOTO.jpg", soft_wrap=True)
+    screen.print(f"  protoserve serve {bundle} --port 3000", soft_wrap=True)
+
+
+def validate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    data: Annotated[Path, typer.Option(help="A folder that holds train, val and test.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Asking for cuda where there is none fails.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+) -> None:
+    """Score the exported graph itself, in onnxruntime, with the same metrics as `evaluate`.
+
+    Example: protoserve validate bundles/grocery --data grocery-store --split test --json
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from export import validating
+
+    screen = Console(stderr=True, highlight=False)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task(f"scoring {split}", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, advance=done, total=total)
+
+        metrics = validating.validate(bundle, data, split, device=device, advance=advance)
+    if as_json:
+        typer.echo(json.dumps(metrics))
+        return
+    accuracy = "  ".join(f"{level} {100 * value:.1f} %" for level, value in metrics["accuracy"].items())
+    typer.echo(f"{accuracy}  (macro {100 * metrics['macro_accuracy']:.1f} %, {metrics['images']} images)")

@@ -1,0 +1,96 @@
+import pytest
+from PIL import Image
+
+from protoserve.dataset import hold_out, read_split, read_taxonomy
+from protoserve.errors import InputError, TaxonomyError
+
+
+def add(root, folder, count=1):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / folder / f"{number}.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for leaf in ("Fruit/Apple", "Fruit/Lemon", "Garlic"):
+        add(tmp_path, f"train/{leaf}", 10)
+    add(tmp_path, "val/Garlic", 2)
+    return tmp_path
+
+
+def test_images_are_known_by_their_path_and_leaf(root):
+    taxonomy = read_taxonomy(root)
+    dataset = read_split(root, "train", taxonomy, every_leaf=True)
+    assert len(dataset) == 30
+    for image, leaf in zip(dataset.images, dataset.leaves, strict=True):
+        assert image.startswith(f"train/{taxonomy.names[taxonomy.leaves[leaf]]}/")
+
+
+def test_a_split_may_cover_a_part_of_the_leaves_but_train_may_not(root):
+    taxonomy = read_taxonomy(root)
+    assert len(read_split(root, "val", taxonomy)) == 2
+    with pytest.raises(TaxonomyError, match="leaf 'Fruit/Apple' has no images"):
+        read_split(root, "val", taxonomy, every_leaf=True)
+
+
+def test_a_level_that_tells_nothing_apart_may_be_there_or_not(root):
+    add(root, "test/Bulbs/Garlic", 2)
+    dataset = read_split(root, "test", read_taxonomy(root))
+    assert dataset.renamed == (("Bulbs/Garlic", "Garlic"),)
+    assert [dataset.taxonomy.names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves] == [
+        "Garlic"
+    ] * 2
+
+
+def test_a_parent_of_the_taxonomy_is_never_skipped(root):
+    # Garlic below Fruit is another class than Garlic, although Fruit has one child in this split.
+    add(root, "test/Fruit/Garlic", 2)
+    with pytest.raises(TaxonomyError, match="no leaf 'Fruit/Garlic'"):
+        read_split(root, "test", read_taxonomy(root))
+
+
+def test_an_unknown_class_is_named_with_the_nearest_known_one(root):
+    add(root, "test/Fruit/Aple")
+    with pytest.raises(TaxonomyError, match="no leaf 'Fruit/Aple'; did you mean 'Fruit/Apple'"):
+        read_split(root, "test", read_taxonomy(root))
+
+
+def test_a_missing_split_and_a_missing_folder_are_named(root):
+    with pytest.raises(InputError, match="no split 'vall'; did you mean 'val'"):
+        read_split(root, "vall", read_taxonomy(root))
+    with pytest.raises(InputError, match="no such folder"):
+        read_taxonomy(root / "nowhere")
+    with pytest.raises(InputError, match="holds no folder 'train'"):
+        read_taxonomy(root / "val")
+
+
+def test_held_out_images_are_a_share_of_every_leaf_and_depend_on_the_seed_alone(root):
+    dataset = read_split(root, "train", read_taxonomy(root))
+    rest, held = hold_out(dataset, 0.2, seed=3)
+    assert sorted(rest.images + held.images) == sorted(dataset.images)
+    assert [int((held.leaves == leaf).sum()) for leaf in range(3)] == [2, 2, 2]
+    shuffled = dataset.subset(list(reversed(range(len(dataset)))))
+    assert set(hold_out(shuffled, 0.2, seed=3)[1].images) == set(held.images)
+    assert set(hold_out(dataset, 0.2, seed=4)[1].images) != set(held.images)
+    assert len(hold_out(dataset, 0.0, seed=3)[1]) == 0
+
+
+def test_the_fingerprint_sees_content_and_labels(root):
+    taxonomy = read_taxonomy(root)
+    before = read_split(root, "train", taxonomy).fingerprint()
+    assert read_split(root, "train", taxonomy).fingerprint() == before
+    Image.new("RGB", (4, 4), (99, 99, 99)).save(root / "train/Garlic/0.png")
+    assert read_split(root, "train", taxonomy).fingerprint() != before
+
+
+def test_a_taxonomy_file_over_flat_folders(tmp_path):
+    for leaf in ("gibbon", "lion"):
+        add(tmp_path, f"train/{leaf}")
+    (tmp_path / "taxonomy.yaml").write_text("animal:\n  ape:\n    gibbon:\n  cat:\n    lion:\n")
+    dataset = read_split(tmp_path, "train", read_taxonomy(tmp_path), every_leaf=True)
+    names = dataset.taxonomy.names
+    assert [names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves] == [
+        "animal/ape/gibbon",
+        "animal/cat/lion",
+    ]

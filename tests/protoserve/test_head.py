@@ -1,0 +1,200 @@
+"""The prototype head against independent computations in double precision and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from protoserve.errors import InputError
+from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.similarity import similarity
+from protoserve.taxonomy import ROOT, Taxonomy
+
+UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
+
+
+def random_head(kind, leaves=UNEVEN, per_child=3, dimensions=8, seed=0, **options):
+    taxonomy = Taxonomy.from_paths(leaves)
+    torch.manual_seed(seed)
+    head = PrototypeHead(
+        taxonomy, prototype_children(taxonomy, kind, per_child), dimensions, kind=kind, **options
+    )
+    with torch.no_grad():
+        head.weight += 0.2 * torch.randn_like(head.weight)
+    return head.eval()
+
+
+def reference(head, latent):
+    """Everything by loops in float64: distances, cells, logits and log-probabilities of every node."""
+    taxonomy = head.taxonomy
+    z = latent.double().flatten(2).numpy()
+    prototypes = head.prototypes.detach().double().numpy()
+    distance = ((z[:, None] - prototypes[None, :, :, None]) ** 2).sum(2)
+    d, cell = distance.min(2), distance.argmin(2)
+    s = np.log(1 + 1 / (d + head.epsilon)) if head.form == "log1p" else np.log((d + 1) / (d + head.epsilon))
+    weight = head.effective_weight().detach().double().numpy()
+    logit = np.zeros((len(z), len(taxonomy.nodes)))
+    groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
+    for number, members in enumerate(groups):
+        owners = [p for p, child in enumerate(head.prototype_child.tolist()) if child in members]
+        for place, node in enumerate(members):
+            logit[:, node] = s[:, owners] @ weight[number, place, : len(owners)]
+    log_probability = np.zeros_like(logit)
+    if head.kind == "hierarchical":
+        for node, path in enumerate(taxonomy.nodes):
+            for depth in range(1, len(path) + 1):
+                ancestor = taxonomy.index["/".join(path[:depth])]
+                siblings = list(taxonomy.children_of(int(taxonomy.parent[ancestor])))
+                log_probability[:, node] += logit[:, ancestor] - np.log(np.exp(logit[:, siblings]).sum(1))
+                if len(siblings) == 1:
+                    log_probability[:, node] -= logit[:, ancestor] - np.log(np.exp(logit[:, siblings]).sum(1))
+    else:
+        leaves = list(taxonomy.leaves)
+        p = np.exp(logit[:, leaves]) / np.exp(logit[:, leaves]).sum(1, keepdims=True)
+        log_probability = np.log(p @ taxonomy.leaves_below.T)
+    return d, cell, s, logit, log_probability
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+@pytest.mark.parametrize("form", ["log1p", "log-ratio"])
+def test_everything_agrees_with_loops_in_double_precision(kind, form):
+    head = random_head(kind, form=form, epsilon=1e-3)
+    latent = torch.rand(5, 8, 3, 4)
+    d, cell, s, logit, log_probability = reference(head, latent)
+    with torch.inference_mode():
+        output, explained = head(latent), head.explain(latent, 4)
+    np.testing.assert_allclose(output.distance, d, atol=1e-6)
+    np.testing.assert_array_equal(output.cell, cell)
+    np.testing.assert_allclose(output.similarity, s, atol=1e-5)
+    np.testing.assert_allclose(explained.logit, logit, atol=1e-4)
+    np.testing.assert_allclose(output.log_probability, log_probability, atol=1e-4)
+
+
+def test_a_tree_worked_by_hand():
+    """Leaves at depths 1, 2 and 4; every distance is chosen, so each probability follows on paper."""
+    taxonomy = Taxonomy.from_paths(["Q", "A/w", "A/B/C/x", "A/B/C/y"])
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1), 1, epsilon=1.0)
+    head.reset_weight(own=1.0, other=0.0)
+    # One cell at 0, so a prototype at √d has the distance d; log(1 + 1/(d + 1)) is log 2 at 0 and log 1.5 at 1.
+    position = {"Q": 0.0, "A": 1.0, "A/w": 1.0, "A/B": 0.0, "A/B/C/x": 0.0, "A/B/C/y": 1.0}
+    with torch.no_grad():
+        for number, child in enumerate(head.prototype_child.tolist()):
+            head.prototypes[number] = position[taxonomy.names[child]]
+        probability = head(torch.zeros(1, 1, 1, 1)).log_probability.exp()[0]
+    # Softmax of logarithms is a ratio: P(Q) = 2 / 3.5, P(A) = 1.5 / 3.5, P(B | A) = 2 / 3.5, C is B's only child.
+    expected = {
+        "Q": 2 / 3.5,
+        "A": 1.5 / 3.5,
+        "A/w": 1.5 / 3.5 * 1.5 / 3.5,
+        "A/B": 1.5 / 3.5 * 2 / 3.5,
+        "A/B/C": 1.5 / 3.5 * 2 / 3.5,
+        "A/B/C/x": 1.5 / 3.5 * 2 / 3.5 * 2 / 3.5,
+        "A/B/C/y": 1.5 / 3.5 * 2 / 3.5 * 1.5 / 3.5,
+    }
+    for name, value in expected.items():
+        assert float(probability[taxonomy.index[name]]) == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_levels_sum_to_one_and_never_contradict(kind):
+    head = random_head(kind)
+    taxonomy = head.taxonomy
+    with torch.inference_mode():
+        explained = head.explain(torch.rand(16, 8, 4, 4), 3)
+    probability = explained.log_probability.double().exp().numpy()
+    for level in range(taxonomy.depth):
+        nodes = np.unique(taxonomy.level_of_leaf[:, level])
+        np.testing.assert_allclose(probability[:, nodes].sum(1), 1.0, atol=1e-5)
+    for path, row in zip(explained.path.tolist(), probability, strict=True):
+        leaf = max(taxonomy.leaves, key=lambda node: row[node])
+        assert [node for node in path if node >= 0] == [
+            n for n in taxonomy.path_at_level[leaf].tolist() if n >= 0
+        ]
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_the_logit(kind):
+    head = random_head(kind)
+    latent = torch.rand(6, 8, 3, 5)
+    with torch.inference_mode():
+        explained = head.explain(latent, head.top_k_limit)
+    _, cell, s, logit, _ = reference(head, latent)
+    shown = explained.evidence_contribution.double()
+    for image in range(6):
+        for level, node in enumerate(explained.path[image].tolist()):
+            prototypes = explained.evidence_prototype[image, level]
+            if node < 0 or not (prototypes >= 0).any():
+                assert shown[image, level].abs().sum() == 0
+                continue
+            assert float(shown[image, level].sum()) == pytest.approx(logit[image, node], abs=1e-4)
+            real = prototypes[prototypes >= 0]
+            values = shown[image, level][prototypes >= 0]
+            assert (values[:-1] >= values[1:]).all()
+            assert len(set(real.tolist())) == len(real)
+            np.testing.assert_allclose(
+                explained.evidence_similarity[image, level][: len(real)], s[image, real], atol=1e-4
+            )
+            np.testing.assert_array_equal(
+                explained.evidence_cell[image, level][: len(real)], cell[image, real]
+            )
+
+
+def test_a_node_without_a_head_has_no_evidence():
+    head = random_head("hierarchical")
+    only = head.taxonomy.index["R/S/only"]
+    with torch.no_grad():
+        head.weight[:] = 0.0
+        # Push every decision towards the only child's branch.
+        for name in ("R", "R/S"):
+            node = head.taxonomy.index[name]
+            head.weight[head.node_group[node], head.node_member[node]] = 5.0
+        explained = head.explain(torch.rand(1, 8, 2, 2), 4)
+    assert explained.path[0].tolist()[2] == only
+    assert (explained.evidence_prototype[0, 2] == -1).all()
+    assert float(explained.logit[0, only]) == 0.0
+
+
+def test_the_similarity_of_an_exact_match_survives_cancellation():
+    """‖z‖² − 2zp + ‖p‖² alone is off by as much as ε here; the second look at the winning cell is not."""
+    head = random_head("flat", dimensions=128, epsilon=1e-4)
+    torch.manual_seed(1)
+    latent = torch.rand(4, 128, 7, 7)
+    with torch.no_grad():
+        for number in range(len(head.prototypes)):
+            head.prototypes[number] = latent[number % 4, :, number % 7, number % 5]
+        found = head(latent).similarity.amax(0)
+    assert torch.all((found - math.log(1 + 1e4)).abs() < 1e-3)
+
+
+def test_maps_hold_the_similarity_at_every_cell():
+    head = random_head("hierarchical")
+    latent = torch.rand(3, 8, 4, 6)
+    with torch.inference_mode():
+        explained = head.explain(latent, 2)
+    prototype = int(explained.evidence_prototype[1, 0, 0])
+    distance = (
+        (latent[1].double() - head.prototypes[prototype].detach().double()[:, None, None]).square().sum(0)
+    )
+    np.testing.assert_allclose(
+        explained.evidence_map[1, 0, 0], np.log1p(1 / (distance.numpy() + head.epsilon)), atol=1e-4
+    )
+
+
+def test_weights_start_as_published_and_never_leave_their_group():
+    head = random_head("hierarchical")
+    head.reset_weight()
+    weight = head.effective_weight()
+    assert set(weight.unique().tolist()) == {-0.5, 0.0, 1.0}
+    for prototype, child in enumerate(head.prototype_child.tolist()):
+        group, slot = head.prototype_group[prototype], head.prototype_slot[prototype]
+        column = weight[group, :, slot]
+        assert column[head.node_member[child]] == 1.0
+        siblings = head.taxonomy.children_of(int(head.taxonomy.parent[child]))
+        assert (column == -0.5).sum() == len(siblings) - 1
+    assert head.taxonomy.groups[0].parent == ROOT
+
+
+def test_an_unknown_similarity_is_named():
+    with pytest.raises(InputError, match="no similarity 'log1'; did you mean 'log1p'"):
+        similarity(torch.zeros(1), "log1", 1e-4)

@@ -1,0 +1,1 @@
+"""A data set → a run: loading, losses, stages, projection, reports."""

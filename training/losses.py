@@ -1,0 +1,101 @@
+"""The published losses, per parent, over class-mixed batches.
+
+Hase et al. 2019, eq. 1 and Chen et al. 2019, eq. 2-3. For one parent the loss runs over the images below it:
+`CE + λ1·Clust + λ2·Sep + Reg`. Nothing here loops over parents: every term is masked and summed at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from protoserve.networks.head import HeadOutput, PrototypeHead
+from training.config import LossConfig
+
+
+class LossTables(NamedTuple):
+    """Which prototypes count for which leaf: own, other bool [leaves, G, Q] (the leaf's branch's, and its siblings');
+    passes bool [leaves, G] whether the leaf lies below the group's parent; target int64 [leaves, G] the member on
+    the leaf's path."""
+
+    own: Tensor
+    other: Tensor
+    passes: Tensor
+    target: Tensor
+
+
+class Losses(NamedTuple):
+    """Scalars; `total` is their weighted sum."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    cluster: Tensor
+    separation: Tensor
+    l1: Tensor
+    l2: Tensor
+
+
+def loss_tables(head: PrototypeHead) -> LossTables:
+    """The tables of a head; computed once per run."""
+    taxonomy = head.taxonomy
+    none = len(taxonomy.nodes)
+    on_path = torch.from_numpy(taxonomy.leaves_below.T).to(head.weight.device)  # [leaves, nodes]
+    on_path = torch.nn.functional.pad(on_path, (0, 1))
+    members = on_path[:, head.member_node]  # [leaves, G, M]
+    passes = members.any(dim=2)
+    slot_child = torch.nn.functional.pad(head.prototype_child, (0, 1), value=none)[head.slot_prototype]
+    own = on_path[:, slot_child]
+    present = (slot_child < none)[None]
+    return LossTables(own, passes[:, :, None] & present & ~own, passes, members.int().argmax(dim=2))
+
+
+def losses(head: PrototypeHead, output: HeadOutput, leaves: Tensor, tables: LossTables, config: LossConfig) -> Losses:
+    """The losses of a batch whose true leaves are `leaves` int64 [batch], places in `taxonomy.leaves`.
+
+    Clust is the mean over images of the smallest squared distance to a prototype of their own child, Sep minus the
+    mean of the smallest one to a sibling's. With `average: parent` each parent's terms are means over the images
+    below it, summed over the parents in the batch (as published); with `image` every image counts once per
+    level, so that the cross-entropies add up to −log P(leaf).
+    """
+    passes = tables.passes[leaves]
+    weight = _weights(passes, config.average)
+    chosen = output.group_logits.log_softmax(2).gather(2, tables.target[leaves][:, :, None])[:, :, 0]
+    cross_entropy = -(weight * torch.where(passes, chosen, 0.0)).sum()
+
+    slots = head.slot_prototype.clamp_max(output.distance.shape[1] - 1)
+    distance = output.distance.index_select(1, slots.reshape(-1)).reshape(-1, *slots.shape)
+    cluster = (weight * _smallest(distance, tables.own[leaves])).sum()
+    separation = -(weight * _smallest(distance, tables.other[leaves])).sum()
+    l1, l2 = regularisation(head)
+    total = (
+        config.cross_entropy * cross_entropy
+        + config.cluster * cluster
+        + config.separation * separation
+        + config.l1 * l1
+        + config.l2 * l2
+    )
+    return Losses(total, cross_entropy, cluster, separation, l1, l2)
+
+
+def regularisation(head: PrototypeHead) -> tuple[Tensor, Tensor]:
+    """L1 norm of the weights between a child and other children's prototypes, squared L2 norm of its own."""
+    weight = head.effective_weight()
+    l1 = torch.where(head.own_mask, 0.0, weight).abs().sum()
+    own = torch.where(head.own_mask, weight, 0.0)
+    return l1, (own * own).sum()
+
+
+def _weights(passes: Tensor, average: str) -> Tensor:
+    """[batch, G] what each image counts for each parent."""
+    below = passes.to(torch.get_default_dtype())
+    if average == "image":
+        return below / passes.shape[0]
+    return below / below.sum(0, keepdim=True).clamp_min(1.0)
+
+
+def _smallest(distance: Tensor, mask: Tensor) -> Tensor:
+    """[batch, G] the smallest distance where the mask holds; 0 where it holds nowhere."""
+    smallest = distance.masked_fill(~mask, torch.inf).min(dim=2).values
+    return torch.where(mask.any(dim=2), smallest, 0.0)

@@ -1,0 +1,18 @@
+"""The default data set, `rendered`: drawn pictures whose classes differ by their parts and nothing else."""
+
+from training.rendered.classes import DECISIVE_PARTS, PARTS, leaf_paths, part_index
+from training.rendered.folder import FORMAT_VERSION, count_pictures, render_dataset, split_counts
+from training.rendered.picture import Picture, draw_picture
+
+__all__ = [
+    "DECISIVE_PARTS",
+    "FORMAT_VERSION",
+    "PARTS",
+    "Picture",
+    "count_pictures",
+    "draw_picture",
+    "leaf_paths",
+    "part_index",
+    "render_dataset",
+    "split_counts",
+]

@@ -1,0 +1,171 @@
+"""The pictures as a folder of labelled images, with a mask of parts beside every one."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import Image
+
+from protoserve.errors import InputError
+from training.rendered.classes import BACKGROUND, DECISIVE_PARTS, PARTS, LeafPath, leaf_paths
+from training.rendered.picture import draw_picture
+
+FORMAT_VERSION = 1
+SMALLEST_SIZE, LARGEST_SIZE = 64, 1024
+
+_README = """\
+The rendered data set: drawn pictures, for trying out classifiers that explain themselves.
+
+train/, val/, test/   RGB pictures, {size} x {size} pixels: <level 1>/<level 2>/<leaf>/<leaf>_<number>.png
+masks/                the same tree again; a pixel's grey value says which part is seen there, 0 none
+parts.json            which value is which part; for every node of the taxonomy the parts that tell it from
+                      its siblings (every picture of the node shows them, and they suffice); the settings
+
+Classes differ by the shape of their parts only. Colour, size, place, pose, mirroring, light, background
+and clutter are drawn at random and say nothing about the class. Something may stand in front of a figure,
+but never in front of the part that decides its leaf.
+
+Made by ProtoServe, `training.rendered`, format {format}: seed {seed}, {per_leaf} training pictures per leaf,
+a quarter of that for validation and as many for test. The same settings on the same versions of Pillow and
+NumPy draw the same bytes. Everything is drawn by the program; no photograph or other work went in.
+"""
+
+
+def split_counts(per_leaf: int) -> dict[str, int]:
+    """Pictures per leaf of each split: `per_leaf` for train; a quarter, at least one, for val and for test.
+
+    >>> split_counts(60)
+    {'train': 60, 'val': 15, 'test': 15}
+    """
+    held_out = max(1, per_leaf // 4)
+    return {"train": per_leaf, "val": held_out, "test": held_out}
+
+
+def count_pictures(per_leaf: int = 60) -> int:
+    """How many pictures `render_dataset` draws: how often it calls `advance`.
+
+    >>> count_pictures(60)
+    1440
+    """
+    return len(leaf_paths()) * sum(split_counts(per_leaf).values())
+
+
+def render_dataset(
+    directory: Path,
+    *,
+    per_leaf: int = 60,
+    seed: int = 0,
+    size: int = 96,
+    advance: Callable[[], None] | None = None,
+) -> None:
+    """Draw the data set into `directory`, whole or not at all; quietly do nothing if it is there already.
+
+    `per_leaf` counts the training pictures of each leaf, 1 or more; val and test get a quarter of it each.
+    `size` is the side of the square pictures in pixels, 64..1024. `advance` is called after every picture
+    drawn, `count_pictures(per_leaf)` times in all.
+
+    Raises `InputError` for a number out of range, and where `directory` is a file or holds anything else than
+    just this data set.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     render_dataset(Path(folder) / "rendered", per_leaf=1)
+    ...     len(list(Path(folder).glob("rendered/train/*/*/*/*.png")))
+    16
+    """
+    if per_leaf < 1:
+        raise InputError(f"per_leaf is {per_leaf}: at least 1 training picture per leaf is needed, 60 is usual")
+    if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
+        raise InputError(f"size is {size}: pictures may be {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide, 96 is usual")
+    settings = {"format": FORMAT_VERSION, "seed": seed, "per_leaf": per_leaf, "size": size}
+    if _holds_already(directory, settings):
+        return
+
+    # Beside the goal, so that the rename stays on one file system.
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
+    partial.mkdir()
+    try:
+        _write(partial, settings, advance)
+        # An empty folder may stand at the goal; not every system renames over one.
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _pictures(per_leaf: int) -> Iterator[tuple[str, LeafPath, int, Path]]:
+    """Split, leaf, number from 1, and path below the data set's folder of every picture."""
+    for split, count in split_counts(per_leaf).items():
+        for leaf in leaf_paths():
+            for index in range(1, count + 1):
+                yield split, leaf, index, Path(split, *leaf, f"{leaf[2].lower()}_{index:04d}.png")
+
+
+def _write(directory: Path, settings: dict[str, int], advance: Callable[[], None] | None) -> None:
+    seed, size = settings["seed"], settings["size"]
+    for split, leaf, index, path in _pictures(settings["per_leaf"]):
+        picture = draw_picture(leaf, seed=seed, split=split, index=index, size=size)
+        for target, array in (
+            (directory / path, picture.pixels),
+            (directory / "masks" / path, picture.parts),
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(target)
+        if advance is not None:
+            advance()
+    description: dict[str, Any] = {
+        **settings,
+        "pillow": PIL.__version__,
+        "parts": {str(BACKGROUND): None} | {str(index): part for index, part in enumerate(PARTS, start=1)},
+        "decisive": DECISIVE_PARTS,
+    }
+    (directory / "parts.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (directory / "README.txt").write_text(_README.format(**settings), encoding="utf-8")
+
+
+def _holds_already(directory: Path, settings: dict[str, int]) -> bool:
+    """Whether just this data set is at `directory`; False where there is room for it, an error otherwise."""
+    if not directory.exists():
+        return False
+    if not directory.is_dir():
+        raise InputError(f"{directory} is a file: name a folder that does not exist yet")
+    if not any(directory.iterdir()):
+        return False
+    found = _settings_found(directory / "parts.json")
+    if found is None:
+        raise InputError(f"{directory} is not empty and holds no rendered data set: name a folder that is empty or new")
+    differing = [
+        f"{name} {found.get(name)} (asked for {value})" for name, value in settings.items() if found.get(name) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{directory} holds a rendered data set with {', '.join(differing)}: delete the folder or name another"
+        )
+    expected = {path for _, _, _, path in _pictures(settings["per_leaf"])}
+    expected |= {Path("masks") / path for path in expected}
+    present = {path.relative_to(directory) for path in directory.rglob("*.png")}
+    if expected != present:
+        example = min(expected ^ present)
+        trouble = "is missing" if example in expected else "does not belong to it"
+        raise InputError(
+            f"{directory} holds a rendered data set that was changed, {example.as_posix()} {trouble}: "
+            "delete the folder and render it again"
+        )
+    return True
+
+
+def _settings_found(description: Path) -> dict[str, Any] | None:
+    """What a `parts.json` says, or None where there is none that can be read."""
+    try:
+        found = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "decisive" in found else None

@@ -1,0 +1,117 @@
+"""One picture, from the background to the camera's noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.rendered.canvas import Layer, PartMask, Pixels, Placement, blurred, over, paint, place
+from training.rendered.classes import BACKGROUND, LeafPath, decisive_indices
+from training.rendered.creatures import beetle, bird, quadruped
+from training.rendered.scenery import backdrop, choose_palette, grain, occluder
+from training.rendered.shapes import Palette, Shape
+from training.rendered.vehicles import boat, car, truck
+
+_FIGURES: dict[str, Callable[[np.random.Generator, Palette, str], list[Shape]]] = {
+    "Bird": bird,
+    "Beetle": beetle,
+    "Quadruped": quadruped,
+    "Boat": boat,
+    "Car": car,
+    "Truck": truck,
+}
+_AS_DRAWN = np.eye(2)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what is seen where in it.
+
+    `pixels`: uint8 [size, size, 3], RGB; `parts`: uint8 [size, size], the index of the part seen, 0 for none.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    parts: PartMask
+
+
+def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int) -> Picture:
+    """Draw picture number `index` of a leaf and split, always the same for the same arguments.
+
+    Its random stream comes from the arguments alone, so neither the number of other pictures nor their order
+    changes it.
+
+    >>> draw_picture(("Vehicle", "Car", "Taxi"), seed=0, split="train", index=1, size=96).pixels.shape
+    (96, 96, 3)
+    """
+    name = f"{seed}|{split}|{'/'.join(leaf)}|{index}"
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")))
+
+    scene = backdrop(rng, size)
+    palette = choose_palette(rng, scene)
+    shapes = _FIGURES[leaf[1]](rng, palette, leaf[2])
+    figure = paint(shapes, place(rng, shapes, size), size, palette.outline)
+
+    light = rng.uniform(0, 2 * np.pi)
+    scene = scene * (1.0 - _shadow(figure, light, rng.uniform(0.1, 0.4)))[:, :, None]
+    scene = over(scene, _modelled(figure, light, rng.uniform(0.25, 0.6)))
+    scene, parts = with_occluders(rng, scene, figure.parts, leaf, palette)
+    return Picture(_photographed(rng, scene), parts)
+
+
+def _shadow(figure: Layer, light: float, depth: float) -> Pixels:
+    """How much the figure's soft shadow takes from the background, float [size, size], 0..`depth`."""
+    size = figure.coverage.shape[0]
+    shift = (round(0.03 * size * np.sin(light)), round(0.03 * size * np.cos(light)))
+    return depth * np.roll(blurred(figure.coverage, 0.035 * size), shift, axis=(0, 1))
+
+
+def _modelled(figure: Layer, light: float, strength: float) -> Layer:
+    """The figure with its rim brighter towards the light and darker away from it, so that it looks round."""
+    height = blurred(figure.coverage, 0.05 * figure.coverage.shape[0])
+    slope_y, slope_x = np.gradient(height)
+    # The light stands opposite to where the shadow falls.
+    facing = np.cos(light) * slope_x + np.sin(light) * slope_y
+    shade = np.clip(1.0 + strength * facing * 0.12 * figure.coverage.shape[0], 0.6, 1.3)
+    return Layer(figure.colour * shade[:, :, None], figure.coverage, figure.parts)
+
+
+def with_occluders(
+    rng: np.random.Generator, scene: Pixels, parts: PartMask, leaf: LeafPath, palette: Palette
+) -> tuple[Pixels, PartMask]:
+    """Lay up to three things before the figure: none over the leaf's decisive part, none over much else."""
+    size = parts.shape[0]
+    deciding = [np.isin(parts, indices) for indices in decisive_indices(leaf)]
+    first_seen = [int(seen.sum()) for seen in deciding]
+    figure_area = int((parts != BACKGROUND).sum())
+    for _ in range(int(rng.integers(0, 4))):
+        pieces, colour = occluder(rng, size)
+        # Painted as any part would be; which part does not matter, for its mask entry is wiped below.
+        shapes = [Shape(points, colour, "body") for points in pieces]
+        thing = paint(shapes, Placement(_AS_DRAWN, (0.0, 0.0)), size, palette.outline)
+        # Any coverage counts, and a pixel around it: a decisive part keeps its own outline.
+        covered = blurred(thing.coverage, 1.0) > 0.02
+        hides_leaf_part = bool((covered & deciding[2]).any())
+        hides_too_much = (covered & (parts != BACKGROUND)).sum() > 0.12 * figure_area
+        leaves_enough = all(
+            (seen & ~covered).sum() >= 0.7 * area for seen, area in zip(deciding, first_seen, strict=True)
+        )
+        if hides_leaf_part or hides_too_much or not leaves_enough:
+            continue
+        scene = over(scene, thing)
+        parts = np.where(thing.parts != BACKGROUND, np.uint8(BACKGROUND), parts).astype(np.uint8)
+        deciding = [seen & ~covered for seen in deciding]
+    return scene, parts
+
+
+def _photographed(rng: np.random.Generator, scene: Pixels) -> npt.NDArray[np.uint8]:
+    """Uneven light, exposure, colour cast and noise; uint8 [size, size, 3]."""
+    size = scene.shape[0]
+    uneven = 1.0 + rng.uniform(0, 0.14) * grain(rng, size, 3)
+    cast = rng.uniform(0.85, 1.1) * rng.uniform(0.94, 1.06, 3)
+    noise = rng.uniform(1.0, 8.0) * rng.standard_normal(scene.shape)
+    exposed = scene * uneven[:, :, None] * cast + noise
+    return np.rint(np.clip(exposed, 0, 255)).astype(np.uint8)
