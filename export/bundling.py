@@ -50,6 +50,9 @@ def export_bundle(
         raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes to export")
     if sources is None:
         raise InputError(f"{run.directory}: the prototypes are not projected yet; finish the run with --resume")
+    for number in range(len(sources)):
+        if not run.picture(number).is_file():
+            raise InputError(f"{run.picture(number)}: the picture of prototype {number} is missing; train again")
     samples = run.samples()
     top_k = min(TOP_K, network.head.top_k_limit)
     graph = ExplainedGraph(network, top_k).eval()

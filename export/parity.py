@@ -124,14 +124,16 @@ class _Comparison:
         return np.asarray(equal)
 
     def _evidence(self, expected: Arrays, found: Arrays, same_path: NDArray[np.bool_], latent: torch.Tensor) -> None:
-        """Prototypes in order; two may change places when their contributions are equal within the tolerance."""
+        """Prototypes in order; another one is right at a rank when it contributes as much as the expected one."""
         wanted, given = expected["evidence_prototype"][same_path], found["evidence_prototype"][same_path]
         equal = wanted == given
+        of_given = self._contribution(expected, same_path, given)
+        near_tie = np.abs(of_given - expected["evidence_contribution"][same_path]) <= 2 * self.tolerance.logit
         by_rank = np.abs(
             expected["evidence_contribution"][same_path].astype(np.float64) - found["evidence_contribution"][same_path]
         )
         self._difference_of("evidence_contribution", by_rank)
-        self._count("evidence_prototype", equal, (by_rank <= self.tolerance.logit) & (given >= 0) & (wanted >= 0))
+        self._count("evidence_prototype", equal, near_tie & (given >= 0) & (wanted >= 0))
         for name in ("evidence_similarity", "evidence_weight"):
             self._difference_of(
                 name, np.abs(expected[name][same_path].astype(np.float64) - found[name][same_path])[equal]
@@ -144,6 +146,23 @@ class _Comparison:
         self._count("evidence_cell", cells, found["evidence_cell"][same_path] == np.where(given < 0, -1, pooled))
         maps = np.abs(expected["evidence_map"][same_path].astype(np.float64) - found["evidence_map"][same_path])
         self._difference_of("evidence_map", maps[equal])
+
+    def _contribution(
+        self, expected: Arrays, rows: NDArray[np.bool_], prototype: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """What prototypes [n, L, k] contribute to the expected path's nodes in the network itself."""
+        head = self.head
+        node = expected["path"][rows][:, :, None]
+        weight = np.pad(head.effective_weight().detach().double().numpy(), ((0, 1), (0, 0), (0, 0)))
+        group, slot = head.prototype_group.numpy()[prototype], head.prototype_slot.numpy()[prototype]
+        same_group = head.node_group.numpy()[node] == group
+        similarities = np.take_along_axis(
+            expected["similarity"][rows][:, None, :].repeat(prototype.shape[1], axis=1),
+            np.maximum(prototype, 0),
+            axis=2,
+        )
+        found = weight[group, head.node_member.numpy()[node], slot] * similarities
+        return np.where(same_group & (prototype >= 0), found, np.inf)
 
     def _difference_of(self, name: str, differences: NDArray[np.float64]) -> None:
         self._difference(name, np.zeros_like(differences), differences, self.tolerance.similarity)

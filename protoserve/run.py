@@ -40,7 +40,9 @@ class Run:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'") from error
+            raise InputError(
+                f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'"
+            ) from error
         if not isinstance(content, dict):
             raise InputError(f"{file}: holds no JSON object; train again")
         return content
@@ -51,7 +53,9 @@ class Run:
         try:
             samples = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'") from error
+            raise InputError(
+                f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'"
+            ) from error
         return np.asarray(samples, dtype=np.uint8)
 
 
@@ -59,9 +63,13 @@ def open_run(directory: Path) -> Run:
     """A finished run; raises InputError when there is none at this place."""
     run = Run(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'")
+        raise InputError(
+            f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'"
+        )
     if not run.model.is_file():
-        raise InputError(f"{directory}: the run is not finished (no model.pt); go on with 'protoserve train … --resume'")
+        raise InputError(
+            f"{directory}: the run is not finished (no model.pt); go on with 'protoserve train … --resume'"
+        )
     return run
 
 

@@ -1,10 +1,86 @@
+"""No bundle unless everything is right, and never half of one."""
+
 import json
+import shutil
 
+import numpy as np
+import pytest
+
+from export import bundling
+from export.bundling import export_bundle
 from protoserve.bundle import read_bundle
+from protoserve.errors import InputError, ParityError
+from protoserve.run import open_run
 
 
-def test_bundle_holds_what_its_manifest_says(tiny_bundle):
+def test_the_manifest_tells_what_the_graph_is(tiny_bundle, tiny_run):
     bundle = read_bundle(tiny_bundle)
-    assert set(bundle.manifest.files) == {"onnx", "torchscript"}
+    manifest = bundle.manifest
+    assert set(manifest.files) == {"onnx", "torchscript"}
+    assert (manifest.graph.rows, manifest.graph.columns) == (8, 12)
+    assert manifest.version.startswith("sha256:")
+    assert manifest.metrics == json.loads((tiny_run / "metrics.json").read_text())
+    assert {record.child for record in manifest.prototypes} == {
+        *("Animal", "Tool", "Scuba", "Animal/Ape", "Animal/Lion", "Animal/Ape/Gibbon", "Animal/Ape/Orangutan"),
+    }
+    # Every prototype speaks for its own child: it started at +1.
+    assert np.mean([record.weight for record in manifest.prototypes]) == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle):
     parity = json.loads((tiny_bundle / "parity.json").read_text())
-    assert parity["onnx"]["batch_3"]["agreement"]["path"] == 1.0
+    assert set(parity) == {"onnx", "torchscript"}
+    for report in parity.values():
+        for batch in ("batch_1", "batch_3", "batch_8"):
+            assert report[batch]["agreement"]["path"] == 1.0
+            assert 0 < report[batch]["worst_difference"]["log_probability"] < 1e-3
+
+
+def test_a_target_that_answers_differently_leaves_no_bundle(tiny_run, tmp_path, monkeypatch):
+    def lying(file):
+        honest = bundling.onnx_runtime(file)
+
+        def run(pictures):
+            outputs = honest(pictures)
+            outputs["logit"] = outputs["logit"] + 0.01
+            return outputs
+
+        return run
+
+    monkeypatch.setitem(bundling.RUNTIMES, "onnx", lying)
+    with pytest.raises(ParityError, match="logit differs by 0.01"):
+        export_bundle(open_run(tiny_run), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(("onxx",), "no target 'onxx'; did you mean 'onnx'"), (("torchscript",), "always holds 'onnx'")],
+)
+def test_unknown_targets_and_a_missing_onnx_are_refused(tiny_run, tmp_path, targets, message):
+    with pytest.raises(InputError, match=message):
+        export_bundle(open_run(tiny_run), tmp_path / "bundle", targets)
+
+
+def test_a_bundle_is_replaced_only_when_told_to(tiny_run, tiny_bundle, tmp_path):
+    place = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, place)
+    with pytest.raises(InputError, match="exists"):
+        export_bundle(open_run(tiny_run), place)
+    assert set(export_bundle(open_run(tiny_run), place, overwrite=True).manifest.files) == {"onnx"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_overwritten(tiny_run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="is no bundle"):
+        export_bundle(open_run(tiny_run), tmp_path / "photos", overwrite=True)
+
+
+def test_a_run_without_the_picture_of_a_prototype_leaves_no_bundle(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "prototypes" / "0003.webp").unlink()
+    with pytest.raises(InputError, match="0003.webp"):
+        export_bundle(open_run(run), tmp_path / "bundle")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,104 @@
+"""The gate must open for near-ties and shut for everything else."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from export.parity import check
+from protoserve.errors import ParityError
+from protoserve.networks.checkpoint import load_network
+
+TOP_K = 4
+
+
+@pytest.fixture(scope="module")
+def network(tiny_run):
+    return load_network(tiny_run / "model.pt")[0]
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_run):
+    return np.load(tiny_run / "samples.npy")[:9]
+
+
+def honest(network, change=lambda outputs: None):
+    def run(pictures):
+        with torch.inference_mode():
+            explained = network.explain(torch.from_numpy(pictures), TOP_K)
+        outputs = {name: array.numpy().copy() for name, array in explained._asdict().items()}
+        change(outputs)
+        return outputs
+
+    return run
+
+
+def test_the_network_agrees_with_itself(network, samples):
+    report = check(network, TOP_K, honest(network), samples)
+    for batch in ("batch_1", "batch_3", "batch_8"):
+        assert set(report[batch]["agreement"].values()) == {1.0}
+        assert set(report[batch]["near_ties"].values()) == {0}
+
+
+def nudge(name, amount):
+    def change(outputs):
+        outputs[name].flat[0] += amount
+
+    return change
+
+
+def set_first(name, value):
+    def change(outputs):
+        outputs[name].flat[0] = value
+
+    return change
+
+
+def another_cell(outputs):
+    outputs["cell"][0, 0] = (outputs["cell"][0, 0] + 1) % 96
+
+
+def another_leaf(outputs):
+    outputs["path"][0] = np.roll(outputs["path"][0], 0)
+    outputs["path"][0, 0] = (outputs["path"][0, 0] + 1) % 3
+    outputs["path"][0, 1:] = -1
+
+
+def swapped_evidence(outputs):
+    outputs["evidence_prototype"][0, 0, :2] = outputs["evidence_prototype"][0, 0, 1::-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (nudge("log_probability", 0.01), "log_probability"),
+        (nudge("logit", 0.01), "logit"),
+        (nudge("similarity", 0.01), "similarity"),
+        (nudge("evidence_contribution", 0.01), "evidence_contribution"),
+        (nudge("evidence_map", 0.01), "evidence_map"),
+        (nudge("evidence_cell", 1), "evidence_cell"),
+        (set_first("log_probability", np.nan), "not finite"),
+        (another_cell, "cell"),
+        (another_leaf, "path"),
+        (swapped_evidence, "evidence_prototype"),
+    ],
+)
+def test_a_wrong_answer_shuts_the_gate_and_is_named(network, samples, change, named):
+    with pytest.raises(ParityError, match=named):
+        check(network, TOP_K, honest(network, change), samples)
+
+
+def test_equal_cells_are_a_near_tie_and_counted(network, samples):
+    blind = copy.deepcopy(network)
+    with torch.no_grad():
+        # Every cell looks the same now, so another one is as right as the first.
+        blind.add_on[1].weight.zero_()
+
+    def change(outputs):
+        outputs["cell"][0, 0] = 50
+        outputs["evidence_cell"][0][outputs["evidence_prototype"][0] == 0] = 50
+
+    report = check(blind, TOP_K, honest(blind, change), samples[:1])
+    assert report["batch_1"]["near_ties"]["cell"] == 1
+    assert report["batch_1"]["agreement"]["cell"] < 1.0

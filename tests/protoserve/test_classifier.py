@@ -1,0 +1,136 @@
+"""`load(bundle).predict(images)`: every kind of source, lists, batches and errors that name the item."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import protoserve
+from protoserve.bundle import read_bundle
+from protoserve.classifier import BATCH, Classifier, load
+from protoserve.errors import ImageError, InputError
+from protoserve.schema import Prediction
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle: Path) -> Classifier:
+    return load(tiny_bundle, device="cpu")
+
+
+def close(one: Prediction, other: Prediction) -> bool:
+    """Equal but for rounding, which may differ with the batch size."""
+    if one.path != other.path or one.image != other.image:
+        return False
+    pairs = list(zip(one.levels, other.levels, strict=True))
+    same_evidence = all(
+        [found.prototype for found in left.evidence] == [found.prototype for found in right.evidence]
+        for left, right in pairs
+    )
+    near = all(left.probability == pytest.approx(right.probability, abs=1e-4) for left, right in pairs)
+    return same_evidence and near
+
+
+def test_every_kind_of_source_gives_the_same_prediction(classifier: Classifier, photograph: Path) -> None:
+    expected = classifier.predict(photograph)
+    assert isinstance(expected, Prediction)
+    with Image.open(photograph) as picture:
+        array = np.asarray(picture)
+        sources = (str(photograph), photograph.read_bytes(), picture, array)
+        for source in sources:
+            assert classifier.predict(source) == expected
+
+
+def test_boxes_and_size_are_the_senders(classifier: Classifier, photograph: Path) -> None:
+    prediction = classifier.predict(photograph)
+    assert (prediction.image.width, prediction.image.height) == (200, 150)
+    boxes = [evidence.box for level in prediction.levels for evidence in level.evidence]
+    assert boxes
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= 200 and 0 <= top < bottom <= 150
+        # 12 × 8 cells over 200 × 150 pixels, rounded.
+        assert right - left in (16, 17) and bottom - top in (18, 19)
+
+
+def test_a_picture_turned_by_exif_is_answered_like_the_upright_one(classifier: Classifier, photograph: Path) -> None:
+    with Image.open(photograph) as picture:
+        upright = picture.convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(stream, "PNG", exif=exif)
+    assert classifier.predict(stream.getvalue()) == classifier.predict(upright)
+
+
+def test_contributions_of_all_prototypes_add_up(classifier: Classifier, photograph: Path) -> None:
+    fitted = classifier.fit(photograph)
+    outputs = classifier.engine.run(fitted.array[None])
+    limit = classifier.table.top_k
+    for level in classifier.predict(photograph, top_k=limit).levels:
+        for evidence in level.evidence:
+            assert evidence.contribution == pytest.approx(evidence.similarity * evidence.weight, abs=1e-5)
+            assert evidence.similarity == pytest.approx(outputs.similarity[0, evidence.prototype], abs=1e-5)
+        if level.logit is not None and len(level.evidence) < limit:
+            assert sum(one.contribution for one in level.evidence) == pytest.approx(level.logit, abs=1e-4)
+
+
+def test_levels_never_contradict(classifier: Classifier) -> None:
+    noise = [np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8) for seed in range(2 * BATCH + 3)]
+    for prediction in classifier.predict(noise):
+        names = [level.node for level in prediction.levels]
+        assert names == ["/".join(prediction.path[: depth + 1]) for depth in range(len(names))]
+        assert names[-1] in [classifier.taxonomy.names[leaf] for leaf in classifier.taxonomy.leaves]
+        above = 1.0
+        for level in prediction.levels:
+            assert level.probability == pytest.approx(above * level.conditional, abs=1e-5)
+            above = level.probability
+
+
+def test_a_list_gives_a_list_in_order_over_several_batches(classifier: Classifier) -> None:
+    pictures = [Image.new("RGB", (10 + number, 12), (number * 7 % 256, 3, 200)) for number in range(2 * BATCH + 1)]
+    together = classifier.predict(pictures)
+    assert [prediction.image.width for prediction in together] == [10 + number for number in range(2 * BATCH + 1)]
+    for number in (0, BATCH - 1, BATCH, 2 * BATCH):
+        assert close(together[number], classifier.predict(pictures[number]))
+    assert classifier.predict([]) == []
+    assert isinstance(classifier.predict((pictures[0],)), list)
+
+
+def test_choices_shape_the_answer(classifier: Classifier, photograph: Path) -> None:
+    bare = classifier.predict(photograph, top_k=0, alternatives=0)
+    assert all(not level.evidence and not level.alternatives for level in bare.levels)
+    one = classifier.predict(photograph, top_k=1, maps=True)
+    maps = [evidence.map for level in one.levels for evidence in level.evidence]
+    assert maps and all(np.array(heat).shape == (8, 12) for heat in maps)
+    for level in one.levels:
+        for evidence in level.evidence:
+            assert np.max(np.array(evidence.map)) == pytest.approx(evidence.similarity, abs=1e-4)
+
+
+def test_errors_name_the_item(classifier: Classifier, photograph: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("notes")
+    with pytest.raises(ImageError, match=r"image 2 of the list: .*notes\.jpg is no picture") as caught:
+        classifier.predict([photograph, photograph, tmp_path / "notes.jpg"])
+    assert caught.value.code == "unsupported_image"
+    with pytest.raises(InputError, match=r"image 1 of the list: .*gone\.jpg: no such image"):
+        classifier.predict([photograph, tmp_path / "gone.jpg"])
+    with pytest.raises(ImageError, match="image 0 of the list: the image is damaged"):
+        classifier.predict([photograph.read_bytes()[:300]])
+
+
+def test_a_bad_choice_is_refused_before_any_image_is_read(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="top_k must be from 0 to"):
+        classifier.predict(tmp_path / "gone.jpg", top_k=99)
+
+
+def test_the_package_offers_load(tiny_bundle: Path, photograph: Path) -> None:
+    model = protoserve.load(tiny_bundle, threads=1)
+    assert isinstance(model, protoserve.Classifier)
+    assert model.bundle.manifest.name == "tiny" and model.engine.device in {"cpu", "cuda"}
+    assert load(read_bundle(tiny_bundle), device="cpu").predict(photograph).path == model.predict(photograph).path
+
+
+def test_no_bundle_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such bundle"):
+        load(tmp_path / "nothing")

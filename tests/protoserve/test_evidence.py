@@ -1,0 +1,239 @@
+"""Arrays become predictions: hand-made outputs on an uneven tree, every number checked against the arrays."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from protoserve.bundle import Bundle, GraphRecord, InputRule, Manifest
+from protoserve.engine import Outputs
+from protoserve.errors import BundleError, InputError
+from protoserve.evidence import EvidenceTable, predictions
+from protoserve.images import Geometry
+from protoserve.schema import Prediction, PrototypeRecord
+from protoserve.taxonomy import Taxonomy
+
+# Fruit(0) Tool(1) Garlic(2) | Fruit/Apple(3) Fruit/Lemon(4) Tool/Knife(5) | Fruit/Apple/Gala(6)
+# Fruit/Apple/Fuji(7)
+TREE = Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Tool/Knife", "Garlic"])
+ROWS, COLUMNS, TOP_K, PROTOTYPES = 2, 4, 3, 6
+GEOMETRY = Geometry(400, 200, 100, 100, 4.0, 2.0, 0.0, 0.0)
+LEVELS, NODES = 3, 8
+
+
+def bundle(kind: Literal["hierarchical", "flat"] = "hierarchical") -> Bundle:
+    records = [
+        PrototypeRecord(
+            id=number,
+            parent="Fruit",
+            child="Fruit/Apple",
+            source_image=f"train/{number}.jpg",
+            source_box=(number, 1, 20, 30),
+            source_cell=(0, 0),
+            weight=1.0,
+            picture=f"prototypes/{number:04d}.webp",
+        )
+        for number in range(PROTOTYPES)
+    ]
+    manifest = Manifest(
+        format=1,
+        name="fruit",
+        version="sha256:0",
+        kind=kind,
+        taxonomy=TREE.to_dict(),
+        input=InputRule(height=100, width=100, resize="stretch"),
+        graph=GraphRecord(
+            rows=ROWS, columns=COLUMNS, prototypes=PROTOTYPES, top_k=TOP_K, similarity="log", epsilon=1e-4
+        ),
+        files={"onnx": "model.onnx"},
+        prototypes=records,
+    )
+    return Bundle(Path("fruit"), manifest)
+
+
+def outputs(leaf: dict[str, float], images: int = 1) -> Outputs:
+    """The graph's answer for the given leaf probabilities; three prototypes per level, the third missing."""
+    chances = np.array([leaf.get(TREE.names[node], 0.0) for node in TREE.leaves])
+    with np.errstate(divide="ignore"):
+        log_probability = np.log(TREE.leaves_below @ chances).astype(np.float32)
+    path = TREE.path_at_level[TREE.leaves[int(chances.argmax())]]
+    evidence = (LEVELS, TOP_K)
+    similarity = np.broadcast_to(np.array([4.0, 2.0, 0.0], dtype=np.float32), evidence)
+    weight = np.broadcast_to(np.array([1.5, -0.5, 0.0], dtype=np.float32), evidence)
+    one: dict[str, Any] = {
+        "log_probability": log_probability,
+        "logit": np.arange(NODES, dtype=np.float32) * 2 + 2,
+        "path": path,
+        "evidence_prototype": np.broadcast_to([4, 1, -1], evidence).astype(np.int64),
+        "evidence_similarity": similarity,
+        "evidence_weight": weight,
+        "evidence_contribution": similarity * weight,
+        "evidence_cell": np.broadcast_to([6, 0, -1], evidence).astype(np.int64),
+        "evidence_map": np.arange(LEVELS * TOP_K * ROWS * COLUMNS, dtype=np.float32).reshape(*evidence, ROWS, COLUMNS),
+        "similarity": np.zeros(PROTOTYPES, dtype=np.float32),
+        "cell": np.zeros(PROTOTYPES, dtype=np.int64),
+    }
+    return Outputs(**{name: np.stack([array] * images) for name, array in one.items()})
+
+
+GALA = {
+    "Fruit/Apple/Gala": 0.5,
+    "Fruit/Apple/Fuji": 0.2,
+    "Fruit/Lemon": 0.1,
+    "Tool/Knife": 0.15,
+    "Garlic": 0.05,
+}
+KNIFE = {"Tool/Knife": 0.9, "Garlic": 0.1}
+
+
+def predict(
+    leaf: dict[str, float], kind: Literal["hierarchical", "flat"] = "hierarchical", **choices: Any
+) -> Prediction:
+    return predictions(outputs(leaf), EvidenceTable.of(bundle(kind)), [GEOMETRY], **choices)[0]
+
+
+def test_the_path_and_its_probabilities() -> None:
+    prediction = predict(GALA)
+    assert prediction.path == ["Fruit", "Apple", "Gala"]
+    assert [level.node for level in prediction.levels] == ["Fruit", "Fruit/Apple", "Fruit/Apple/Gala"]
+    assert [level.label for level in prediction.levels] == ["Fruit", "Apple", "Gala"]
+    assert [level.level for level in prediction.levels] == [1, 2, 3]
+    assert [level.probability for level in prediction.levels] == pytest.approx([0.8, 0.7, 0.5], rel=1e-6)
+    assert [level.conditional for level in prediction.levels] == pytest.approx([0.8, 7 / 8, 5 / 7], rel=1e-6)
+    assert not any(level.forced for level in prediction.levels)
+    assert prediction.model.name == "fruit" and prediction.model.version == "sha256:0"
+    assert (prediction.image.width, prediction.image.height) == (400, 200)
+    assert prediction.known_through_level is None
+
+
+def test_a_leaf_above_the_deepest_level_ends_the_path() -> None:
+    prediction = predict({"Garlic": 0.7, "Fruit/Lemon": 0.3})
+    assert prediction.path == ["Garlic"] and len(prediction.levels) == 1
+
+
+def test_alternatives_are_the_most_probable_others_of_the_level() -> None:
+    levels = predict(GALA).levels
+    assert [other.node for other in levels[0].alternatives] == ["Tool", "Garlic"]
+    assert [other.probability for other in levels[0].alternatives] == pytest.approx([0.15, 0.05])
+    assert [other.node for other in levels[1].alternatives] == ["Tool/Knife", "Fruit/Lemon"]
+    assert [other.label for other in levels[1].alternatives] == ["Knife", "Lemon"]
+    assert [other.node for other in levels[2].alternatives] == ["Fruit/Apple/Fuji"]
+    assert [len(level.alternatives) for level in predict(GALA, alternatives=1).levels] == [1, 1, 1]
+    assert [len(level.alternatives) for level in predict(GALA, alternatives=0).levels] == [0, 0, 0]
+    assert len(predict(GALA, alternatives=10**9).levels[0].alternatives) == 2
+
+
+def test_impossible_alternatives_never_name_the_predicted_node() -> None:
+    for level in predict({"Garlic": 1.0}).levels:
+        assert [other.node for other in level.alternatives] == ["Fruit", "Tool"]
+        assert [other.probability for other in level.alternatives] == [0, 0]
+
+
+def test_evidence_carries_the_arrays_the_box_and_the_source() -> None:
+    first, second = predict(GALA).levels[1].evidence
+    assert (first.prototype, second.prototype) == (4, 1)
+    assert (first.similarity, first.weight, first.contribution) == (4.0, 1.5, 6.0)
+    assert second.contribution == -1.0
+    # Cell 6 of 2 × 4 is row 1, column 2; the map covers 400 × 200 pixels.
+    assert first.box == (200, 100, 300, 200) and second.box == (0, 0, 100, 100)
+    assert first.source is not None
+    assert first.source.image == "train/4.jpg" and first.source.box == (4, 1, 20, 30)
+    assert first.source.href == "/v1/prototypes/4/image"
+    assert first.map is None
+
+
+def test_the_share_is_the_shown_part_of_the_logit() -> None:
+    level = predict(GALA).levels[1]
+    assert level.logit == 8.0 and level.evidence_share == pytest.approx((6.0 - 1.0) / 8.0)
+    one = predict(GALA, top_k=1).levels[1]
+    assert len(one.evidence) == 1 and one.evidence_share == pytest.approx(6.0 / 8.0)
+    none = predict(GALA, top_k=0).levels[1]
+    assert none.evidence == [] and none.evidence_share == 0.0 and none.logit == 8.0
+
+
+def test_no_share_of_a_logit_that_is_not_positive() -> None:
+    given = outputs(GALA)
+    given = replace(given, logit=-given.logit)
+    level = predictions(given, EvidenceTable.of(bundle()), [GEOMETRY])[0].levels[0]
+    assert level.logit == -2.0 and level.evidence_share is None and level.evidence
+
+
+def test_maps_are_rows_from_top_to_bottom() -> None:
+    given = outputs(GALA)
+    level = predictions(given, EvidenceTable.of(bundle()), [GEOMETRY], maps=True)[0].levels[2]
+    assert np.array_equal(np.array(level.evidence[1].map), given.evidence_map[0, 2, 1])
+    assert np.array(level.evidence[1].map).shape == (ROWS, COLUMNS)
+
+
+def test_an_only_child_is_certain_and_needs_no_evidence() -> None:
+    tool, knife = predict(KNIFE).levels
+    assert not tool.forced and tool.evidence
+    assert knife.forced and knife.conditional == 1.0 and knife.probability == pytest.approx(0.9)
+    assert knife.logit is None and knife.evidence_share is None and knife.evidence == []
+
+
+def test_a_flat_model_has_evidence_for_leaves_alone() -> None:
+    levels = predict(GALA, "flat").levels
+    assert [level.logit is None for level in levels] == [True, True, False]
+    assert [len(level.evidence) for level in levels] == [0, 0, 2]
+    assert not any(level.forced for level in levels)
+    # Among all leaves even an only child competes.
+    tool, knife = predict(KNIFE, "flat").levels
+    assert knife.evidence and not knife.forced and knife.conditional == pytest.approx(1.0)
+    assert tool.logit is None
+
+
+def test_probabilities_survive_underflow() -> None:
+    given = outputs(GALA)
+    log_probability = given.log_probability.copy()
+    log_probability[0, [0, 3, 6]] = [-200.0, -201.0, -202.0]
+    levels = predictions(replace(given, log_probability=log_probability), EvidenceTable.of(bundle()), [GEOMETRY])[
+        0
+    ].levels
+    assert levels[2].conditional == pytest.approx(math.exp(-1))
+
+
+def test_every_image_of_a_batch_gets_its_own_answer() -> None:
+    table = EvidenceTable.of(bundle())
+    gala, knife = outputs(GALA), outputs(KNIFE)
+    names = list(vars(gala))
+    both = Outputs(**{name: np.concatenate([getattr(gala, name), getattr(knife, name)]) for name in names})
+    other = Geometry(100, 100, 100, 100, 1.0, 1.0, 0.0, 0.0)
+    answers = predictions(both, table, [GEOMETRY, other])
+    assert answers == [predictions(gala, table, [GEOMETRY])[0], predictions(knife, table, [other])[0]]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"top_k": 4}, "top_k must be from 0 to 3, not 4"),
+        ({"top_k": -1}, "top_k must be from 0 to 3, not -1"),
+        ({"alternatives": -1}, "alternatives must be 0 or more, not -1"),
+    ],
+)
+def test_choices_out_of_range_name_the_limit(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        predict(GALA, **choices)
+
+
+def test_a_graph_that_gives_no_number_is_refused() -> None:
+    given = outputs(GALA)
+    broken = given.log_probability.copy()
+    broken[0, 5] = np.nan
+    with pytest.raises(BundleError, match="no number"):
+        predictions(replace(given, log_probability=broken), EvidenceTable.of(bundle()), [GEOMETRY])
+
+
+def test_prototype_records_must_match_the_graph() -> None:
+    good = bundle()
+    short = good.manifest.model_copy(update={"prototypes": good.manifest.prototypes[:-1]})
+    with pytest.raises(BundleError, match="not numbered 0 to 5"):
+        EvidenceTable.of(Bundle(good.directory, short))
+
+
+def test_each_image_needs_its_geometry() -> None:
+    with pytest.raises(InputError, match="2 images but 1 geometries"):
+        predictions(outputs(GALA, 2), EvidenceTable.of(bundle()), [GEOMETRY])

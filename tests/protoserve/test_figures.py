@@ -1,0 +1,106 @@
+"""Pictures of evidence: the right places are marked, whatever the shape of the photograph."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from protoserve.bundle import Bundle, read_bundle
+from protoserve.classifier import Classifier, load
+from protoserve.figures import explain_figure, prototype_picture
+from protoserve.images import decode
+from protoserve.schema import Prediction
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle: Path) -> Classifier:
+    return load(tiny_bundle, device="cpu")
+
+
+def differing(before: Image.Image, after: Image.Image) -> NDArray[np.bool_]:
+    changed = np.asarray(before).astype(int) != np.asarray(after).astype(int)
+    return np.asarray(changed.any(axis=2))
+
+
+@pytest.mark.parametrize("size", [(448, 224), (112, 448), (64, 64)])
+def test_the_frame_surrounds_the_patch_and_covers_nothing_of_it(size: tuple[int, int]) -> None:
+    grey = Image.new("RGB", size, (90, 120, 90))
+    box = (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2)
+    drawn = prototype_picture(grey, box)
+    assert max(drawn.size) == 224
+    changed = differing(Image.new("RGB", drawn.size, (90, 120, 90)), drawn)
+    scale = 224 / max(size)
+    left, top, right, bottom = (round(side * scale) for side in box)
+    assert not changed[top:bottom, left:right].any()
+    assert changed[top:bottom, left - 1].all() and changed[top:bottom, right].all()
+    assert changed[top - 1, left:right].all() and changed[bottom, left:right].all()
+    rows, columns = np.nonzero(changed)
+    assert rows.min() >= top - 6 and rows.max() < bottom + 6
+    assert columns.min() >= left - 6 and columns.max() < right + 6
+
+
+def test_a_frame_at_the_border_is_seen_on_all_sides() -> None:
+    drawn = np.asarray(prototype_picture(Image.new("RGB", (224, 224)), (0, 0, 40, 224)))
+    yellow = (drawn == (255, 214, 0)).all(axis=2)
+    assert yellow[:, :6].any(axis=1).sum() > 200
+    assert yellow[:6].any() and yellow[-6:].any() and yellow[:, 38:48].any(axis=1).sum() > 200
+
+
+def test_the_figure_shows_every_level(classifier: Classifier, photograph: Path) -> None:
+    prediction = classifier.predict(photograph, top_k=2, maps=True)
+    figure = explain_figure(classifier.bundle, decode(photograph), prediction)
+    assert figure.width == 1200 and figure.mode == "RGB"
+    fewer = prediction.model_copy(update={"levels": prediction.levels[:-1]})
+    assert explain_figure(classifier.bundle, decode(photograph), fewer).height < figure.height
+
+
+def test_the_heat_lies_where_the_map_is_high(classifier: Classifier, tmp_path: Path) -> None:
+    plain = Image.new("RGB", (400, 200), (128, 128, 128))
+    prediction = classifier.predict(plain, top_k=1, maps=True)
+    level = next(level for level in prediction.levels if level.evidence)
+    rows, columns = classifier.bundle.manifest.graph.rows, classifier.bundle.manifest.graph.columns
+
+    def figure(row: int, column: int) -> NDArray[np.float64]:
+        heat = np.zeros((rows, columns))
+        heat[row, column] = 5.0
+        one = level.evidence[0].model_copy(update={"map": heat.tolist(), "box": (0, 0, 1, 1)})
+        shown = prediction.model_copy(update={"levels": [level.model_copy(update={"evidence": [one]})]})
+        drawn = explain_figure(classifier.bundle, decode(plain), shown)
+        return np.asarray(np.asarray(drawn, dtype=float).sum(axis=2))
+
+    # Where the photograph lies in the figure does not depend on the map, so only the heat moves.
+    upper_left, lower_right = figure(1, 2), figure(rows - 2, columns - 3)
+    y, x = np.unravel_index(np.argmax(upper_left - lower_right), upper_left.shape)
+    other_y, other_x = np.unravel_index(np.argmax(lower_right - upper_left), upper_left.shape)
+    assert other_x - x == pytest.approx((columns - 5) / columns * 440, abs=12)
+    assert other_y - y == pytest.approx((rows - 3) / rows * 220, abs=12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 20), (20, 3000)])
+@pytest.mark.parametrize("maps", [True, False])
+def test_extreme_photographs_are_drawn(classifier: Classifier, size: tuple[int, int], maps: bool) -> None:
+    image = decode(Image.new("RGB", size, (200, 10, 10)))
+    prediction = classifier.predict(image.picture, maps=maps)
+    assert explain_figure(classifier.bundle, image, prediction).width == 1200
+
+
+def test_long_and_foreign_names_stay_inside(tiny_bundle: Path, classifier: Classifier, photograph: Path) -> None:
+    bundle: Bundle = read_bundle(tiny_bundle)
+    prediction: Prediction = classifier.predict(photograph, top_k=1)
+    long = "Ünïcode 名前 " * 40
+    levels = [
+        level.model_copy(
+            update={
+                "label": long,
+                "evidence": [
+                    one.model_copy(update={"source": one.source and one.source.model_copy(update={"image": long})})
+                    for one in level.evidence
+                ],
+            }
+        )
+        for level in prediction.levels
+    ]
+    drawn = explain_figure(bundle, decode(photograph), prediction.model_copy(update={"path": [long], "levels": levels}))
+    assert (np.asarray(drawn)[:, -30:] == 255).all()
