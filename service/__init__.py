@@ -1,0 +1,1 @@
+"""A bundle → HTTP: the BentoML service, its routes, limits, metrics, page and commands."""

@@ -1,0 +1,157 @@
+"""What the other routes answer, as frozen pydantic models: the model, its taxonomy, prototypes, batches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from protoserve.bundle import Bundle, InputRule
+from protoserve.images import FORMATS
+from protoserve.schema import Contract, EvidenceSource, Prediction
+from service.problems import ProblemDocument
+from service.settings import Settings
+
+PAGE = 100
+
+
+class LimitsDocument(Contract):
+    """The largest request that is read."""
+
+    request_bytes: int
+    image_pixels: int
+    image_side: int = Field(description="either side of a picture, in pixels")
+    batch_images: int
+
+
+class ModelDocument(Contract):
+    """The model that answers, what it takes, and how it scored."""
+
+    name: str
+    version: str
+    kind: Literal["hierarchical", "flat"]
+    device: str
+    nodes: int
+    leaves: int
+    depth: int = Field(description="the taxonomy's levels")
+    prototypes: int
+    top_k: int = Field(description="the most evidence per level that can be asked for")
+    rows: int = Field(description="of the feature map, so of an evidence map")
+    columns: int
+    input: InputRule
+    formats: list[str]
+    limits: LimitsDocument
+    metrics: dict[str, object] = Field(description="the model's scores on its own validation and test data")
+
+
+class NodeDocument(Contract):
+    """One node of the class tree; `node` is its path and identity."""
+
+    node: str
+    label: str
+    level: int = Field(ge=1)
+    parent: str | None = Field(description="null at level 1")
+    leaf: bool
+    prototypes: int = Field(description="how many prototypes belong to it")
+
+
+class TaxonomyDocument(Contract):
+    """The class tree, breadth first."""
+
+    depth: int
+    nodes: list[NodeDocument]
+
+
+class PrototypeDocument(Contract):
+    """One prototype: whose it is, what it weighs for that node, and the training patch it is."""
+
+    id: int
+    node: str = Field(description="the node it speaks for")
+    parent: str | None = Field(description="among whose children it was learned; null for the root")
+    weight: float
+    source: EvidenceSource
+
+
+class PrototypePage(Contract):
+    """Some prototypes in the order of their ids, and the `cursor` of the next page, null on the last."""
+
+    prototypes: list[PrototypeDocument]
+    cursor: str | None
+
+
+class BatchItem(Contract):
+    """One picture's answer: a prediction or a problem, the other being null."""
+
+    prediction: Prediction | None = None
+    problem: ProblemDocument | None = None
+
+
+class BatchDocument(Contract):
+    """The answers to the pictures of a batch, in the order sent."""
+
+    results: list[BatchItem]
+
+
+def model_document(bundle: Bundle, device: str, settings: Settings, image_side: int) -> ModelDocument:
+    """Describe the model of `bundle` as it runs on `device` within the service's limits."""
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    return ModelDocument(
+        name=manifest.name,
+        version=manifest.version,
+        kind=manifest.kind,
+        device=device,
+        nodes=len(taxonomy.nodes),
+        leaves=len(taxonomy.leaves),
+        depth=taxonomy.depth,
+        prototypes=len(manifest.prototypes),
+        top_k=manifest.graph.top_k,
+        rows=manifest.graph.rows,
+        columns=manifest.graph.columns,
+        input=manifest.input,
+        formats=list(FORMATS),
+        limits=LimitsDocument(
+            request_bytes=settings.max_bytes,
+            image_pixels=settings.max_pixels,
+            image_side=image_side,
+            batch_images=settings.max_images,
+        ),
+        metrics=manifest.metrics,
+    )
+
+
+def taxonomy_document(bundle: Bundle) -> TaxonomyDocument:
+    """The class tree of `bundle` with each node's number of prototypes."""
+    taxonomy = bundle.taxonomy
+    counts = dict.fromkeys(taxonomy.names, 0)
+    for record in bundle.manifest.prototypes:
+        counts[record.child] += 1
+    leaves = frozenset(taxonomy.leaves)
+    parents = taxonomy.parent.tolist()
+    return TaxonomyDocument(
+        depth=taxonomy.depth,
+        nodes=[
+            NodeDocument(
+                node=name,
+                label=path[-1],
+                level=len(path),
+                parent=taxonomy.names[parents[number]] if len(path) > 1 else None,
+                leaf=number in leaves,
+                prototypes=counts[name],
+            )
+            for number, (name, path) in enumerate(zip(taxonomy.names, taxonomy.nodes, strict=True))
+        ],
+    )
+
+
+def prototype_document(bundle: Bundle, prototype: int) -> PrototypeDocument:
+    """Describe one prototype; `prototype` is a valid id."""
+    record = bundle.manifest.prototypes[prototype]
+    return PrototypeDocument(
+        id=record.id,
+        node=record.child,
+        parent=record.parent or None,
+        weight=record.weight,
+        source=EvidenceSource(
+            image=record.source_image, box=record.source_box, href=f"/v1/prototypes/{record.id}/image"
+        ),
+    )

@@ -1,0 +1,204 @@
+"""The OpenAPI document, made from the models that the routes really use."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from protoserve import __version__
+from protoserve.images import FORMATS
+from protoserve.schema import Prediction
+from service.documents import (
+    BatchDocument,
+    ModelDocument,
+    PrototypeDocument,
+    PrototypePage,
+    TaxonomyDocument,
+)
+from service.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
+from service.queries import PredictQuery, PrototypesQuery
+from service.uploads import BINARY, FIELD, FORM
+
+_REFERENCE: Final = "#/components/schemas/{model}"
+_DOCUMENTS: Final[tuple[type[BaseModel], ...]] = (
+    BatchDocument,
+    ModelDocument,
+    Prediction,
+    ProblemDocument,
+    PrototypeDocument,
+    PrototypePage,
+    TaxonomyDocument,
+)
+_BYTES: Final = {"type": "string", "format": "binary"}
+_BODY_CODES: Final = (
+    "invalid_multipart",
+    "invalid_parameter",
+    "missing_image",
+    "overloaded",
+    "request_timeout",
+    "request_too_large",
+    "too_many_images",
+    "unexpected_part",
+    "unknown_parameter",
+    "unsupported_encoding",
+    "unsupported_media_type",
+)
+_IMAGE_CODES: Final = ("broken_image", "image_too_large", "unsupported_image")
+
+
+class _AsAnswered(GenerateJsonSchema):
+    """Properties with a default are never left out of an answer, so a client may count on them."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return True
+
+
+def openapi_document() -> dict[str, Any]:
+    """The service as an OpenAPI 3.1 document: all its routes, parameters, answers and problem codes."""
+    _, definitions = models_json_schema(
+        [(model, "serialization") for model in _DOCUMENTS],
+        ref_template=_REFERENCE,
+        schema_generator=_AsAnswered,
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ProtoServe",
+            "version": __version__,
+            "description": "Image classification at every level of a class tree, with its evidence.",
+        },
+        "paths": {
+            "/v1/predict": {"post": _predict()},
+            "/v1/predict/batch": {"post": _predict_batch()},
+            "/v1/model": {"get": _get("The model that answers", ModelDocument)},
+            "/v1/taxonomy": {"get": _get("The class tree", TaxonomyDocument)},
+            "/v1/prototypes": {
+                "get": _get(
+                    "The prototypes, page by page",
+                    PrototypePage,
+                    _query_parameters(PrototypesQuery),
+                    ("invalid_parameter", "unknown_node"),
+                )
+            },
+            "/v1/prototypes/{id}": {
+                "get": _get("One prototype", PrototypeDocument, [_prototype_id()], ("unknown_prototype",))
+            },
+            "/v1/prototypes/{id}/image": {"get": _prototype_image()},
+            "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
+            "/readyz": {"get": _plain("Whether the model is loaded", "text/plain")},
+            "/metrics": {"get": _plain("Counts for Prometheus", "text/plain")},
+            "/openapi.json": {"get": _plain("This document", "application/json", {"type": "object"})},
+            "/": {"get": _plain("A page to try the model", "text/html")},
+        },
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _predict() -> dict[str, Any]:
+    return {
+        "summary": "Predict one picture",
+        "parameters": _query_parameters(PredictQuery),
+        "requestBody": {
+            "required": True,
+            "description": f"The picture's bytes ({', '.join(FORMATS)}), or a form with them.",
+            "content": {
+                "image/*": {"schema": _BYTES},
+                BINARY: {"schema": _BYTES},
+                FORM: {"schema": _form(_BYTES)},
+            },
+        },
+        "responses": _responses(Prediction, (*_BODY_CODES, *_IMAGE_CODES)),
+    }
+
+
+def _predict_batch() -> dict[str, Any]:
+    return {
+        "summary": "Predict several pictures; each gets a prediction or a problem, in order",
+        "parameters": _query_parameters(PredictQuery),
+        "requestBody": {
+            "required": True,
+            "content": {FORM: {"schema": _form({"type": "array", "items": _BYTES, "minItems": 1})}},
+        },
+        "responses": _responses(BatchDocument, _BODY_CODES),
+    }
+
+
+def _form(field: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {FIELD: field},
+        "required": [FIELD],
+        "additionalProperties": False,
+    }
+
+
+def _get(
+    summary: str,
+    document: type[BaseModel],
+    parameters: list[dict[str, Any]] | None = None,
+    codes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    answer = {"summary": summary, "responses": _responses(document, (*codes, "unknown_parameter"))}
+    return {**answer, "parameters": parameters} if parameters else answer
+
+
+def _prototype_image() -> dict[str, Any]:
+    responses = _responses(None, ("unknown_parameter", "unknown_prototype"))
+    pictures = {kind: {"schema": _BYTES} for kind in ("image/webp", "image/png")}
+    responses["200"] = {"description": "The training patch in its context", "content": pictures}
+    responses["304"] = {"description": "The picture is the one that If-None-Match names"}
+    return {"summary": "The picture of a prototype", "parameters": [_prototype_id()], "responses": responses}
+
+
+def _plain(summary: str, media_type: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    responses = _responses(None, ())
+    responses["200"] = {
+        "description": summary,
+        "content": {media_type: {"schema": schema or {"type": "string"}}},
+    }
+    return {"summary": summary, "responses": responses}
+
+
+def _responses(document: type[BaseModel] | None, codes: tuple[str, ...]) -> dict[str, Any]:
+    by_status: dict[int, list[str]] = {}
+    for code in sorted((*codes, "internal_error")):
+        by_status.setdefault(STATUS_OF[code], []).append(code)
+    responses: dict[str, Any] = {}
+    if document is not None:
+        responses["200"] = {
+            "description": (document.__doc__ or "").partition("\n")[0],
+            "content": {"application/json": {"schema": _reference(document)}},
+        }
+    for status, names in sorted(by_status.items()):
+        responses[str(status)] = {
+            "description": " or ".join(names),
+            "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+        }
+    return responses
+
+
+def _reference(document: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REFERENCE.format(model=document.__name__)}
+
+
+def _prototype_id() -> dict[str, Any]:
+    return {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+
+
+def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
+    parameters = []
+    for name, schema in query.model_json_schema()["properties"].items():
+        schema.pop("title", None)
+        description = schema.pop("description", "")
+        # An absent parameter is how "null" is sent.
+        options = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
+        for option in options:
+            schema.update(option)
+        if schema.get("default", 0) is None:
+            del schema["default"]
+        parameters.append(
+            {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+        )
+    return parameters

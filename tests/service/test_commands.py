@@ -1,0 +1,109 @@
+"""The commands `serve` and `publish`: what they refuse, and that asking for help costs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Also in a checkout that is not installed, where the root command has no entry points to find this room by.
+PROTOSERVE = (
+    "from protoserve.cli import build_app; from service.commands import commands; "
+    "app = build_app(); commands(app); app(prog_name='protoserve')"
+)
+
+
+def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROTOSERVE, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        env={**os.environ, "BENTOML_HOME": str(home), **environment},
+    )
+
+
+def refused(answer: subprocess.CompletedProcess[str], *said: str) -> None:
+    assert (answer.returncode, answer.stdout) == (2, ""), answer.stderr
+    assert answer.stderr.startswith("error: ")
+    assert "Traceback" not in answer.stderr
+    for words in said:
+        assert words in answer.stderr
+
+
+def test_serve_refuses_what_is_no_bundle(tmp_path: Path, tiny_bundle: Path) -> None:
+    refused(run("serve", str(tmp_path / "missing"), home=tmp_path), "no such bundle")
+    torn = shutil.copytree(tiny_bundle, tmp_path / "torn")
+    (torn / "model.onnx").unlink()
+    refused(run("serve", str(torn), home=tmp_path), "model.onnx is missing")
+
+
+def test_serve_refuses_a_port_in_use(tmp_path: Path, tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused(run("serve", str(tiny_bundle), "--port", port, home=tmp_path), f"port {port}", "another --port")
+
+
+def test_serve_refuses_an_address_that_is_not_here(tmp_path: Path, tiny_bundle: Path) -> None:
+    refused(run("serve", str(tiny_bundle), "--host", "192.0.2.1", home=tmp_path), "192.0.2.1", "--host")
+
+
+def test_serve_refuses_settings_that_do_not_fit(tmp_path: Path, tiny_bundle: Path) -> None:
+    answer = run("serve", str(tiny_bundle), home=tmp_path, PROTOSERVE_MAX_BYTES="much")
+    refused(answer, "PROTOSERVE_MAX_BYTES='much'")
+
+
+@pytest.mark.parametrize("arguments", [("--port", "0"), ("--workers", "0"), ("--device", "tpu"), ("--prot", "1")])
+def test_serve_refuses_options_out_of_range(tmp_path: Path, tiny_bundle: Path, arguments: tuple[str, ...]) -> None:
+    answer = run("serve", str(tiny_bundle), *arguments, home=tmp_path)
+    assert answer.returncode == 2
+    assert "Traceback" not in answer.stderr
+
+
+def test_publish_refuses_what_is_no_bundle(tmp_path: Path) -> None:
+    refused(run("publish", str(tmp_path / "missing"), home=tmp_path / "home"), "no such bundle")
+
+
+def test_without_bentoml_the_message_names_the_extra(tmp_path: Path, tiny_bundle: Path) -> None:
+    hidden = (
+        "import importlib.util as util; find = util.find_spec; "
+        "util.find_spec = lambda name, *rest: None if name == 'bentoml' else find(name, *rest); "
+    )
+    for command in ("serve", "publish"):
+        answer = subprocess.run(
+            [sys.executable, "-c", hidden + PROTOSERVE, command, str(tiny_bundle)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        refused(answer, f"{command} needs the extra 'serve'", "pip install 'protoserve[serve]'")
+
+
+def imported(code: str) -> set[str]:
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PROTOSERVE_BUNDLE": "anything"},
+    )
+    assert answer.returncode == 0, answer.stderr
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines()}
+
+
+def test_the_service_holds_no_training_libraries() -> None:
+    modules = imported("import service.service")
+    assert {"bentoml", "starlette", "onnxruntime"} <= modules
+    assert not modules & {"torch", "torchvision", "matplotlib", "sklearn", "onnx", "training", "export"}
+
+
+def test_the_commands_import_nothing_heavy_until_they_run() -> None:
+    modules = imported("import service.commands")
+    assert not modules & {"bentoml", "starlette", "prometheus_client", "onnxruntime", "numpy"}
