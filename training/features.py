@@ -18,10 +18,11 @@ from protoserve.dataset import Dataset
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.run import write_text_whole
 from training.config import Config
-from training.pictures import Views, batches
+from training.pictures import PLAIN, Views, batches
 from training.progress import tracked
 
 Advance = Callable[[int], None]
+START_DISTANCE = 2.5
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,18 @@ class CellMoments:
         self.sum += cells.sum(0, dtype=torch.float64)
         self.products += (cells.t() @ cells).double()
 
-    def principal_components(self, width: int) -> tuple[Tensor, Tensor]:
-        """weight [width, channels] and bias [width] of the affine map to the leading components, scaled together to
-        unit mean variance of the first ones, so that their relative sizes stay."""
+    def principal_components(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """weight [width, channels] and bias [width] of the affine map to the leading components, and their variances
+        [width]. All are scaled together, so that their relative sizes stay, to a mean variance of 1."""
         mean = self.sum / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         values, vectors = torch.linalg.eigh(covariance)
         leading = vectors[:, -width:].flip(1)
         # Eigenvectors come with an arbitrary sign; fix it, or two machines would train different networks.
         signs = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))
-        weight = (leading * signs).t() / values[-width:].mean().clamp_min(1e-12).sqrt()
-        return weight.float(), (-weight @ mean).float()
+        mean_variance = values[-width:].mean().clamp_min(1e-12)
+        weight = (leading * signs).t() / mean_variance.sqrt()
+        return weight.float(), (-weight @ mean).float(), (values[-width:].flip(0) / mean_variance).float()
 
 
 def set_affine(convolution: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
@@ -116,14 +118,29 @@ def fit_reduction(
     advance: Advance,
 ) -> None:
     """Set the network's reduction to the principal components of the cells of all `pictures` (batches of numbers and
-    uint8 [batch, H, W, 3])."""
+    uint8 [batch, H, W, 3]), and start the add-on convolution as the leading ones.
+
+    Distances between cells then start as distances between their features, at a size where the similarity still
+    has a slope: two random cells stand about `START_DISTANCE` apart.
+    """
     if network.reduction is None:
         return
     moments = CellMoments(network.backbone.channels)
     for numbers, batch in pictures:
         moments.add(network.backbone(network.normalise(batch.to(device))))
         advance(len(numbers))
-    set_affine(network.reduction, *moments.principal_components(network.reduction.out_channels))
+    weight, bias, variances = moments.principal_components(network.reduction.out_channels)
+    set_affine(network.reduction, weight, bias)
+    convolution = network.add_on[1]
+    assert isinstance(convolution, nn.Conv2d)
+    kept = variances[: convolution.out_channels].sum().clamp_min(1e-12)
+    # Two independent cells differ by twice the variance; the sigmoid's slope at 0 is 1/4.
+    scale = float((START_DISTANCE * 16 / (2 * kept)).sqrt())
+    set_affine(
+        convolution,
+        scale * torch.eye(convolution.out_channels, convolution.in_channels),
+        torch.zeros(convolution.out_channels),
+    )
 
 
 Part = Literal["fit", "selection"]
@@ -178,11 +195,11 @@ class Feed:
         return torch.cat([found for _, found in pieces])[torch.from_numpy(order)].to(self.device)
 
     @torch.inference_mode()
-    def plain(self, part: Part, numbers: NDArray[np.int64]) -> Tensor:
-        """Features of plain pictures, at most a batch."""
+    def still(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+        """Features of pictures in one view, at most a batch."""
         if self.frozen:
-            return self._cache(part, 0).batch(numbers).to(self.device)
-        _, pictures = next(self.pictures(part, numbers, 0))
+            return self._cache(part, view).batch(numbers).to(self.device)
+        _, pictures = next(self.pictures(part, numbers, view))
         return self.network.features(pictures.to(self.device))
 
     def _cache(self, part: Part, view: int) -> FeatureCache:

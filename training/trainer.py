@@ -21,9 +21,10 @@ from protoserve.networks.checkpoint import NetworkDescription, build, save_whole
 from protoserve.networks.head import prototype_children
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from training.config import Config
-from training.features import Feed, epoch_order, fit_reduction, fresh_view, set_affine
+from training.features import Feed, epoch_order, fit_reduction, fresh_view
 from training.initialise import start_from_data
 from training.losses import LossTables, loss_tables, losses
+from training.pictures import MIRRORED, PLAIN
 from training.progress import tracked
 from training.projection import Projection, find_nearest
 from training.scoring import score_network
@@ -93,7 +94,6 @@ class Trainer:
         self.tables: LossTables | None = None
         if isinstance(self.network, PrototypeNetwork):
             self.tables = loss_tables(self.network.head)
-            self._start_add_on(self.network)
         self.optimisers: dict[str, torch.optim.Adam] = {}
         self._stored_optimisers: dict[str, Any] = {}
         self._weight_before: Tensor | None = None
@@ -214,19 +214,6 @@ class Trainer:
         assert isinstance(self.network, PrototypeNetwork)
         return self.network
 
-    @staticmethod
-    def _start_add_on(network: PrototypeNetwork) -> None:
-        """With a reduction, the add-on convolution starts as its leading components, so distances between cells start
-        as distances between their features."""
-        convolution = network.add_on[1]
-        assert isinstance(convolution, nn.Conv2d)
-        if network.reduction is not None:
-            set_affine(
-                convolution,
-                torch.eye(convolution.out_channels, convolution.in_channels, device=convolution.weight.device),
-                torch.zeros(convolution.out_channels, device=convolution.weight.device),
-            )
-
     def _reduce(self, network: PrototypeNetwork) -> dict[str, float]:
         chosen = epoch_order(len(self.splits.fit), (self.config.seed, self.state.step))[:REDUCTION_IMAGES]
         with tracked(self.console, "principal components", len(chosen)) as advance:
@@ -235,7 +222,7 @@ class Trainer:
 
     def _initialise(self, network: PrototypeNetwork) -> dict[str, float]:
         with tracked(self.console, "prototypes from data", len(network.head.prototype_child)) as advance:
-            start_from_data(network.head, self._plain_latent, self.splits.fit.leaves, self.config.seed, advance)
+            start_from_data(network.head, self._latent, self.splits.fit.leaves, self.config.seed, advance)
         with torch.no_grad():
             network.head.centre.copy_(network.head.prototypes.mean(0))
         return self._select_prototypes(network)
@@ -252,6 +239,7 @@ class Trainer:
             parameter.requires_grad_(rate > 0)
         network.head.weight.requires_grad_(False)
         network.add_on.train()
+        network.head.train()
         assert self.tables is not None
         leaves = self.splits.fit.leaves
         averages = Averages({})
@@ -278,7 +266,7 @@ class Trainer:
             def latents() -> Any:
                 for start in range(0, len(fit), self.config.batch):
                     part = numbers[start : start + self.config.batch]
-                    yield torch.from_numpy(part), torch.from_numpy(fit.leaves[part]), self._plain_latent(part)
+                    yield torch.from_numpy(part), torch.from_numpy(fit.leaves[part]), self._latent(part)
                     advance(len(part))
 
             found = find_nearest(network.head, latents())
@@ -331,18 +319,22 @@ class Trainer:
     # ---- latent maps -----------------------------------------------------------------------------------------
 
     def _fit_distances(self, network: PrototypeNetwork) -> Tensor:
+        """distance [images, P] for the last layers, on mirrored pictures where there are some: there no prototype meets
+        the very cell it was cut from, a match that new pictures never have."""
         count = len(self.splits.fit)
         pieces = (
             np.arange(start, min(count, start + self.config.batch)) for start in range(0, count, self.config.batch)
         )
-        return similarities_of(network.head, (self._plain_latent(piece) for piece in pieces))[0].clone()
+        mirrored = self.config.data.mirror and self.config.data.views > 1
+        view = MIRRORED if mirrored else PLAIN
+        return similarities_of(network.head, (self._latent(piece, view) for piece in pieces))[0].clone()
 
     @torch.inference_mode()
-    def _plain_latent(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Latent maps of plain fit images, computed in fixed pieces so that the request leaves no trace in them."""
+    def _latent(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+        """Latent maps of fit images in one view, computed in pieces of a batch."""
         network = self._prototypes()
         pieces = [numbers[start : start + self.config.batch] for start in range(0, len(numbers), self.config.batch)]
-        return torch.cat([network.latent(self.feed.plain("fit", piece)) for piece in pieces])
+        return torch.cat([network.latent(self.feed.still("fit", piece, view)) for piece in pieces])
 
     # ---- selection -------------------------------------------------------------------------------------------
 
@@ -355,7 +347,7 @@ class Trainer:
         found = []
         for start in range(0, len(selection), self.config.batch):
             numbers = np.arange(start, min(len(selection), start + self.config.batch))
-            found.append(log_probability(self.feed.plain("selection", numbers)).cpu().numpy())
+            found.append(log_probability(self.feed.still("selection", numbers)).cpu().numpy())
         return _selection(scores(np.concatenate(found), selection.leaves, selection.taxonomy))
 
     def _optimiser(self, step: Step, groups: list[tuple[list[nn.Parameter], float]]) -> torch.optim.Adam:
