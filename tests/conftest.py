@@ -63,7 +63,12 @@ def make_run(directory: Path, kind: str = "hierarchical", leaves: tuple[str, ...
             samples.append(fitted.array)
             sources.append(
                 PrototypeSource(
-                    image=f"train/{number:04d}.png", cell=cell, rows=rows, columns=columns, box=box, distance=0.0
+                    image=f"train/{number:04d}.png",
+                    cell=cell,
+                    rows=rows,
+                    columns=columns,
+                    box=box,
+                    distance=0.0,
                 )
             )
     np.save(directory / "samples.npy", np.stack(samples))

@@ -20,7 +20,7 @@ from rich.progress import (
 def tracked(console: Console, description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar while the block runs; the block calls what it is given with the number of items done.
 
-    Where the console is no terminal (a log file), one line is printed at the end instead.
+    Where the console is no terminal (a log file) nothing is shown; the line of every finished step remains.
     """
     columns = (
         TextColumn("{task.description:<34}"),

@@ -48,7 +48,7 @@ def test_a_target_that_answers_differently_leaves_no_bundle(tiny_run, tmp_path, 
         return run
 
     monkeypatch.setitem(bundling.RUNTIMES, "onnx", lying)
-    with pytest.raises(ParityError, match="logit differs by 0.01"):
+    with pytest.raises(ParityError, match=r"logit differs by 0\.01"):
         export_bundle(open_run(tiny_run), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
@@ -81,6 +81,6 @@ def test_a_run_without_the_picture_of_a_prototype_leaves_no_bundle(tiny_run, tmp
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     (run / "prototypes" / "0003.webp").unlink()
-    with pytest.raises(InputError, match="0003.webp"):
+    with pytest.raises(InputError, match=r"0003\.webp"):
         export_bundle(open_run(run), tmp_path / "bundle")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]

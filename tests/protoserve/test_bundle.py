@@ -105,5 +105,5 @@ def test_a_manifest_that_does_not_fit_names_the_place(copy, change, message):
 
 
 def test_a_target_that_is_not_held_is_named(copy):
-    with pytest.raises(BundleError, match="holds no 'openvino'.*onnx, torchscript"):
+    with pytest.raises(BundleError, match=r"holds no 'openvino'.*onnx, torchscript"):
         read_bundle(copy).file("openvino")

@@ -38,9 +38,7 @@ def test_a_level_that_tells_nothing_apart_may_be_there_or_not(root):
     add(root, "test/Bulbs/Garlic", 2)
     dataset = read_split(root, "test", read_taxonomy(root))
     assert dataset.renamed == (("Bulbs/Garlic", "Garlic"),)
-    assert [dataset.taxonomy.names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves] == [
-        "Garlic"
-    ] * 2
+    assert [dataset.taxonomy.names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves] == ["Garlic"] * 2
 
 
 def test_a_parent_of_the_taxonomy_is_never_skipped(root):

@@ -17,9 +17,7 @@ UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v
 def random_head(kind, leaves=UNEVEN, per_child=3, dimensions=8, seed=0, **options):
     taxonomy = Taxonomy.from_paths(leaves)
     torch.manual_seed(seed)
-    head = PrototypeHead(
-        taxonomy, prototype_children(taxonomy, kind, per_child), dimensions, kind=kind, **options
-    )
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, per_child), dimensions, kind=kind, **options)
     with torch.no_grad():
         head.weight += 0.2 * torch.randn_like(head.weight)
     return head.eval()
@@ -108,9 +106,7 @@ def test_levels_sum_to_one_and_never_contradict(kind):
         np.testing.assert_allclose(probability[:, nodes].sum(1), 1.0, atol=1e-5)
     for path, row in zip(explained.path.tolist(), probability, strict=True):
         leaf = max(taxonomy.leaves, key=lambda node: row[node])
-        assert [node for node in path if node >= 0] == [
-            n for n in taxonomy.path_at_level[leaf].tolist() if n >= 0
-        ]
+        assert [node for node in path if node >= 0] == [n for n in taxonomy.path_at_level[leaf].tolist() if n >= 0]
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
@@ -135,9 +131,7 @@ def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_t
             np.testing.assert_allclose(
                 explained.evidence_similarity[image, level][: len(real)], s[image, real], atol=1e-4
             )
-            np.testing.assert_array_equal(
-                explained.evidence_cell[image, level][: len(real)], cell[image, real]
-            )
+            np.testing.assert_array_equal(explained.evidence_cell[image, level][: len(real)], cell[image, real])
 
 
 def test_a_node_without_a_head_has_no_evidence():
@@ -173,9 +167,7 @@ def test_maps_hold_the_similarity_at_every_cell():
     with torch.inference_mode():
         explained = head.explain(latent, 2)
     prototype = int(explained.evidence_prototype[1, 0, 0])
-    distance = (
-        (latent[1].double() - head.prototypes[prototype].detach().double()[:, None, None]).square().sum(0)
-    )
+    distance = (latent[1].double() - head.prototypes[prototype].detach().double()[:, None, None]).square().sum(0)
     np.testing.assert_allclose(
         explained.evidence_map[1, 0, 0], np.log1p(1 / (distance.numpy() + head.epsilon)), atol=1e-4
     )

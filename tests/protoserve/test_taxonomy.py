@@ -13,9 +13,7 @@ def touch(folder, *names):
 
 @pytest.fixture
 def uneven():
-    return Taxonomy.from_paths(
-        ["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Tool/Knife", "Garlic"]
-    )
+    return Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Tool/Knife", "Garlic"])
 
 
 def test_nodes_are_numbered_breadth_first_and_siblings_are_consecutive(uneven):

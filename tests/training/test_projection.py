@@ -26,9 +26,7 @@ def problem():
 
 def exhaustive(head, latent, leaves):
     found = []
-    for prototype, child in zip(
-        head.prototypes.detach().double(), head.prototype_child.tolist(), strict=True
-    ):
+    for prototype, child in zip(head.prototypes.detach().double(), head.prototype_child.tolist(), strict=True):
         best = (np.inf, -1, -1)
         for image, leaf in enumerate(leaves.tolist()):
             if head.taxonomy.leaves_below[child, leaf]:

@@ -58,10 +58,7 @@ def pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def fingerprint(directory: Path) -> dict[str, str]:
     files = (path for path in directory.rglob("*") if path.is_file())
-    return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -139,9 +136,7 @@ def test_the_tree_has_three_levels_and_a_choice_at_every_node() -> None:
         assert len(siblings) >= 2, node
 
 
-def test_decisive_parts_of_every_level_are_seen_in_every_picture(
-    rendered: Path, description: dict[str, Any]
-) -> None:
+def test_decisive_parts_of_every_level_are_seen_in_every_picture(rendered: Path, description: dict[str, Any]) -> None:
     names = [description["parts"][str(index)] for index in range(len(PARTS) + 1)]
     for path in pictures(rendered):
         seen = dict(zip(names, np.bincount(pixels(rendered / "masks" / path).ravel()), strict=False))
@@ -155,9 +150,7 @@ def test_decisive_parts_of_every_level_are_seen_in_every_picture(
 def test_a_leaf_part_is_seen_in_no_other_leaf(rendered: Path) -> None:
     # These tell a leaf by their shape: its siblings have them too.
     shared = {part_index(part) for part in ("beak", "tail", "ear")}
-    own = {
-        leaf: {part_index(part) for part in DECISIVE_PARTS["/".join(leaf)]} - shared for leaf in leaf_paths()
-    }
+    own = {leaf: {part_index(part) for part in DECISIVE_PARTS["/".join(leaf)]} - shared for leaf in leaf_paths()}
     for path in pictures(rendered):
         seen = set(np.unique(pixels(rendered / "masks" / path)).tolist())
         assert seen <= set(range(len(PARTS) + 1))

@@ -1,0 +1,76 @@
+import pytest
+import torch
+import torchvision
+
+from protoserve.errors import InputError
+from protoserve.networks.backbones import backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "stride"),
+    [
+        ("mobilenet_v2", 1280, 32),
+        ("resnet18", 512, 32),
+        ("vgg11", 512, 32),
+        # Its last map before pooling are class scores, not features.
+        ("squeezenet1_1", 512, 17),
+    ],
+)
+def test_channels_and_stride_are_found(name, channels, stride):
+    found = backbone(name)
+    assert (found.channels, found.stride) == (channels, stride)
+    with torch.inference_mode():
+        rows, columns = found.eval()(torch.zeros(1, 3, 160, 224)).shape[2:]
+    assert rows < columns
+
+
+def test_the_body_computes_what_the_classifier_computes_before_pooling():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18()
+    found = backbone("resnet18")
+    found.body.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("fc")})
+    picture = torch.rand(2, 3, 96, 64)
+    with torch.inference_mode():
+        pooled = found.eval()(picture).mean((2, 3))
+        torch.testing.assert_close(model.eval().fc(pooled), model(picture), atol=1e-5, rtol=1e-4)
+
+
+def test_a_finer_feature_map_is_taken_by_its_stride():
+    found = backbone("resnet18", stride=8)
+    assert (found.channels, found.stride) == (128, 8)
+    assert not any(name.startswith("body.layer3") for name, _ in found.named_parameters())
+
+
+def test_weights_are_read_from_a_file(tmp_path):
+    torch.manual_seed(1)
+    model = torchvision.models.squeezenet1_1()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    found = backbone("squeezenet1_1", tmp_path / "weights.pth")
+    torch.testing.assert_close(found.state_dict()["body.features.0.weight"], model.features[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "stride", "message"),
+    [
+        ("resnet81", None, None, "no torchvision model 'resnet81'; did you mean 'resnet"),
+        ("vit_b_16", None, None, "pictures of one size only"),
+        ("resnet18", None, 7, r"no feature map of stride 7; it has \[2, 4, 8, 16, 32\]"),
+        ("resnet18", "IMAGENET", None, "no file and no weights of resnet18; it has DEFAULT, IMAGENET1K_V1"),
+    ],
+)
+def test_what_cannot_be_had_is_named(name, weights, stride, message):
+    with pytest.raises(InputError, match=message):
+        backbone(name, weights, stride)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x04."])
+def test_a_broken_weights_file_is_refused(tmp_path, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(InputError, match="can't read the weights"):
+        backbone("resnet18", tmp_path / "weights.pth")
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="these are no weights of resnet18"):
+        backbone("resnet18", tmp_path / "weights.pth")

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from protoserve.errors import InputError
+from protoserve.networks.checkpoint import load_network, save_network, save_whole
+from protoserve.networks.network import PrototypeNetwork
+
+
+def test_a_network_survives_the_file(tiny_run, tmp_path):
+    network, description, sources = load_network(tiny_run / "model.pt")
+    save_network(tmp_path / "model.pt", network, description, sources)
+    again, described, sourced = load_network(tmp_path / "model.pt")
+    assert (described, sourced) == (description, sources)
+    assert isinstance(again, PrototypeNetwork)
+    pictures = torch.randint(0, 255, (2, 64, 96, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(pictures).log_probability, network(pictures).log_probability)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04torn", b"text"])
+def test_a_torn_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(InputError, match="can't read the checkpoint"):
+        load_network(tmp_path / "model.pt")
+
+
+def test_a_missing_newer_or_foreign_checkpoint_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_network(tmp_path / "model.pt")
+    save_whole({"format": 2}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="format 2 is newer than 1"):
+        load_network(tmp_path / "model.pt")
+    save_whole({"state_dict": {}}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="no checkpoint of ProtoServe"):
+        load_network(tmp_path / "model.pt")
+
+
+def test_a_checkpoint_that_could_run_code_is_refused(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("owned",))
+
+    torch.save({"format": 1, "state": Evil()}, tmp_path / "model.pt", pickle_module=pickle)
+    with pytest.raises(InputError, match="can't read the checkpoint"):
+        load_network(tmp_path / "model.pt")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "state.pt"
+    save_whole({"value": 1}, file)
+    with pytest.raises(AttributeError, match="lambda"):
+        save_whole({"value": lambda: None}, file)
+    assert torch.load(file, weights_only=True) == {"value": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]

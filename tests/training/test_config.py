@@ -1,0 +1,95 @@
+import pytest
+from pydantic import ValidationError
+
+from protoserve.errors import InputError
+from training.config import Config, parse_config, read_config
+from training.stages import plan
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "a", "epoch": 3}, "unknown key 'epoch'"),
+        ({"name": "a", "joint": {"epoch": 3}}, "unknown key 'joint.epoch'; did you mean 'epochs'"),
+        ({"name": "a", "joint": {"epochs": -1}}, r"joint.epochs: .*greater than or equal to 0.*given: -1"),
+        ({"name": "a", "joint": {"epochs": "many"}}, r"joint.epochs: .*given: 'many'"),
+        ({"name": "a", "model": {"similarity": "l2"}}, r"model.similarity: .*'log1p'"),
+        ({"name": "a", "model": 3}, r"model: .*given: 3"),
+        ({"joint": {}}, "the key 'name' is missing"),
+        ({"name": "a/b"}, "name: "),
+        ({"name": "a", "joint": {"backbone_learning_rate": 0.1}}, "set model.reduced to null"),
+    ],
+)
+def test_a_bad_configuration_names_the_key_and_the_cure(content, message):
+    with pytest.raises(InputError, match=message):
+        parse_config(content, "c.yaml")
+
+
+def test_a_missing_file_lists_what_is_shipped(tmp_path):
+    with pytest.raises(InputError, match=r"no such configuration; .*grocery.yaml"):
+        read_config(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("text", ["- a", "", "name: [", "\x00"])
+def test_what_is_no_mapping_is_refused(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        read_config(file)
+
+
+def test_options_win_over_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("name: a\nseed: 1\nmodel: {backbone: resnet18}\n")
+    config = read_config(file, {"seed": 7, "model.weights": None})
+    assert (config.seed, config.model.weights, config.model.backbone) == (7, None, "resnet18")
+
+
+def test_the_shipped_configurations_are_valid():
+    from pathlib import Path
+
+    import training
+
+    files = sorted((Path(training.__file__).parent / "configs").glob("*.yaml"))
+    assert {file.stem for file in files} >= {"grocery", "rendered"}
+    for file in files:
+        assert read_config(file).name == file.stem
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        Config(name="a").seed = 3
+
+
+def stages(**sections):
+    return [step.stage for step in plan(parse_config({"name": "a", **sections}, "c"), linear=False)]
+
+
+def test_the_stages_come_in_the_published_order():
+    found = stages(
+        warm={"epochs": 1}, joint={"epochs": 4, "project_every": 2}, last_layers={"epochs": 2}, finetune={"epochs": 1}
+    )
+    assert found == [
+        *("finetune", "reduce", "initialise", "warm"),
+        *("joint", "joint", "project", "joint", "joint", "project"),
+        *("last layers", "last layers", "finish"),
+    ]
+
+
+def test_last_layers_may_follow_every_projection():
+    found = stages(
+        warm={"epochs": 0},
+        joint={"epochs": 4, "project_every": 2},
+        last_layers={"epochs": 1, "after_each_projection": True},
+    )
+    assert found[2:] == [
+        "joint",
+        "joint",
+        "project",
+        "last layers",
+        "joint",
+        "joint",
+        "project",
+        "last layers",
+        "finish",
+    ]
