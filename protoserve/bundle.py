@@ -30,11 +30,16 @@ SUMS = "SHA256SUMS"
 
 
 class InputRule(Contract):
-    """How a picture becomes the graph's input: resized to `height` × `width` pixels, uint8 RGB, no normalisation."""
+    """How a picture becomes the graph's input: resized to `height` × `width` pixels, uint8 RGB, no normalisation.
+
+    `stretch` takes the whole picture, `pad` the whole picture and a grey border, `crop` the largest centred part of
+    the input's shape, or `share` of its sides: 0.875 is what ImageNet weights are usually tested with.
+    """
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     resize: Literal["stretch", "crop", "pad"]
+    share: float = Field(default=1.0, gt=0, le=1)
     interpolation: Literal["bilinear-antialiased"] = "bilinear-antialiased"
 
 

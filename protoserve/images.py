@@ -174,9 +174,9 @@ def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> DecodedIm
 def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
     """Resize to `rule.width` × `rule.height` with Pillow's antialiased bilinear filter.
 
-    `stretch` takes the whole picture; `crop` the largest centred part of the model's shape (to a fraction of
-    a pixel); `pad` scales the whole picture to fit and centres it on grey (124, 116, 104), an odd pixel
-    going to the right or bottom.
+    `stretch` takes the whole picture; `crop` the largest centred part of the model's shape, or `rule.share` of
+    its sides (to a fraction of a pixel); `pad` scales the whole picture to fit and centres it on grey
+    (124, 116, 104), an odd pixel going to the right or bottom.
 
     >>> square = InputRule(height=64, width=64, resize="crop")
     >>> fit(decode(np.zeros((20, 30, 3), dtype=np.uint8)), square).geometry.offset_x
@@ -189,10 +189,10 @@ def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
     wider = width * rule.height >= height * rule.width
     if rule.resize == "crop" and wider:
         part = min(height * rule.width / rule.height, float(width))
-        box = ((width - part) / 2, 0.0, (width + part) / 2, float(height))
+        box = _centred(width, height, part * rule.share, height * rule.share)
     elif rule.resize == "crop":
         part = min(width * rule.height / rule.width, float(height))
-        box = (0.0, (height - part) / 2, float(width), (height + part) / 2)
+        box = _centred(width, height, width * rule.share, part * rule.share)
     elif rule.resize == "pad":
         if wider:
             size = (rule.width, _rounded_quotient(height * rule.width, width))
@@ -219,6 +219,10 @@ def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
         offset_y=box[1] - scale_y * origin[1],
     )
     return FittedImage(array, geometry)
+
+
+def _centred(width: int, height: int, across: float, down: float) -> tuple[float, float, float, float]:
+    return (width - across) / 2, (height - down) / 2, (width + across) / 2, (height + down) / 2
 
 
 def _rounded_quotient(numerator: int, denominator: int) -> int:

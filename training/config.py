@@ -66,6 +66,13 @@ class FinetuneConfig(Section):
     train_from: str | None = None
 
 
+class LinearConfig(Section):
+    """The plain classifier of `--head linear`, on the same features."""
+
+    epochs: int = Field(default=30, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+
+
 class WarmConfig(Section):
     """Add-on layers and prototypes alone, the last layers fixed."""
 
@@ -85,8 +92,8 @@ class JointConfig(Section):
 
 
 class LastLayersConfig(Section):
-    """The last layers alone, after the final projection or, as published, after each one; kept only where the
-    selection images are then classified better."""
+    """The last layers alone, after the final projection or, as published, after each one; the epoch that classifies
+    the selection images best is kept, which may be none."""
 
     epochs: int = Field(default=10, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -104,6 +111,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    linear: LinearConfig = LinearConfig()
     warm: WarmConfig = WarmConfig()
     joint: JointConfig = JointConfig()
     last_layers: LastLayersConfig = LastLayersConfig()

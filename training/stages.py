@@ -36,12 +36,11 @@ def plan(config: Config, linear: bool) -> list[Step]:
     """All steps of a run, in order.
 
     Prototypes: (plain fine-tuning) → reduction → start from data → warm → joint with projections in between →
-    projection → last layers. A linear head: (fine-tuning) → the linear layer on the same features, for as many
-    epochs as warm and joint together.
+    projection → last layers. A linear head: (fine-tuning) → the linear layer on the same features.
     """
     steps = [Step("finetune", epoch, config.finetune.epochs) for epoch in range(config.finetune.epochs)]
     if linear:
-        epochs = config.warm.epochs + config.joint.epochs
+        epochs = config.linear.epochs
         steps += [Step("linear", epoch, epochs) for epoch in range(epochs)]
         return [*steps, Step("finish")]
     steps += [Step("reduce"), Step("initialise")]

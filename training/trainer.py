@@ -96,7 +96,7 @@ class Trainer:
             self.tables = loss_tables(self.network.head)
         self.optimisers: dict[str, torch.optim.Adam] = {}
         self._stored_optimisers: dict[str, Any] = {}
-        self._weight_before: Tensor | None = None
+        self._best_weight: Tensor | None = None
         frozen = linear or config.joint.backbone_learning_rate == 0
         self.feed = Feed(
             self.network, splits.fit, splits.selection, config, directory / "cache", frozen, device, console
@@ -195,12 +195,12 @@ class Trainer:
 
     def _linear(self, step: Step) -> dict[str, float]:
         """One epoch of the linear head on cached features of a backbone that stands still."""
-        optimiser = self._optimiser(step, [([*self.plain.linear.parameters()], self.config.warm.learning_rate)])
+        optimiser = self._optimiser(step, [([*self.plain.linear.parameters()], self.config.linear.learning_rate)])
         self.plain.dropout.train()
         leaves = self.splits.fit.leaves
         averages = Averages({})
         for numbers, share in epoch_batches(leaves, self.config, self.state.step):
-            set_learning_rate(optimiser, (step.epoch + share) / step.epochs, self.config.joint.cosine)
+            set_learning_rate(optimiser, (step.epoch + share) / step.epochs, cosine=True)
             logits = self.plain.leaf_logits(self.feed.varied(numbers, self.state.step))
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(leaves[numbers]).to(self.device))
             self._minimise(loss, optimiser)
@@ -293,27 +293,28 @@ class Trainer:
         }
 
     def _last_layers(self, network: PrototypeNetwork, step: Step) -> dict[str, float]:
-        """One epoch of the last layers on fixed similarities; undone after the last one where it did not help."""
+        """One epoch of the last layers on fixed distances; after the last one, the weights of the epoch that classified
+        the selection images best are taken, which may be those before the first."""
         head = network.head
         assert self.tables is not None
         if step.epoch == 0:
-            self.state.facts["last_layers"] = {"before": self._select_prototypes(network)}
-            self._weight_before = head.weight.detach().clone()
+            before = self._select_prototypes(network)
+            self.state.facts["last_layers"] = {"before": before, "after": before, "epoch": 0}
+            self._best_weight = head.weight.detach().clone()
         optimiser = self._optimiser(step, [([head.weight], self.config.last_layers.learning_rate)])
         head.weight.requires_grad_(True)
         distance = self._fit_distances(network)
         leaves = torch.from_numpy(self.splits.fit.leaves).to(self.device)
         row = last_layer_epoch(head, distance, leaves, self.tables, optimiser, self.config, self.state.step)
         head.weight.requires_grad_(False)
-        selected = self._select_prototypes(network)
+        selected, facts = self._select_prototypes(network), self.state.facts["last_layers"]
+        if _merit(selected) > _merit(facts["after"]):
+            facts |= {"after": selected, "epoch": step.epoch + 1}
+            self._best_weight = head.weight.detach().clone()
         if step.epoch + 1 == step.epochs:
-            before = self.state.facts["last_layers"]["before"]
-            kept = selected["selection_leaf"] > before["selection_leaf"]
-            self.state.facts["last_layers"] |= {"after": selected, "kept": kept}
-            if not kept:
-                assert self._weight_before is not None
-                with torch.no_grad():
-                    head.weight.copy_(self._weight_before)
+            assert self._best_weight is not None
+            with torch.no_grad():
+                head.weight.copy_(self._best_weight)
         return {**row, **selected}
 
     # ---- latent maps -----------------------------------------------------------------------------------------
@@ -397,7 +398,7 @@ class Trainer:
                 "plain": self.plain.linear.state_dict(),
                 "optimisers": {stage: optimiser.state_dict() for stage, optimiser in self.optimisers.items()}
                 | self._stored_optimisers,
-                "weight_before": self._weight_before,
+                "best_weight": self._best_weight,
             },
             self.directory / CHECKPOINT,
         )
@@ -430,7 +431,7 @@ class Trainer:
             facts=json.loads(content["facts"]),
             seconds=content["seconds"],
         )
-        self._weight_before = content["weight_before"]
+        self._best_weight = content["best_weight"]
         self._stored_optimisers = content["optimisers"]
 
 
@@ -475,6 +476,10 @@ def _learning_parts(body: nn.Module, train_from: str | None) -> list[nn.Module]:
 def _selection(found: dict[str, Any]) -> dict[str, float]:
     accuracy = found["accuracy"]
     return {"selection_leaf": accuracy["leaf"], "selection_level_1": accuracy["level_1"]}
+
+
+def _merit(selected: dict[str, float]) -> tuple[float, float]:
+    return selected["selection_leaf"], selected["selection_level_1"]
 
 
 def _first_difference(stored: Any, given: Any, place: str = "") -> str:

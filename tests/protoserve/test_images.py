@@ -370,3 +370,13 @@ def test_unreadable_metadata_neither_warns_nor_spoils_the_picture() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode(data).width == 80
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80)])
+def test_a_crop_of_half_the_sides_takes_the_middle_quarter(size):
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    found = fit(decode(noise), InputRule(height=20, width=20, resize="crop", share=0.5))
+    left, top = (width - 20) // 2, (height - 20) // 2
+    np.testing.assert_array_equal(found.array, noise[top : top + 20, left : left + 20])
+    assert found.geometry.cell_box(0, 2, 2) == (left, top, left + 10, top + 10)
