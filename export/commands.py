@@ -29,8 +29,11 @@ def export(
     from rich.console import Console
 
     from export.bundling import export_bundle
+    from protoserve.errors import InputError
     from protoserve.run import open_run
 
+    if name is not None and not name.strip():
+        raise InputError("--name is empty; give the model a name, or leave it out for the folder's")
     screen = Console(stderr=True, highlight=False)
     targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
     with screen.status("reading the run") as status:

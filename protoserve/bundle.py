@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
+from protoserve.run import make_folder
 from protoserve.schema import Contract, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
 
@@ -113,14 +114,10 @@ def read_bundle(directory: Path | str) -> Bundle:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(
-            f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'"
-        )
+        raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
     for required in (MANIFEST, SUMS):
         if not (directory / required).is_file():
-            raise BundleError(
-                f"{directory}: {required} is missing, so this is no whole bundle; export it again"
-            )
+            raise BundleError(f"{directory}: {required} is missing, so this is no whole bundle; export it again")
     sums = _read_sums(directory / SUMS)
     present = {
         file.relative_to(directory).as_posix()
@@ -152,7 +149,7 @@ def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{directory} exists; give another --bundle or allow --overwrite")
     if directory.exists() and not (directory / MANIFEST).is_file():
         raise InputError(f"{directory} exists and is no bundle; it is not overwritten, give another --bundle")
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.parent)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         yield draft
@@ -200,9 +197,7 @@ def _read_sums(file: Path) -> dict[str, str]:
         if not separator or len(digest) != 64 or not name:
             raise BundleError(f"{file}, line {number}: {line!r} is no sum; export the bundle again")
         if path.is_absolute() or ".." in path.parts:
-            raise BundleError(
-                f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle"
-            )
+            raise BundleError(f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle")
         sums[name] = digest
     return sums
 
@@ -215,9 +210,7 @@ def _read_manifest(directory: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{file}: not a manifest ({error!r}); export the bundle again") from error
     if not isinstance(given, int) or given > FORMAT:
-        raise BundleError(
-            f"{file}: format {given!r} is newer than {FORMAT}, which this version knows; update it"
-        )
+        raise BundleError(f"{file}: format {given!r} is newer than {FORMAT}, which this version knows; update it")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -239,7 +240,8 @@ def _is_third_party(error: ModuleNotFoundError) -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    # What other libraries say within our messages may run over several lines.
+    typer.echo("error: " + re.sub(r"\s*\n\s*", " ", message.strip()), err=True)
     raise SystemExit(_FAILED)
 
 

@@ -43,9 +43,7 @@ class Dataset:
 
     def joined(self, other: Dataset) -> Dataset:
         """These images and then the other's, which must share root and taxonomy."""
-        return replace(
-            self, images=self.images + other.images, leaves=np.concatenate([self.leaves, other.leaves])
-        )
+        return replace(self, images=self.images + other.images, leaves=np.concatenate([self.leaves, other.leaves]))
 
     def fingerprint(self) -> str:
         """A hash of every image's identity and content, `sha256:…`: equal data, equal fingerprint."""
@@ -66,9 +64,7 @@ def read_taxonomy(root: Path) -> Taxonomy:
     if (root / TAXONOMY_FILE).is_file():
         return Taxonomy.from_yaml(root / TAXONOMY_FILE)
     if not (root / "train").is_dir():
-        raise InputError(
-            f"{root}: holds no folder 'train'; --data takes a folder that holds train, val and test"
-        )
+        raise InputError(f"{root}: holds no folder 'train'; --data takes a folder that holds train, val and test")
     return Taxonomy.from_folders(root / "train")
 
 
@@ -84,9 +80,7 @@ def read_split(root: Path, split: str, taxonomy: Taxonomy, *, every_leaf: bool =
     folder = root / split
     if not folder.is_dir():
         held = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-        raise InputError(
-            f"{root}: no split {split!r}{nearest(split, held)}; it holds {', '.join(held) or 'none'}"
-        )
+        raise InputError(f"{root}: no split {split!r}{nearest(split, held)}; it holds {', '.join(held) or 'none'}")
     place = {name: number for number, name in enumerate(taxonomy.folders)}
     images: list[str] = []
     leaves: list[int] = []
@@ -116,12 +110,8 @@ def read_split(root: Path, split: str, taxonomy: Taxonomy, *, every_leaf: bool =
         raise InputError(f"{folder}: holds no images of the taxonomy's {len(place)} leaves")
     if every_leaf and (missing := sorted(set(range(len(place))) - set(leaves))):
         leaf = taxonomy.names[taxonomy.leaves[missing[0]]]
-        raise TaxonomyError(
-            f"leaf {leaf!r} has no images under {folder / taxonomy.folders[missing[0]]}; add some"
-        )
-    return Dataset(
-        root, split, taxonomy, tuple(images), np.array(leaves, dtype=np.int64), tuple(renamed.items())
-    )
+        raise TaxonomyError(f"leaf {leaf!r} has no images under {folder / taxonomy.folders[missing[0]]}; add some")
+    return Dataset(root, split, taxonomy, tuple(images), np.array(leaves, dtype=np.int64), tuple(renamed.items()))
 
 
 def _without_only_parents(leaf: Path, folder: Path, taxonomy: Taxonomy) -> str:

@@ -11,9 +11,7 @@ from protoserve.errors import MissingExtraError
 from protoserve.taxonomy import Taxonomy
 
 
-def scores(
-    log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64], taxonomy: Taxonomy
-) -> dict[str, Any]:
+def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64], taxonomy: Taxonomy) -> dict[str, Any]:
     """Accuracy per level and over leaves.
 
     `log_probability` [images, nodes]; `leaves` int [images], the true places in `taxonomy.leaves`. The predicted

@@ -63,14 +63,25 @@ def open_run(directory: Path) -> Run:
     """A finished run; raises InputError when there is none at this place."""
     run = Run(directory)
     if not directory.is_dir():
-        raise InputError(
-            f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'"
-        )
+        raise InputError(f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'")
     if not run.model.is_file():
         raise InputError(
             f"{directory}: the run is not finished (no model.pt); go on with 'protoserve train … --resume'"
         )
     return run
+
+
+def make_folder(directory: Path) -> None:
+    """Make a folder and those above it where they are missing.
+
+    Raises InputError when a file is in the way or nothing may be written there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: can't make this folder ({error.strerror}); give another place") from error
+    if not os.access(directory, os.W_OK):
+        raise InputError(f"{directory}: nothing may be written to this folder; give another place")
 
 
 def write_text_whole(file: Path, text: str) -> None:

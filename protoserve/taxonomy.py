@@ -50,9 +50,7 @@ class Taxonomy:
     # ---- making one ------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_paths(
-        cls, paths: Iterable[str | Sequence[str]], folders: Sequence[str] | None = None
-    ) -> Taxonomy:
+    def from_paths(cls, paths: Iterable[str | Sequence[str]], folders: Sequence[str] | None = None) -> Taxonomy:
         """The tree whose leaves are `paths` (`"Fruit/Apple"` or `("Fruit", "Apple")`), siblings in the order given.
 
         `folders[i]` is the image folder of `paths[i]`; by default it is the path itself.
@@ -66,9 +64,7 @@ class Taxonomy:
         for leaf in leaves:
             _check_names(leaf)
             if leaf in seen:
-                raise TaxonomyError(
-                    f"duplicate siblings: {'/'.join(leaf)!r} is given twice; name each leaf once"
-                )
+                raise TaxonomyError(f"duplicate siblings: {'/'.join(leaf)!r} is given twice; name each leaf once")
             seen.add(leaf)
         inner = {leaf[:depth] for leaf in leaves for depth in range(1, len(leaf))}
         if both := sorted(inner & seen):
@@ -103,9 +99,7 @@ class Taxonomy:
         order: dict[str, None] = {}
         for child, parent in pairs:
             if parent_of.get(child, parent) != parent:
-                raise TaxonomyError(
-                    f"{child!r} has two parents, {parent_of[child]!r} and {parent!r}; keep one"
-                )
+                raise TaxonomyError(f"{child!r} has two parents, {parent_of[child]!r} and {parent!r}; keep one")
             parent_of[child] = parent
             order.update({parent: None, child: None})
         paths: dict[str, tuple[str, ...]] = {}
@@ -113,9 +107,7 @@ class Taxonomy:
             path = [name]
             while (above := parent_of.get(path[0])) is not None:
                 if above in path:
-                    raise TaxonomyError(
-                        f"cycle in the taxonomy: {' → '.join([above, *path])}; remove one pair"
-                    )
+                    raise TaxonomyError(f"cycle in the taxonomy: {' → '.join([above, *path])}; remove one pair")
                 path.insert(0, above)
             paths[name] = tuple(path)
         inner = set(parent_of.values())
@@ -150,9 +142,7 @@ class Taxonomy:
             if has_images:
                 raise TaxonomyError(f"{folder} holds images itself; put them into one folder per class")
             if not subfolders and path:
-                raise TaxonomyError(
-                    f"leaf {'/'.join(path)!r} has no images under {folder}; add some or remove it"
-                )
+                raise TaxonomyError(f"leaf {'/'.join(path)!r} has no images under {folder}; add some or remove it")
             for entry in subfolders:
                 walk(entry, (*path, entry.name), above | {here})
 
@@ -283,9 +273,7 @@ class Taxonomy:
             nodes = tuple(tuple(str(name) for name in node) for node in content["nodes"])
             folders = tuple(str(folder) for folder in content["folders"])
         except (KeyError, TypeError) as error:
-            raise TaxonomyError(
-                f"not a stored taxonomy ({error!r} is missing); write it with to_dict()"
-            ) from error
+            raise TaxonomyError(f"not a stored taxonomy ({error!r} is missing); write it with to_dict()") from error
         # From the leaves in depth-first order of the stored nodes the same table must come out again.
         place = {node: number for number, node in enumerate(nodes)}
         inner = {node[:-1] for node in nodes}
@@ -299,14 +287,7 @@ class Taxonomy:
 
 def _check_names(path: tuple[str, ...]) -> None:
     for name in path:
-        if (
-            not name
-            or name != name.strip()
-            or name in {".", ".."}
-            or "/" in name
-            or "\\" in name
-            or "\0" in name
-        ):
+        if not name or name != name.strip() or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
             raise TaxonomyError(
                 f"{name!r} in {'/'.join(path)!r} is no class name; names are non-empty, without '/', '\\' or "
                 "spaces at the ends"

@@ -14,6 +14,8 @@ from PIL import Image
 # prometheus_client reads this at import; every test process gets a directory of its own.
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="protoserve-metrics-"))
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+# torch's threads wait by spinning, which starves the servers and commands that tests start beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Blade/Knife", "Scuba")
 SIZE = (64, 96)

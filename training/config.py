@@ -147,7 +147,9 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
         *parents, last = key.split(".")
         for parent in parents:
             section = section.setdefault(parent, {})
-        section[last] = value
+        # What is no section is named by the check below.
+        if isinstance(section, dict):
+            section[last] = value
     return parse_config(content, str(file))
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from protoserve.dataset import Dataset, hold_out, read_split, read_taxonomy
 from protoserve.errors import DeviceError, InputError
 from protoserve.networks.checkpoint import load_network
-from protoserve.run import open_run
+from protoserve.run import make_folder, open_run
 from protoserve.taxonomy import Taxonomy
 from training.config import Config
 from training.finishing import finish, write_config
@@ -41,7 +41,7 @@ def train(
     for dataset in (splits.validation, splits.test):
         if dataset is not None:
             note_renamed(dataset, console)
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     trainer = Trainer(config, splits, run, linear=linear, device=chosen, console=console)
     if resume:
         trainer.resume()
@@ -78,7 +78,7 @@ def evaluate(run: Path, data: Path, split: str, *, device: Device, console: Cons
 def note_renamed(dataset: Dataset, console: Console) -> None:
     """Say which folders of a split were read as a leaf of another path."""
     for folder, leaf in dataset.renamed:
-        console.print(f"note: {dataset.split}/{folder} is read as the leaf {leaf}", markup=False)
+        console.print(f"note: {dataset.split}/{folder} is read as the leaf {leaf}", markup=False, soft_wrap=True)
 
 
 def torch_device(device: Device) -> torch.device:

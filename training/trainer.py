@@ -89,6 +89,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.description = describe(config, splits.fit, linear)
         self.network = build(self.description, config.model.weights).to(device).eval()
+        _check_picture_size(self.network.backbone, config, device)
         # Plain fine-tuning trains a linear head on the same backbone, whatever the run's own head is.
         self.plain = self.network if isinstance(self.network, LinearNetwork) else self._plain_head()
         self.tables: LossTables | None = None
@@ -139,7 +140,9 @@ class Trainer:
     def _tell(self, step: Step, row: dict[str, float]) -> None:
         place = f"{step.stage} {step.epoch + 1}/{step.epochs}" if step.epochs > 1 else step.stage
         figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        self.console.print(f"[{self.state.step + 1:>3}/{len(self.steps)}] {place:<18} {figures}", markup=False)
+        self.console.print(
+            f"[{self.state.step + 1:>3}/{len(self.steps)}] {place:<18} {figures}", markup=False, soft_wrap=True
+        )
 
     # ---- plain classification --------------------------------------------------------------------------------
 
@@ -411,9 +414,14 @@ class Trainer:
         file = self.directory / CHECKPOINT
         if not file.is_file():
             return
-        content = torch.load(file, map_location=self.device, weights_only=True)
-        if content["format"] != FORMAT:
-            raise InputError(f"{file}: format {content['format']!r}, this version writes {FORMAT}; start a new run")
+        try:
+            content = torch.load(file, map_location=self.device, weights_only=True)
+        except Exception as error:
+            # torch.load raises whatever the file's bytes provoke, and advises to run code from it.
+            raise InputError(f"{file}: can't read the checkpoint; remove it to start again") from error
+        stored_format = content.get("format") if isinstance(content, dict) else None
+        if stored_format != FORMAT:
+            raise InputError(f"{file}: format {stored_format!r}, this version writes {FORMAT}; start a new run")
         if content["identity"] != self.identity():
             stored, given = json.loads(content["identity"]), json.loads(self.identity())
             changed = _first_difference(stored, given)
@@ -456,6 +464,18 @@ def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescripti
         prototype_child=prototype_children(taxonomy, model.kind, model.prototypes_per_child),
         **common,
     )
+
+
+@torch.inference_mode()
+def _check_picture_size(backbone: nn.Module, config: Config, device: torch.device) -> None:
+    height, width = config.image.height, config.image.width
+    try:
+        backbone(torch.zeros(1, 3, height, width, device=device))
+    except RuntimeError as error:
+        raise InputError(
+            f"image: {config.model.backbone!r} has no feature map of {height} × {width} pixels ({error}); "
+            "raise image.height and image.width"
+        ) from error
 
 
 def _learning_parts(body: nn.Module, train_from: str | None) -> list[nn.Module]:

@@ -57,9 +57,7 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
     try:
         traced = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"backbone {name!r} can't be traced by torch.fx ({error}); choose another"
-        ) from error
+        raise InputError(f"backbone {name!r} can't be traced by torch.fx ({error}); choose another") from error
     node, channels, found = _feature_node(traced, name, stride)
     body = _cut(traced, node)
     return Backbone(name, body, channels, found)
@@ -75,17 +73,14 @@ def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
         enumeration = torchvision.models.get_model_weights(name)
         if str(weights) not in [*(member.name for member in enumeration), "DEFAULT"]:
             offered = ", ".join(["DEFAULT", *(member.name for member in enumeration)])
-            raise InputError(
-                f"weights {str(weights)!r} are no file and no weights of {name}; it has {offered}"
-            )
+            raise InputError(f"weights {str(weights)!r} are no file and no weights of {name}; it has {offered}")
         return torchvision.models.get_model(name, weights=str(weights))  # type: ignore[no-any-return]
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(
-            f"{file}: can't read the weights ({error}); give a state dict saved by torch.save"
-        ) from error
+        # torch's own words advise to read the file in a way that runs code from it.
+        raise InputError(f"{file}: can't read the weights; give a state dict of tensors saved by torch.save") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -122,13 +117,9 @@ def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> tupl
     found: dict[int, tuple[fx.Node, int, int]] = {}
     for node in traced.graph.nodes:
         shape, grown = at_small.get(node.name, ()), at_large.get(node.name, ())
-        is_map = (
-            len(shape) == 4 and shape[1] == grown[1] and 1 < shape[2] < grown[2] and 1 < shape[3] < grown[3]
-        )
+        is_map = len(shape) == 4 and shape[1] == grown[1] and 1 < shape[2] < grown[2] and 1 < shape[3] < grown[3]
         # SqueezeNet classifies by a convolution before it pools; its class maps are no features.
-        is_feature = node.op != "placeholder" and not str(node.target).startswith(
-            ("classifier", "fc", "head")
-        )
+        is_feature = node.op != "placeholder" and not str(node.target).startswith(("classifier", "fc", "head"))
         if is_map and is_feature:
             cell = round(small / shape[2])
             found[cell] = (node, shape[1], cell)

@@ -50,9 +50,7 @@ class PrototypeSource(Contract):
     distance: float
 
 
-def build(
-    description: NetworkDescription, weights: str | Path | None = None
-) -> PrototypeNetwork | LinearNetwork:
+def build(description: NetworkDescription, weights: str | Path | None = None) -> PrototypeNetwork | LinearNetwork:
     """A network of that description; `weights` are the backbone's start (see `backbone`), else random."""
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     body = backbone(description.backbone, weights, description.stride)
@@ -112,19 +110,16 @@ def load_network(
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{file}: can't read the checkpoint ({error}); train again") from error
+        # torch's own words advise to read the file in a way that runs code from it.
+        raise InputError(f"{file}: can't read the checkpoint, it is torn or none of torch's; train again") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise InputError(f"{file}: no checkpoint of ProtoServe; give a run's model.pt")
     if content["format"] > FORMAT:
-        raise InputError(
-            f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows"
-        )
+        raise InputError(f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows")
     try:
         description = NetworkDescription.model_validate_json(content["description"])
         stored = content["sources"]
-        sources = (
-            None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
-        )
+        sources = None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
         network = build(description)
         network.load_state_dict(content["state"])
     except (KeyError, ValidationError, RuntimeError) as error:

@@ -198,9 +198,7 @@ class PrototypeHead(nn.Module):
         logits = group_logits / self.temperature[:, None]
         conditionals = torch.log_softmax(logits, dim=2).flatten(1)
         place = self.node_group * self.member_node.shape[1] + self.node_member
-        conditional_and_none = functional.pad(conditionals, (0, self.member_node.shape[1])).index_select(
-            1, place
-        )
+        conditional_and_none = functional.pad(conditionals, (0, self.member_node.shape[1])).index_select(1, place)
         conditional = conditional_and_none[:, :-1]
         if self.kind == "hierarchical":
             levels = conditional_and_none.index_select(1, self.ancestors.reshape(-1))
@@ -219,9 +217,7 @@ class PrototypeHead(nn.Module):
         """The rest of `forward`, from distances and cells [N, P]."""
         similarities = similarity(distance, self.form, self.epsilon)
         slots = self.slot_similarity(similarities)
-        products = torch.matmul(slots.transpose(0, 1), self.effective_weight().transpose(1, 2)).transpose(
-            0, 1
-        )
+        products = torch.matmul(slots.transpose(0, 1), self.effective_weight().transpose(1, 2)).transpose(0, 1)
         present = self.member_node < len(self.taxonomy.nodes)
         group_logits = products.masked_fill(~present, NEGATIVE)
         conditional, log_probability = self.node_log_probability(group_logits)
@@ -254,9 +250,7 @@ class PrototypeHead(nn.Module):
         group = self.node_group.index_select(0, node)
         weights = functional.pad(self.effective_weight().flatten(0, 1), (0, 0, 0, members))
         weight = weights.index_select(0, group * members + self.node_member.index_select(0, node))
-        slot_similarities = functional.pad(self.slot_similarity(output.similarity), (0, 0, 0, 1)).flatten(
-            0, 1
-        )
+        slot_similarities = functional.pad(self.slot_similarity(output.similarity), (0, 0, 0, 1)).flatten(0, 1)
         picture = torch.arange(latent.shape[0], device=latent.device)[:, None].expand(-1, levels).reshape(-1)
         similarities = slot_similarities.index_select(0, picture * (groups + 1) + group)
         none = self.prototypes.shape[0]
@@ -271,9 +265,7 @@ class PrototypeHead(nn.Module):
 
         # The maps of the few prototypes shown are computed from differences, so they agree with the similarity
         # at the best cell.
-        vectors = self.prototypes.index_select(0, chosen.reshape(-1)).reshape(
-            -1, levels * top_k, latent.shape[1], 1
-        )
+        vectors = self.prototypes.index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, latent.shape[1], 1)
         difference = latent.flatten(2)[:, None] - vectors
         maps = similarity((difference * difference).sum(2), self.form, self.epsilon)
         maps = torch.where(found.reshape(-1, levels * top_k, 1), maps, 0.0)

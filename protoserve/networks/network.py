@@ -19,9 +19,7 @@ class Normalise(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1) * 255.0, persistent=False)
-        self.register_buffer(
-            "deviation", torch.tensor(STANDARD_DEVIATION).reshape(3, 1, 1) * 255.0, persistent=False
-        )
+        self.register_buffer("deviation", torch.tensor(STANDARD_DEVIATION).reshape(3, 1, 1) * 255.0, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
@@ -34,9 +32,7 @@ class PrototypeNetwork(nn.Module):
     the add-on layers end in a sigmoid, so latent values lie in (0, 1) and distances in [0, D].
     """
 
-    def __init__(
-        self, backbone: Backbone, head: PrototypeHead, reduced: int | None, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, backbone: Backbone, head: PrototypeHead, reduced: int | None, dropout: float = 0.0) -> None:
         super().__init__()
         self.normalise = Normalise()
         self.backbone = backbone
@@ -76,9 +72,7 @@ class LinearNetwork(nn.Module):
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(backbone.channels, len(taxonomy.leaves))
-        self.register_buffer(
-            "leaves_below", torch.from_numpy(taxonomy.leaves_below).float(), persistent=False
-        )
+        self.register_buffer("leaves_below", torch.from_numpy(taxonomy.leaves_below).float(), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features [N, channels] of uint8 images [N, H, W, 3]."""

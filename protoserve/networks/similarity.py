@@ -26,6 +26,4 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
         return torch.log1p(1.0 / (distance + epsilon))
     if form == "log-ratio":
         return torch.log((distance + 1.0) / (distance + epsilon))
-    raise InputError(
-        f"no similarity {form!r}{nearest(form, SIMILARITIES)}; it is one of {', '.join(SIMILARITIES)}"
-    )
+    raise InputError(f"no similarity {form!r}{nearest(form, SIMILARITIES)}; it is one of {', '.join(SIMILARITIES)}")

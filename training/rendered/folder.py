@@ -13,6 +13,7 @@ import PIL
 from PIL import Image
 
 from protoserve.errors import InputError
+from protoserve.run import make_folder
 from training.rendered.classes import BACKGROUND, DECISIVE_PARTS, PARTS, LeafPath, leaf_paths
 from training.rendered.picture import draw_picture
 
@@ -88,7 +89,7 @@ def render_dataset(
         return
 
     # Beside the goal, so that the rename stays on one file system.
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.parent)
     partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
     partial.mkdir()
     try:

@@ -1,0 +1,49 @@
+# `make help` lists the targets. Everything happens in .venv, made on first use.
+PYTHON ?= python3
+PORT ?= 3000
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve check format test clean distclean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s%s\n' "$$target" "$$text"; done
+
+install: $(INSTALLED) ## Make the environment in .venv, with the versions of constraints.txt
+
+# Made anew only where the requirements changed; an interrupted install leaves no stamp and is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: there is no '$(PYTHON)'; install Python 3.11, 3.12 or 3.13, or name it: make install PYTHON=/path/to/python3" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); ProtoServe needs Python 3.11, 3.12 or 3.13: make install PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' can't make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,dev]'
+	@touch $@
+
+demo: install ## Draw pictures, train, export, validate, serve, ask over HTTP, explain
+	@scripts/demo.sh
+
+serve: install ## Serve the demo's bundle until Ctrl-C (PORT=3000)
+	@PORT=$(PORT) scripts/demo.sh serve
+
+check: install ## Lint, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install ## All tests
+	$(BIN)/python -m pytest
+
+clean: ## Remove the demo and the tools' caches
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environment, too
+	rm -rf $(VENV) *.egg-info

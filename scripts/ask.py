@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Ask a running service about a picture over HTTP, with nothing but Python's own library, and print the answer.
+
+Example: python scripts/ask.py http://127.0.0.1:3000 photo.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+SHOWN = 2
+# A proxy of the environment has no business between a machine and itself.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def main() -> int:
+    """0 for an answer (and, with --expect, the right one at every level), else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("address", help="where the service listens, such as http://127.0.0.1:3000")
+    parser.add_argument("picture", nargs="?", type=Path, help="a picture file")
+    parser.add_argument("--ready", action="store_true", help="only ask whether the service is ready")
+    parser.add_argument("--expect", metavar="PATH", help="the right answer, level by level: Fruit/Apple/Granny-Smith")
+    arguments = parser.parse_args()
+    if arguments.ready:
+        return 0 if is_ready(arguments.address) else 1
+    if arguments.picture is None:
+        parser.error("give a picture to ask about, or --ready")
+    try:
+        prediction = predict(arguments.address, arguments.picture)
+    except urllib.error.HTTPError as problem:
+        print(f"error: {problem.code} {problem.read().decode(errors='replace')}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_levels(prediction)
+    if arguments.expect is None:
+        return 0
+    return 0 if print_verdict(prediction["path"], arguments.expect.split("/")) else 1
+
+
+def is_ready(address: str) -> bool:
+    """Whether the service says that it can answer."""
+    try:
+        with OPENER.open(f"{address}/readyz", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def predict(address: str, picture: Path) -> Any:
+    """The answer to the picture's bytes as the body of `POST /v1/predict`."""
+    request = urllib.request.Request(
+        f"{address}/v1/predict?top_k={SHOWN}",
+        data=picture.read_bytes(),
+        headers={"Content-Type": "application/octet-stream"},
+        method="POST",
+    )
+    with OPENER.open(request, timeout=60) as response:
+        return json.load(response)
+
+
+def print_levels(prediction: Any) -> None:
+    """Each level below the one before it, with the evidence that counted most."""
+    for level in prediction["levels"]:
+        indent = "    " * (level["level"] - 1)
+        print(f"{indent}{level['label']}  {level['probability']:.1%}")
+        for evidence in level["evidence"]:
+            source = evidence["source"]
+            print(
+                f"{indent}  {evidence['contribution']:+.2f} because {box(evidence['box'])} looks like "
+                f"{box(source['box'])} of {source['image']}"
+            )
+
+
+def print_verdict(predicted: list[str], expected: list[str]) -> bool:
+    """Say level by level whether the answer is right; True when every level is."""
+    print()
+    right = [here == there for here, there in zip(predicted, expected, strict=False)]
+    right += [False] * abs(len(predicted) - len(expected))
+    for number, good in enumerate(right):
+        truth = expected[number] if number < len(expected) else "nothing"
+        print(f"level {number + 1}: {'right' if good else 'WRONG'}, it is {truth}")
+    return all(right)
+
+
+def box(corners: list[int]) -> str:
+    """Left and top, right and bottom, in pixels."""
+    left, top, right, bottom = corners
+    return f"({left}, {top})–({right}, {bottom})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

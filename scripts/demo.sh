@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The whole way, as the commands one would type: draw pictures, train, export, validate, explain, serve, ask over HTTP.
+#
+#   scripts/demo.sh         all of it; ends with 0 if the answer over HTTP is right at every level, else with 1
+#   scripts/demo.sh serve   make what is missing, then serve the bundle until Ctrl-C
+#
+# What is finished is used again; `make clean` starts over. From the environment: DEMO is the folder to work in, CONFIG
+# the training configuration, PER_LEAF the training pictures per class, PORT the port (by default a free one, or 3000 to
+# serve).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+
+demo=${DEMO:-demo}
+config=${CONFIG:-training/configs/rendered.yaml}
+data=$demo/data run=$demo/run bundle=$demo/bundle
+
+show() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+make_run() {
+    mkdir -p "$demo"
+    show protoserve data render "$data" --per-leaf "${PER_LEAF:-60}"
+    if [[ ! -f $run/model.pt ]]; then
+        show protoserve train "$config" --data "$data" --run "$run" --resume
+    fi
+}
+
+make_bundle() {
+    show protoserve export "$run" --to onnx,torchscript --bundle "$bundle" --name demo --overwrite
+}
+
+if [[ ${1:-} == serve ]]; then
+    if [[ ! -f $bundle/manifest.json ]]; then
+        make_run
+        make_bundle
+    fi
+    exec protoserve serve "$bundle" --port "${PORT:-3000}"
+fi
+
+make_run
+make_bundle
+show protoserve evaluate "$run" --data "$data" --split test
+show protoserve validate "$bundle" --data "$data" --split test
+
+# The first test picture of the first class: chosen by its name, not by how well it does.
+picture=$(find "$data/test" -name '*.png' | LC_ALL=C sort | sed -n 1p)
+show protoserve explain "$bundle" "$picture" -o "$demo/explanation.png"
+
+port=${PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+address=http://127.0.0.1:$port
+log=$demo/server.log
+printf '\n$ %s\n' "protoserve serve $bundle --port $port > $log 2>&1 &"
+protoserve serve "$bundle" --port "$port" >"$log" 2>&1 &
+server=$!
+trap 'kill "$server" 2>/dev/null && wait "$server" || true' EXIT
+trap 'exit 130' INT TERM
+waited=0
+until python scripts/ask.py "$address" --ready; do
+    if ! kill -0 "$server" 2>/dev/null || ((++waited > 120)); then
+        cat "$log" >&2
+        echo "error: the server did not come up; what it said is above" >&2
+        exit 1
+    fi
+    sleep 1
+done
+
+status=0
+show python scripts/ask.py "$address" "$picture" --expect "$(dirname "${picture#"$data/test/"}")" || status=$?
+
+printf '\n%s\n' "The same with pictures: $demo/explanation.png" \
+    "To try your own in a browser: make serve, then open http://127.0.0.1:3000"
+exit "$status"

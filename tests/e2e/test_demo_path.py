@@ -1,0 +1,162 @@
+"""The whole way in small, by the demo's own script: what `make demo` does, with few pictures and a tiny network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from protoserve.schema import Prediction
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURE = Path("test/Creature/Beetle/Ladybird/ladybird_0001.png")
+CONFIG = """
+name: tiny
+batch: 16
+image: {height: 32, width: 32, resize: stretch}
+model: {backbone: resnet18, weights: null, stride: 8, reduced: null, dimensions: 16, prototypes_per_child: 2}
+data: {hold_out: 0}
+finetune: {epochs: 1}
+joint: {epochs: 1, backbone_learning_rate: 1.0e-4}
+last_layers: {epochs: 1}
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that ran to its end: its folder, its environment, and what it said."""
+
+    folder: Path
+    environment: dict[str, str]
+    ended: subprocess.CompletedProcess[str]
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    environment = {
+        **os.environ,
+        # The script looks for its commands in the environment that runs the tests.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DEMO": str(folder),
+        "CONFIG": str(folder / "tiny.yaml"),
+        "PER_LEAF": "4",
+        # For so small a network threads are a burden, above all beside other work on the machine.
+        "OMP_NUM_THREADS": "1",
+    }
+    ended = subprocess.run(
+        [ROOT / "scripts" / "demo.sh"], env=environment, cwd=folder, capture_output=True, text=True, timeout=540
+    )
+    return Demo(folder, environment, ended)
+
+
+def protoserve(*arguments: str | Path) -> str:
+    """What a command prints on standard output; it must succeed."""
+    command = [sys.executable, "-c", "from protoserve.cli import main; main()", *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_demo_goes_all_the_way_and_its_exit_code_is_its_verdict(demo: Demo) -> None:
+    """So few pictures teach a network little: whether the answer is right is not the question here."""
+    verdicts = [line for line in demo.ended.stdout.splitlines() if line.startswith("level ")]
+    expected = ["Creature", "Beetle", "Ladybird"]
+    assert [line.rpartition(" ")[2] for line in verdicts] == expected, demo.ended.stderr
+    right = all(": right," in line for line in verdicts)
+    assert demo.ended.returncode == (0 if right else 1)
+    assert "Traceback" not in demo.ended.stderr
+    with Image.open(demo.folder / "explanation.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_the_demo_answers_over_http_as_the_bundle_does(demo: Demo) -> None:
+    document = protoserve("predict", demo.bundle, demo.folder / "data" / PICTURE, "--top-k", "2", "--json")
+    prediction = Prediction.model_validate_json(document)
+    printed = demo.ended.stdout.splitlines()
+    for number, level in enumerate(prediction.levels):
+        assert f"{'    ' * number}{level.label}  {level.probability:.1%}" in printed
+
+
+def test_the_demo_stops_its_server(demo: Demo) -> None:
+    (line,) = [line for line in demo.ended.stdout.splitlines() if line.startswith("$ protoserve serve")]
+    port = int(line.split("--port ")[1].split()[0])
+    assert "Starting" in (demo.folder / "server.log").read_text()
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+
+
+def test_the_exported_graph_scores_as_the_run(demo: Demo) -> None:
+    where = ("--data", demo.folder / "data", "--split", "test", "--json")
+    run = json.loads(protoserve("evaluate", demo.folder / "run", *where))
+    bundle = json.loads(protoserve("validate", demo.bundle, *where))
+    assert run.keys() == bundle.keys() >= {"accuracy", "images", "macro_accuracy", "seconds"}
+    assert list(run["accuracy"]) == ["level_1", "level_2", "level_3", "leaf"]
+    assert bundle["accuracy"] == pytest.approx(run["accuracy"], abs=0.001)
+    assert bundle["macro_accuracy"] == pytest.approx(run["macro_accuracy"], abs=0.001)
+    pictures = list((demo.folder / "data" / "test").rglob("*.png"))
+    assert run["images"] == bundle["images"] == len(pictures)
+    kept = json.loads((demo.folder / "run" / "metrics.json").read_text())
+    assert kept["test"]["accuracy"] == run["accuracy"]
+
+
+def test_the_bundle_says_what_it_holds(demo: Demo) -> None:
+    document = json.loads(protoserve("inspect", demo.bundle, "--json"))
+    text = json.dumps(document)
+    for fact in ("demo", "Creature/Beetle/Ladybird", "model.onnx", "model.torchscript", "sha256:"):
+        assert fact in text
+    assert "Ladybird" in protoserve("inspect", demo.bundle)
+
+
+def test_serve_takes_the_finished_bundle_and_stops_when_told(demo: Demo) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = subprocess.Popen(
+        [ROOT / "scripts" / "demo.sh", "serve"],
+        env={**demo.environment, "PORT": str(port)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        answer = wait_for(f"http://127.0.0.1:{port}/v1/model", script)
+    finally:
+        script.send_signal(signal.SIGTERM)
+        said, _ = script.communicate(timeout=60)
+    assert answer["name"] == "demo"
+    assert script.returncode == 0, said
+    assert "protoserve train" not in said
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+
+
+def wait_for(address: str, process: subprocess.Popen[str]) -> Any:
+    """The JSON at an address, as soon as it answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5) as response:
+                return json.load(response)
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise AssertionError(f"{address} did not answer; the server's exit code is {process.poll()}")
