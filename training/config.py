@@ -20,7 +20,8 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     """The network. `stride` picks a finer feature map of the backbone; `reduced` is the width that a principal
-    component analysis brings the features down to (null: none)."""
+    component analysis brings the features down to (null: none). An inner node gets ⌈√leaves below⌉ times
+    `prototypes_per_child`, at most `inner_factor` times; 1 is as published."""
 
     kind: Literal["hierarchical", "flat"] = "hierarchical"
     backbone: str = "mobilenet_v2"
@@ -29,6 +30,7 @@ class ModelConfig(Section):
     reduced: int | None = Field(default=256, ge=1)
     dimensions: int = Field(default=128, ge=1)
     prototypes_per_child: int = Field(default=8, ge=1)
+    inner_factor: int = Field(default=4, ge=1)
     similarity: Similarity = "log1p"
     epsilon: float = Field(default=0.1, gt=0)
     dropout: float = Field(default=0.3, ge=0, lt=1)

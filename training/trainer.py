@@ -461,7 +461,7 @@ def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescripti
         dimensions=model.dimensions,
         similarity=model.similarity,
         epsilon=model.epsilon,
-        prototype_child=prototype_children(taxonomy, model.kind, model.prototypes_per_child),
+        prototype_child=prototype_children(taxonomy, model.kind, model.prototypes_per_child, model.inner_factor),
         **common,
     )
 

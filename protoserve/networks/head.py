@@ -8,6 +8,7 @@ group, V nodes of the taxonomy, L levels.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -286,6 +287,16 @@ class PrototypeHead(nn.Module):
         )
 
 
-def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int) -> list[int]:
-    """The node that each prototype belongs to: `per_child` for every member of every group, in the head's order."""
-    return [node for group in groups_of(taxonomy, kind) for node in group.children for _ in range(per_child)]
+def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int, inner_factor: int = 1) -> list[int]:
+    """The node that each prototype belongs to, in the head's order: `per_child` for every member of every group.
+
+    An inner node stands for more varied pictures than a leaf: it gets ⌈√leaves below⌉ times as many, at most
+    `inner_factor` times (1: as published).
+    """
+    below = taxonomy.leaves_below.sum(axis=1)
+    return [
+        node
+        for group in groups_of(taxonomy, kind)
+        for node in group.children
+        for _ in range(per_child * min(inner_factor, math.ceil(math.sqrt(below[node]))))
+    ]

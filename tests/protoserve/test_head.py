@@ -190,3 +190,13 @@ def test_weights_start_as_published_and_never_leave_their_group():
 def test_an_unknown_similarity_is_named():
     with pytest.raises(InputError, match="no similarity 'log1'; did you mean 'log1p'"):
         similarity(torch.zeros(1), "log1", 1e-4)
+
+
+def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_limit():
+    taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "A/5", "B/1", "B/2", "Q"])
+    counts = {}
+    for node in prototype_children(taxonomy, "hierarchical", 3, inner_factor=2):
+        counts[taxonomy.names[node]] = counts.get(taxonomy.names[node], 0) + 1
+    # ⌈√5⌉ = 3 is over the limit, ⌈√2⌉ = 2 is not, a leaf counts once.
+    assert (counts["A"], counts["B"], counts["Q"], counts["A/1"]) == (6, 6, 3, 3)
+    assert {prototype_children(taxonomy, "flat", 3, inner_factor=4).count(leaf) for leaf in taxonomy.leaves} == {3}
