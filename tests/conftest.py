@@ -87,6 +87,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def flat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a random ProtoPNet: the same leaves in one softmax."""
+    return make_run(tmp_path_factory.mktemp("runs") / "flat", kind="flat")
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run as a bundle with both targets; tests must not change it (copy it first)."""
     from export.bundling import export_bundle
