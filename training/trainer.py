@@ -15,11 +15,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from protoserve.dataset import Dataset
-from protoserve.errors import InputError, nearest
+from protoserve.errors import InputError
 from protoserve.metrics import scores
-from protoserve.networks.checkpoint import NetworkDescription, build, save_whole
-from protoserve.networks.head import prototype_children
+from protoserve.networks.checkpoint import build, save_whole
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from training.building import check_picture_size, describe, learning_parts
 from training.config import Config
 from training.features import Feed, epoch_order, fit_reduction, fresh_view
 from training.initialise import start_from_data
@@ -89,7 +89,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.description = describe(config, splits.fit, linear)
         self.network = build(self.description, config.model.weights).to(device).eval()
-        _check_picture_size(self.network.backbone, config, device)
+        check_picture_size(self.network.backbone, config, device)
         # Plain fine-tuning trains a linear head on the same backbone, whatever the run's own head is.
         self.plain = self.network if isinstance(self.network, LinearNetwork) else self._plain_head()
         self.tables: LossTables | None = None
@@ -153,7 +153,7 @@ class Trainer:
     def _finetune(self, step: Step) -> dict[str, float]:
         """One epoch of backbone and linear head on fresh random views, cross-entropy over leaves."""
         setting = self.config.finetune
-        learning = _learning_parts(self.plain.backbone.body, setting.train_from)
+        learning = learning_parts(self.plain.backbone.body, setting.train_from)
         parameters = [parameter for part in learning for parameter in part.parameters(recurse=False)]
         optimiser = self._optimiser(
             step,
@@ -441,56 +441,6 @@ class Trainer:
         )
         self._best_weight = content["best_weight"]
         self._stored_optimisers = content["optimisers"]
-
-
-def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescription:
-    """The network that a configuration asks for on a data set's taxonomy."""
-    model, taxonomy = config.model, dataset.taxonomy
-    common: dict[str, Any] = {
-        "taxonomy": taxonomy.to_dict(),
-        "input": config.image,
-        "backbone": model.backbone,
-        "stride": model.stride,
-        "dropout": model.dropout,
-    }
-    if linear:
-        return NetworkDescription(kind="linear", **common)
-    return NetworkDescription(
-        kind=model.kind,
-        reduced=model.reduced,
-        dimensions=model.dimensions,
-        similarity=model.similarity,
-        epsilon=model.epsilon,
-        prototype_child=prototype_children(taxonomy, model.kind, model.prototypes_per_child, model.inner_factor),
-        **common,
-    )
-
-
-@torch.inference_mode()
-def _check_picture_size(backbone: nn.Module, config: Config, device: torch.device) -> None:
-    height, width = config.image.height, config.image.width
-    try:
-        backbone(torch.zeros(1, 3, height, width, device=device))
-    except RuntimeError as error:
-        raise InputError(
-            f"image: {config.model.backbone!r} has no feature map of {height} × {width} pixels ({error}); "
-            "raise image.height and image.width"
-        ) from error
-
-
-def _learning_parts(body: nn.Module, train_from: str | None) -> list[nn.Module]:
-    """The leaf modules of a backbone, in order, from the one named `train_from` on."""
-    parts = [(name, part) for name, part in body.named_modules() if not list(part.children())]
-    if train_from is None:
-        return [part for _, part in parts]
-    for number, (name, _) in enumerate(parts):
-        if name == train_from or name.startswith(f"{train_from}."):
-            return [part for _, part in parts[number:]]
-    top = sorted({".".join(name.split(".")[:2]) for name, _ in parts})
-    raise InputError(
-        f"finetune.train_from: the backbone has no part {train_from!r}{nearest(train_from, top)}; "
-        f"it has {', '.join(top)}"
-    )
 
 
 def _selection(found: dict[str, Any]) -> dict[str, float]:

@@ -151,8 +151,15 @@ class PrototypeHead(nn.Module):
 
     @torch.no_grad()
     def reset_weight(self, own: float = 1.0, other: float = -0.5) -> None:
-        """Set the last layers to their published start."""
-        self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask)
+        """Set the last layers to their published start.
+
+        Where siblings have different numbers of prototypes, each prototype counts in inverse proportion, or the
+        child with more of them would start ahead.
+        """
+        owned = self.own_mask.sum(2).float()  # [G, M]
+        fewest = torch.where(owned > 0, owned, torch.inf).amin(1)
+        share = (self.own_mask * (fewest[:, None] / owned.clamp_min(1.0))[:, :, None]).sum(1)  # [G, Q]
+        self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask * share[:, None, :])
 
     def effective_weight(self) -> Tensor:
         """[G, M, Q] the last layers, exactly zero where a group has no such member or prototype."""

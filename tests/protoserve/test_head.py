@@ -200,3 +200,13 @@ def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_l
     # ⌈√5⌉ = 3 is over the limit, ⌈√2⌉ = 2 is not, a leaf counts once.
     assert (counts["A"], counts["B"], counts["Q"], counts["A/1"]) == (6, 6, 3, 3)
     assert {prototype_children(taxonomy, "flat", 3, inner_factor=4).count(leaf) for leaf in taxonomy.leaves} == {3}
+
+
+def test_a_child_with_more_prototypes_does_not_start_ahead():
+    taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 3, inner_factor=2), 4).eval()
+    alike = torch.full((1, len(head.prototype_child)), 0.5)
+    with torch.inference_mode():
+        output = head.classify(alike, torch.zeros_like(alike, dtype=torch.int64))
+    for name in ("A", "Q"):
+        assert float(output.log_probability[0, taxonomy.index[name]].exp()) == pytest.approx(0.5, abs=1e-6)
