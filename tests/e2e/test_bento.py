@@ -33,7 +33,7 @@ PROTOSERVE = (
     "app = build_app(); commands(app); app(prog_name='protoserve')",
 )
 BENTOML = (sys.executable, "-m", "bentoml")
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 STOP_SECONDS = 30.0
 
 pytestmark = pytest.mark.slow
