@@ -148,6 +148,7 @@ def test_inspect_json(tiny_bundle: Path, capsys: Captured) -> None:
         "height": 64,
         "width": 96,
         "resize": "stretch",
+        "share": 1.0,
         "interpolation": "bilinear-antialiased",
     }
     assert document["metrics"] == manifest.metrics
