@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -13,6 +15,8 @@ from protoserve.errors import InputError, nearest
 # Pictures are normalised with the statistics that torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STANDARD_DEVIATION = (0.229, 0.224, 0.225)
+# Two picture sizes tell a feature map, which grows, from the output of an adaptive pool, which does not.
+SMALL, LARGE = 224, 320
 
 
 class Backbone(nn.Module):
@@ -46,8 +50,11 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
     with a state dict of the whole classifier, read with `weights_only=True`. With `stride`, the last feature map of
     that stride is taken instead: finer cells, smaller receptive fields.
 
+    Models that take pictures of 224 pixels only (MaxViT, vision transformers) work at that size; a vision
+    transformer's feature map is the grid of its patch tokens.
+
     Raises InputError for an unknown name, weights that can't be read or don't fit, a stride that the model does
-    not have, and for models without a convolutional feature map (vision transformers).
+    not have, and for models in which no feature map is found.
     """
     known = names()
     if name not in known:
@@ -58,9 +65,8 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
         traced = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise InputError(f"backbone {name!r} can't be traced by torch.fx ({error}); choose another") from error
-    node, channels, found = _feature_node(traced, name, stride)
-    body = _cut(traced, node)
-    return Backbone(name, body, channels, found)
+    feature = _feature_node(traced, name, stride)
+    return Backbone(name, _cut(traced, feature), feature.channels, feature.stride)
 
 
 def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
@@ -104,48 +110,77 @@ def _shapes(traced: fx.GraphModule, size: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> tuple[fx.Node, int, int]:
+class _Feature(NamedTuple):
+    """The node to cut after; `grid` is the side of the token grid where the node gives tokens and no map."""
+
+    node: fx.Node
+    channels: int
+    stride: int
+    grid: int | None = None
+
+
+def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> _Feature:
     """The last node whose output is a map that grows with the picture, so that adaptive pools do not count."""
-    small, large = 224, 320
+    at_small = _shapes(traced, SMALL)
     try:
-        at_small, at_large = _shapes(traced, small), _shapes(traced, large)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"backbone {name!r} takes pictures of one size only, so it has no feature map to cut; "
-            "choose a convolutional model"
-        ) from error
-    found: dict[int, tuple[fx.Node, int, int]] = {}
-    for node in traced.graph.nodes:
-        shape, grown = at_small.get(node.name, ()), at_large.get(node.name, ())
-        is_map = len(shape) == 4 and shape[1] == grown[1] and 1 < shape[2] < grown[2] and 1 < shape[3] < grown[3]
-        # SqueezeNet classifies by a convolution before it pools; its class maps are no features.
-        is_feature = node.op != "placeholder" and not str(node.target).startswith(("classifier", "fc", "head"))
-        if is_map and is_feature:
-            cell = round(small / shape[2])
-            found[cell] = (node, shape[1], cell)
+        at_large = _shapes(traced, LARGE)
+    except (RuntimeError, AssertionError, ValueError):
+        found = _fixed_size_feature(traced, at_small)
+    else:
+        found = {}
+        for node in traced.graph.nodes:
+            shape, grown = at_small.get(node.name, ()), at_large.get(node.name, ())
+            is_map = len(shape) == 4 and shape[1] == grown[1] and 1 < shape[2] < grown[2] and 1 < shape[3] < grown[3]
+            if is_map and _may_be_feature(node):
+                cell = round(SMALL / shape[2])
+                found[cell] = _Feature(node, shape[1], cell)
     if not found:
-        raise InputError(f"backbone {name!r} has no convolutional feature map; choose another model")
+        raise InputError(f"backbone {name!r} has no feature map that can be found; choose another model")
     wanted = max(found) if stride is None else stride
     if wanted not in found:
         raise InputError(f"backbone {name!r} has no feature map of stride {stride}; it has {sorted(found)}")
     return found[wanted]
 
 
-def _cut(traced: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
+def _may_be_feature(node: fx.Node) -> bool:
+    # SqueezeNet classifies by a convolution before it pools; its class maps are no features.
+    return node.op != "placeholder" and not str(node.target).startswith(("classifier", "fc", "head"))
+
+
+def _fixed_size_feature(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> dict[int, _Feature]:
+    """For models of one picture size: the last map [1, channels, side, side], or the last tokens [1, 1 + side², width]
+    (a class token, then one per patch), whichever comes later."""
+    found: dict[int, _Feature] = {}
+    for node in traced.graph.nodes:
+        shape = shapes.get(node.name, ())
+        if not _may_be_feature(node):
+            continue
+        if len(shape) == 4 and 1 < shape[2] == shape[3] < SMALL and SMALL % shape[2] == 0 and shape[1] > 3:
+            feature = _Feature(node, shape[1], SMALL // shape[2])
+        elif len(shape) == 3 and (side := math.isqrt(shape[1] - 1)) > 1 and side * side == shape[1] - 1:
+            feature = _Feature(node, shape[2], SMALL // side, side)
+        else:
+            continue
+        found = {feature.stride: feature}
+    return found
+
+
+def _cut(traced: fx.GraphModule, last: _Feature) -> fx.GraphModule:
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:
-        if node.op == "output":
-            break
         copied[node] = graph.node_copy(node, lambda argument: copied[argument])
-        if node is last:
+        if node is last.node:
             break
-    graph.output(copied[last])
+    output = copied[last.node]
+    if last.grid is not None:
+        patches = graph.call_method("narrow", (output, 1, 1, last.grid * last.grid))
+        output = graph.call_method(
+            "unflatten", (graph.call_method("transpose", (patches, 1, 2)), 2, (last.grid, last.grid))
+        )
+    graph.output(output)
     body = fx.GraphModule(traced, graph)
     body.graph.eliminate_dead_code()
     body.recompile()
     body.delete_all_unused_submodules()
     return body
-
-
-__all__ = ["MEAN", "STANDARD_DEVIATION", "Backbone", "backbone", "names"]
