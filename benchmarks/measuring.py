@@ -1,0 +1,43 @@
+"""What all measurements share: running a command, and the machine that the figures come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def protoserve(*arguments: str | Path) -> dict[str, Any]:
+    """Run a command with `--json` and return its document."""
+    command = [sys.executable, "-c", "from protoserve.cli import main; main()", *map(str, arguments), "--json"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    document: dict[str, Any] = json.loads(finished.stdout)
+    return document
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    packages = ("torch", "torchvision", "onnxruntime-gpu", "numpy", "pillow")
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def described(found: dict[str, Any]) -> str:
+    """The machine as a sentence."""
+    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    return f"Machine: {found['processor']}, {found['cores']} cores, Python {found['python']}, {versions}."

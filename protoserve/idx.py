@@ -1,0 +1,119 @@
+"""IDX files, the format of MNIST and its kin (http://yann.lecun.com/exdb/mnist): all pictures of a split in one array.
+
+A data set is a folder with the usual names, gzipped or not: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and
+`t10k-…` for the test split.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve.errors import InputError
+
+PREFIXES: Final = {"train": "train", "test": "t10k"}
+_UNSIGNED_BYTE: Final = 0x08
+_GZIP: Final = b"\x1f\x8b"
+# More than any picture set that one holds in memory; a header that asks for more is damaged.
+_LARGEST: Final = 1 << 33
+
+
+def holds_idx(root: Path) -> bool:
+    """Whether a folder is a data set of IDX files."""
+    return _find(root, "train", "images") is not None
+
+
+def holds_idx_split(root: Path, split: str) -> bool:
+    """Whether such a data set has the split: `train`, and `test` where its images are there."""
+    return split in PREFIXES and _find(root, split, "images") is not None
+
+
+def read_idx_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The pictures uint8 [images, rows, columns] and labels uint8 [images] of `train` or `test`.
+
+    Raises InputError when a file is missing, torn or no IDX file of bytes, and where there are not as many labels
+    as pictures.
+    """
+    if split not in PREFIXES:
+        raise InputError(f"{root}: no split {split!r}; a data set of IDX files has {', '.join(PREFIXES)}")
+    images_file, labels_file = _found(root, split, "images"), _found(root, split, "labels")
+    images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{images_file} holds {len(images)} pictures and {labels_file.name} {len(labels)} labels; "
+            "take both from the same data set"
+        )
+    if not images.size:
+        raise InputError(f"{images_file}: holds no pictures")
+    return images, labels
+
+
+def read_idx_labels(root: Path, split: str) -> NDArray[np.uint8]:
+    """The labels alone, uint8 [images]."""
+    return read_idx(_found(root, split, "labels"), 1)
+
+
+def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
+    """The array of unsigned bytes in an IDX file, gzipped or plain.
+
+    Its header is two zero bytes, the type 8 (unsigned byte), the number of dimensions, then their sizes as 32-bit
+    big-endian integers. Raises InputError when the file can't be read, is of another type or number of dimensions
+    than `dimensions`, or holds fewer or more bytes than its header says.
+    """
+    try:
+        with file.open("rb") as plain:
+            zipped = plain.read(2) == _GZIP
+        with gzip.open(file) if zipped else file.open("rb") as stream:
+            head = stream.read(4 + 4 * dimensions)
+            shape = _shape(file, head, dimensions)
+            # One byte more than announced shows that the file is too long without reading all of it.
+            content = stream.read(math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file}: can't read it ({error}); download it again") from error
+    if len(content) != math.prod(shape):
+        more = "more" if len(content) > math.prod(shape) else f"{len(content):,}"
+        raise InputError(
+            f"{file}: its header announces {' × '.join(map(str, shape))} bytes, but it holds {more}; download it again"
+        )
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _shape(file: Path, head: bytes, dimensions: int) -> tuple[int, ...]:
+    if len(head) < 4 or head[:2] != b"\0\0":
+        raise InputError(f"{file}: starts with {head[:4].hex(' ') or 'nothing'}, so it is no IDX file")
+    if head[2] != _UNSIGNED_BYTE or head[3] != dimensions:
+        raise InputError(
+            f"{file}: holds values of type {head[2]} in {head[3]} dimensions; expected type {_UNSIGNED_BYTE} (unsigned "
+            f"byte) in {dimensions}"
+        )
+    if len(head) < 4 + 4 * dimensions:
+        raise InputError(f"{file}: ends within its header; download it again")
+    shape = struct.unpack(f">{dimensions}I", head[4:])
+    if math.prod(shape) > _LARGEST:
+        raise InputError(f"{file}: its header announces {' × '.join(map(str, shape))} bytes; the file is damaged")
+    return shape
+
+
+def _find(root: Path, split: str, part: str) -> Path | None:
+    kind = {"images": "idx3", "labels": "idx1"}[part]
+    for separator in "-.":
+        for suffix in (".gz", ""):
+            file = root / f"{PREFIXES[split]}-{part}{separator}{kind}-ubyte{suffix}"
+            if file.is_file():
+                return file
+    return None
+
+
+def _found(root: Path, split: str, part: str) -> Path:
+    file = _find(root, split, part)
+    if file is None:
+        kind = {"images": "idx3", "labels": "idx1"}[part]
+        raise InputError(f"{root}: {PREFIXES[split]}-{part}-{kind}-ubyte.gz is missing; put it beside the others")
+    return file

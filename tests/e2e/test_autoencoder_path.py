@@ -1,0 +1,157 @@
+"""The prototype autoencoder the whole way on a few small pictures: train, export, validate, predict, explain, serve."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from export.bundling import export_bundle
+from export.validating import validate
+from protoserve.classifier import Classifier, load
+from protoserve.cli import build_app
+from protoserve.dataset import read_split, read_taxonomy
+from protoserve.run import open_run
+from protoserve.schema import Prediction
+from service.app import create_app
+from service.settings import Settings
+from training import running
+from training.config import parse_config
+
+with warnings.catch_warnings():
+    # Starlette would rather have httpx2, which it does not require; httpx does what is needed here.
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient
+
+TREE = """
+Bright:
+  One: "1"
+  Two: "2"
+Dark:
+  Nought: "0"
+Three: "3"
+"""
+CONFIG = {
+    "name": "tiny",
+    "batch": 32,
+    "image": {"height": 20, "width": 16, "resize": "stretch"},
+    "model": {"kind": "autoencoder"},
+    "data": {"hold_out": 0.2},
+    "autoencoder": {"channels": [8, 4], "prototypes": 6, "epochs": 30, "learning_rate": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small pictures with a tree over their four numbers."""
+    folder = tmp_path_factory.mktemp("named") / "data"
+    folder.mkdir()
+    for file in tiny_idx.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "taxonomy.yaml").write_text(TREE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    console = Console(file=io.StringIO())
+    running.train(parse_config(CONFIG, "test"), data, folder, linear=False, resume=False, device="cpu", console=console)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(open_run(run), folder, ("onnx", "torchscript"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Classifier:
+    return load(bundle, device="cpu")
+
+
+def test_the_bundle_scores_as_the_run_does(run: Path, bundle: Path, data: Path) -> None:
+    expected = running.evaluate(run, data, "test", device="cpu", console=Console(file=io.StringIO()))
+    found = validate(bundle, data, "test", device="cpu")
+    assert expected["images"] == 40
+    assert expected["accuracy"]["leaf"] > 0.9
+    assert set(expected["accuracy"]) == {"level_1", "level_2", "leaf"}
+    assert found["accuracy"] == expected["accuracy"]
+    parity = json.loads((bundle / "parity.json").read_text())
+    for target in ("onnx", "torchscript"):
+        for batch in (1, 3, 8):
+            assert max(parity[target][f"batch_{batch}"]["worst_difference"].values()) < 1e-4
+
+
+def test_evidence_is_the_whole_picture_and_adds_up(model: Classifier, data: Path) -> None:
+    assert model.bundle.manifest.kind == "autoencoder"
+    dataset = read_split(data, "test", read_taxonomy(data))
+    wide = [dataset.picture(number).picture.resize((32, 20)) for number in range(8)]
+    for prediction in model.predict(wide, top_k=6, maps=True):
+        *above, leaf = prediction.levels
+        assert above == [] or (above[0].logit, above[0].evidence) == (None, [])
+        assert leaf.logit is not None
+        assert sum(one.contribution for one in leaf.evidence) == pytest.approx(leaf.logit, abs=1e-4)
+        assert leaf.evidence_share == pytest.approx(1.0, abs=1e-4)
+        for one in leaf.evidence:
+            assert one.contribution == pytest.approx(one.similarity * one.weight, abs=1e-5)
+            assert one.box == (0, 0, 32, 20)
+            assert one.map == [[pytest.approx(one.similarity, abs=1e-5)]]
+            assert one.source is not None
+            assert one.source.image.startswith("train/")
+        # What speaks most for a leaf is a prototype of that leaf.
+        assert model.bundle.manifest.prototypes[leaf.evidence[0].prototype].child == leaf.node
+
+
+def test_every_picture_of_a_training_set_of_patterns_finds_its_own(model: Classifier, data: Path) -> None:
+    dataset = read_split(data, "test", read_taxonomy(data))
+    found = model.predict([dataset.picture(number).picture for number in range(len(dataset))])
+    names = [dataset.taxonomy.names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves]
+    assert np.mean([prediction.levels[-1].node == name for prediction, name in zip(found, names, strict=True)]) > 0.9
+
+
+@pytest.fixture
+def picture(data: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "picture.png"
+    read_split(data, "test", read_taxonomy(data)).picture(0).picture.save(file)
+    return file
+
+
+def test_the_commands_answer_and_draw(model: Classifier, bundle: Path, picture: Path, tmp_path: Path) -> None:
+    predicted = CliRunner().invoke(build_app(), ["predict", str(bundle), str(picture), "--json", "--device", "cpu"])
+    assert predicted.exit_code == 0, predicted.stderr
+    document = json.loads(predicted.stdout)
+    found = Prediction.model_validate(document["predictions"][0] if "predictions" in document else document)
+    assert found.path == model.predict(picture).path
+    figure = tmp_path / "explanation.png"
+    drawn = CliRunner().invoke(build_app(), ["explain", str(bundle), str(picture), "-o", str(figure)])
+    assert drawn.exit_code == 0, drawn.stderr
+    with Image.open(figure) as explanation:
+        assert explanation.width == 1200
+
+
+def test_the_service_gives_the_same_answer_and_shows_prototypes(model: Classifier, picture: Path) -> None:
+    with TestClient(create_app(Settings(), lambda: model), raise_server_exceptions=False) as client:
+        answer = client.post("/v1/predict", content=picture.read_bytes())
+        assert answer.status_code == 200, answer.text
+        assert answer.text == model.predict(picture).model_dump_json()
+        facts = client.get("/v1/model")
+        assert facts.status_code == 200, facts.text
+        assert facts.json()["kind"] == "autoencoder"
+        found = Prediction.model_validate_json(answer.text)
+        source = found.levels[-1].evidence[0].source
+        assert source is not None
+        shown = client.get(source.href)
+        assert shown.status_code == 200
+        with Image.open(io.BytesIO(shown.content)) as image:
+            # Decoded and nearest side by side: twice as wide as one, which is higher than wide.
+            assert image.width == 2 * 224 + 8

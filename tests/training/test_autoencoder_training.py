@@ -1,0 +1,240 @@
+"""An autoencoder's run: what it leaves behind, that it can be taken up again, and that its pictures are true."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from protoserve.dataset import read_split, read_taxonomy
+from protoserve.errors import InputError
+from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.checkpoint import load_network
+from protoserve.run import Run
+from training import running
+from training.autoencoder import trainer as trainer_module
+from training.autoencoder.finishing import for_people
+from training.autoencoder.trainer import AutoencoderTrainer, codes_of, in_memory
+from training.config import Config, parse_config
+
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "batch": 32,
+    "image": {"height": 20, "width": 16, "resize": "stretch"},
+    "model": {"kind": "autoencoder"},
+    "data": {"hold_out": 0.2},
+    "autoencoder": {
+        "channels": [8, 4],
+        "prototypes": 6,
+        "epochs": 8,
+        "learning_rate": 0.01,
+        "elastic": {"sigma": 3, "alpha": 5},
+    },
+}
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def config(**setting: Any) -> Config:
+    return parse_config({**CONFIG, "autoencoder": {**CONFIG["autoencoder"], **setting}}, "test")
+
+
+def train(config: Config, data: Path, run: Path, **options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"linear": False, "resume": False, "device": "cpu", "console": quiet(), **options}
+    return running.train(config, data, run, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("autoencoder") / "whole"
+    train(config(), tiny_idx, run)
+    return run
+
+
+def network_of(run: Path) -> PrototypeAutoencoder:
+    network, _, _ = load_network(run / "model.pt")
+    assert isinstance(network, PrototypeAutoencoder)
+    return network
+
+
+def test_a_run_learns_and_leaves_what_every_run_does(whole: Path) -> None:
+    metrics = json.loads((whole / "metrics.json").read_text())
+    # Four patterns under mild noise: chance is 0.25.
+    assert metrics["test"]["accuracy"]["leaf"] > 0.9
+    assert set(metrics["autoencoder"]) == {
+        "reconstruction error",
+        "prototype to code",
+        "code to prototype",
+        "drawn prototype to picture",
+    }
+    for name in ("config.yaml", "history.csv", "curves.png", "provenance.json", "samples.npy"):
+        assert (whole / name).stat().st_size > 0
+    rows = (whole / "history.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8
+    assert "prototype_near_code" in rows[0]
+    assert Run(whole).samples().shape[1:] == (20, 16, 3)
+
+
+class Stop(Exception):
+    """The end of a process, as far as a test can bring it about without one."""
+
+
+@pytest.mark.parametrize("epochs", [0, 3, 7])
+def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
+    epochs: int, whole: Path, tiny_idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch, after `epochs` whole ones."""
+    deform: Callable[..., torch.Tensor] = trainer_module.deform
+    left = epochs * 5 + 2
+
+    def deform_until_stopped(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Stop
+        return deform(*arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "deform", deform_until_stopped)
+    with pytest.raises(Stop):
+        train(config(), tiny_idx, tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "model.pt").exists()
+    train(config(), tiny_idx, tmp_path / "run", resume=True)
+    expected = torch.load(whole / "model.pt", weights_only=True)
+    found = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert (found["description"], found["sources"]) == (expected["description"], expected["sources"])
+    assert all(torch.equal(found["state"][name], tensor) for name, tensor in expected["state"].items())
+    assert (tmp_path / "run" / "history.csv").read_text() == (whole / "history.csv").read_text()
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tiny_idx: Path, tmp_path: Path) -> None:
+    splits = running.read_splits(config(), tiny_idx)
+    AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet()).save()
+    other = AutoencoderTrainer(config(prototypes=5), splits, tmp_path, device=torch.device("cpu"), console=quiet())
+    with pytest.raises(InputError, match=r"another autoencoder\.prototypes|another config\.autoencoder\.prototypes"):
+        other.resume()
+
+
+# ---- prototypes ----------------------------------------------------------------------------------------------
+
+
+def test_sources_are_the_nearest_training_pictures(whole: Path, tiny_idx: Path) -> None:
+    network, description, sources = load_network(whole / "model.pt")
+    assert isinstance(network, PrototypeAutoencoder) and sources is not None
+    fit = running.read_splits(config(), tiny_idx).fit
+    assert fit.pixels is not None
+    codes = []
+    with torch.inference_mode():
+        for pixels in fit.pixels:
+            image = torch.from_numpy(np.repeat(pixels[None, :, :, None], 3, axis=3))
+            codes.append(network.latent(network.features(image)).flatten().double().numpy())
+    for prototype, source in zip(network.head.prototypes.detach().double().numpy(), sources, strict=True):
+        distances = [float(((code - prototype) ** 2).sum()) for code in codes]
+        assert source.distance == pytest.approx(min(distances), rel=1e-4, abs=1e-6)
+        assert distances[fit.images.index(source.image)] == pytest.approx(min(distances), rel=1e-4, abs=1e-6)
+        assert (source.cell, source.rows, source.columns, source.box) == (0, 1, 1, (0, 0, 16, 20))
+    weight = network.head.effective_weight()[0].detach().numpy()
+    leaves = list(network.head.taxonomy.leaves)
+    assert description.prototype_child == [leaves[member] for member in weight.argmax(0)]
+    assert description.prototype_child == sorted(description.prototype_child)
+
+
+def test_a_prototype_s_picture_shows_it_decoded_and_its_nearest_training_picture(whole: Path, tiny_idx: Path) -> None:
+    network, _, sources = load_network(whole / "model.pt")
+    assert isinstance(network, PrototypeAutoencoder) and sources is not None
+    train_split = read_split(tiny_idx, "train", read_taxonomy(tiny_idx))
+    with torch.inference_mode():
+        drawn = network.decode(network.head.prototypes)[:, 0].numpy()
+    for number, source in enumerate(sources):
+        picture = np.asarray(Image.open(Run(whole).picture(number)).convert("L"), dtype=np.float64)
+        given = np.asarray(train_split.picture(train_split.number(source.image)).picture.convert("L"))
+        # 224 pixels across, so 14 for one; the middles of the enlarged pixels, through a lossy file.
+        left, right = picture[7:280:14, 7:224:14], picture[7:280:14, 239::14]
+        assert np.abs(left - 255 * drawn[number]).mean() < 12
+        assert np.abs(right - given).mean() < 12
+
+
+def test_pictures_of_all_prototypes_and_of_reconstructions_are_there(whole: Path) -> None:
+    for name in ("prototypes.png", "reconstructions.png"):
+        with Image.open(whole / name) as picture:
+            picture.load()
+            assert picture.width >= 192
+
+
+def test_prototypes_start_as_codes_of_their_leaves_pictures(tiny_idx: Path, tmp_path: Path) -> None:
+    splits = running.read_splits(config(), tiny_idx)
+    trainer = AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet())
+    codes = codes_of(trainer.network, trainer.fit)
+    for prototype, child in zip(trainer.network.head.prototypes.detach(), [0, 0, 1, 1, 2, 3], strict=True):
+        distance = (codes - prototype).square().sum(1)
+        nearest = int(distance.argmin())
+        assert float(distance[nearest]) < 1e-9
+        assert splits.fit.leaves[nearest] == child
+
+
+def test_the_form_for_people_gives_every_picture_the_same_answer(tiny_idx: Path, tmp_path: Path) -> None:
+    splits = running.read_splits(config(), tiny_idx)
+    trainer = AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet())
+    with torch.no_grad():
+        trainer.network.head.weight.normal_()
+        images = trainer.selection
+        before = trainer.network(images).log_probability
+        codes = codes_of(trainer.network, trainer.fit)
+        _, turned = for_people(trainer.description, trainer.network, codes)
+        torch.testing.assert_close(turned(images).log_probability.exp(), before.exp(), atol=1e-5, rtol=1e-4)
+
+
+# ---- what goes in --------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_another_size_and_in_folders_are_read_into_memory(tiny_idx: Path, tmp_path: Path) -> None:
+    from protoserve.bundle import InputRule
+    from protoserve.images import fit
+
+    dataset = read_split(tiny_idx, "test", read_taxonomy(tiny_idx))
+    rule = InputRule(height=10, width=12, resize="stretch")
+    for number in range(4):
+        folder = tmp_path / "test" / "AB"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset.picture(number).picture.save(folder / f"{number}.png")
+    for name in "AB":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        dataset.picture(0).picture.save(tmp_path / "train" / name / "0.png")
+    folders = read_split(tmp_path, "test", read_taxonomy(tmp_path))
+    for data in (dataset, folders):
+        found = in_memory(data, rule, quiet())
+        assert found.shape == (len(data), 10, 12, 3)
+        for number in (0, len(data) - 1):
+            np.testing.assert_array_equal(found[number].numpy(), fit(data.picture(number), rule).array)
+
+
+def test_a_plain_head_has_nothing_to_stand_on(tiny_idx: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--head linear compares on a backbone, and an autoencoder has none"):
+        train(config(), tiny_idx, tmp_path / "run", linear=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"kind": "flat"}}, "the section autoencoder needs model.kind: autoencoder"),
+        ({"model": {"kind": "autoencoder", "weights": None}}, "an autoencoder has no backbone"),
+        ({"joint": {"epochs": 3}}, "the section joint is none of an autoencoder's"),
+        ({"autoencoder": {"prototypes": 1}}, "autoencoder.prototypes"),
+        ({"autoencoder": {"prototype": 9}}, "did you mean 'prototypes'"),
+    ],
+)
+def test_a_configuration_says_what_does_not_belong(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config({**CONFIG, **change}, "mnist.yaml")
+    assert said in str(caught.value)

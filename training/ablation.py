@@ -1,0 +1,178 @@
+"""`ablate`: the same run with one term of the loss at a time taken out, in one table and one figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+
+from protoserve.errors import InputError
+from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.checkpoint import load_network
+from protoserve.run import Run, make_folder, write_bytes_whole, write_text_whole
+from training import running
+from training.config import Config, read_config
+
+SHOWN = 15
+Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A configuration with some terms of the loss at weight 0. `name` is its run's folder."""
+
+    name: str
+    label: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The rows of the table, one per variant, and the prototypes' pictures uint8 [H, W, 3] of each."""
+
+    rows: list[Row]
+    pictures: list[list[NDArray[np.uint8]]]
+
+
+def variants(config: Config) -> list[Variant]:
+    """The configuration as it is, and without each of the two terms that make prototypes what they are: R1 and R2 of an
+    autoencoder (Li et al. 2018), Clust and Sep of the others (Chen et al. 2019).
+
+    Raises InputError where such a term has the weight 0 already.
+    """
+    if config.model.kind == "autoencoder":
+        section, terms = "autoencoder", {"prototype_near_code": "R1", "code_near_prototype": "R2"}
+    else:
+        section, terms = "loss", {"cluster": "Clust", "separation": "Sep"}
+    weights = getattr(config, section)
+    found = [Variant("both", f"{' and '.join(terms.values())} on", config)]
+    for term, label in terms.items():
+        if getattr(weights, term) == 0:
+            raise InputError(f"{section}.{term} is 0 already; give it a weight to see what it does")
+        changed = config.model_copy(update={section: weights.model_copy(update={term: 0.0})})
+        found.append(Variant(f"without-{term.replace('_', '-')}", f"{label} off", changed))
+    return found
+
+
+def with_epochs(config: Config, epochs: int) -> Config:
+    """The configuration with another number of epochs: an autoencoder's, or those of the joint stage."""
+    section = "autoencoder" if config.model.kind == "autoencoder" else "joint"
+    return config.model_copy(update={section: getattr(config, section).model_copy(update={"epochs": epochs})})
+
+
+def ablate(config: Config, data: Path, out: Path, *, device: running.Device, console: Console) -> list[Row]:
+    """Train every variant into a run of its own below `out`, then write `ablation.{md,csv,json}` and `prototypes.png`
+    there and return the table's rows.
+
+    Finished runs are taken as they are and unfinished ones gone on with. Raises InputError where a run below `out` is
+    of another configuration.
+    """
+    make_folder(out)
+    chosen = variants(config)
+    for variant in chosen:
+        directory = out / variant.name
+        if (directory / "model.pt").is_file():
+            _check_same(directory, variant.config)
+            console.print(f"{directory}: finished already", markup=False, soft_wrap=True)
+            continue
+        console.print(f"{directory}: {variant.label}", markup=False, soft_wrap=True)
+        running.train(variant.config, data, directory, linear=False, resume=True, device=device, console=console)
+    found = Ablation(
+        [_row(variant, out / variant.name) for variant in chosen],
+        [prototype_pictures(Run(out / variant.name)) for variant in chosen],
+    )
+    write_text_whole(out / "ablation.md", markdown(found.rows))
+    write_text_whole(out / "ablation.csv", _csv(found.rows))
+    write_text_whole(out / "ablation.json", json.dumps(found.rows, indent=1) + "\n")
+    write_bytes_whole(out / "prototypes.png", figure(found, config.name))
+    return found.rows
+
+
+def _check_same(directory: Path, config: Config) -> None:
+    if read_config(directory / "config.yaml") != config:
+        raise InputError(f"{directory}: holds a run of another configuration; give another --out or remove it")
+
+
+def _row(variant: Variant, directory: Path) -> Row:
+    """Accuracies in % on test, or on validation where there is no test, and what the run says of its prototypes."""
+    metrics = Run(directory).read_json("metrics.json")
+    split = "test" if "test" in metrics else "validation"
+    row: Row = {"variant": variant.label, "split": split}
+    row |= {f"{level}, %": 100 * value for level, value in metrics[split]["accuracy"].items()}
+    if variant.config.model.kind == "autoencoder":
+        row.update(metrics["autoencoder"])
+        return row
+    projection = metrics["projection"]
+    row |= {f"selection leaf {when} projection, %": 100 * projection[when]["selection_leaf"] for when in projection}
+    row["distance to projection"] = _last_projection(directory)
+    return row
+
+
+def _last_projection(directory: Path) -> float:
+    """The mean squared distance that the last projection moved prototypes by."""
+    with (directory / "history.csv").open(encoding="utf-8", newline="") as stream:
+        return float([row["mean_distance"] for row in csv.DictReader(stream) if row["stage"] == "project"][-1])
+
+
+def prototype_pictures(run: Run) -> list[NDArray[np.uint8]]:
+    """What people see of a run's prototypes, evenly over all of them: decoded by an autoencoder, else their patches."""
+    network, description, _ = load_network(run.model)
+    count = len(description.prototype_child)
+    numbers = np.linspace(0, count - 1, min(SHOWN, count)).astype(np.int64)
+    if isinstance(network, PrototypeAutoencoder):
+        with torch.inference_mode():
+            drawn = network.decode(network.head.prototypes[torch.from_numpy(numbers)]).movedim(1, 3)
+        return list((drawn * 255.0).round().byte().expand(-1, -1, -1, 3).numpy())
+    return [np.asarray(Image.open(run.picture(int(number))).convert("RGB")) for number in numbers]
+
+
+# ---- table and figure ----------------------------------------------------------------------------------------
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in columns)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def figure(found: Ablation, name: str) -> bytes:
+    """A PNG: the prototypes of every variant side by side, a row each."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(pictures) for pictures in found.pictures)
+    sheet = Figure(figsize=(0.8 * columns, 1.2 * len(found.rows)), layout="constrained")
+    strips = sheet.subfigures(len(found.rows), 1, squeeze=False)[:, 0]
+    for strip, row, pictures in zip(strips, found.rows, found.pictures, strict=True):
+        said = f"{name}, {row['variant']}: {row['leaf, %']:.2f} % of {row['split']}"
+        strip.suptitle(said, fontsize=9, x=0.01, ha="left")
+        for place, picture in zip(strip.subplots(1, columns, squeeze=False)[0], pictures, strict=False):
+            place.imshow(picture, interpolation="nearest")
+        for place in strip.axes:
+            place.set_axis_off()
+    buffer = io.BytesIO()
+    sheet.savefig(buffer, dpi=120, format="png")
+    return buffer.getvalue()
