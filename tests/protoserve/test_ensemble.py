@@ -1,0 +1,156 @@
+"""Ensembles as data: what fits together, how prototypes are numbered, and the folder."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protoserve.bundle import Bundle, InputRule, read_bundle
+from protoserve.ensemble import ENSEMBLE, Ensemble, ensemble_of, read_ensemble, read_model, write_ensemble
+from protoserve.errors import BundleError, InputError, ProtoServeError
+from protoserve.taxonomy import Taxonomy
+
+
+@pytest.fixture(scope="module")
+def members(tiny_bundle: Path, twin_bundle: Path) -> tuple[Bundle, Bundle]:
+    return read_bundle(tiny_bundle), read_bundle(twin_bundle)
+
+
+@pytest.fixture
+def folder(members: tuple[Bundle, Bundle], tmp_path: Path) -> Path:
+    write_ensemble(members, tmp_path / "both")
+    return tmp_path / "both"
+
+
+def changed(bundle: Bundle, **values: object) -> Bundle:
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"version": "sha256:other", **values}))
+
+
+def test_prototypes_are_numbered_member_by_member(members: tuple[Bundle, Bundle]) -> None:
+    ensemble = ensemble_of(members)
+    counts = [len(member.manifest.prototypes) for member in members]
+    records = ensemble.manifest.prototypes
+    assert [record.id for record in records] == list(range(sum(counts)))
+    assert ensemble.starts == (0, counts[0])
+    for number, record in enumerate(records):
+        owner = 0 if number < counts[0] else 1
+        own = members[owner].manifest.prototypes[number - ensemble.starts[owner]]
+        assert ensemble.member_of(number) == owner
+        assert record.model_copy(update={"id": own.id}) == own
+        assert ensemble.picture(number) == members[owner].picture(own.id)
+
+
+def test_its_version_follows_from_its_members_and_their_order(members: tuple[Bundle, Bundle]) -> None:
+    one, other = members
+    versions = {ensemble_of(chosen).manifest.version for chosen in ([one], [one, other], [other, one])}
+    assert len(versions) == 3 and all(version.startswith("sha256:") for version in versions)
+    assert ensemble_of(members).manifest.version == ensemble_of(members, name="x").manifest.version
+
+
+def test_it_is_named_after_its_members(members: tuple[Bundle, Bundle]) -> None:
+    one, other = members
+    assert ensemble_of(members).manifest.name == "tiny+twin"
+    assert ensemble_of([one, changed(one)]).manifest.name == "tiny-x2"
+    assert ensemble_of([one]).manifest.name == "tiny"
+    assert ensemble_of([one, other], name="both").manifest.name == "both"
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ({"kind": "flat"}, "the first is hierarchical, the second flat"),
+        ({"taxonomy": Taxonomy.from_paths(["A/x", "B"]).to_dict()}, "class trees differ, only one knows 'A'"),
+        ({"input": InputRule(height=32, width=96, resize="stretch")}, "96 × 64 pixels, stretch 1 and 96 × 32 pixels"),
+        ({"weights": None}, "left out the weights that an ensemble needs; export it again"),
+    ],
+    ids=["kind", "taxonomy", "input", "weights"],
+)
+def test_members_that_do_not_fit_together_are_named(
+    members: tuple[Bundle, Bundle], difference: dict[str, object], message: str
+) -> None:
+    one, other = members
+    with pytest.raises(ProtoServeError, match=message) as caught:
+        ensemble_of([one, changed(other, **difference)])
+    assert str(other.directory) in str(caught.value)
+
+
+def test_nodes_in_another_order_are_another_taxonomy(members: tuple[Bundle, Bundle]) -> None:
+    one, other = members
+    names = [other.taxonomy.names[leaf] for leaf in other.taxonomy.leaves]
+    turned = changed(other, taxonomy=Taxonomy.from_paths(names[::-1]).to_dict())
+    with pytest.raises(InputError, match="their nodes come in another order"):
+        ensemble_of([one, turned])
+
+
+def test_the_same_bundle_twice_is_refused(members: tuple[Bundle, Bundle]) -> None:
+    one, other = members
+    with pytest.raises(InputError, match="are the same bundle; give each member once"):
+        ensemble_of([one, other, one])
+    with pytest.raises(InputError, match="name at least one"):
+        ensemble_of([])
+
+
+# ---- the folder
+
+
+def test_the_folder_holds_all_that_the_members_are(folder: Path, members: tuple[Bundle, Bundle]) -> None:
+    read = read_model(folder)
+    assert isinstance(read, Ensemble)
+    assert read.manifest == ensemble_of(members).manifest
+    assert read.directory == folder
+    assert all(read.picture(record.id).is_relative_to(folder) for record in read.manifest.prototypes)
+    # It needs nothing from where it was made.
+    moved = folder.rename(folder.with_name("moved"))
+    assert read_ensemble(moved).manifest == read.manifest
+
+
+def test_it_is_written_whole_or_not_at_all(members: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+    one, other = members
+    lost = replace(other, directory=tmp_path / "gone")
+    with pytest.raises(OSError, match="gone"):
+        write_ensemble([one, lost], tmp_path / "both")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_taken_is_kept(members: tuple[Bundle, Bundle], folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="both exists"):
+        write_ensemble(members, folder)
+    assert write_ensemble(members[:1], folder, overwrite=True).manifest.name == "tiny"
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="is no ensemble; it is not overwritten"):
+        write_ensemble(members, tmp_path / "photos", overwrite=True)
+
+
+def test_damage_is_found(folder: Path) -> None:
+    (folder / "members" / "1" / "weights.npy").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"weights\.npy does not match SHA256SUMS"):
+        read_model(folder)
+
+
+def test_another_bundle_in_a_members_place_is_found(folder: Path) -> None:
+    shutil.rmtree(folder / "members" / "1")
+    shutil.copytree(folder / "members" / "0", folder / "members" / "1")
+    with pytest.raises(BundleError, match=r"members/1 is sha256:\w+, not sha256:\w+ as when the ensemble was made"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no description of an ensemble"),
+        ("[]", "no description of an ensemble"),
+        ({"format": 99}, "format 99 is newer than 1"),
+        ({"format": 1, "name": "x", "members": []}, "members: List should have at least 1 item"),
+        (
+            {"format": 1, "name": "x", "members": [{"directory": "../tiny", "version": "v"}]},
+            "points outside the ensemble",
+        ),
+    ],
+    ids=["torn", "list", "newer", "empty", "outside"],
+)
+def test_a_description_that_does_not_fit_is_refused(folder: Path, content: object, message: str) -> None:
+    (folder / ENSEMBLE).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(BundleError, match=message):
+        read_model(folder)

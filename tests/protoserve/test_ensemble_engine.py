@@ -1,0 +1,239 @@
+"""The answers of an ensemble against sums by hand in double precision, from the members' own networks."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import protoserve
+from protoserve.bundle import read_bundle
+from protoserve.classifier import Classifier, load
+from protoserve.engine import Engine
+from protoserve.ensemble import ensemble_of
+from protoserve.ensemble_engine import EnsembleEngine, Joining
+from protoserve.errors import InputError
+from protoserve.networks.checkpoint import load_network
+from protoserve.schema import NoveltyRecord
+
+TEMPERATURES = ({"": 2.0, "Animal": 0.5}, {"Animal/Ape": 3.0})
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_bundle, twin_bundle):
+    """Two bundles, calibrated: temperatures are applied to logits, which the graphs return as they are."""
+    found = [read_bundle(directory) for directory in (tiny_bundle, twin_bundle)]
+    return [
+        replace(bundle, manifest=bundle.manifest.model_copy(update={"temperature": temperature}))
+        for bundle, temperature in zip(found, TEMPERATURES, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def ensemble(bundles):
+    return Classifier(ensemble_of(bundles), EnsembleEngine(ensemble_of(bundles), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def images(tiny_run, twin_run):
+    noise = np.random.default_rng(3).integers(0, 256, (12, 64, 96, 3), dtype=np.uint8)
+    sources = [np.load(run / "samples.npy")[::5] for run in (tiny_run, twin_run)]
+    return np.concatenate([noise, *sources])
+
+
+@pytest.fixture(scope="module")
+def answers(bundles, images):
+    return [Engine(bundle, device="cpu").run(images) for bundle in bundles]
+
+
+def weights_of(run):
+    """From (prototype, node) to the last-layer weight of a run's own network."""
+    network, _, _ = load_network(run / "model.pt")
+    head = network.head
+    weight = head.effective_weight().detach().double()
+    taxonomy = head.taxonomy
+    found = {}
+    for prototype, child in enumerate(head.prototype_child.tolist()):
+        siblings = taxonomy.children_of(int(taxonomy.parent[child]))
+        column = weight[head.prototype_group[prototype], :, head.prototype_slot[prototype]]
+        for place, node in enumerate(siblings):
+            found[prototype, node] = float(column[place])
+    return found
+
+
+def by_hand(bundles, answers, image):
+    """(log-probability of every node, logit of every node) of one image."""
+    taxonomy = bundles[0].taxonomy
+    logit = {}
+    for group in taxonomy.groups:
+        parent = "" if group.parent < 0 else taxonomy.names[group.parent]
+        for node in group.children:
+            logit[node] = sum(
+                float(answer.logit[image, node]) / bundle.manifest.temperature.get(parent, 1.0)
+                for bundle, answer in zip(bundles, answers, strict=True)
+            )
+    log_probability = {}
+    for node, path in enumerate(taxonomy.nodes):
+        total = 0.0
+        for depth in range(1, len(path) + 1):
+            ancestor = taxonomy.index["/".join(path[:depth])]
+            siblings = taxonomy.children_of(int(taxonomy.parent[ancestor]))
+            if len(siblings) > 1:
+                total += logit[ancestor] - math.log(sum(math.exp(logit[sibling]) for sibling in siblings))
+        log_probability[node] = total
+    return log_probability, logit
+
+
+def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(ensemble, bundles, answers, images):
+    outputs = ensemble.engine.run(images)
+    taxonomy = ensemble.taxonomy
+    for image in range(len(images)):
+        log_probability, logit = by_hand(bundles, answers, image)
+        for node, value in log_probability.items():
+            assert outputs.log_probability[image, node] == pytest.approx(value, abs=1e-5)
+            assert outputs.logit[image, node] == pytest.approx(logit.get(node, 0.0), abs=1e-5)
+        leaf = max(taxonomy.leaves, key=lambda node: log_probability[node])
+        assert outputs.path[image].tolist() == taxonomy.path_at_level[leaf].tolist()
+
+
+def test_evidence_is_the_largest_contributions_of_all_members(ensemble, bundles, answers, images, tiny_run, twin_run):
+    """Also where a member on its own would have taken another path, and its graph shows evidence for other nodes."""
+    outputs = ensemble.engine.run(images)
+    taxonomy, starts = ensemble.taxonomy, ensemble.bundle.starts
+    tables = [weights_of(run) for run in (tiny_run, twin_run)]
+    for image in range(len(images)):
+        for level, node in enumerate(outputs.path[image].tolist()):
+            if node < 0 or len(taxonomy.children_of(int(taxonomy.parent[node]))) == 1:
+                assert (outputs.evidence_prototype[image, level] == -1).all()
+                continue
+            parent = int(taxonomy.parent[node])
+            name = "" if parent < 0 else taxonomy.names[parent]
+            contributions = {}
+            for number, (bundle, answer, table) in enumerate(zip(bundles, answers, tables, strict=True)):
+                temperature = bundle.manifest.temperature.get(name, 1.0)
+                for (prototype, owner), weight in table.items():
+                    if owner == node:
+                        similarity = float(answer.similarity[image, prototype])
+                        contributions[starts[number] + prototype] = weight / temperature * similarity
+            # All of them add up to the logit, and the shown ones are the largest in order.
+            assert sum(contributions.values()) == pytest.approx(outputs.logit[image, node], abs=1e-4)
+            shown = outputs.evidence_prototype[image, level].tolist()
+            assert len(set(shown)) == len(shown) == min(ensemble.table.top_k, len(contributions))
+            largest = sorted(contributions.values(), reverse=True)[: len(shown)]
+            given = outputs.evidence_contribution[image, level]
+            np.testing.assert_allclose(given, largest, atol=1e-5)
+            np.testing.assert_allclose(given, [contributions[prototype] for prototype in shown], atol=1e-5)
+            product = outputs.evidence_weight[image, level] * outputs.evidence_similarity[image, level]
+            np.testing.assert_allclose(given, product, atol=1e-6)
+
+
+def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images):
+    outputs = ensemble.engine.run(images)
+    starts = ensemble.bundle.starts
+    apart = together = 0
+    for image, level, rank in np.argwhere(outputs.evidence_prototype >= 0).tolist():
+        prototype = int(outputs.evidence_prototype[image, level, rank])
+        member = ensemble.bundle.member_of(prototype)
+        answer, graph = answers[member], bundles[member].manifest.graph
+        own = prototype - starts[member]
+        assert outputs.evidence_cell[image, level, rank] == answer.cell[image, own]
+        heat = outputs.evidence_map[image, level, rank]
+        if answer.path[image, level] != outputs.path[image, level]:
+            apart += 1
+            assert np.isnan(heat).all()
+            continue
+        together += 1
+        drawn = heat[: graph.rows, : graph.columns]
+        assert np.isnan(heat).sum() == heat.size - drawn.size
+        cell = np.unravel_index(drawn.argmax(), drawn.shape)
+        assert np.ravel_multi_index(cell, drawn.shape) == answer.cell[image, own]
+        assert drawn.max() == pytest.approx(outputs.evidence_similarity[image, level, rank], abs=1e-4)
+    assert apart and together
+
+
+def test_an_ensemble_of_one_answers_as_its_bundle(tiny_bundle, photograph):
+    bundle = load(tiny_bundle, device="cpu")
+    alone = Classifier(ensemble_of([bundle.bundle]), EnsembleEngine(ensemble_of([bundle.bundle]), device="cpu"))
+    assert_equal_but_for_the_member(alone.predict(photograph, maps=True), bundle.predict(photograph, maps=True))
+    assert isinstance(load([tiny_bundle], device="cpu").bundle, type(bundle.bundle))
+
+
+def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle, photograph):
+    bundle = read_bundle(flat_bundle)
+    single = load(bundle, device="cpu")
+    alone = Classifier(ensemble_of([bundle]), EnsembleEngine(ensemble_of([bundle]), device="cpu"))
+    assert_equal_but_for_the_member(alone.predict(photograph, maps=True), single.predict(photograph, maps=True))
+    # Twice the same logits: by hand, the softmax of the doubled ones.
+    twin = replace(bundle, manifest=bundle.manifest.model_copy(update={"version": "another"}))
+    joining = Joining(ensemble_of([bundle, twin]))
+    fitted = single.fit(photograph).array[None]
+    answer = single.engine.run(fitted)
+    leaves = list(bundle.taxonomy.leaves)
+    doubled = torch.from_numpy(2 * answer.logit[:, leaves]).double().softmax(1).numpy()
+    found = np.exp(joining.outputs([answer, answer]).log_probability.astype(np.float64))
+    np.testing.assert_allclose(found, doubled @ bundle.taxonomy.leaves_below.T, atol=1e-6)
+
+
+def assert_equal_but_for_the_member(given, wanted):
+    assert given.path == wanted.path and given.image == wanted.image
+    for one, other in zip(given.levels, wanted.levels, strict=True):
+        numbers = ("probability", "conditional", "logit", "evidence_share")
+        for name in numbers:
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)
+        for mine, theirs in zip(one.evidence, other.evidence, strict=True):
+            assert (mine.prototype, mine.box, mine.source) == (theirs.prototype, theirs.box, theirs.source)
+            assert (mine.member, theirs.member) == (0, None)
+            assert mine.contribution == pytest.approx(theirs.contribution, abs=1e-5)
+            np.testing.assert_allclose(mine.map, theirs.map)
+        assert [node.node for node in one.alternatives] == [node.node for node in other.alternatives]
+
+
+def test_predictions_name_the_member_and_its_own_boxes(ensemble, photograph):
+    prediction = ensemble.predict(photograph, top_k=ensemble.table.top_k, maps=True)
+    assert [member.name for member in prediction.model.members] == ["tiny", "twin"]
+    sizes = {0: ((16, 17), (18, 19)), 1: ((33, 34), (37, 38))}  # 12 × 8 and 6 × 4 cells over 200 × 150 pixels
+    seen = set()
+    for level in prediction.levels:
+        for evidence in level.evidence:
+            assert evidence.member == ensemble.bundle.member_of(evidence.prototype)
+            left, top, right, bottom = evidence.box
+            widths, heights = sizes[evidence.member]
+            assert right - left in widths and bottom - top in heights
+            if evidence.map is not None:
+                assert (len(evidence.map), len(evidence.map[0])) == ((8, 12), (4, 6))[evidence.member]
+            seen.add(evidence.member)
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize("member", [0, 1])
+@pytest.mark.parametrize("strict", [0, 1])
+def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(bundles, answers, images, member, strict):
+    """Thresholds that nothing reaches, or anything, in one member or in both."""
+    never, always = {"": 1e6}, {"": -1e6}
+
+    def with_thresholds(number, thresholds):
+        record = NoveltyRecord(score="energy", true_positive_rate=0.95, thresholds=thresholds)
+        return replace(bundles[number], manifest=bundles[number].manifest.model_copy(update={"novelty": record}))
+
+    def known(pair):
+        return Joining(ensemble_of(pair)).outputs(answers).known
+
+    path = Joining(ensemble_of(bundles)).outputs(answers).path
+    assert Joining(ensemble_of(bundles)).outputs(answers).known is None
+    alone = list(bundles)
+    alone[member] = with_thresholds(member, never if strict else always)
+    expected = np.zeros_like(path, dtype=bool) if strict else path >= 0
+    np.testing.assert_array_equal(known(alone), expected)
+    both = [with_thresholds(0, never), with_thresholds(1, never if strict else always)]
+    np.testing.assert_array_equal(known(both), expected)
+
+
+def test_load_takes_a_list_and_answers_the_same_in_any_batch(tiny_bundle, twin_bundle, photograph):
+    model = protoserve.load([tiny_bundle, str(twin_bundle)], device="cpu", threads=1)
+    one, again = model.predict([photograph, photograph])
+    assert one == again
+    assert one.path == model.predict(photograph).path
+    with pytest.raises(InputError, match="no such bundle"):
+        protoserve.load([tiny_bundle, Path("nowhere")])
