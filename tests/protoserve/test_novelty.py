@@ -1,0 +1,153 @@
+"""Scores of novelty against loops in double precision, and what thresholds say along a path."""
+
+import numpy as np
+import pytest
+
+from protoserve.novelty import SCORES, NoveltyTable, Thresholds, parent_names, threshold
+from protoserve.taxonomy import Taxonomy
+
+# A(0) B(1) C(2) | A/x(3) A/y(4) C/only(5) | A/x/i(6) A/x/j(7) A/x/k(8)
+TREE = Taxonomy.from_paths(["A/x/i", "A/x/j", "A/x/k", "A/y", "B", "C/only"])
+CHILD = [0, 0, 1, 2, 3, 3, 4, 6, 6, 7, 8]
+GROUPS = [[0, 1, 2], [3, 4], [6, 7, 8]]
+
+
+def arrays(images: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random logits and similarities, and the log-probabilities that follow from the logits."""
+    generator = np.random.default_rng(seed)
+    logit = np.zeros((images, len(TREE.nodes)))
+    conditional = np.zeros_like(logit)
+    for group in GROUPS:
+        logit[:, group] = 3 * generator.normal(size=(images, len(group)))
+        conditional[:, group] = logit[:, group] - np.log(np.exp(logit[:, group]).sum(axis=1, keepdims=True))
+    log_probability = np.zeros_like(logit)
+    for node in range(len(TREE.nodes)):
+        above = [at for at in TREE.path_at_level[node] if at >= 0]
+        log_probability[:, node] = conditional[:, above].sum(axis=1)
+    similarity = generator.random((images, len(CHILD)))
+    return log_probability.astype(np.float32), logit.astype(np.float32), similarity.astype(np.float32)
+
+
+def by_hand(score: str, logit: np.ndarray, similarity: np.ndarray, group: list[int]) -> float:
+    logits = logit[group].astype(np.float64)
+    best = group[int(logits.argmax())]
+    probability = np.exp(logits.max()) / np.exp(logits).sum()
+    own = np.mean([similarity[number] for number, child in enumerate(CHILD) if child == best])
+    return {
+        "energy": np.log(np.exp(logits).sum()),
+        "probability": probability,
+        "similarity": max(similarity[number] for number, child in enumerate(CHILD) if child in group),
+        "own-similarity": own,
+        "support": own * probability,
+    }[score]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_against_a_loop(score):
+    found = NoveltyTable.of(TREE, True, CHILD).scores(score, *arrays())
+    _, logit, similarity = arrays()
+    expected = [[by_hand(score, logit[i], similarity[i], group) for group in GROUPS] for i in range(len(logit))]
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_order_of_prototypes_changes_nothing(score):
+    log_probability, logit, similarity = arrays()
+    expected = NoveltyTable.of(TREE, True, CHILD).scores(score, log_probability, logit, similarity)
+    order = np.random.default_rng(1).permutation(len(CHILD))
+    table = NoveltyTable.of(TREE, True, [CHILD[number] for number in order])
+    found = table.scores(score, log_probability, logit, similarity[:, order])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_probability_follows_the_temperature_that_the_graph_applied():
+    log_probability, logit, similarity = arrays()
+    # At the root alone the logits were divided by 3.
+    cooled = logit[:, GROUPS[0]].astype(np.float64) / 3
+    relative = cooled - np.log(np.exp(cooled).sum(axis=1, keepdims=True))
+    log_probability[:, GROUPS[0]] = relative
+    found = NoveltyTable.of(TREE, True, CHILD).scores("probability", log_probability, logit, similarity)
+    np.testing.assert_allclose(found[:, 0], np.exp(relative.max(axis=1)), rtol=1e-5)
+
+
+def test_without_a_hierarchy_all_leaves_are_one_group():
+    leaves = list(TREE.leaves)
+    table = NoveltyTable.of(TREE, False, leaves)
+    logit = np.zeros((2, len(TREE.nodes)), dtype=np.float32)
+    logit[:, leaves] = np.random.default_rng(0).normal(size=(2, len(leaves)))
+    found = table.scores("energy", logit, logit, np.zeros((2, len(leaves)), dtype=np.float32))
+    np.testing.assert_allclose(found, np.log(np.exp(logit[:, leaves]).sum(axis=1, keepdims=True)), rtol=1e-6)
+    assert table.group_of(hierarchical=False).tolist() == [0] * len(TREE.nodes)
+
+
+def test_support_rises_with_probability_whatever_the_sign_of_the_similarity():
+    table = NoveltyTable.of(TREE, True, CHILD)
+    logit = np.zeros((2, len(TREE.nodes)), dtype=np.float32)
+    logit[:, 0] = [1.0, 3.0]
+    for sign in (1, -1):
+        similarity = np.full((2, len(CHILD)), 0.7 * sign, dtype=np.float32)
+        found = table.scores("support", logit, logit, similarity)[:, 0]
+        assert found[0] < found[1]
+
+
+def test_a_plain_classifier_has_no_similarities():
+    assert NoveltyTable.of(TREE, False, []).available == ("energy", "probability")
+    assert NoveltyTable.of(TREE, True, CHILD).available == SCORES
+
+
+def test_unlikely_parents_still_get_a_probability():
+    log_probability, logit, similarity = arrays()
+    log_probability[:, GROUPS[2]] -= 500.0
+    found = NoveltyTable.of(TREE, True, CHILD).scores("probability", log_probability, logit, similarity)
+    expected = NoveltyTable.of(TREE, True, CHILD).scores("probability", *arrays())
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.5, 6.0), (0.95, 1.0), (0.9, 2.0), (0.89, 2.0), (0.05, 10.0)])
+def test_the_threshold_lets_the_stated_share_pass_and_no_more_than_needed(rate, expected):
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, 11.0))
+    found = threshold(scores, rate)
+    assert found == expected
+    assert (scores >= found).mean() >= rate
+    assert (scores > found).mean() < rate
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.9, 0.95, 0.99])
+def test_a_rate_that_no_float_holds_is_met_exactly(rate):
+    scores = np.arange(100.0)
+    assert (scores >= threshold(scores, rate)).mean() == pytest.approx(rate)
+
+
+def thresholds(least: dict[str, float], hierarchical: bool = True) -> Thresholds:
+    return Thresholds.of(TREE, hierarchical, CHILD, "energy", least)
+
+
+def test_what_is_unknown_at_a_level_stays_so_below_it():
+    path = TREE.path_at_level[[6, 6, 6, 6, 1]]
+    least = thresholds({"": 1.0, "A": 1.0, "A/x": 1.0})
+    scores = np.array([[2, 2, 2], [2, 2, 0], [2, 0, 2], [0, 2, 2], [1, 0, 0]], dtype=np.float32)
+    assert least.known(path, scores).tolist() == [
+        [True, True, True],
+        [True, True, False],
+        [True, False, False],
+        [False, False, False],
+        # A leaf at level 1, exactly at the threshold; deeper there is nothing.
+        [True, False, False],
+    ]
+
+
+def test_nothing_speaks_against_an_only_child_or_without_a_threshold():
+    path = TREE.path_at_level[[5, 5, 8]]
+    scores = np.array([[2, -9, -9], [0, 9, 9], [2, -9, 2]], dtype=np.float32)
+    found = thresholds({"": 1.0, "A/x": 1.0}).known(path, scores)
+    assert found.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
+
+
+def test_one_group_speaks_for_every_level():
+    path = TREE.path_at_level[[6, 6]]
+    found = thresholds({"": 1.0}, hierarchical=False).known(path, np.array([[2.0], [0.0]], dtype=np.float32))
+    assert found.tolist() == [[True] * 3, [False] * 3]
+
+
+def test_parents_go_by_their_path():
+    assert parent_names(TREE.groups, TREE) == ["", "A", "A/x"]

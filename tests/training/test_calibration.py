@@ -1,0 +1,143 @@
+"""Temperatures against a search by hand, and what calibration must not change."""
+
+import numpy as np
+import pytest
+import torch
+
+from protoserve.bundle import InputRule
+from protoserve.metrics import expected_calibration_error
+from protoserve.networks.checkpoint import NetworkDescription, build, load_network, save_network
+from protoserve.networks.network import LinearNetwork
+from protoserve.taxonomy import Taxonomy
+from training.calibration import fit_temperatures, plot_reliability
+
+
+def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    return logits - np.logaddexp.reduce(logits, axis=axis, keepdims=True)
+
+
+def drawn(images: int, members: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn from their softmax at that temperature."""
+    generator = np.random.default_rng(seed)
+    logits = 4.0 * generator.normal(size=(images, members))
+    chances = np.exp(log_softmax(logits / temperature, axis=1))
+    labels = np.array([generator.choice(members, p=row) for row in chances])
+    return logits, labels
+
+
+def loss(temperature: float, logits: np.ndarray, labels: np.ndarray) -> float:
+    return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
+
+
+def best(logits: np.ndarray, labels: np.ndarray) -> float:
+    """By thirds: the loss has one minimum."""
+    low, high = -3.0, 3.0
+    for _ in range(60):
+        first, second = low + (high - low) / 3, high - (high - low) / 3
+        if loss(np.exp(first), logits, labels) < loss(np.exp(second), logits, labels):
+            high = second
+        else:
+            low = first
+    return float(np.exp((low + high) / 2))
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
+def test_a_group_alone_gets_its_own_best_temperature(true):
+    logits, labels = drawn(3000, 5, true, seed=1)
+    found = fit_temperatures([logits], [labels])
+    assert found.groups[0] == pytest.approx(best(logits, labels), rel=0.02)
+    assert found.groups[0] == pytest.approx(true, rel=0.1)
+
+
+def test_many_images_speak_for_themselves_and_few_lean_on_the_others():
+    sure, unsure = drawn(2000, 4, 0.5, seed=2), drawn(2000, 4, 3.0, seed=3)
+    few = drawn(4, 4, 3.0, seed=4)
+    found = fit_temperatures([sure[0], unsure[0], few[0]], [sure[1], unsure[1], few[1]])
+    assert found.groups[0] == pytest.approx(best(*sure), rel=0.05)
+    assert found.groups[1] == pytest.approx(best(*unsure), rel=0.05)
+    assert abs(np.log(found.groups[2] / found.common)) < abs(np.log(best(*few) / found.common))
+
+
+def test_groups_alike_share_one_temperature():
+    groups = [drawn(40, 3, 2.0, seed=seed) for seed in range(12)]
+    logits, labels = [pair[0] for pair in groups], [pair[1] for pair in groups]
+    found = fit_temperatures(logits, labels)
+    own = [best(*pair) for pair in groups]
+    assert np.std(np.log(found.groups)) < 0.5 * np.std(np.log(own))
+    together = best(np.concatenate(logits), np.concatenate(labels))
+    assert found.common == pytest.approx(together, rel=0.15)
+
+
+def test_a_group_without_images_gets_the_common_temperature():
+    logits, labels = drawn(1000, 4, 2.0, seed=5)
+    found = fit_temperatures([logits, np.zeros((0, 3))], [labels, np.zeros(0, dtype=np.int64)])
+    assert found.groups[1] == pytest.approx(found.common, rel=0.05)
+    assert found.common == pytest.approx(2.0, rel=0.5)
+
+
+def test_images_that_are_all_right_do_not_make_it_certain():
+    logits = np.tile([3.0, 0.0, 0.0], (5, 1))
+    found = fit_temperatures([logits], [np.zeros(5, dtype=np.int64)])
+    assert 0.1 < found.groups[0] < 1.0
+
+
+def test_calibration_lowers_the_error_on_other_images_and_changes_no_choice():
+    logits, labels = drawn(4000, 6, 2.0, seed=6)
+    found = fit_temperatures([logits[:2000]], [labels[:2000]]).groups[0]
+    before, after = (np.exp(log_softmax(logits[2000:] / t, axis=1)) for t in (1.0, found))
+    assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
+    right = before.argmax(axis=1) == labels[2000:]
+    error = [expected_calibration_error(chances.max(axis=1), right) for chances in (before, after)]
+    assert error[0] > 0.1
+    assert error[1] < 0.04
+
+
+def test_enormous_logits_stay_finite():
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4]])
+    found = fit_temperatures([logits], [np.array([0, 1, 1])])
+    assert np.isfinite(found.groups).all()
+
+
+def test_the_diagram_is_a_picture():
+    taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
+    leaves = np.random.default_rng(0).integers(0, 3, 50)
+    logits = np.random.default_rng(1).normal(size=(50, 3))
+    log_probability = np.log(np.exp(log_softmax(logits, axis=1)) @ taxonomy.leaves_below.T)
+    picture = plot_reliability(log_probability, log_probability, leaves, taxonomy, "name")
+    assert picture.startswith(b"\x89PNG")
+
+
+# ---- the plain classifier --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def linear_file(tmp_path_factory):
+    """The checkpoint of a plain classifier at temperature 2."""
+    taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
+    rule = InputRule(height=32, width=32, resize="stretch")
+    description = NetworkDescription(kind="linear", taxonomy=taxonomy.to_dict(), input=rule, backbone="resnet18")
+    torch.manual_seed(0)
+    network = build(description)
+    network.temperature.fill_(2.0)
+    file = tmp_path_factory.mktemp("linear") / "model.pt"
+    save_network(file, network, description)
+    return file
+
+
+def test_the_plain_classifier_divides_its_logits(linear_file):
+    network, _, _ = load_network(linear_file)
+    assert isinstance(network, LinearNetwork)
+    features = torch.randn(5, network.linear.in_features)
+    with torch.inference_mode():
+        found = network.log_probability(features).exp().numpy()
+        logits = network.linear(features).double().numpy()
+    leaves = np.exp(log_softmax(logits / 2.0, axis=1))
+    np.testing.assert_allclose(found, leaves @ network.taxonomy.leaves_below.T, rtol=1e-5)
+
+
+def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp_path):
+    content = torch.load(linear_file, weights_only=True)
+    del content["state"]["temperature"]
+    torch.save(content, tmp_path / "model.pt")
+    network, _, _ = load_network(tmp_path / "model.pt")
+    assert network.temperature.tolist() == [1.0]
