@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
-from protoserve.dataset import Dataset
-from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.errors import InputError
+from protoserve.networks.network import PrototypeNetwork
 from protoserve.run import write_text_whole
-from training.config import Config
-from training.pictures import PLAIN, Views, batches
-from training.progress import tracked
 
 Advance = Callable[[int], None]
 START_DISTANCE = 2.5
@@ -27,16 +25,25 @@ START_DISTANCE = 2.5
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """float32 [images, …] on disk, mapped into memory page by page."""
+    """float32 or float16 [images, …] on disk, in one or more consecutive pieces, mapped into memory page by page."""
 
-    array: NDArray[np.float32]
+    arrays: tuple[NDArray[np.floating[Any]], ...]
 
     def __len__(self) -> int:
-        return len(self.array)
+        return sum(len(array) for array in self.arrays)
 
     def batch(self, numbers: NDArray[np.int64] | list[int]) -> Tensor:
-        """The features of the given images."""
-        return torch.from_numpy(np.ascontiguousarray(self.array[numbers]))
+        """The features of the given images, float32."""
+        if len(self.arrays) == 1:
+            return torch.from_numpy(np.asarray(self.arrays[0][numbers], dtype=np.float32))
+        chosen = np.asarray(numbers)
+        found = np.empty((len(chosen), *self.arrays[0].shape[1:]), dtype=np.float32)
+        first = 0
+        for array in self.arrays:
+            here = (first <= chosen) & (chosen < first + len(array))
+            found[here] = array[chosen[here] - first]
+            first += len(array)
+        return torch.from_numpy(found)
 
 
 @torch.inference_mode()
@@ -50,27 +57,64 @@ def cached_features(
     images: int,
     device: torch.device,
     advance: Advance,
+    dtype: type[np.float32] | type[np.float16] = np.float32,
 ) -> FeatureCache:
-    """The features of all `pictures` in one view; computed and stored when `key` is not there yet.
+    """The features of all `pictures` (numbers below `images`) in one view; computed and stored when `key` is not there
+    yet.
 
-    A cache belongs to one run, whose checkpoint fixes what the features depend on. It counts as whole only once its
-    note is written, so an interrupted one is made again.
+    `key` and the folder stand for all that the features depend on. The array takes its name when it is whole and counts
+    once its note is written, so an interrupted one is made again. Raises InputError where the disk has no room for it,
+    and for values that `dtype` can't hold.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file, note = directory / f"{key}-{view}.npy", directory / f"{key}-{view}.json"
-    if not (note.is_file() and file.is_file()):
-        stored: NDArray[np.float32] | None = None
-        for numbers, batch in pictures:
-            found = features(batch.to(device)).cpu().numpy()
-            if stored is None:
-                shape: tuple[int, ...] = (images, *found.shape[1:])
-                stored = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-            stored[numbers] = found
-            advance(len(numbers))
-        assert stored is not None  # a data set is never empty
-        del stored  # closing the map writes it out
+    file, note = cache_files(directory, key, view)
+    if not (file.is_file() and _is_whole(note, images)):
+        note.unlink(missing_ok=True)
+        # Where runs share a folder, two may compute the same: each writes a draft of its own.
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            stored: NDArray[np.floating[Any]] | None = None
+            for numbers, batch in pictures:
+                found = features(batch.to(device)).cpu().numpy()
+                if stored is None:
+                    shape: tuple[int, ...] = (images, *found.shape[1:])
+                    _check_room(file, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+                    stored = np.lib.format.open_memmap(draft, mode="w+", dtype=dtype, shape=shape)
+                if (largest := float(np.abs(found).max(initial=0.0))) > np.finfo(dtype).max:
+                    raise InputError(
+                        f"{file}: features reach {largest:.3g}, more than {np.dtype(dtype)} holds; "
+                        "set finetune.fresh: true"
+                    )
+                stored[numbers] = found
+                advance(len(numbers))
+            assert stored is not None  # a data set is never empty
+            del stored  # closing the map writes it out
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
         write_text_whole(note, json.dumps({"images": images, "shape": shape}))
-    return FeatureCache(np.load(file, mmap_mode="r", allow_pickle=False))
+    return FeatureCache((np.load(file, mmap_mode="r", allow_pickle=False),))
+
+
+def cache_files(directory: Path, key: str, view: int) -> tuple[Path, Path]:
+    """A cache's array and the note that says it is whole."""
+    return directory / f"{key}-{view}.npy", directory / f"{key}-{view}.json"
+
+
+def _is_whole(note: Path, images: int) -> bool:
+    # With another number of processes each holds other images.
+    return note.is_file() and json.loads(note.read_text(encoding="utf-8"))["images"] == images
+
+
+def _check_room(file: Path, size: int) -> None:
+    """Raise InputError where a file of `size` bytes does not fit; a full disk met through a memory map kills without a
+    word."""
+    free = shutil.disk_usage(file.parent).free
+    if size > free:
+        raise InputError(
+            f"{file}: needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left; give --run on another disk, "
+            "lower data.views or model.reduced, or set finetune.fresh: true"
+        )
 
 
 class CellMoments:
@@ -141,83 +185,6 @@ def fit_reduction(
         scale * torch.eye(convolution.out_channels, convolution.in_channels),
         torch.zeros(convolution.out_channels),
     )
-
-
-Part = Literal["fit", "selection"]
-# Views from this number on are random crops that no cache holds.
-FRESH_VIEW = 1000
-
-
-def fresh_view(step: int) -> int:
-    """The view of a step that sees every image anew."""
-    return FRESH_VIEW + step
-
-
-class Feed:
-    """Features of the fit and selection images: from caches where the backbone stands still, else computed anew."""
-
-    def __init__(
-        self,
-        network: PrototypeNetwork | LinearNetwork,
-        fit: Dataset,
-        selection: Dataset,
-        config: Config,
-        directory: Path,
-        frozen: bool,
-        device: torch.device,
-        console: Console,
-    ) -> None:
-        self.network, self.config, self.directory, self.frozen = network, config, directory, frozen
-        self.datasets: dict[Part, Dataset] = {"fit": fit, "selection": selection}
-        self.views = Views(config.data, config.image, config.seed)
-        self.device, self.console = device, console
-        self.caches: dict[tuple[Part, int], FeatureCache] = {}
-
-    def pictures(self, part: Part, numbers: NDArray[np.int64], view: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches of pictures in one view: their numbers and uint8 [batch, H, W, 3]."""
-        dataset = self.datasets[part]
-        return batches(lambda number: self.views.of(dataset, number, view), numbers.tolist(), self.config.batch)
-
-    def varied(self, numbers: NDArray[np.int64], step: int, *, learning: bool = False) -> Tensor:
-        """Features of fit images, at most a batch, each in a view drawn for this step; with gradients if `learning`."""
-        if not self.frozen:
-            _, pictures = next(self.pictures("fit", numbers, fresh_view(step)))
-            with torch.set_grad_enabled(learning):
-                return self.network.features(pictures.to(self.device))
-        drawn = np.random.default_rng((self.config.seed, step, int(numbers[0])))
-        views = drawn.integers(0, self.config.data.views, len(numbers))
-        pieces = [
-            (places, self._cache("fit", view).batch(numbers[places]))
-            for view in np.unique(views).tolist()
-            for places in [np.flatnonzero(views == view)]
-        ]
-        order = np.argsort(np.concatenate([places for places, _ in pieces]))
-        return torch.cat([found for _, found in pieces])[torch.from_numpy(order)].to(self.device)
-
-    @torch.inference_mode()
-    def still(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
-        """Features of pictures in one view, at most a batch."""
-        if self.frozen:
-            return self._cache(part, view).batch(numbers).to(self.device)
-        _, pictures = next(self.pictures(part, numbers, view))
-        return self.network.features(pictures.to(self.device))
-
-    def _cache(self, part: Part, view: int) -> FeatureCache:
-        if (part, view) not in self.caches:
-            dataset = self.datasets[part]
-            label = f"features of {part} images, view {view + 1}"
-            with tracked(self.console, label, len(dataset)) as advance:
-                self.caches[part, view] = cached_features(
-                    self.directory,
-                    part,
-                    self.network.features,
-                    self.pictures(part, np.arange(len(dataset)), view),
-                    view,
-                    images=len(dataset),
-                    device=self.device,
-                    advance=advance,
-                )
-        return self.caches[part, view]
 
 
 def epoch_order(count: int, seed: tuple[int, ...]) -> NDArray[np.int64]:

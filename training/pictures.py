@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from protoserve.bundle import InputRule
 from protoserve.dataset import Dataset
-from protoserve.images import DecodedImage, FittedImage, decode, fit
+from protoserve.images import DecodedImage, FittedImage, fit
 from training.config import DataConfig
 
 PLAIN, MIRRORED = 0, 1
@@ -31,7 +33,7 @@ class Views:
 
     def of(self, dataset: Dataset, number: int, view: int) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]: view 0 is the plain picture, 1 its mirror image, higher ones are random crops."""
-        picture = decode(dataset.file(number))
+        picture = dataset.picture(number)
         if view == PLAIN:
             return fit(picture, self.rule).array
         if view == MIRRORED and self.config.mirror:
@@ -40,10 +42,10 @@ class Views:
         picture = self._crop(picture, generator)
         if self.config.mirror and generator.random() < 0.5:
             picture = _mirrored(picture)
-        return fit(picture, self.rule).array
+        return fit(picture, self.rule.model_copy(update={"share": 1.0})).array
 
     def _crop(self, picture: DecodedImage, generator: np.random.Generator) -> DecodedImage:
-        side = float(np.sqrt(generator.uniform(self.config.crop_scale, 1.0)))
+        side = self.rule.share * float(generator.uniform(*self.config.zoom))
         stretch = float(np.exp(generator.uniform(-0.15, 0.15)))
         width = max(1, min(picture.width, round(picture.width * side * stretch)))
         height = max(1, min(picture.height, round(picture.height * side / stretch)))
@@ -58,21 +60,53 @@ def _mirrored(picture: DecodedImage) -> DecodedImage:
 
 def fitted(dataset: Dataset, number: int, rule: InputRule) -> FittedImage:
     """One plain picture at model size, with its geometry."""
-    return fit(decode(dataset.file(number)), rule)
+    return fit(dataset.picture(number), rule)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def batches(
-    load: Callable[[int], NDArray[np.uint8]], numbers: Sequence[int], size: int, workers: int = 2
+    load: Callable[[int], NDArray[np.uint8]], numbers: Sequence[int], size: int, workers: int | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of pictures in the given order: their numbers and uint8 [batch, H, W, 3].
+    """Batches of pictures in the given order: their numbers and uint8 [batch, H, W, 3]."""
+    parts = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    return loaded(load, parts, workers or cores())
 
-    Decoding runs ahead in threads (Pillow releases the interpreter lock), at most three batches of it.
+
+def loaded(
+    load: Callable[[int], NDArray[np.uint8]], parts: Iterable[Sequence[int]], workers: int, *, pinned: bool = False
+) -> Iterator[tuple[list[int], Tensor]]:
+    """For each part its numbers and its pictures, uint8 [part, H, W, 3]; `pinned` in memory that a GPU reads directly.
+
+    Decoding runs ahead in `workers` threads (Pillow releases the interpreter lock), by two parts and at least two
+    pictures a thread, and one more thread puts parts together, so that who learns from one part finds the next ready.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        order = iter(numbers)
-        waiting = [(number, pool.submit(load, number)) for number in islice(order, 3 * size)]
-        while waiting:
-            ready, waiting = waiting[:size], waiting[size:]
-            arrays = np.stack([future.result() for _, future in ready])
-            waiting.extend((number, pool.submit(load, number)) for number in islice(order, size))
-            yield [number for number, _ in ready], torch.from_numpy(arrays)
+
+    def together(futures: list[Future[NDArray[np.uint8]]]) -> Tensor:
+        stacked = torch.from_numpy(np.stack([future.result() for future in futures]))
+        return stacked.pin_memory() if pinned else stacked
+
+    order = iter(parts)
+    waiting: deque[tuple[list[int], Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(workers) as decoding, ThreadPoolExecutor(1) as stacking:
+        try:
+            while True:
+                while len(waiting) < 3 or sum(len(numbers) for numbers, _ in waiting) < 2 * workers:
+                    part = next(order, None)
+                    if part is None:
+                        break
+                    futures = [decoding.submit(load, number) for number in part]
+                    waiting.append((list(part), stacking.submit(together, futures)))
+                if not waiting:
+                    return
+                numbers, pictures = waiting.popleft()
+                yield numbers, pictures.result()
+        finally:
+            # Whoever stops early, or fails, does not wait for pictures that nobody will look at.
+            decoding.shutdown(wait=False, cancel_futures=True)
+            stacking.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,167 @@
+"""Tables as data sets, and what is said about a bad row."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from protoserve.dataset import hold_out, holds_split, read_split, read_taxonomy
+from protoserve.errors import InputError, TaxonomyError
+from protoserve.manifests import is_manifest, read_manifest
+
+PATHS = """image,path,split,remark
+a.png,Fruit/Apple/Gala,train,"red, ripe"
+deep/b.png,Fruit/Lemon,train,
+c.png,Garlic,train,
+d.png,Fruit/Apple/Gala,test,
+"""
+LEVELS = """split,level_2,image,level_1,level_3
+train,Apple,a.png,Fruit,Gala
+train,Lemon,deep/b.png,Fruit,
+train,,c.png,Garlic,
+test,Apple,d.png,Fruit,Gala
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for number, name in enumerate(("a", "deep/b", "c", "d")):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def write(folder, text, name="m.csv"):
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("text", [PATHS, LEVELS, "\ufeff" + PATHS, PATHS.replace("\n", "\r\n")])
+def test_a_table_is_read_like_the_folders_it_stands_for(folder, text):
+    table = write(folder, text)
+    taxonomy = read_taxonomy(table)
+    assert [taxonomy.names[leaf] for leaf in taxonomy.leaves] == ["Garlic", "Fruit/Lemon", "Fruit/Apple/Gala"]
+    train = read_split(table, "train", taxonomy, every_leaf=True)
+    assert train.images == ("a.png", "deep/b.png", "c.png")
+    assert [taxonomy.names[taxonomy.leaves[leaf]] for leaf in train.leaves] == [
+        "Fruit/Apple/Gala",
+        "Fruit/Lemon",
+        "Garlic",
+    ]
+    assert np.asarray(train.picture(1).picture)[0, 0, 0] == 1
+    assert read_split(table, "test", taxonomy).images == ("d.png",)
+    assert holds_split(table, "test") and not holds_split(table, "val")
+    rest, held = hold_out(train, 0.5, seed=0)
+    assert len(rest) == 3 and not len(held)
+
+
+def test_an_image_may_lie_anywhere(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("tables") / "m.csv"
+    text = PATHS.replace("a.png", str(folder / "a.png")).replace(
+        "deep/b.png", os.path.relpath(folder / "deep/b.png", elsewhere.parent)
+    )
+    elsewhere.write_text(text.replace("c.png", str(folder / "c.png")))
+    train = read_split(elsewhere, "train", read_taxonomy(elsewhere))
+    assert [np.asarray(train.picture(number).picture)[0, 0, 0] for number in range(3)] == [0, 1, 2]
+
+
+def test_parquet_holds_the_same(folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import csv, parquet
+
+    table = write(folder, LEVELS)
+    strings = dict.fromkeys(("level_1", "level_2", "level_3"), pyarrow.string())
+    columns = csv.read_csv(table, convert_options=csv.ConvertOptions(column_types=strings, strings_can_be_null=True))
+    # Absent values, dictionary-encoded text, and a column of another type that nobody asks for.
+    columns = columns.set_column(0, "split", columns["split"].dictionary_encode())
+    columns = columns.append_column("width", pyarrow.array([1, 2, 3, 4]))
+    parquet.write_table(columns, folder / "m.parquet")
+    ours, theirs = read_manifest(folder / "m.parquet"), read_manifest(table)
+    assert (ours.images, ours.paths, ours.splits) == (theirs.images, theirs.paths, theirs.splits)
+
+    wrong = pyarrow.table({"image": ["a.png"], "split": ["train"], "path": [3]})
+    parquet.write_table(wrong, folder / "wrong.parquet")
+    with pytest.raises(InputError, match=r"wrong.parquet, row 1, column 'path': 3 is no text; store"):
+        read_manifest(folder / "wrong.parquet")
+    (folder / "torn.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"torn\.parquet: can't read it as Parquet"):
+        read_manifest(folder / "torn.parquet")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("image,", "imag,", r"m.csv: no column 'image'; did you mean 'imag'\?; it has imag, path, split, remark"),
+        ("path,split", "class,split", r"has neither of these, but image, class, split, remark"),
+        ("remark", "level_1", "it has both of these"),
+        ("remark", "path", "two columns 'path'; name each column once"),
+        ("Garlic,train", "Garlic,trian", r"row 3, column 'split': 'trian' is none of train, val, test; did you mean"),
+        ("Garlic,train", ",train", "row 3, column 'path': is empty"),
+        ("c.png", "a.png", "row 3, column 'image': 'a.png' is in row 1 already"),
+        ("c.png,Garlic", "c.png,Fruit,Garlic", "row 3: 5 cells under 4 columns; quote"),
+        (PATHS[len("image,path,split,remark\n") :], "", "holds no rows"),
+        (PATHS, "", "no column 'image'"),
+        ('"red, ripe"', '"red, ripe', "can't read it as CSV"),
+    ],
+)
+def test_a_bad_table_names_row_column_and_cure(folder, old, new, message):
+    assert old in PATHS
+    with pytest.raises(InputError, match=message):
+        read_manifest(write(folder, PATHS.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "train,Apple,a.png,Fruit,Gala",
+            "train,,a.png,Fruit,Gala",
+            "row 1, column 'level_3': 'Gala' stands below an empty level",
+        ),
+        ("Lemon", "Sour/Lemon", "row 2, column 'level_2': 'Sour/Lemon' holds a '/'"),
+        ("level_3", "level_4", "number the levels from level_1 without a gap"),
+        ("c.png,Garlic", "c.png,", "row 3, column 'level_1': is empty"),
+    ],
+)
+def test_bad_levels_name_row_column_and_cure(folder, old, new, message):
+    assert old in LEVELS
+    with pytest.raises(InputError, match=message):
+        read_manifest(write(folder, LEVELS.replace(old, new, 1)))
+
+
+def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder):
+    table = write(folder, PATHS.replace("c.png", "e.png"))
+    with pytest.raises(InputError, match=r"row 3, column 'image': there is no file 'e.png'; give a path relative to"):
+        read_taxonomy(table)
+    table = write(folder, PATHS, "good.csv")
+    taxonomy = read_taxonomy(table)
+    with pytest.raises(InputError, match="no rows of the split 'val'; it has train, test"):
+        read_split(table, "val", taxonomy)
+    other = write(folder, PATHS.replace("Fruit/Apple/Gala,test", "Fruit/Apple/Galla,test"), "other.csv")
+    with pytest.raises(
+        TaxonomyError, match=r"row 4, column 'path': the taxonomy has no leaf 'Fruit/Apple/Galla'; did you mean"
+    ):
+        read_split(other, "test", taxonomy)
+
+
+def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder):
+    table = write(folder, PATHS)
+    whole = read_taxonomy(table)
+    taxonomy = whole.without(["Garlic"])
+    assert read_split(table, "train", taxonomy, left_out={"Garlic": "Garlic"}).images == ("a.png", "deep/b.png")
+    with pytest.raises(TaxonomyError, match="leaf 'Garlic' has no images in 'test'"):
+        read_split(table, "test", whole, every_leaf=True)
+
+
+def test_a_table_is_told_from_a_folder_and_read_again_when_it_changes(folder):
+    (folder / "folder.csv").mkdir()
+    assert is_manifest(folder / "m.csv") and is_manifest(folder / "m.PARQUET")
+    assert not is_manifest(folder / "folder.csv") and not is_manifest(folder)
+    with pytest.raises(InputError, match=r"nothing.csv: can't read it \(No such file"):
+        read_taxonomy(folder / "nothing.csv")
+    table = write(folder, PATHS)
+    assert len(read_manifest(table).images) == 4
+    table.write_text(PATHS + "deep/../d.png,Garlic,test,\n")
+    os.utime(table, ns=(1, 1))
+    assert len(read_manifest(table).images) == 5

@@ -1,0 +1,159 @@
+"""What a run is fed with: the views of each step, and what is kept for later ones."""
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from training.building import learn_only, learning_groups
+from training.distributed import Processes
+from training.pictures import PLAIN
+from training.running import read_splits
+from training.trainer import Trainer
+
+TRAIN_FROM = "stage2.2"
+
+
+def make(config, data, run, **given):
+    run.mkdir(exist_ok=True)
+    options = {"linear": False, "device": torch.device("cpu"), "console": Console(quiet=True)}
+    return Trainer(config, read_splits(config, data), run, **(options | given))
+
+
+@pytest.fixture
+def trainer(small_data, small_config, tmp_path):
+    return make(small_config(finetune={"epochs": 1, "train_from": TRAIN_FROM}), small_data, tmp_path / "run")
+
+
+def pictures(trainer, part, numbers, view):
+    dataset = trainer.feed.datasets[part]
+    return torch.from_numpy(np.stack([trainer.feed.views.of(dataset, number, view) for number in numbers]))
+
+
+BATCHES = [np.array([3, 0, 7]), np.array([5, 1])]
+
+
+def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer):
+    found = dict(zip((0, 1), trainer.feed.maps(BATCHES, step=4), strict=True))
+    drawn = set()
+    for place, batch in enumerate(BATCHES):
+        numbers, maps = found[place]
+        assert numbers.tolist() == batch.tolist()
+        for number, one in zip(batch.tolist(), maps, strict=True):
+            distances = []
+            for view in range(3):
+                picture = pictures(trainer, "fit", [number], view)
+                with torch.no_grad():
+                    expected = trainer.network.backbone(trainer.network.normalise(picture))[0]
+                # float16 holds 11 bits; a few layers follow.
+                distances.append(((one - expected).norm() / expected.norm()).item())
+            assert min(distances) < 5e-3
+            drawn.add(int(np.argmin(distances)))
+    assert len(drawn) > 1
+    again = [maps for _, maps in trainer.feed.maps(BATCHES, step=4)]
+    assert all(torch.equal(maps, found[place][1]) for place, maps in enumerate(again))
+    other = [maps for _, maps in trainer.feed.maps(BATCHES, step=5)]
+    assert any(not torch.equal(maps, found[place][1]) for place, maps in enumerate(other))
+
+
+@pytest.mark.parametrize("finetune", [{}, {"fresh": True, "train_from": TRAIN_FROM}])
+def test_fresh_maps_are_of_views_that_no_other_step_sees(small_data, small_config, tmp_path, finetune):
+    trainer = make(small_config(finetune={"epochs": 1, **finetune}), small_data, tmp_path / "run")
+    ((_, first),) = trainer.feed.maps(BATCHES[:1], step=1)
+    ((_, second),) = trainer.feed.maps(BATCHES[:1], step=2)
+    assert not torch.allclose(first, second)
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_gradients_reach_what_learns_and_nothing_before_it(trainer):
+    backbone = trainer.network.backbone
+    learn_only(backbone, learning_groups(backbone.body, TRAIN_FROM, 1.0, 1.0))
+    ((_, maps),) = trainer.feed.maps(BATCHES[:1], step=0)
+    maps.square().sum().backward()
+    reached = {name for name, parameter in backbone.body.named_parameters() if parameter.grad is not None}
+    assert {name for name in reached if name.startswith(("conv1", "stage2.0", "stage2.1"))} == set()
+    assert any(name.startswith("stage2.2") for name in reached)
+
+
+def test_features_of_plain_pictures_are_kept_in_full_precision(trainer):
+    numbers = np.array([2, 9, 4])
+    for part in ("fit", "selection"):
+        chosen = numbers % len(trainer.feed.datasets[part])
+        with torch.no_grad():
+            expected = trainer.network.features(pictures(trainer, part, chosen.tolist(), PLAIN))
+        torch.testing.assert_close(trainer.feed.still(part, chosen), expected, rtol=1e-5, atol=1e-5)
+    trainer.feed.frozen = False
+    with torch.no_grad():
+        expected = trainer.network.features(pictures(trainer, "fit", numbers.tolist(), PLAIN))
+    torch.testing.assert_close(trainer.feed.still("fit", numbers), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_an_earlier_backbone_are_forgotten(trainer):
+    numbers = np.arange(4)
+    before = trainer.feed.still("fit", numbers)
+    with torch.no_grad():
+        for parameter in trainer.network.backbone.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(trainer.feed.still("fit", numbers), before)
+    trainer.feed.backbone_state(frozen=True, version=1)
+    assert not torch.equal(trainer.feed.still("fit", numbers), before)
+    assert [file.name for file in sorted((trainer.directory / "cache").glob("fit*.npy"))] == ["fit-1-0.npy"]
+
+
+def test_each_process_keeps_its_stripe_and_reads_the_others(small_data, small_config, tmp_path):
+    config, run = small_config(), tmp_path / "run"
+    whole = make(config, small_data, tmp_path / "whole").feed.still("fit", np.arange(8))
+
+    # Nobody waits here for the other: the first finds the second's stripe, kept before.
+    class Patient(Processes):
+        def wait(self):
+            pass
+
+    count = len(make(config, small_data, run).splits.fit)
+    parts = [make(config, small_data, run, processes=Patient(rank, 2, rank, 2)).feed for rank in (1, 0)]
+    with pytest.raises(FileNotFoundError):
+        parts[0].still("fit", np.arange(8))
+    order = np.array([count - 1, 0, count // 2, 3])
+    found = parts[1].still("fit", order)
+    torch.testing.assert_close(found[1], whole[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[3], whole[3], rtol=1e-5, atol=1e-5)
+    files = sorted((run / "cache").rglob("*.npy"))
+    assert sum(len(np.load(file, mmap_mode="r")) for file in files) == count
+
+
+def shared_folders(trainer):
+    numbers = np.arange(4)
+    for part in ("fit", "selection"):
+        trainer.feed.still(part, numbers)
+    return {file.parent.name for file in trainer.feed.shared.rglob("*.npy")}
+
+
+def test_runs_share_features_of_the_same_weights_and_pictures_alone(small_data, small_config, tmp_path):
+    """Another seed, head or last layer finds what is there; another backbone, smoothing, rule or view does not."""
+    shared = tmp_path / "shared"
+    settings = {"data": {"seed": 0}, "finetune": {"train_from": TRAIN_FROM}}
+
+    def folders(name, **changed):
+        config = small_config(
+            **{key: {**settings.get(key, {}), **value} for key, value in changed.items()}
+            | {key: value for key, value in settings.items() if key not in changed}
+        )
+        trainer = make(config, small_data, tmp_path / name, cache=shared)
+        # The weights are random: the same in every run of this test.
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in trainer.network.parameters():
+                parameter.copy_(torch.rand(parameter.shape) * 0.1)
+        trainer.feed.take(trainer.network)
+        return shared_folders(trainer)
+
+    first = folders("first")
+    assert len(first) == 2
+    assert folders("second", last_layers={"epochs": 1}) == first
+    for name, changed in {
+        "smoothed": {"model": {"smoothing": 3}},
+        "zoomed": {"data": {"zoom": [0.5, 0.6]}},
+        "other-views": {"data": {"seed": 1}},
+    }.items():
+        assert len(folders(name, **changed)) == len(first) + 2
+        first = {file.parent.name for file in shared.rglob("*.npy")}

@@ -1,0 +1,39 @@
+"""A run's history in TensorBoard's own reader."""
+
+import pytest
+
+from training.tensorboard import Board
+
+pytest.importorskip("tensorboard")
+# tensorboard's own use of what its dependencies deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+HISTORY = [
+    {"step": 0, "stage": "warm", "epoch": 1, "total": 2.5, "selection_leaf": 0.25},
+    {"step": 1, "stage": "joint", "epoch": 1, "total": 1.5, "selection_leaf": 0.5},
+]
+LATER = {"step": 2, "stage": "last layers", "epoch": 1, "loss": 1.0, "selection_leaf": 0.75}
+
+
+def scalars(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(directory))
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_a_resumed_run_shows_every_row_once(tmp_path):
+    for history in ([], HISTORY):
+        board = Board(tmp_path, history)
+        for row in HISTORY[len(history) :]:
+            board.add(row)
+        if history:
+            board.add(LATER)
+        board.close()
+    assert scalars(tmp_path) == {
+        "warm/total": [(1, 2.5)],
+        "joint/total": [(2, 1.5)],
+        "last layers/loss": [(3, 1.0)],
+        "selection_leaf": [(1, 0.25), (2, 0.5), (3, 0.75)],
+    }

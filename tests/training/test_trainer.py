@@ -1,0 +1,126 @@
+"""Whole runs, as small as can be: stopping early, a learning backbone, and what a checkpoint belongs to."""
+
+import pytest
+import torch
+from rich.console import Console
+
+from protoserve.errors import InputError
+from protoserve.run import remove_drafts
+from training.running import STAGES, read_splits
+from training.stages import adam, epoch_batches
+from training.trainer import Trainer
+
+
+def train(config, data, run, *, linear=False, resume=False):
+    """All steps of a run but the end, which scores and draws."""
+    run.mkdir(exist_ok=True)
+    device, console = torch.device("cpu"), Console(quiet=True)
+    trainer = Trainer(config, read_splits(config, data), run, linear=linear, device=device, console=console)
+    if resume:
+        trainer.resume()
+    trainer.run(STAGES)
+    return trainer
+
+
+def stages(trainer):
+    return [row["stage"] for row in trainer.state.history]
+
+
+def changed(one, other):
+    """The parameters and statistics in which two runs' networks differ."""
+    theirs = other.network.state_dict()
+    return {name for name, tensor in one.network.state_dict().items() if not torch.equal(tensor, theirs[name])}
+
+
+def test_training_stops_when_no_epoch_is_better_and_takes_the_best(small_data, small_config, tmp_path):
+    # At so small a rate no epoch changes an answer: the first stays the best.
+    joint = {"epochs": 9, "project_every": 2, "learning_rate": 1e-12, "patience": 3, "cosine": False}
+    config = small_config(joint=joint, last_layers={"epochs": 0})
+    stopped = train(config, small_data, tmp_path / "stopped")
+    # Epochs 2, 3 and 4 are not better; the projection planned after the fourth is left out, the last one is not.
+    expected = ["joint", "joint", "project", "joint", "joint", "project"]
+    assert [stage for stage in stages(stopped) if stage in expected] == expected
+    assert stopped.state.facts["joint"]["epoch"] == 1
+    assert stopped.state.facts["joint"]["epochs"] == 4
+    assert not stopped.state.kept
+    # What is projected at the end is the first epoch's prototypes, as if nothing had come after it.
+    one = small_config(joint={**joint, "epochs": 1, "patience": None}, last_layers={"epochs": 0})
+    assert torch.equal(
+        train(one, small_data, tmp_path / "one").prototype_network.head.prototypes,
+        stopped.prototype_network.head.prototypes,
+    )
+
+
+@pytest.mark.parametrize("reduced", [12, None])
+def test_the_backbone_may_learn_with_the_prototypes(small_data, small_config, tmp_path, reduced):
+    sections = {
+        "model": {"reduced": reduced},
+        "finetune": {"epochs": 1, "train_from": "stage2.2", "label_smoothing": 0.1},
+        "last_layers": {"epochs": 0},
+    }
+    rates = {"backbone_learning_rate": 1e-3, "layer_decay": 0.5, "weight_decay": 0.01}
+    learning = train(small_config(**sections, joint={"epochs": 1, **rates}), small_data, tmp_path / "learning")
+    frozen = train(small_config(**sections, joint={"epochs": 1}), small_data, tmp_path / "frozen")
+    names = changed(learning, frozen)
+    assert {name.split(".")[2] for name in names if name.startswith("backbone.")} == {"stage2", "stage3"}
+    assert ("reduction.weight" in names) == (reduced is not None)
+    # Batch normalisation keeps its statistics.
+    assert not any("running" in name for name in names)
+    # Each prototype is the very cell that it says it was cut from, of the backbone as it is now.
+    projection, head = learning.state.projection, learning.prototype_network.head
+    latent = learning.latent(projection.image.numpy()).flatten(2)
+    cells = latent[torch.arange(len(latent)), :, projection.cell]
+    torch.testing.assert_close(cells, head.prototypes.detach(), rtol=0, atol=1e-5)
+
+
+def test_fixed_batch_normalisation_keeps_its_statistics(small_data, small_config, tmp_path):
+    for policy, kept in (("learned", False), ("fixed", True)):
+        config = small_config(finetune={"epochs": 1, "batch_norm": policy}, linear={"epochs": 1})
+        state = train(config, small_data, tmp_path / policy, linear=True).network.state_dict()
+        statistics = [tensor for name, tensor in state.items() if name.endswith("running_var")]
+        assert all(torch.equal(tensor, torch.ones_like(tensor)) == kept for tensor in statistics)
+
+
+def test_weight_decay_spares_vectors():
+    matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    optimiser = adam([([matrix, vector], 0.1)], weight_decay=0.5)
+    (matrix.sum() * 0 + vector.sum() * 0).backward()
+    optimiser.step()
+    # One step without gradient: 1 − rate × decay.
+    assert torch.equal(vector.detach(), torch.ones(2))
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
+
+
+def test_a_checkpoint_belongs_to_its_configuration_but_not_to_the_machine(small_data, small_config, tmp_path):
+    run = tmp_path / "run"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer):
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STAGES, "project", stop)
+        with pytest.raises(Stopped):
+            train(small_config(), small_data, run)
+    with pytest.raises(InputError, match=r"another config.joint.epochs \(2, now 3\)"):
+        train(small_config(joint={"epochs": 3}), small_data, run, resume=True)
+    elsewhere = small_config(data={"workers": 3}, compile=False)
+    assert stages(train(elsewhere, small_data, run, resume=True))[-1] == "novelty"
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    (tmp_path / "cache").mkdir()
+    drafts = [tmp_path / ".checkpoint.pt.4242", tmp_path / "cache" / ".fit-0-1.npy.17"]
+    others = [tmp_path / "checkpoint.pt", tmp_path / ".hidden", tmp_path / "cache" / "fit-0-1.npy"]
+    for file in (*drafts, *others):
+        file.write_bytes(b"x")
+    remove_drafts(tmp_path)
+    assert not any(file.exists() for file in drafts) and all(file.exists() for file in others)
+
+
+def test_an_epoch_sees_every_image_once(small_config):
+    batches = [numbers for numbers, _ in epoch_batches(torch.arange(21).numpy(), small_config(), step=5)]
+    assert [len(numbers) for numbers in batches] == [8, 8, 5]
+    assert sorted(number for numbers in batches for number in numbers.tolist()) == list(range(21))

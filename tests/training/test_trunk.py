@@ -1,0 +1,46 @@
+"""A backbone cut in two gives what the whole one gives, and all that learns is in the second part."""
+
+import pytest
+import torch
+
+from protoserve.networks.backbones import backbone
+from training.building import learning_parts
+from training.trunk import cut_at
+
+CASES = [
+    ("mobilenet_v2", "features.14"),
+    # In the middle of a residual block two maps would cross: the block goes to the top as a whole.
+    ("mobilenet_v2", "features.14.conv.1"),
+    ("resnet18", "layer3.1.conv2"),
+    ("resnet18", "layer4"),
+    ("shufflenet_v2_x0_5", "stage3.1"),
+    ("convnext_tiny", "features.7"),
+]
+
+
+@pytest.mark.parametrize(("name", "train_from"), CASES)
+def test_the_two_parts_are_the_whole(name, train_from):
+    torch.manual_seed(0)
+    body = backbone(name).body
+    cut = cut_at(body, train_from)
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = cut.trunk(pictures)
+        assert maps.ndim == 4
+        assert torch.equal(cut.top(maps), body(pictures))
+    used = {str(node.target) for node in cut.trunk.graph.nodes if node.op in ("call_module", "get_attr")}
+    learning = learning_parts(body, train_from)
+    names = {name for name, part in body.named_modules() if any(part is one for one in learning)}
+    assert used and not used & names
+
+
+def test_the_parts_share_their_weights_with_the_whole():
+    body = backbone("mobilenet_v2").body
+    cut = cut_at(body, "features.17")
+    own = {id(parameter) for parameter in body.parameters()}
+    assert {id(parameter) for parameter in [*cut.trunk.parameters(), *cut.top.parameters()]} <= own
+
+
+@pytest.mark.parametrize("train_from", [None, "features.0"])
+def test_where_everything_learns_there_is_no_trunk(train_from):
+    assert cut_at(backbone("mobilenet_v2").body, train_from) is None

@@ -1,0 +1,83 @@
+"""How a backbone computes while it learns: in half precision and compiled, where that is faster and asked for.
+
+Only learning does: features that are kept, projection and evaluation are float32 throughout, and so are add-on layers,
+distances and losses, whose small differences half precision would lose.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from protoserve.errors import DeviceError
+from training.config import Config, Precision
+
+# Compiling takes about a minute; `auto` does so where at least this many pictures will be learned from.
+WORTH_COMPILING = 100_000
+
+
+def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that a learning backbone computes in, None for float32. `auto` is bfloat16 on a GPU that has it.
+
+    Raises DeviceError for a type that the GPU does not have.
+    """
+    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" and not has_bfloat16:
+        name = torch.cuda.get_device_name(device)
+        raise DeviceError(f"precision: bfloat16: {name} has no bfloat16; set precision to float16 or auto")
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and has_bfloat16 else None
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def compiles(config: Config, images: int, device: torch.device) -> bool:
+    """Whether a learning backbone is compiled. `auto`: on a GPU, where enough epochs over `images` pay for it.
+
+    Raises DeviceError where `compile: true` lacks what compiling needs, naming it.
+    """
+    if config.compile is False:
+        return False
+    missing = _missing_to_compile(device)
+    if config.compile is True:
+        if missing:
+            raise DeviceError(f"compile: true: {missing}; install it, or set compile to false or auto")
+        return True
+    epochs = config.finetune.epochs + (config.joint.epochs if config.joint.backbone_learning_rate > 0 else 0)
+    return device.type == "cuda" and not missing and epochs * images >= WORTH_COMPILING
+
+
+def _missing_to_compile(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl") if name):
+        return "there is no C++ compiler (g++ or clang++)"
+    if sys.platform == "linux" and not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "there are no headers of Python (on Debian and Ubuntu: python3-dev)"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "there is no triton"
+    return None
+
+
+def learning_forward(
+    module: nn.Module, config: Config, images: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a backbone, or of its top, that learns from `images` images an epoch: float32 in, float32
+    out, in between as the configuration says."""
+    half = half_precision(config.precision, device)
+    forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiles(config, images, device) else module
+    if half is None:
+        return forward
+
+    def in_half_precision(given: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=half):
+            maps = forward(given)
+        return maps.float()
+
+    return in_half_precision
