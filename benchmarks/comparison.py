@@ -1,0 +1,186 @@
+"""A plain classifier, ProtoPNet and the hierarchical network side by side, frozen and fine-tuned. One command:
+
+    python benchmarks/comparison.py grocery --data DIR --weights FILE --runs RUNS
+
+All settings are fixed in training/configs and were compared on images outside test (see README); this trains every
+system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
+benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import described, machine, protoserve
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "training" / "configs"
+NOTES = {
+    "grocery": "Grocery Store (Klasson et al. 2019), MobileNetV2; test split, 2,485 photographs.",
+    "hpnet15": "The 15 ImageNet classes of Hase et al. 2019, MobileNetV2; test split, 352 photographs. Published for "
+    "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
+    "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
+}
+# Epochs of plain fine-tuning and joint training together.
+PLAIN_EPOCHS = {"grocery": 10, "hpnet15": 6}
+COLUMNS = {
+    "leaf": lambda run: 100 * run["test"]["accuracy"]["leaf"],
+    "level 2": lambda run: 100 * run["test"]["accuracy"]["level_2"],
+    "level 1": lambda run: 100 * run["test"]["accuracy"]["level_1"],
+    "macro": lambda run: 100 * run["test"]["macro_accuracy"],
+    "distance": lambda run: run["test"]["hierarchical_distance"],
+    "severity": lambda run: run["test"]["mistake_severity"],
+    "ECE leaf": lambda run: 100 * run["test"]["expected_calibration_error"]["leaf"],
+    "ECE level 1": lambda run: 100 * run["test"]["expected_calibration_error"]["level_1"],
+    "projection": lambda run: 100 * run["cost"] if "cost" in run else None,
+    "prototypes": lambda run: run["prototypes"],
+    "training, s": lambda run: run["seconds"],
+}
+
+
+# What makes the same recipe ProtoPNet: one softmax over all leaves, their similarity, their number of prototypes.
+PROTOPNET = ("model.kind=flat", "model.similarity=log-ratio", "model.prototypes_per_child=10")
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table: how a run of it is trained."""
+
+    name: str
+    label: str
+    config: str
+    head: str = "prototypes"
+    settings: tuple[str, ...] = ()
+
+
+def systems(name: str) -> list[System]:
+    """The rows, in the order in which they are trained. Fine-tuned, the backbone learns for as many epochs in each."""
+    frozen, tuned = f"{name}.yaml", f"{name}-finetuned.yaml"
+    plainly = (f"finetune.epochs={PLAIN_EPOCHS[name]}",)
+    return [
+        System("frozen-plain", "frozen: plain softmax", frozen, "linear"),
+        System("frozen-protopnet", "frozen: ProtoPNet", frozen, settings=PROTOPNET),
+        System("frozen-hierarchical", "frozen: hierarchical prototypes", frozen),
+        System("tuned-plain", "fine-tuned: plain softmax", tuned, "linear", plainly),
+        System("tuned-protopnet", "fine-tuned: ProtoPNet", tuned, settings=PROTOPNET),
+        System("tuned-hierarchical", "fine-tuned: hierarchical prototypes", tuned),
+    ]
+
+
+def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> dict[str, Any]:
+    """Train one system with one seed, or take the finished run, and return its figures."""
+    run = runs / f"{system.name}-{seed}"
+    if not (run / "model.pt").is_file():
+        common = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", system.head]
+        changed = [word for setting in system.settings for word in ("--set", setting)]
+        protoserve("train", CONFIGS / system.config, *common, *changed, "--cache", runs / "cache", "--resume")
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    figures = {"test": metrics["test"], "selection": metrics["selection"], "seconds": metrics["seconds"]}
+    for fact in ("projection", "anchored", "last_layers", "calibration"):
+        if fact in metrics:
+            figures[fact] = metrics[fact]
+    if "projection" in metrics:
+        # The final network against the one before its last projection, on the images that chose among epochs.
+        after = metrics["selection"]["accuracy"]["leaf"]
+        figures["cost"] = metrics["projection"]["before"]["selection_leaf"] - after
+    figures["prototypes"] = len([*(run / "prototypes").glob("*.webp")])
+    return figures
+
+
+def export(system: System, seed: int, data: Path, runs: Path) -> dict[str, Any]:
+    """The bundle of a run: its scores on test, and its parity with the network."""
+    run, bundle = runs / f"{system.name}-{seed}", runs / f"bundle-{system.name}-{seed}"
+    if not bundle.is_dir():
+        command = ["export", str(run), "--to", "onnx,torchscript", "--bundle", str(bundle)]
+        subprocess.run([sys.executable, "-c", "from protoserve.cli import main; main()", *command], check=True)
+    return {
+        "validate": protoserve("validate", bundle, "--data", data, "--split", "test"),
+        "parity": json.loads((bundle / "parity.json").read_text()),
+    }
+
+
+def cell(values: list[float | None]) -> str:
+    """Mean ± sample standard deviation."""
+    if any(value is None for value in values):
+        return ""
+    numbers = np.array(values, dtype=np.float64)
+    digits = 0 if numbers.mean() >= 150 else 2
+    if len(numbers) == 1 or np.ptp(numbers) == 0:
+        return f"{numbers[0]:.{digits}f}"
+    return f"{numbers.mean():.{digits}f} ± {numbers.std(ddof=1):.{digits}f}"
+
+
+def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
+    """The results as Markdown."""
+    lines = [
+        f"# {name}: plain, ProtoPNet, hierarchical",
+        "",
+        f"Made by `python benchmarks/comparison.py {name} --data DIR --weights FILE`; all figures in `{name}.json`.",
+        NOTES[name],
+        "",
+        f"Mean ± sample standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))}). Accuracy in %; "
+        "*macro*: mean recall of the leaves; *distance* and *severity*: levels from the true leaf up to the lowest "
+        "common ancestor, over all images and over the mistakes; ECE in %, after calibration; *projection*: points of "
+        "leaf accuracy from before the last projection to the finished network, lost, on the selection images.",
+        "",
+        f"| | {' | '.join(COLUMNS)} |",
+        f"|---|{'---|' * len(COLUMNS)}",
+    ]
+    for system in systems(name):
+        if system.name not in results["systems"]:
+            continue
+        runs = [results["systems"][system.name][str(seed)] for seed in seeds]
+        cells = [cell([figure(run) for run in runs]) for figure in COLUMNS.values()]
+        lines.append(f"| {system.label} | {' | '.join(cells)} |")
+    lines += ["", "Leaf accuracy on test of a run and of its exported bundle, and the worst difference of any output:"]
+    for system, found in results["bundles"].items():
+        run = results["systems"][system][str(seeds[0])]
+        worst = {
+            target: max(max(report[f"batch_{size}"]["worst_difference"].values()) for size in (1, 3, 8))
+            for target, report in found["parity"].items()
+        }
+        shown = ", ".join(f"{target} {value:.1e}" for target, value in worst.items())
+        accuracy = (100 * run["test"]["accuracy"]["leaf"], 100 * found["validate"]["accuracy"]["leaf"])
+        lines.append(f"- {system}, seed {seeds[0]}: {accuracy[0]:.2f} and {accuracy[1]:.2f}; {shown}")
+    return "\n".join([*lines, "", described(results["machine"])]) + "\n"
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(NOTES))
+    parser.add_argument("--data", type=Path, required=True, help="the data set's folder, with train and test")
+    parser.add_argument("--weights", default="DEFAULT", help="a MobileNetV2 state dict, or a torchvision name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--systems", nargs="+", help="only the rows whose names start so, as frozen or tuned-plain")
+    parser.add_argument("--runs", type=Path, help="keep the runs here; finished ones are not trained again")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = options.runs or Path(scratch)
+        runs.mkdir(parents=True, exist_ok=True)
+        wanted = tuple(options.systems or [""])
+        rows = [row for row in systems(options.name) if row.name.startswith(wanted)]
+        results: dict[str, Any] = {"machine": machine(), "systems": {row.name: {} for row in rows}, "bundles": {}}
+        for seed in options.seeds:
+            for row in rows:
+                results["systems"][row.name][str(seed)] = measure(row, seed, options.data, options.weights, runs)
+        for row in rows:
+            if row.head == "prototypes":
+                results["bundles"][row.name] = export(row, options.seeds[0], options.data, runs)
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = table(options.name, results, options.seeds)
+    (HERE / "results" / f"{options.name}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

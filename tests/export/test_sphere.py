@@ -1,0 +1,45 @@
+"""Directions and smoothed cells, from run to prediction: both targets keep them, boxes show all that counts."""
+
+import math
+
+import numpy as np
+import pytest
+
+import protoserve
+from export.bundling import RUNTIMES, export_bundle
+from protoserve.run import open_run
+from tests.conftest import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "sphere", latent="sphere", smoothing=3)
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    return export_bundle(open_run(run), tmp_path_factory.mktemp("bundles") / "sphere", tuple(RUNTIMES))
+
+
+@pytest.mark.parametrize("target", RUNTIMES)
+def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bundle, target):
+    graph = bundle.manifest.graph
+    outputs = RUNTIMES[target](bundle.file(target))(np.load(run / "samples.npy"))
+    greatest = math.log1p(1 / graph.epsilon)
+    # Picture number i of the samples is the source image of prototype i.
+    for record in bundle.manifest.prototypes:
+        assert outputs["similarity"][record.id, record.id] == pytest.approx(greatest, abs=1e-3)
+        row, column = record.source_cell
+        assert outputs["cell"][record.id, record.id] == row * graph.columns + column
+
+
+def test_boxes_cover_the_cells_that_were_smoothed(bundle, photograph):
+    graph = bundle.manifest.graph
+    assert graph.span == 3
+    prediction = protoserve.load(bundle).predict(photograph, top_k=1)
+    boxes = [evidence.box for level in prediction.levels for evidence in level.evidence]
+    assert boxes
+    for left, top, right, bottom in boxes:
+        # Three cells, or two at the border; a pixel for rounding.
+        assert right - left >= 2 * prediction.image.width / graph.columns - 1
+        assert bottom - top >= 2 * prediction.image.height / graph.rows - 1

@@ -1,0 +1,75 @@
+"""Anchored training: prototypes stay the cells that they were cut from."""
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from protoserve.networks.checkpoint import load_network
+from protoserve.run import Run
+from training.pictures import fitted
+from training.running import read_splits, train
+from training.stages import plan
+
+
+def settings(small_config, **sections):
+    return small_config(anchored={"epochs": 3, "learning_rate": 0.02}, **sections)
+
+
+@pytest.fixture(scope="module")
+def anchored(small_config, small_data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("anchored") / "run"
+    config = settings(small_config, loss={"distillation": 1.0}, last_layers={"epochs": 0})
+    metrics = train(
+        config, small_data, run, linear=False, resume=False, device="cpu", console=Console(stderr=True, quiet=True)
+    )
+    return config, run, metrics
+
+
+def test_every_prototype_is_the_cell_it_was_cut_from(anchored, small_data):
+    config, run, _ = anchored
+    network, _, sources = load_network(Run(run).model)
+    fit = read_splits(config, small_data).fit
+    for number, source in enumerate(sources):
+        picture = fitted(fit, fit.number(source.image), config.image).array
+        with torch.inference_mode():
+            latent = network.latent(network.features(torch.from_numpy(picture[None])))
+            distance, _ = network.head.nearest_cells(latent)
+        vector = latent.flatten(2)[0, :, source.cell]
+        torch.testing.assert_close(network.head.prototypes[number], vector, rtol=0, atol=1e-5)
+        assert float(distance[0, number]) < 1e-8
+        assert source.distance >= 0
+
+
+def test_it_learns_and_keeps_the_best_epoch(anchored):
+    _, run, metrics = anchored
+    facts = metrics["anchored"]
+    assert facts["after"]["selection_leaf"] >= facts["before"]["selection_leaf"]
+    history = (run / "history.csv").read_text().splitlines()
+    rows = [line for line in history if ",anchor," in line]
+    assert len(rows) == 3
+    assert metrics["selection"]["accuracy"]["leaf"] == pytest.approx(facts["after"]["selection_leaf"], abs=0.2)
+
+
+def test_the_teacher_comes_where_the_features_stand_still(small_config):
+    frozen = settings(small_config, loss={"distillation": 0.5})
+    stages = [step.stage for step in plan(frozen, linear=False)]
+    assert stages.index("teach") < stages.index("joint")
+    learning = settings(
+        small_config,
+        loss={"distillation": 0.5},
+        joint={"epochs": 1, "backbone_learning_rate": 1e-4},
+    )
+    stages = [step.stage for step in plan(learning, linear=False)]
+    assert stages.index("project") < stages.index("teach") < stages.index("anchor")
+    assert "teach" not in [step.stage for step in plan(settings(small_config), linear=False)]
+
+
+def test_the_cells_alone_give_the_latent_vectors_of_whole_maps(anchored):
+    _, run, _ = anchored
+    network, _, _ = load_network(Run(run).model)
+    features = torch.randn(3, network.add_on[1].in_channels, 2, 4)
+    with torch.inference_mode():
+        whole = network.latent(features)
+        cells = network.latent_of_cells(features.flatten(2)[:, :, 5])
+    np.testing.assert_allclose(cells, whole.flatten(2)[:, :, 5], atol=1e-6)
