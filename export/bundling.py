@@ -17,12 +17,15 @@ from export.graph import OUTPUTS, ExplainedGraph, write_onnx, write_torchscript
 from export.parity import Runtime, check
 from protoserve.bundle import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
 from protoserve.errors import InputError, nearest
-from protoserve.networks.checkpoint import NetworkDescription, PrototypeSource, load_network
-from protoserve.networks.network import PrototypeNetwork
-from protoserve.run import Run
+from protoserve.networks.checkpoint import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
+from protoserve.networks.head import PrototypeHead, groups_of
+from protoserve.networks.network import LinearNetwork
+from protoserve.novelty import parent_names
+from protoserve.run import Run, novelty_record
 from protoserve.schema import PrototypeRecord
 
 TOP_K = 10
+WEIGHTS = "weights.npy"
 FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript"}
 
 
@@ -46,7 +49,7 @@ def export_bundle(
     if "onnx" not in targets:
         raise InputError(f"--to {','.join(targets)}: a bundle always holds 'onnx', which the service runs; add it")
     network, description, sources = load_network(run.model)
-    if not isinstance(network, PrototypeNetwork):
+    if isinstance(network, LinearNetwork):
         raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes to export")
     if sources is None:
         raise InputError(f"{run.directory}: the prototypes are not projected yet; finish the run with --resume")
@@ -72,6 +75,7 @@ def export_bundle(
             report(f"comparing {FILES[target]} with the network on {len(samples)} pictures")
             parity[target] = check(network, top_k, RUNTIMES[target](file), samples)
         (draft / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+        np.save(draft / WEIGHTS, _weights(network.head), allow_pickle=False)
         (draft / "prototypes").mkdir()
         for record in manifest("").prototypes:
             shutil.copyfile(run.picture(record.id), draft / record.picture)
@@ -80,7 +84,7 @@ def export_bundle(
 
 
 def _manifest(
-    network: PrototypeNetwork,
+    network: ExplainedNetwork,
     description: NetworkDescription,
     sources: list[PrototypeSource],
     run: Run,
@@ -94,8 +98,8 @@ def _manifest(
     records = []
     for number, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
         group, slot = int(head.prototype_group[number]), int(head.prototype_slot[number])
-        # A flat model's leaves all compete at the root.
-        parent = -1 if description.kind == "flat" else int(taxonomy.parent[child])
+        # Without a hierarchy of heads all leaves compete at the root.
+        parent = int(taxonomy.parent[child]) if description.kind == "hierarchical" else -1
         records.append(
             PrototypeRecord(
                 id=number,
@@ -113,13 +117,15 @@ def _manifest(
         "versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu")
     }
     metrics = run.read_json("metrics.json")
+    parents = parent_names(groups_of(taxonomy, head.kind), taxonomy)
+    temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
 
     def build(content_version: str) -> Manifest:
         return Manifest(
             format=FORMAT,
             name=name,
             version=content_version,
-            kind="flat" if description.kind == "flat" else "hierarchical",
+            kind=description.kind,
             taxonomy=taxonomy.to_dict(),
             input=description.input,
             graph=GraphRecord(
@@ -129,14 +135,25 @@ def _manifest(
                 top_k=top_k,
                 similarity=description.similarity,
                 epsilon=description.epsilon,
+                span=description.smoothing,
             ),
             files={target: FILES[target] for target in targets},
             prototypes=records,
+            weights=WEIGHTS,
+            temperature=temperature,
+            novelty=novelty_record(metrics),
             metrics=metrics,
             provenance=provenance,
         )
 
     return build
+
+
+def _weights(head: PrototypeHead) -> NDArray[np.float32]:
+    """Every prototype's last-layer weights for all members of its group, one prototype after the other."""
+    present = head.member_node < len(head.taxonomy.nodes)
+    weights = head.effective_weight().detach()[head.prototype_group, :, head.prototype_slot]  # [P, M]
+    return np.asarray(weights[present[head.prototype_group]].numpy(), dtype=np.float32)
 
 
 def library_versions(*packages: str) -> dict[str, str]:

@@ -59,9 +59,13 @@ def export(
 
 
 def validate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
-    data: Annotated[Path, typer.Option(help="A folder that holds train, val and test.")],
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle or an ensemble.")],
+    data: Annotated[Path, typer.Option(help="A folder that holds train, val and test, or a CSV or Parquet file.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="BUNDLE", help="Another bundle to answer together with, as one; repeatable."),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Asking for cuda where there is none fails.")
     ] = "auto",
@@ -83,7 +87,9 @@ def validate(
         def advance(done: int, total: int) -> None:
             progress.update(task, advance=done, total=total)
 
-        metrics = validating.validate(bundle, data, split, device=device, advance=advance)
+        metrics = validating.validate(
+            [bundle, *others] if others else bundle, data, split, device=device, advance=advance
+        )
     if as_json:
         typer.echo(json.dumps(metrics))
         return

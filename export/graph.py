@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.networks.head import Explanation
-from protoserve.networks.network import PrototypeNetwork
 
 OUTPUTS: tuple[str, ...] = Explanation._fields
 OPSET = 20
@@ -22,7 +22,7 @@ OPSET = 20
 class ExplainedGraph(nn.Module):
     """uint8 `image` [N, H, W, 3] → the outputs of `PrototypeHead.explain`, in the order of `OUTPUTS`."""
 
-    def __init__(self, network: PrototypeNetwork, top_k: int) -> None:
+    def __init__(self, network: ExplainedNetwork, top_k: int) -> None:
         super().__init__()
         self.network = network
         self.top_k = top_k

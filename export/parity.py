@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.errors import ParityError
+from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.network import PrototypeNetwork
 
 Arrays = Mapping[str, NDArray[Any]]
 Runtime = Callable[[NDArray[np.uint8]], Arrays]
@@ -32,7 +32,7 @@ class Tolerance:
     similarity: float = 1e-3
 
 
-def check(network: PrototypeNetwork, top_k: int, runtime: Runtime, samples: NDArray[np.uint8]) -> dict[str, Any]:
+def check(network: ExplainedNetwork, top_k: int, runtime: Runtime, samples: NDArray[np.uint8]) -> dict[str, Any]:
     """Run `runtime` over `samples` uint8 [pictures, H, W, 3] at batch 1, 3 and 8 and compare with the network.
 
     Returns a JSON-ready report: per batch size the agreement of paths, prototypes and cells (fractions of all
@@ -106,7 +106,7 @@ class _Comparison:
     def _similarity_at(self, latent: torch.Tensor, cells: NDArray[np.int64]) -> NDArray[np.float64]:
         flat = latent.flatten(2).double().numpy()
         vectors = np.take_along_axis(flat, cells[:, None, :], axis=2)
-        prototypes = self.head.prototypes.detach().double().numpy()
+        prototypes = self.head.vectors().detach().double().numpy()
         distance = ((vectors - prototypes.T[None]) ** 2).sum(axis=1)
         with torch.inference_mode():
             similarities = self.head.classify(torch.from_numpy(distance).float(), torch.from_numpy(cells)).similarity

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from protoserve.bundle import read_bundle
+from protoserve.classifier import open_model
 from protoserve.dataset import read_split
-from protoserve.engine import Device, Engine
-from protoserve.images import decode, fit
+from protoserve.engine import Device
+from protoserve.ensemble_engine import open_engine
+from protoserve.images import fit
 from protoserve.metrics import scores
 
 
 def validate(
-    bundle_directory: Path,
+    bundle: Path | Sequence[Path],
     data: Path,
     split: str,
     *,
@@ -28,18 +29,19 @@ def validate(
 ) -> dict[str, Any]:
     """`protoserve.metrics.scores` of a bundle's `model.onnx` on one split, with the `seconds` it took.
 
+    `bundle` is the folder of a bundle or an ensemble, or those of several bundles, which then answer as one.
     `advance(done, total)` is called after each batch.
     """
-    bundle = read_bundle(bundle_directory)
-    engine = Engine(bundle, device=device)
-    dataset = read_split(data, split, bundle.taxonomy)
-    rule = bundle.manifest.input
+    model = open_model(bundle)
+    engine = open_engine(model, device=device)
+    dataset = read_split(data, split, model.taxonomy, left_out=model.manifest.provenance.get("left_out"))
+    rule = model.manifest.input
     began = time.perf_counter()
     found = []
     with ThreadPoolExecutor(2) as pool:
         for start in range(0, len(dataset), batch):
             numbers = range(start, min(len(dataset), start + batch))
-            arrays = pool.map(lambda number: fit(decode(dataset.file(number)), rule).array, numbers)
+            arrays = pool.map(lambda number: fit(dataset.picture(number), rule).array, numbers)
             found.append(engine.run(np.stack(list(arrays))).log_probability)
             advance(len(numbers), len(dataset))
     result = scores(np.concatenate(found), dataset.leaves, dataset.taxonomy)

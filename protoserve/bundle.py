@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
 from protoserve.run import make_folder
-from protoserve.schema import Contract, PrototypeRecord
+from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
 
 FORMAT = 1
@@ -53,6 +53,7 @@ class GraphRecord(Contract):
     top_k: int
     similarity: str
     epsilon: float
+    span: int = Field(default=1, ge=1, description="a cell's features are the mean of so many cells squared")
 
 
 class Manifest(Contract):
@@ -61,14 +62,19 @@ class Manifest(Contract):
     format: int
     name: str
     version: str
-    kind: Literal["hierarchical", "flat"]
+    kind: Literal["hierarchical", "flat", "autoencoder"]
     taxonomy: dict[str, Any]
     input: InputRule
     graph: GraphRecord
     files: dict[str, str] = Field(description="target name → file, for example onnx → model.onnx")
     prototypes: list[PrototypeRecord]
+    weights: str | None = Field(
+        default=None,
+        description="a NumPy file, float32: for every prototype in turn its last-layer weights for all nodes that "
+        "compete with its child, in the taxonomy's order",
+    )
     temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
-    novelty: dict[str, Any] | None = None
+    novelty: NoveltyRecord | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -98,6 +104,10 @@ class Bundle:
     def picture(self, prototype: int) -> Path:
         """The picture of a prototype: its source patch in context."""
         return self.directory / self.manifest.prototypes[prototype].picture
+
+    def member_of(self, prototype: int) -> int | None:
+        """Which of several models a prototype belongs to: a bundle is one, see `protoserve.ensemble`."""
+        return None
 
 
 def file_hash(file: Path) -> str:
@@ -145,16 +155,27 @@ def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
     bundle is replaced only with `overwrite`, and only once the new one is whole. Raises InputError when the place
     is taken.
     """
+    with write_folder(directory, marker=MANIFEST, what="bundle", overwrite=overwrite) as draft:
+        yield draft
+        lines = [f"{file_hash(file)}  {name}\n" for name, file in _content(draft)]
+        (draft / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+@contextmanager
+def write_folder(directory: Path, *, marker: str, what: str, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `directory` to fill; on leaving without an error it takes that name.
+
+    With `overwrite`, an existing folder is replaced if it holds the file `marker`, so if it is a `what`, too. Anything
+    else in that place raises InputError.
+    """
     if directory.exists() and not overwrite:
-        raise InputError(f"{directory} exists; give another --bundle or allow --overwrite")
-    if directory.exists() and not (directory / MANIFEST).is_file():
-        raise InputError(f"{directory} exists and is no bundle; it is not overwritten, give another --bundle")
+        raise InputError(f"{directory} exists; give another place or allow --overwrite")
+    if directory.exists() and not (directory / marker).is_file():
+        raise InputError(f"{directory} exists and is no {what}; it is not overwritten, give another place")
     make_folder(directory.parent)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         yield draft
-        lines = [f"{file_hash(file)}  {name}\n" for name, file in _content(draft)]
-        (draft / SUMS).write_text("".join(lines), encoding="utf-8")
         draft.chmod(0o755)
         if directory.exists():
             old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
@@ -217,7 +238,8 @@ def _read_manifest(directory: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{file}: {place}: {first['msg']}; export the bundle again") from error
-    for name in (*manifest.files.values(), *(record.picture for record in manifest.prototypes)):
+    weights = () if manifest.weights is None else (manifest.weights,)
+    for name in (*manifest.files.values(), *weights, *(record.picture for record in manifest.prototypes)):
         if not _inside(directory, directory / name) or not (directory / name).is_file():
             raise BundleError(f"{file}: {name!r} is no file of this bundle; export the bundle again")
     return manifest

@@ -17,6 +17,8 @@ import numpy as np
 
 from protoserve.bundle import Bundle, read_bundle
 from protoserve.engine import Device, Engine
+from protoserve.ensemble import Ensemble, Model, ensemble_of, read_model
+from protoserve.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.errors import ImageError, InputError
 from protoserve.evidence import EvidenceTable, checked_top_k, predictions
 from protoserve.images import DEFAULT_LIMITS, FittedImage, ImageSource, Limits, decode, fit
@@ -28,9 +30,9 @@ Source = TypeVar("Source", bound=ImageSource)
 
 
 class Classifier:
-    """A bundle that answers. Made by `load`; may be used from several threads at a time."""
+    """A bundle, or an ensemble, that answers. Made by `load`; may be used from several threads at a time."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Model, engine: Engine | EnsembleEngine) -> None:
         self.bundle = bundle
         self.engine = engine
         self.table = EvidenceTable.of(bundle)
@@ -118,12 +120,27 @@ class Classifier:
             raise InputError(f"image {item} of the list: {error}") from error
 
 
-def load(bundle: Path | str | Bundle, device: Device = "auto", threads: int | None = None) -> Classifier:
-    """Open a bundle for predictions; no torch needed.
+def load(
+    bundle: Path | str | Model | Sequence[Path | str | Bundle], device: Device = "auto", threads: int | None = None
+) -> Classifier:
+    """Open a bundle for predictions, or several on one taxonomy to answer as one; no torch needed.
+
+    `bundle` is a bundle, an ensemble, the folder of either, or a list of bundles or their folders: their logits are
+    summed before the softmax, and every piece of evidence says whose it is (`member`).
 
     `device` is `"auto"` (CUDA where it works, else the CPU), `"cpu"` or `"cuda"`; `threads` bounds the CPU
-    threads of one call. Raises InputError when there is no bundle, BundleError when it is damaged,
-    DeviceError when CUDA is asked for and can't be used.
+    threads of one call. Raises InputError when there is no bundle or several don't fit together, BundleError when one
+    is damaged, DeviceError when CUDA is asked for and can't be used.
     """
-    opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    return Classifier(opened, Engine(opened, device=device, threads=threads))
+    model = open_model(bundle)
+    return Classifier(model, open_engine(model, device=device, threads=threads))
+
+
+def open_model(bundle: Path | str | Model | Sequence[Path | str | Bundle]) -> Model:
+    """The bundle or ensemble that `load` is given, verified; a list of one is that bundle."""
+    if isinstance(bundle, Bundle | Ensemble):
+        return bundle
+    if isinstance(bundle, Path | str):
+        return read_model(bundle)
+    members = [member if isinstance(member, Bundle) else read_bundle(member) for member in bundle]
+    return members[0] if len(members) == 1 else ensemble_of(members)

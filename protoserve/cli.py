@@ -1,4 +1,4 @@
-"""The root command `protoserve` and the commands that need only a bundle: predict, explain, inspect.
+"""The root command `protoserve` and the commands that need only bundles: predict, explain, inspect, ensemble.
 
 The other rooms add theirs through the entry-point group `protoserve.commands`: each entry point is a function
 `commands(app: typer.Typer) -> None`, and its name says which extra it needs (`train`, `export`, `serve`).
@@ -54,7 +54,11 @@ class DeviceChoice(StrEnum):
 
 
 BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder, made by 'protoserve export'.")
+    Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle ('protoserve export') or an ensemble.")
+]
+WithOption = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="BUNDLE", help="Another bundle to answer together with, as one; may be repeated."),
 ]
 DeviceOption = Annotated[
     DeviceChoice, typer.Option(help="auto takes CUDA where it works; cuda fails where it does not.")
@@ -108,6 +112,7 @@ def build_app() -> typer.Typer:
     app.command("predict", epilog="Example: protoserve predict bundles/grocery photo.jpg --top-k 3 --json")(predict)
     app.command("explain", epilog="Example: protoserve explain bundles/grocery photo.jpg -o explanation.png")(explain)
     app.command("inspect", epilog="Example: protoserve inspect bundles/grocery")(inspect)
+    app.command("ensemble", epilog="Example: protoserve ensemble bundles/three bundles/a bundles/b bundles/c")(ensemble)
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
         _add_room(app, entry_point)
     return app
@@ -123,13 +128,14 @@ def predict(
         bool,
         typer.Option("--json", help="Print one JSON document: the prediction, or a list for several images."),
     ] = False,
+    others: WithOption = None,
     device: DeviceOption = DeviceChoice.auto,
 ) -> None:
     """Predict the class of images at every level, with the evidence for it."""
     from protoserve.classifier import BATCH
     from protoserve.terminal import prediction_tree
 
-    classifier = _load(bundle, device)
+    classifier = _load(bundle, others, device)
     predictions: list[Prediction] = []
     for start in range(0, len(images), BATCH):
         fitted = [classifier.fit(image) for image in images[start : start + BATCH]]
@@ -149,6 +155,7 @@ def explain(
         Path, typer.Option("-o", "--output", help=f"The figure to write ({', '.join(FIGURE_SUFFIXES)}).")
     ],
     top_k: Annotated[int, typer.Option(help="Prototypes to draw per level.")] = 3,
+    others: WithOption = None,
     device: DeviceOption = DeviceChoice.auto,
 ) -> None:
     """Draw an image with its evidence beside the prototypes' source patches, level by level."""
@@ -164,7 +171,7 @@ def explain(
     from protoserve.figures import explain_figure
     from protoserve.images import decode, fit
 
-    classifier = _load(bundle, device)
+    classifier = _load(bundle, others, device)
     decoded = decode(image)
     fitted = fit(decoded, classifier.bundle.manifest.input)
     shown = min(top_k, classifier.table.top_k) if top_k > 0 else top_k
@@ -176,18 +183,39 @@ def explain(
 
 def inspect(
     bundle: BundleArgument,
+    others: WithOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show what a bundle holds: its taxonomy, prototypes, input, files, metrics and provenance."""
-    from protoserve.bundle import read_bundle
-    from protoserve.terminal import bundle_document, bundle_report
+    from protoserve.classifier import open_model
+    from protoserve.terminal import model_document, model_report
 
-    opened = read_bundle(bundle)
+    opened = open_model([bundle, *others] if others else bundle)
     if as_json:
-        _print_json(bundle_document(opened))
+        _print_json(model_document(opened))
     else:
-        for part in bundle_report(opened):
+        for part in model_report(opened):
             _print(part)
+
+
+def ensemble(
+    directory: Annotated[Path, typer.Argument(metavar="ENSEMBLE", help="The folder to write.")],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="The members, on one taxonomy.")],
+    name: Annotated[str | None, typer.Option(help="The model's name; by default made of the members'.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an ensemble that is there.")] = False,
+) -> None:
+    """Copy bundles into one folder that answers as one, wherever a bundle is asked for.
+
+    The members' scores are summed before the softmax (Chen et al. 2019), and each piece of evidence names its member.
+    """
+    from protoserve.bundle import read_bundle
+    from protoserve.ensemble import write_ensemble
+
+    if name is not None and not name.strip():
+        raise InputError("--name is empty; give the model a name, or leave it out")
+    written = write_ensemble([read_bundle(bundle) for bundle in bundles], directory, name=name, overwrite=overwrite)
+    manifest = written.manifest
+    typer.echo(f"{directory}   {manifest.name} {manifest.version[:19]}, {len(written.members)} members")
 
 
 # ---- rooms -------------------------------------------------------------------------------------------------
@@ -245,10 +273,10 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(_FAILED)
 
 
-def _load(bundle: Path, device: DeviceChoice) -> Classifier:
+def _load(bundle: Path, others: list[Path] | None, device: DeviceChoice) -> Classifier:
     from protoserve.classifier import load
 
-    return load(bundle, device=device.value)
+    return load([bundle, *others] if others else bundle, device=device.value)
 
 
 def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:

@@ -62,12 +62,14 @@ class Outputs:
     """[N, P] every prototype's greatest similarity over the cells."""
     cell: NDArray[np.int64]
     """[N, P] the cell where it lies."""
+    known: NDArray[np.bool_] | None = None
+    """[N, L] whether the picture is known at each level, where an ensemble's members have voted on it; no graph's."""
 
     def __len__(self) -> int:
         return len(self.path)
 
 
-OUTPUTS: Final = tuple(field.name for field in fields(Outputs))
+OUTPUTS: Final = tuple(field.name for field in fields(Outputs) if field.name != "known")
 
 
 class Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,14 +13,17 @@ from numpy.typing import NDArray
 
 from protoserve.bundle import Bundle
 from protoserve.engine import Outputs
+from protoserve.ensemble import Ensemble, Model
 from protoserve.errors import BundleError, InputError
 from protoserve.images import Geometry
+from protoserve.novelty import Thresholds
 from protoserve.schema import (
     Alternative,
     Evidence,
     EvidenceSource,
     ImageSize,
     Level,
+    MemberReference,
     ModelReference,
     Prediction,
     PrototypeRecord,
@@ -37,32 +41,45 @@ class EvidenceTable:
     names: tuple[str, ...]
     nodes: tuple[tuple[str, ...], ...]
     has_head: tuple[bool, ...]
-    """Whether the node competes in a softmax: no only child does, and in a flat model only the leaves do."""
+    """Whether the node competes in a softmax: no only child does; in a flat model or an autoencoder only leaves do."""
     forced: tuple[bool, ...]
     levels: tuple[range, ...]
     """The nodes of every level; consecutive, for nodes are numbered breadth first."""
     prototypes: tuple[PrototypeRecord, ...]
-    rows: int
-    columns: int
+    thresholds: Thresholds | None
+    """When a picture is of an unknown class; None where the bundle does not say."""
+    starts: tuple[int, ...]
+    """The first prototype of every member; a bundle is its only one."""
+    grids: tuple[tuple[int, int], ...]
+    """Rows and columns of every member's feature map."""
+    spans: tuple[int, ...]
+    """How many cells wide and high the boxes of each member are."""
     top_k: int
 
     @classmethod
-    def of(cls, bundle: Bundle) -> EvidenceTable:
-        """The table of a bundle; raises BundleError when its prototype records are not numbered from 0 up."""
+    def of(cls, bundle: Model) -> EvidenceTable:
+        """The table of a bundle or an ensemble; raises BundleError when its prototype records are not numbered from 0
+        up."""
         manifest, taxonomy = bundle.manifest, bundle.taxonomy
+        members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
+        references = [MemberReference(name=member.manifest.name, version=member.manifest.version) for member in members]
         ids = [record.id for record in manifest.prototypes]
         if ids != list(range(manifest.graph.prototypes)):
             raise BundleError(
                 f"{bundle.directory}: its {len(ids)} prototype records are not numbered 0 to "
                 f"{manifest.graph.prototypes - 1} as in the graph; export the bundle again"
             )
-        flat = manifest.kind == "flat"
+        flat = manifest.kind != "hierarchical"
         headed = set(taxonomy.leaves if flat else (node for group in taxonomy.groups for node in group.children))
         brood = np.bincount(taxonomy.parent - ROOT)
         depths = np.array([len(node) for node in taxonomy.nodes])
         bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
         return cls(
-            model=ModelReference(name=manifest.name, version=manifest.version),
+            model=ModelReference(
+                name=manifest.name,
+                version=manifest.version,
+                members=references if isinstance(bundle, Ensemble) else None,
+            ),
             names=taxonomy.names,
             nodes=taxonomy.nodes,
             has_head=tuple(node in headed for node in range(len(taxonomy.nodes))),
@@ -72,8 +89,10 @@ class EvidenceTable:
             ),
             levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
             prototypes=tuple(manifest.prototypes),
-            rows=manifest.graph.rows,
-            columns=manifest.graph.columns,
+            thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
+            starts=bundle.starts if isinstance(bundle, Ensemble) else (0,),
+            grids=tuple((member.manifest.graph.rows, member.manifest.graph.columns) for member in members),
+            spans=tuple(member.manifest.graph.span for member in members),
             top_k=manifest.graph.top_k,
         )
 
@@ -110,6 +129,10 @@ def predictions(
     # Differences of logarithms, for the probabilities themselves may underflow far down.
     conditional = np.exp(np.minimum(np.diff(reached, axis=1, prepend=np.float32(0.0)), 0.0)).tolist()
     others = _other_nodes(outputs, table, alternatives)
+    known = None if outputs.known is None else outputs.known.tolist()
+    if table.thresholds is not None:
+        arrays = outputs.log_probability, outputs.logit, outputs.similarity
+        known = table.thresholds.of_outputs(path, *arrays).tolist()
     shown = np.s_[:, :, :top_k]
     columns = [
         outputs.evidence_prototype[shown].tolist(),
@@ -139,6 +162,7 @@ def predictions(
                     probability=probability[image][level],
                     conditional=1.0 if table.forced[node] else conditional[image][level],
                     forced=table.forced[node],
+                    known=None if known is None else known[image][level],
                     alternatives=others[image][level],
                     logit=logit,
                     evidence_share=share,
@@ -150,10 +174,30 @@ def predictions(
                 model=table.model,
                 image=ImageSize(width=geometry.picture_width, height=geometry.picture_height),
                 path=list(table.nodes[nodes[-1]]),
+                known_through_level=None if known is None else sum(known[image]),
                 levels=levels,
             )
         )
     return result
+
+
+def _thresholds(bundle: Bundle) -> Thresholds | None:
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    if manifest.novelty is None:
+        return None
+    children = [taxonomy.index.get(record.child) for record in manifest.prototypes]
+    if None in children or not set(manifest.novelty.thresholds) <= {"", *taxonomy.names}:
+        raise BundleError(
+            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not hold; "
+            "export the bundle again"
+        )
+    return Thresholds.of(
+        taxonomy,
+        manifest.kind == "hierarchical",
+        [child for child in children if child is not None],
+        manifest.novelty.score,
+        manifest.novelty.thresholds,
+    )
 
 
 def checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
@@ -179,14 +223,17 @@ def _evidence(
         if prototype < 0:
             break
         record = table.prototypes[prototype]
+        member = bisect_right(table.starts, prototype) - 1
+        grid = table.grids[member]
         found.append(
             Evidence(
                 prototype=prototype,
                 similarity=similarity,
                 weight=weight,
                 contribution=contribution,
-                box=geometry.cell_box(cell, table.rows, table.columns),
-                map=None if heat is None else heat[place].tolist(),
+                member=None if table.model.members is None else member,
+                box=geometry.cell_box(cell, *grid, table.spans[member]),
+                map=None if heat is None else _map(heat[place], grid),
                 source=EvidenceSource(
                     image=record.source_image,
                     box=record.source_box,
@@ -195,6 +242,12 @@ def _evidence(
             )
         )
     return found
+
+
+def _map(heat: NDArray[np.float32], grid: tuple[int, int]) -> list[list[float]] | None:
+    """The part of an ensemble's map that is the member's own; None where its graph did not draw one (NaN)."""
+    found: list[list[float]] = heat[: grid[0], : grid[1]].tolist()
+    return None if np.isnan(heat[0, 0]) else found
 
 
 def _other_nodes(outputs: Outputs, table: EvidenceTable, count: int) -> list[list[list[Alternative]]]:

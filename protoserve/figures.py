@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from protoserve.bundle import Bundle
+from protoserve.ensemble import Model
 from protoserve.images import Box, DecodedImage, Geometry, decode, fit
 from protoserve.schema import Evidence, Level, Prediction
 
@@ -39,7 +39,7 @@ def prototype_picture(picture: Image.Image, box: Box) -> Image.Image:
     return drawn
 
 
-def explain_figure(bundle: Bundle, image: DecodedImage, prediction: Prediction) -> Image.Image:
+def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -> Image.Image:
     """A prediction as one picture, 1200 pixels wide: a row per level.
 
     Each row shows the photograph with the places of its evidence and the activation map of the strongest;
@@ -71,7 +71,7 @@ def _header(prediction: Prediction) -> Image.Image:
 
 
 def _level_row(
-    bundle: Bundle, image: DecodedImage, geometry: Geometry, prediction: Prediction, level: Level
+    bundle: Model, image: DecodedImage, geometry: Geometry, prediction: Prediction, level: Level
 ) -> Image.Image:
     photograph = _thumbnail(image.picture, _PHOTOGRAPH) if level.evidence else None
     title_height = 84
@@ -109,6 +109,8 @@ def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
     end = pen.write((_MARGIN, 16), f"Level {level.level}", 16, _FAINT)
     end = pen.write((end + 14, 10), level.label, 24, width=640)
     end = pen.write((end + 14, 10), f"{level.probability:.1%}", 24, _COLOURS[5])
+    if level.known is False:
+        end = pen.write((end + 14, 10), "unknown", 24, _COLOURS[4])
     if level.forced:
         note = "certain once its parent is: an only child, so it needs no evidence"
     elif level.level > 1:
@@ -128,7 +130,7 @@ def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
 
 
 def _evidence_line(
-    bundle: Bundle, image: DecodedImage, geometry: Geometry, level: Level, evidence: Evidence, place: int
+    bundle: Model, image: DecodedImage, geometry: Geometry, level: Level, evidence: Evidence, place: int
 ) -> Image.Image:
     """This part of the photograph, looks like that patch, and what it added."""
     left = _MARGIN + _PHOTOGRAPH[0] + _GAP
@@ -149,7 +151,8 @@ def _evidence_line(
     left = 2 * _THUMBNAIL[0] + 60
     width = line.width - left
     _disc(draw, (left + 13, 15), 13, str(place + 1), colour)
-    pen.write((left + 36, 4), f"prototype {evidence.prototype}", 18, width=width - 36)
+    whose = "" if evidence.member is None else f" of member {evidence.member}"
+    pen.write((left + 36, 4), f"prototype {evidence.prototype}{whose}", 18, width=width - 36)
     ink = _COLOURS[5] if evidence.contribution >= 0 else _COLOURS[4]
     sum_start = pen.write((left, 36), f"{evidence.contribution:+.2f}", 24, ink)
     terms = f"= similarity {evidence.similarity:.2f} x weight {evidence.weight:.2f}"

@@ -112,13 +112,13 @@ class Geometry:
     offset_x: float
     offset_y: float
 
-    def cell_box(self, cell: int, rows: int, columns: int) -> Box:
+    def cell_box(self, cell: int, rows: int, columns: int, span: int = 1) -> Box:
         """The sender's pixels of one cell of a `rows` × `columns` feature map: left, top, right, bottom.
 
         Right and bottom are exclusive. The box is the cell's own share of the input grid, not its receptive
-        field, which is larger. It is clipped to the picture and at least one pixel wide and high; a cell that
-        lies wholly in padding gets the nearest pixels of the picture. Raises ValueError for a cell outside
-        the map.
+        field, which is larger; with a `span` (odd, in cells) it is that of the square of cells around it. It is
+        clipped to the picture and at least one pixel wide and high; a cell that lies wholly in padding gets the
+        nearest pixels of the picture. Raises ValueError for a cell outside the map.
 
         >>> Geometry(400, 200, 100, 100, 4.0, 2.0, 0.0, 0.0).cell_box(5, rows=2, columns=4)
         (100, 100, 200, 200)
@@ -128,8 +128,11 @@ class Geometry:
         row, column = divmod(cell, columns)
         across = self.scale_x * self.model_width / columns
         down = self.scale_y * self.model_height / rows
-        left, right = _pixels(self.offset_x, across, column, self.picture_width)
-        top, bottom = _pixels(self.offset_y, down, row, self.picture_height)
+        reach = span // 2
+        left, right = _pixels(
+            self.offset_x, across, max(0, column - reach), min(columns, column + reach + 1), self.picture_width
+        )
+        top, bottom = _pixels(self.offset_y, down, max(0, row - reach), min(rows, row + reach + 1), self.picture_height)
         return left, top, right, bottom
 
 
@@ -229,10 +232,10 @@ def _rounded_quotient(numerator: int, denominator: int) -> int:
     return max(1, (2 * numerator + denominator) // (2 * denominator))
 
 
-def _pixels(offset: float, step: float, index: int, limit: int) -> tuple[int, int]:
+def _pixels(offset: float, step: float, start: int, end: int, limit: int) -> tuple[int, int]:
     # Rounding both ends alike makes neighbouring boxes touch without overlap.
-    first = min(max(math.floor(offset + step * index + 0.5), 0), limit - 1)
-    last = min(math.floor(offset + step * (index + 1) + 0.5), limit)
+    first = min(max(math.floor(offset + step * start + 0.5), 0), limit - 1)
+    last = min(math.floor(offset + step * end + 0.5), limit)
     return first, max(last, first + 1)
 
 

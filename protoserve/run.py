@@ -1,14 +1,15 @@
 """The run folder that training writes and export reads: its files' names, and the parts that need no torch.
 
 `model.pt` the final network; `samples.npy` pictures at model size for the parity gate; `prototypes/NNNN.webp` the
-source patch of each prototype in context; `metrics.json`; `provenance.json`; and, for people, `config.yaml`,
-`history.csv` and `curves.png`.
+source patch of each prototype in context; `analysis.json` and `patches/NNNN.webp` the training patches nearest to each;
+`metrics.json`; `provenance.json`; and, for people, `config.yaml`, `history.csv` and plots.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.errors import InputError
+from protoserve.schema import NoveltyRecord
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Run:
     def picture(self, prototype: int) -> Path:
         """The picture of a prototype's source patch."""
         return self.directory / "prototypes" / f"{prototype:04d}.webp"
+
+    def patches(self, prototype: int) -> Path:
+        """The pictures of a prototype's nearest training patches, side by side."""
+        return self.directory / "patches" / f"{prototype:04d}.webp"
 
     def read_json(self, name: str) -> dict[str, Any]:
         """`metrics.json` or `provenance.json`; raises InputError when it is missing or torn."""
@@ -59,6 +65,14 @@ class Run:
         return np.asarray(samples, dtype=np.uint8)
 
 
+def novelty_record(metrics: Mapping[str, Any]) -> NoveltyRecord | None:
+    """The novelty thresholds in a run's metrics, or None where the run has none."""
+    found = metrics.get("novelty")
+    if found is None:
+        return None
+    return NoveltyRecord(**{name: found[name] for name in NoveltyRecord.model_fields})
+
+
 def open_run(directory: Path) -> Run:
     """A finished run; raises InputError when there is none at this place."""
     run = Run(directory)
@@ -82,6 +96,13 @@ def make_folder(directory: Path) -> None:
         raise InputError(f"{directory}: can't make this folder ({error.strerror}); give another place") from error
     if not os.access(directory, os.W_OK):
         raise InputError(f"{directory}: nothing may be written to this folder; give another place")
+
+
+def remove_drafts(directory: Path) -> None:
+    """Remove what a process that was killed while writing a file whole left of it."""
+    for file in directory.rglob(".*"):
+        if file.is_file() and file.suffix[1:].isdigit():
+            file.unlink()
 
 
 def write_text_whole(file: Path, text: str) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protoserve.novelty import Score
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]
 Box = Annotated[
     tuple[int, int, int, int],
@@ -19,11 +21,21 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class MemberReference(Contract):
+    """One of the bundles of an ensemble: its name and content version (`sha256:…`)."""
+
+    name: str
+    version: str
+
+
 class ModelReference(Contract):
     """Which model answered: its name and content version (`sha256:…`)."""
 
     name: str
     version: str
+    members: list[MemberReference] | None = Field(
+        default=None, description="the bundles that answered together; null for a single one"
+    )
 
 
 class ImageSize(Contract):
@@ -56,9 +68,14 @@ class Evidence(Contract):
     similarity: float
     weight: float
     contribution: float = Field(description="weight × similarity")
+    member: int | None = Field(
+        default=None, description="the prototype's bundle, a place in `model.members`; null for a single bundle"
+    )
     box: Box = Field(description="the best cell, in the sender's pixels")
     map: list[list[float]] | None = Field(
-        default=None, description="similarity at every cell, rows from top to bottom; only with maps=heat"
+        default=None,
+        description="similarity at every cell, rows from top to bottom; only with maps=heat, and in an ensemble only "
+        "of members that predicted this node themselves",
     )
     source: EvidenceSource | None = None
 
@@ -77,7 +94,11 @@ class Level(Contract):
     probability: Probability
     conditional: Probability
     forced: bool = False
-    known: bool | None = Field(default=None, description="null when the bundle holds no novelty thresholds")
+    known: bool | None = Field(
+        default=None,
+        description="whether the picture is of a class that the taxonomy holds, as far down as this level; null when "
+        "the bundle holds no novelty thresholds",
+    )
     alternatives: list[Alternative] = []
     logit: float | None = None
     evidence_share: float | None = None
@@ -90,8 +111,20 @@ class Prediction(Contract):
     model: ModelReference
     image: ImageSize
     path: list[str]
-    known_through_level: int | None = None
+    known_through_level: int | None = Field(
+        default=None, ge=0, description="the deepest known level, 0 for none; null without novelty thresholds"
+    )
     levels: list[Level]
+
+
+class NoveltyRecord(Contract):
+    """When a picture is of an unknown class: at a parent where its `score` (see `protoserve.novelty`) is below the
+    threshold. `true_positive_rate` of the pictures that the thresholds come from, of classes below the parent, reach
+    them. A parent without a threshold has nothing to say."""
+
+    score: Score
+    true_positive_rate: float = Field(gt=0, lt=1)
+    thresholds: dict[str, float] = Field(description="parent, empty for the root → the least score of the known")
 
 
 class PrototypeRecord(Contract):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.errors import InputError, MissingExtraError, TaxonomyError
+from protoserve.errors import InputError, MissingExtraError, TaxonomyError, nearest
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 ROOT = -1
@@ -186,6 +186,27 @@ class Taxonomy:
                     f"{file}: two leaves share the folder {folder!r}; give each its own ('leaf: folder')"
                 )
         return cls.from_paths(paths, folders)
+
+    def without(self, leaves: Iterable[str]) -> Taxonomy:
+        """The tree less the given leaves (`"Fruit/Apple/Gala"`) and the parents that then have no leaf.
+
+        A parent left with one child stays, and its child is then certain. Raises TaxonomyError for what is no leaf,
+        or when fewer than two leaves are left.
+        """
+        left_out = dict.fromkeys(leaves)
+        held = [self.names[leaf] for leaf in self.leaves]
+        for name in left_out:
+            if name in self.index and name not in held:
+                below = [self.names[self.leaves[leaf]] for leaf in np.flatnonzero(self.leaves_below[self.index[name]])]
+                raise TaxonomyError(f"{name!r} is no leaf to leave out; name the leaves below it: {', '.join(below)}")
+            if name not in held:
+                raise TaxonomyError(f"the taxonomy has no leaf {name!r} to leave out{nearest(name, held)}")
+        kept = [place for place, name in enumerate(held) if name not in left_out]
+        # Depth first, so that siblings keep their order.
+        kept.sort(key=lambda place: self.path_at_level[self.leaves[place]].tolist())
+        if len(kept) < 2:
+            raise TaxonomyError(f"without the {len(left_out)} leaves left out, {len(kept)} are left; leave out fewer")
+        return Taxonomy.from_paths([held[place] for place in kept], [self.folders[place] for place in kept])
 
     # ---- its shape -------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ def commands(app: typer.Typer) -> None:
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle or an ensemble.", show_default=False)],
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 3000,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that answer requests.")] = 1,
@@ -67,7 +67,7 @@ def serve(
 
 
 def publish(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle or an ensemble.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Copy a bundle into the BentoML model store, from which 'bentoml build' packs it.

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from protoserve.bundle import Bundle, InputRule
+from protoserve.bundle import InputRule
+from protoserve.ensemble import Ensemble, Model
 from protoserve.images import FORMATS
 from protoserve.schema import Contract, EvidenceSource, Prediction
 from service.problems import ProblemDocument
@@ -24,24 +25,37 @@ class LimitsDocument(Contract):
     batch_images: int
 
 
+class MemberDocument(Contract):
+    """One bundle of an ensemble."""
+
+    name: str
+    version: str
+    first_prototype: int = Field(description="the id of its first prototype; the next member's begin after its last")
+    prototypes: int
+    rows: int = Field(description="of its feature map, so of its evidence maps")
+    columns: int
+    metrics: dict[str, object] = Field(description="its own scores on its own validation and test data")
+
+
 class ModelDocument(Contract):
     """The model that answers, what it takes, and how it scored."""
 
     name: str
     version: str
-    kind: Literal["hierarchical", "flat"]
+    kind: Literal["hierarchical", "flat", "autoencoder"]
     device: str
     nodes: int
     leaves: int
     depth: int = Field(description="the taxonomy's levels")
     prototypes: int
     top_k: int = Field(description="the most evidence per level that can be asked for")
-    rows: int = Field(description="of the feature map, so of an evidence map")
+    rows: int = Field(description="of the feature map, so of an evidence map; of an ensemble the greatest")
     columns: int
     input: InputRule
     formats: list[str]
     limits: LimitsDocument
     metrics: dict[str, object] = Field(description="the model's scores on its own validation and test data")
+    members: list[MemberDocument] | None = Field(description="the bundles that answer together; null for a single one")
 
 
 class NodeDocument(Contract):
@@ -66,6 +80,7 @@ class PrototypeDocument(Contract):
     """One prototype: whose it is, what it weighs for that node, and the training patch it is."""
 
     id: int
+    member: int | None = Field(description="its bundle, a place in the model's `members`; null for a single bundle")
     node: str = Field(description="the node it speaks for")
     parent: str | None = Field(description="among whose children it was learned; null for the root")
     weight: float
@@ -92,7 +107,7 @@ class BatchDocument(Contract):
     results: list[BatchItem]
 
 
-def model_document(bundle: Bundle, device: str, settings: Settings, image_side: int) -> ModelDocument:
+def model_document(bundle: Model, device: str, settings: Settings, image_side: int) -> ModelDocument:
     """Describe the model of `bundle` as it runs on `device` within the service's limits."""
     manifest, taxonomy = bundle.manifest, bundle.taxonomy
     return ModelDocument(
@@ -116,10 +131,26 @@ def model_document(bundle: Bundle, device: str, settings: Settings, image_side: 
             batch_images=settings.max_images,
         ),
         metrics=manifest.metrics,
+        members=_members(bundle) if isinstance(bundle, Ensemble) else None,
     )
 
 
-def taxonomy_document(bundle: Bundle) -> TaxonomyDocument:
+def _members(ensemble: Ensemble) -> list[MemberDocument]:
+    return [
+        MemberDocument(
+            name=member.manifest.name,
+            version=member.manifest.version,
+            first_prototype=start,
+            prototypes=len(member.manifest.prototypes),
+            rows=member.manifest.graph.rows,
+            columns=member.manifest.graph.columns,
+            metrics=member.manifest.metrics,
+        )
+        for start, member in zip(ensemble.starts, ensemble.members, strict=True)
+    ]
+
+
+def taxonomy_document(bundle: Model) -> TaxonomyDocument:
     """The class tree of `bundle` with each node's number of prototypes."""
     taxonomy = bundle.taxonomy
     counts = dict.fromkeys(taxonomy.names, 0)
@@ -143,11 +174,12 @@ def taxonomy_document(bundle: Bundle) -> TaxonomyDocument:
     )
 
 
-def prototype_document(bundle: Bundle, prototype: int) -> PrototypeDocument:
+def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
     """Describe one prototype; `prototype` is a valid id."""
     record = bundle.manifest.prototypes[prototype]
     return PrototypeDocument(
         id=record.id,
+        member=bundle.member_of(prototype),
         node=record.child,
         parent=record.parent or None,
         weight=record.weight,

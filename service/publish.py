@@ -11,7 +11,7 @@ from typing import Any, Final
 import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 
-from protoserve.bundle import read_bundle
+from protoserve.ensemble import read_model
 from protoserve.errors import InputError
 
 LABEL: Final = "protoserve"
@@ -29,12 +29,12 @@ class Published:
 
 
 def publish_bundle(directory: Path) -> Published:
-    """Verify a bundle and copy it into the BentoML model store.
+    """Verify a bundle, or an ensemble's folder, and copy it into the BentoML model store.
 
     The tag is the bundle's name and the first 16 digits of its content hash, so publishing the same content
     again changes nothing. Raises InputError or BundleError for what is no whole bundle.
     """
-    bundle = read_bundle(directory)
+    bundle = read_model(directory)
     manifest = bundle.manifest
     tag = f"{tag_name(manifest.name)}:{manifest.version.removeprefix('sha256:')[:_VERSION_DIGITS]}"
     try:
@@ -43,14 +43,14 @@ def publish_bundle(directory: Path) -> Published:
         pass
     else:
         # The store may have been altered since; what is said to be published must be whole.
-        read_bundle(bundle_directory(stored))
+        read_model(bundle_directory(stored))
         return Published(tag, bundle_directory(stored), created=False)
     with bentoml.models.create(
         tag,
         labels={LABEL: "bundle", "kind": manifest.kind},
         metadata={"version": manifest.version, "metrics": manifest.metrics},
     ) as model:
-        shutil.copytree(bundle.directory, model.path_of(FOLDER))
+        shutil.copytree(directory, model.path_of(FOLDER))
     return Published(tag, bundle_directory(bentoml.models.get(tag)), created=True)
 
 

@@ -15,8 +15,8 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 from starlette.types import Receive, Scope, Send
 
-from protoserve.bundle import read_bundle
 from protoserve.classifier import Classifier, load
+from protoserve.ensemble import read_model
 from protoserve.errors import ProtoServeError
 from service.app import create_app
 from service.publish import bundle_directory, published_model
@@ -102,6 +102,6 @@ class ProtoServe:
     def verify() -> None:
         """Once, in the supervisor: without it, BentoML would start workers that fail again and again."""
         try:
-            read_bundle(bundle_in_use())
+            read_model(bundle_in_use())
         except ProtoServeError as error:
             raise BentoMLException(str(error)) from error

@@ -24,7 +24,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     bundle: Path | None = Field(
-        default=None, description="a bundle's folder, instead of a published model (for development)"
+        default=None,
+        description="the folder of a bundle or an ensemble, instead of a published model (for development)",
     )
     model: str | None = Field(
         default=None, description="the tag of a published model, name:version or name; by default the newest"

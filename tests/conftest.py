@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -21,7 +23,17 @@ LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Blad
 SIZE = (64, 96)
 
 
-def make_run(directory: Path, kind: str = "hierarchical", leaves: tuple[str, ...] = LEAVES) -> Path:
+def make_run(
+    directory: Path,
+    kind: str = "hierarchical",
+    leaves: tuple[str, ...] = LEAVES,
+    *,
+    similarity: str = "log1p",
+    seed: int = 0,
+    stride: int = 8,
+    latent: str = "sigmoid",
+    smoothing: int = 1,
+) -> Path:
     """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
     import torch
 
@@ -39,15 +51,18 @@ def make_run(directory: Path, kind: str = "hierarchical", leaves: tuple[str, ...
         taxonomy=taxonomy.to_dict(),
         input=rule,
         backbone="resnet18",
-        stride=8,
+        stride=stride,
         reduced=24,
         dimensions=16,
+        similarity=similarity,
+        latent=latent,
+        smoothing=smoothing,
         prototype_child=prototype_children(taxonomy, kind, 3),
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = build(description).eval()
     assert isinstance(network, PrototypeNetwork)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     (directory / "prototypes").mkdir(parents=True)
     samples, sources = [], []
     with torch.inference_mode():
@@ -100,6 +115,54 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     directory = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(open_run(tiny_run), directory, ("onnx", "torchscript"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def flat_bundle(flat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ProtoPNet as a bundle with both targets."""
+    from export.bundling import export_bundle
+    from protoserve.run import open_run
+
+    directory = tmp_path_factory.mktemp("bundles") / "flat"
+    export_bundle(open_run(flat_run), directory, ("onnx", "torchscript"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def twin_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another random network on the same taxonomy, with larger cells: 4 × 6 of them."""
+    return make_run(tmp_path_factory.mktemp("runs") / "twin", seed=1, stride=16)
+
+
+@pytest.fixture(scope="session")
+def twin_bundle(twin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run as a bundle, to make an ensemble with `tiny_bundle`."""
+    from export.bundling import export_bundle
+    from protoserve.run import open_run
+
+    directory = tmp_path_factory.mktemp("bundles") / "twin"
+    export_bundle(open_run(twin_run), directory)
+    return directory
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """The content of an IDX file of unsigned bytes."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="session")
+def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set like MNIST in small: 200 + 40 grey pictures, 20 × 16 pixels, of 4 coarse patterns under noise."""
+    directory = tmp_path_factory.mktemp("idx") / "tiny"
+    directory.mkdir()
+    generator = np.random.default_rng(0)
+    patterns = np.kron(generator.integers(0, 2, (4, 4, 4)) * 200, np.ones((5, 4), dtype=np.int64))
+    for prefix, count in (("train", 200), ("t10k", 40)):
+        labels = (np.arange(count) % 4).astype(np.uint8)
+        images = (patterns[labels] + generator.integers(0, 50, (count, 20, 16))).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            (directory / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(array)))
     return directory
 
 

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Data = Annotated[Path, typer.Option(help="A folder that holds train, val and test; class folders may be nested.")]
+from protoserve.errors import InputError
+
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="A folder that holds train, val and test, with nested class folders; or a CSV or Parquet file with the "
+        "columns image, split, and path (Fruit/Apple) or level_1, level_2, …"
+    ),
+]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Asking for cuda where there is none fails.")
 ]
@@ -22,6 +30,8 @@ def commands(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
     app.command("train")(train)
     app.command("evaluate")(evaluate)
+    app.command("report")(report)
+    app.command("ablate")(ablate)
 
 
 def render(
@@ -53,29 +63,61 @@ def train(
     run: Annotated[Path, typer.Option(help="The folder to write; must be new, or unfinished with --resume.")],
     weights: Annotated[
         str | None,
-        typer.Option(help="Backbone weights: a file, a torchvision name such as DEFAULT, or 'none'."),
+        typer.Option(
+            help="Backbone weights: a file, a finished run's folder, a torchvision name such as DEFAULT, or 'none'."
+        ),
     ] = None,
     head: Annotated[
         Literal["prototypes", "linear"], typer.Option(help="linear: a plain softmax to compare with.")
     ] = "prototypes",
+    prototypes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="N per child, instead of the configuration's; auto: start with many and keep the fewest that do.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LEAF", help="A class that the run is not to know, as Fruit/Apple/Granny-Smith; may be repeated."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Instead of the configuration's, as joint.epochs=20; repeat."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too: tensorboard --logdir RUN.")
+    ] = False,
     device: DeviceOption = "auto",
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="A folder in which runs share the features of backbones that stand still; kept."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a network and write a run folder: checkpoint, metrics per level, curves, prototype pictures.
 
+    On several GPUs: torchrun --nproc-per-node 4 -m training -- CONFIG --data DATA --run RUN; they share each batch.
+
     Example: protoserve train training/configs/grocery.yaml --data grocery-store --run runs/grocery
     """
     from training import running
-    from training.config import read_config
+    from training.config import read_config, read_settings
     from training.progress import console
 
-    overrides: dict[str, Any] = {}
+    overrides = read_settings(settings or [])
     if seed is not None:
         overrides["seed"] = seed
     if weights is not None:
         overrides["model.weights"] = None if weights == "none" else weights
+    if prototypes is not None:
+        overrides |= _prototype_settings(prototypes)
+    if leave_out:
+        overrides["data.leave_out"] = leave_out
     screen = console()
     metrics = running.train(
         read_config(config, overrides),
@@ -85,7 +127,12 @@ def train(
         resume=resume,
         device=device,
         console=screen,
+        tensorboard=tensorboard,
+        cache=cache,
     )
+    # Of several processes the first alone speaks.
+    if not metrics:
+        return
     if as_json:
         typer.echo(json.dumps(metrics))
         return
@@ -97,22 +144,102 @@ def train(
         screen.print(f"  protoserve export {run} --to onnx,torchscript --bundle bundles/{run.name}", soft_wrap=True)
 
 
+def _prototype_settings(prototypes: str) -> dict[str, Any]:
+    """What `--prototypes auto` or `--prototypes 8` says in the words of the configuration."""
+    if prototypes == "auto":
+        return {"prototypes.auto": True}
+    if prototypes.isdecimal() and int(prototypes):
+        return {"prototypes.auto": False, "model.prototypes_per_child": int(prototypes)}
+    raise InputError(f"--prototypes {prototypes}: give 'auto' or how many per child, such as 8")
+
+
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    novel: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with images of classes that the run does not know, nested like the class tree as far as "
+            "they belong to it; the data set itself, where the run was trained with --leave-out."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a run's network on a split, at every level of the taxonomy.
+    """Score a run's network on a split, at every level of the taxonomy; with --novel, also what it says to the unknown.
 
-    Example: protoserve evaluate runs/grocery --data grocery-store --split test --json
+    Example: protoserve evaluate runs/grocery --data grocery-store --split test --novel other-fruit --json
     """
+    from rich.console import Console
+
+    from protoserve.terminal import scores_report
     from training import running
     from training.progress import console
 
-    metrics = running.evaluate(run, data, split, device=device, console=console())
-    typer.echo(json.dumps(metrics) if as_json else _line(metrics))
+    metrics = running.evaluate(run, data, split, novel=novel, device=device, console=console())
+    if as_json:
+        typer.echo(json.dumps(metrics))
+        return
+    Console(highlight=False).print(*scores_report(metrics), sep="\n")
+
+
+def ablate(
+    config: Annotated[Path, typer.Argument(help="A YAML file; training/configs holds examples.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The folder for the runs, the table and the figure; runs in it go on.")],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the configuration's: an autoencoder's, or of the joint stage.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Backbone weights: a file, a torchvision name such as DEFAULT, or 'none'."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
+    device: DeviceOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train without each of the two terms that shape prototypes, and with both: a table, and prototypes side by side.
+
+    The terms are R1 and R2 of an autoencoder, Clust and Sep of the others. Every training is a run of its own that is
+    gone on with when the command is given again.
+
+    Example: protoserve ablate training/configs/mnist.yaml --data mnist --out runs/ablation --epochs 20
+    """
+    from training import ablation
+    from training.config import read_config
+    from training.progress import console
+
+    overrides: dict[str, Any] = {}
+    if seed is not None:
+        overrides["seed"] = seed
+    if weights is not None:
+        overrides["model.weights"] = None if weights == "none" else weights
+    read = read_config(config, overrides)
+    changed = read if epochs is None else ablation.with_epochs(read, epochs)
+    screen = console()
+    rows = ablation.ablate(changed, data, out, device=device, console=screen)
+    typer.echo(json.dumps(rows) if as_json else ablation.markdown(rows).rstrip())
+    screen.print(f"{out}: ablation.md, ablation.csv, ablation.json and prototypes.png", soft_wrap=True)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; by default RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write one HTML page of a run: scores, curves, confusion, and every prototype with its nearest patches.
+
+    The page holds all its pictures and needs no network.
+
+    Example: protoserve report runs/grocery -o grocery.html
+    """
+    from training.report import write_report
+
+    file = run / "report.html" if output is None else output
+    size = write_report(run, file)
+    typer.echo(f"{file}: {size / 1e6:.1f} MB")
 
 
 def _line(metrics: dict[str, Any]) -> str:

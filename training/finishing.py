@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -14,16 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
+from protoserve.bundle import InputRule
 from protoserve.figures import prototype_picture
-from protoserve.images import decode, fit
+from protoserve.metrics import scores, sibling_confusion
 from protoserve.networks.checkpoint import PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.run import Run, write_bytes_whole, write_text_whole
+from protoserve.run import Run, novelty_record, write_bytes_whole, write_text_whole
+from training.autoencoder.trainer import AutoencoderTrainer
+from training.calibration import compare_calibration, plot_reliability
+from training.confusion import plot_confusion
+from training.counting import write_counts
+from training.novelty import known_shares
+from training.patches import write_patches
 from training.pictures import fitted
 from training.progress import tracked
-from training.scoring import score_network
-from training.trainer import Trainer
+from training.scoring import Answers, answer_dataset, novelty_table
+from training.trainer import Splits, Trainer
 
 SAMPLES = 24
 
@@ -37,22 +46,26 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     sources = _sources(trainer)
     for number, source in enumerate(sources or []):
         run.picture(number).parent.mkdir(exist_ok=True)
-        picture = decode(trainer.splits.fit.root / source.image).picture
+        picture = trainer.splits.fit.picture(trainer.splits.fit.number(source.image)).picture
         buffer = io.BytesIO()
         prototype_picture(picture, source.box).save(buffer, "WEBP", quality=88, method=4)
         write_bytes_whole(run.picture(number), buffer.getvalue())
-    write_bytes_whole(trainer.directory / "samples.npy", _samples(trainer, sources))
-    metrics = _metrics(trainer)
+    if sources is not None:
+        write_patches(trainer, run, sources)
+    write_bytes_whole(trainer.directory / "samples.npy", parity_samples(trainer.splits, trainer.config.image, sources))
+    metrics = final_metrics(trainer)
     write_text_whole(trainer.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text_whole(trainer.directory / "provenance.json", json.dumps(_provenance(trainer), indent=1) + "\n")
+    write_text_whole(trainer.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
     write_history(trainer.state.history, trainer.directory)
     plot_curves(trainer.state.history, trainer.directory / "curves.png", trainer.config.name)
+    if "counts" in metrics:
+        write_counts(metrics["counts"], trainer.directory, trainer.config.name)
     save_network(run.model, trainer.network, trainer.description, sources)
     shutil.rmtree(trainer.directory / "cache", ignore_errors=True)
     return metrics
 
 
-def write_config(trainer: Trainer) -> None:
+def write_config(trainer: Trainer | AutoencoderTrainer) -> None:
     """The whole configuration, defaults included."""
     content = trainer.config.model_dump(mode="json")
     write_text_whole(trainer.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
@@ -69,14 +82,14 @@ def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
     sources = []
     with tracked(trainer.console, "prototype pictures", len(projection.image)) as advance:
         for image, cell, distance in zip(*(part.tolist() for part in projection[:3]), strict=True):
-            geometry = fit(decode(dataset.file(image)), rule).geometry
+            geometry = fitted(dataset, image, rule).geometry
             sources.append(
                 PrototypeSource(
                     image=dataset.images[image],
                     cell=cell,
                     rows=rows,
                     columns=columns,
-                    box=geometry.cell_box(cell, rows, columns),
+                    box=geometry.cell_box(cell, rows, columns, trainer.config.model.smoothing),
                     distance=distance,
                 )
             )
@@ -84,38 +97,66 @@ def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
     return sources
 
 
-def _samples(trainer: Trainer, sources: list[PrototypeSource] | None) -> bytes:
+def parity_samples(splits: Splits, rule: InputRule, sources: list[PrototypeSource] | None) -> bytes:
     """Pictures for the parity gate: some of the selection, and the source images of some prototypes, where a
     similarity is at its greatest and most easily wrong."""
-    selection, rule = trainer.splits.selection, trainer.config.image
+    selection = splits.selection
     chosen = np.linspace(0, len(selection) - 1, min(SAMPLES, len(selection))).astype(np.int64)
     arrays = [fitted(selection, int(number), rule).array for number in chosen]
     images = list(dict.fromkeys(source.image for source in sources or []))
     for number in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64):
-        arrays.append(fit(decode(selection.root / images[number]), rule).array)
+        arrays.append(fitted(splits.fit, splits.fit.number(images[number]), rule).array)
     buffer = io.BytesIO()
     np.save(buffer, np.stack(arrays), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _metrics(trainer: Trainer) -> dict[str, Any]:
+def final_metrics(trainer: Trainer | AutoencoderTrainer) -> dict[str, Any]:
+    """Scores on every split that there is, and the facts and seconds of the run; among the facts, what calibration and
+    novelty thresholds do to each split.
+
+    Writes the siblings' confusion of each split (`confusion.json`), and of the last one (test where there is one) its
+    picture and the diagram of calibration.
+    """
     splits, config = trainer.splits, trainer.config
     metrics: dict[str, Any] = {}
+    facts: dict[str, Any] = copy.deepcopy(trainer.state.facts)
+    record = novelty_record(facts)
+    confusion: dict[str, dict[str, NDArray[np.int64]]] = {}
+    answers: Answers | None = None
     for name, dataset in {
         "selection": splits.selection,
         "validation": splits.validation,
         "test": splits.test,
     }.items():
         if dataset is not None:
-            metrics[name] = score_network(trainer.network, dataset, config.image, trainer.device, trainer.console)
-    return {**metrics, **trainer.state.facts, "seconds": round(trainer.state.seconds, 1)}
+            answers = answer_dataset(trainer.network, dataset, config.image, trainer.device, trainer.console)
+            metrics[name] = scores(answers.log_probability, dataset.leaves, dataset.taxonomy)
+            confusion[name] = sibling_confusion(answers.log_probability, dataset.leaves, dataset.taxonomy)
+            if "calibration" in facts:
+                facts["calibration"][name] = compare_calibration(answers, dataset)
+            if record is not None:
+                facts["novelty"][name] = known_shares(answers, dataset, novelty_table(trainer.network), record)
+    assert answers is not None  # there are always selection images
+    last = splits.validation if splits.test is None else splits.test
+    title = f"{config.name}, {last.split}"
+    tables = {name: {parent: counts.tolist() for parent, counts in found.items()} for name, found in confusion.items()}
+    write_text_whole(trainer.directory / "confusion.json", json.dumps(tables) + "\n")
+    picture = plot_confusion(list(confusion.values())[-1], last.taxonomy, title)
+    write_bytes_whole(trainer.directory / "confusion.png", picture)
+    if "calibration" in facts:
+        diagram = plot_reliability(answers.uncalibrated, answers.log_probability, last.leaves, last.taxonomy, title)
+        write_bytes_whole(trainer.directory / "calibration.png", diagram)
+    return {**metrics, **facts, "seconds": round(trainer.state.seconds, 1)}
 
 
-def _provenance(trainer: Trainer) -> dict[str, Any]:
+def provenance(trainer: Trainer | AutoencoderTrainer) -> dict[str, Any]:
+    """What the run came from: configuration, seed, data, versions, device."""
     return {
         "config": trainer.config.model_dump(mode="json"),
         "seed": trainer.config.seed,
         "data": {"root": trainer.splits.fit.root.name, "fingerprint": trainer.splits.fingerprint},
+        "left_out": dict(trainer.splits.left_out),
         "images": {"fit": len(trainer.splits.fit), "selection": len(trainer.splits.selection)},
         "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         "python": platform.python_version(),
@@ -140,7 +181,8 @@ def plot_curves(history: list[dict[str, Any]], file: Path, name: str) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     steps = [row["step"] + 1 for row in history]
-    for term in ("loss", "total", "cross_entropy", "cluster", "separation"):
+    terms = ("loss", "total", "cross_entropy", "cluster", "separation")
+    for term in (*terms, "reconstruction", "prototype_near_code", "code_near_prototype"):
         points = [(step, row[term]) for step, row in zip(steps, history, strict=True) if term in row]
         if points:
             upper.plot(*zip(*points, strict=True), marker=".", label=term.replace("_", " "))

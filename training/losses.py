@@ -79,6 +79,46 @@ def losses(head: PrototypeHead, output: HeadOutput, leaves: Tensor, tables: Loss
     return Losses(total, cross_entropy, cluster, separation, l1, l2)
 
 
+def noise_loss(head: PrototypeHead, output: HeadOutput, config: LossConfig) -> Tensor:
+    """How far pictures of noise are from uniform conditionals: KL(uniform ‖ conditional) at every parent, a scalar ≥ 0.
+
+    Hase et al. 2019 ask for uniform conditionals by cross-entropy; less its least value, log(children), which has no
+    gradient, parents of many and of few children compare, and 0 means unsure of everything. The mean over the
+    pictures, summed over all parents with `average: parent` as the other terms are, else their mean.
+    """
+    present = head.member_node < len(head.taxonomy.nodes)
+    members = present.sum(1)
+    logarithms = torch.where(present, output.group_logits.log_softmax(2), 0.0)
+    divergence = (-logarithms.sum(2) / members - members.log()).mean(0)
+    return divergence.sum() if config.average == "parent" else divergence.mean()
+
+
+def distillation(
+    head: PrototypeHead,
+    output: HeadOutput,
+    leaves: Tensor,
+    tables: LossTables,
+    teacher_logits: Tensor,
+    temperature: float,
+) -> Tensor:
+    """How far the head's conditionals are from a plain classifier's, both softened: for every parent on an image's path
+    the cross-entropy of the head's conditional softmax(logits/T) under the teacher's, times T, summed over the parents
+    and averaged over the images (Hinton et al. 2015, per parent).
+
+    `teacher_logits` [batch, leaves]; the teacher's conditional of a child is the share that the leaves below it have of
+    those below its parent, of softmax(teacher_logits/T).
+    """
+    leaf = torch.softmax(teacher_logits / temperature, dim=1)
+    node = torch.nn.functional.pad(torch.matmul(leaf, head.leaves_below.t()), (0, 1))
+    member = node[:, head.member_node]
+    wanted = member / member.sum(2, keepdim=True).clamp_min(1e-12)
+    # A group's missing members have a logit of −1e30 and are wanted with 0.
+    found = (output.group_logits / temperature).log_softmax(2).clamp_min(-1e4)
+    passes = tables.passes[leaves]
+    terms = torch.where(passes, (wanted * found).sum(2), 0.0)
+    return -temperature * terms.sum() / len(leaves)
+
+
 def regularisation(head: PrototypeHead) -> tuple[Tensor, Tensor]:
     """L1 norm of the weights between a child and other children's prototypes, squared L2 norm of its own."""
     weight = head.effective_weight()

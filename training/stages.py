@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,24 @@ from training.config import Config
 from training.features import epoch_order, slices
 from training.losses import LossTables, losses, regularisation
 
-Stage = Literal["finetune", "reduce", "linear", "initialise", "warm", "joint", "project", "last layers", "finish"]
+Stage = Literal[
+    "finetune",
+    "reduce",
+    "linear",
+    "teach",
+    "initialise",
+    "warm",
+    "joint",
+    "project",
+    "anchor",
+    "last layers",
+    "count",
+    "prune",
+    "analyse",
+    "calibrate",
+    "novelty",
+    "finish",
+]
 
 
 class Step(NamedTuple):
@@ -35,15 +52,23 @@ class Step(NamedTuple):
 def plan(config: Config, linear: bool) -> list[Step]:
     """All steps of a run, in order.
 
-    Prototypes: (plain fine-tuning) → reduction → start from data → warm → joint with projections in between →
-    projection → last layers. A linear head: (fine-tuning) → the linear layer on the same features.
+    Prototypes: (plain fine-tuning) → reduction → start from data (→ teacher) → warm → joint, projections in between →
+    projection → anchored training → last layers (→ the number of prototypes, or pruning and last layers) → nearest
+    patches → temperatures → novelty thresholds. A linear head: (fine-tuning) → the linear layer on the same features →
+    its temperature.
     """
+    calibrate = [Step("calibrate")] if config.calibration.enabled else []
+    novelty = [Step("novelty")] if config.novelty.enabled else []
     steps = [Step("finetune", epoch, config.finetune.epochs) for epoch in range(config.finetune.epochs)]
     if linear:
         epochs = config.linear.epochs
         steps += [Step("linear", epoch, epochs) for epoch in range(epochs)]
-        return [*steps, Step("finish")]
+        return [*steps, *calibrate, Step("finish")]
     steps += [Step("reduce"), Step("initialise")]
+    teach = [Step("teach")] if config.loss.distillation > 0 else []
+    learns = config.joint.backbone_learning_rate > 0 and config.joint.epochs > 0
+    # The teacher needs features that stand still.
+    steps += [] if learns else teach
     steps += [Step("warm", epoch, config.warm.epochs) for epoch in range(config.warm.epochs)]
     last = [Step("last layers", epoch, config.last_layers.epochs) for epoch in range(config.last_layers.epochs)]
     for epoch in range(config.joint.epochs):
@@ -52,7 +77,13 @@ def plan(config: Config, linear: bool) -> list[Step]:
         if every and (epoch + 1) % every == 0 and epoch + 1 < config.joint.epochs:
             steps.append(Step("project"))
             steps += last if config.last_layers.after_each_projection else []
-    return [*steps, Step("project"), *last, Step("finish")]
+    anchored = [Step("anchor", epoch, config.anchored.epochs) for epoch in range(config.anchored.epochs)]
+    steps += [Step("project"), *(teach if learns and anchored else []), *anchored, *last]
+    if config.prototypes.auto:
+        steps.append(Step("count"))
+    elif config.prune.enabled:
+        steps += [Step("prune"), *last]
+    return [*steps, Step("analyse"), *calibrate, *novelty, Step("finish")]
 
 
 @dataclass
@@ -80,11 +111,17 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, progress: float, cosine:
         group["lr"] = group["initial_lr"] * factor
 
 
-def adam(groups: list[tuple[list[nn.Parameter], float]]) -> torch.optim.Adam:
-    """Adam over groups of (parameters, learning rate)."""
-    return torch.optim.Adam(
-        [{"params": parameters, "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters]
-    )
+def adam(groups: list[tuple[list[nn.Parameter], float]], weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """Adam over groups of (parameters, learning rate); with `weight_decay`, decoupled from the gradient (Loshchilov and
+    Hutter 2019, algorithm 2) and not for vectors: biases, and the scales of norms."""
+    found: list[dict[str, Any]] = []
+    for parameters, rate in groups:
+        vectors = [parameter for parameter in parameters if weight_decay > 0 and parameter.ndim <= 1]
+        others = [parameter for parameter in parameters if weight_decay == 0 or parameter.ndim > 1]
+        for part, decay in ((others, weight_decay), (vectors, 0.0)):
+            if part:
+                found.append({"params": part, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(found)
 
 
 def epoch_batches(leaves: NDArray[np.int64], config: Config, step: int) -> Iterator[tuple[NDArray[np.int64], float]]:

@@ -5,37 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field, ValidationError
 
 from protoserve.bundle import InputRule
 from protoserve.errors import InputError
-from protoserve.networks.backbones import backbone
+from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.backbones import Backbone, backbone
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.networks.network import Latent, LinearNetwork, PrototypeNetwork
 from protoserve.networks.similarity import Similarity
 from protoserve.schema import Box, Contract
 from protoserve.taxonomy import Taxonomy
 
 FORMAT = 1
+# The networks that explain themselves, and all that a checkpoint may hold.
+ExplainedNetwork: TypeAlias = PrototypeNetwork | PrototypeAutoencoder
+Network: TypeAlias = ExplainedNetwork | LinearNetwork
 
 
 class NetworkDescription(Contract):
     """All that is needed to build a network again, without its weights."""
 
-    kind: Literal["hierarchical", "flat", "linear"]
+    kind: Literal["hierarchical", "flat", "linear", "autoencoder"]
     taxonomy: dict[str, Any]
     input: InputRule
-    backbone: str
+    backbone: str = Field(default="", description="empty for an autoencoder, which has an encoder of its own")
     stride: int | None = None
     reduced: int | None = None
     dimensions: int = Field(default=0, ge=0)
     similarity: Similarity = "log1p"
+    latent: Latent = "sigmoid"
+    smoothing: int = Field(default=1, ge=1)
     epsilon: float = 1e-4
     dropout: float = 0.0
     prototype_child: list[int] = Field(default_factory=list)
+    channels: list[int] = Field(default_factory=list, description="maps of an autoencoder's layers")
+    grey: bool = Field(default=True, description="whether an autoencoder reads one grey plane")
 
 
 class PrototypeSource(Contract):
@@ -51,9 +59,17 @@ class PrototypeSource(Contract):
 
 
 def build(description: NetworkDescription, weights: str | Path | None = None) -> PrototypeNetwork | LinearNetwork:
-    """A network of that description; `weights` are the backbone's start (see `backbone`), else random."""
+    """A network of that description, no autoencoder. `weights` are the backbone's start, else it is random: what
+    `backbone` takes, or the folder of a finished run, whose backbone is taken over.
+
+    Raises InputError when that run has another backbone.
+    """
+    assert description.kind != "autoencoder"
     taxonomy = Taxonomy.from_dict(description.taxonomy)
-    body = backbone(description.backbone, weights, description.stride)
+    from_run = weights is not None and Path(weights).is_dir()
+    body = backbone(description.backbone, None if from_run else weights, description.stride)
+    if weights is not None and from_run:
+        _take_backbone(body, description, Path(weights))
     if description.kind == "linear":
         return LinearNetwork(body, taxonomy, description.dropout)
     head = PrototypeHead(
@@ -63,8 +79,36 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
         kind=description.kind,
         form=description.similarity,
         epsilon=description.epsilon,
+        sphere=description.latent == "sphere",
     )
-    return PrototypeNetwork(body, head, description.reduced, description.dropout)
+    return PrototypeNetwork(body, head, description.reduced, description.dropout, description.smoothing)
+
+
+def _take_backbone(body: Backbone, description: NetworkDescription, run: Path) -> None:
+    network, source, _ = load_network(run / "model.pt")
+    if isinstance(network, PrototypeAutoencoder) or source.backbone != description.backbone:
+        held = source.backbone or "an encoder of its own"
+        raise InputError(f"{run}: this run's backbone is {held}, not {description.backbone}; name the same in both")
+    state = network.backbone.state_dict()
+    if missing := sorted(set(body.state_dict()) - set(state)):
+        raise InputError(
+            f"{run}: its backbone stops at stride {network.backbone.stride} and lacks {missing[0]}; use the same stride"
+        )
+    body.load_state_dict({name: state[name] for name in body.state_dict()})
+
+
+def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:
+    """An autoencoder of that description, with random weights."""
+    head = PrototypeHead(
+        Taxonomy.from_dict(description.taxonomy),
+        description.prototype_child,
+        description.dimensions,
+        kind="flat",
+        form=description.similarity,
+        epsilon=description.epsilon,
+    )
+    rule = description.input
+    return PrototypeAutoencoder(description.channels, rule.height, rule.width, head, grey=description.grey)
 
 
 def save_whole(content: Mapping[str, Any], file: Path) -> None:
@@ -82,7 +126,7 @@ def save_whole(content: Mapping[str, Any], file: Path) -> None:
 
 def save_network(
     file: Path,
-    network: PrototypeNetwork | LinearNetwork,
+    network: Network,
     description: NetworkDescription,
     sources: list[PrototypeSource] | None = None,
 ) -> None:
@@ -100,7 +144,7 @@ def save_network(
 
 def load_network(
     file: Path,
-) -> tuple[PrototypeNetwork | LinearNetwork, NetworkDescription, list[PrototypeSource] | None]:
+) -> tuple[Network, NetworkDescription, list[PrototypeSource] | None]:
     """Read `save_network`'s file, in evaluation mode on the CPU.
 
     Raises InputError when there is none, or when it is torn, of another kind or newer than this version.
@@ -120,8 +164,12 @@ def load_network(
         description = NetworkDescription.model_validate_json(content["description"])
         stored = content["sources"]
         sources = None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
-        network = build(description)
-        network.load_state_dict(content["state"])
+        network: Network = build_autoencoder(description) if description.kind == "autoencoder" else build(description)
+        state = content["state"]
+        if isinstance(network, LinearNetwork):
+            # Runs of version 0.1 were not calibrated.
+            state.setdefault("temperature", torch.ones(1))
+        network.load_state_dict(state)
     except (KeyError, ValidationError, RuntimeError) as error:
         raise InputError(f"{file}: the checkpoint does not fit this version: {str(error)[:300]}") from error
     return network.eval(), description, sources

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protoserve.networks.similarity import Similarity, similarity
+from protoserve.networks.similarity import Similarity, on_sphere, similarity
 from protoserve.taxonomy import Group, Taxonomy
 
 Kind = Literal["hierarchical", "flat"]
@@ -60,6 +60,10 @@ def groups_of(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
 class PrototypeHead(nn.Module):
     """Prototypes and last layers over a taxonomy.
 
+    With the similarity `negative-distance`, `reference` [P] is added to it: 0 unless `speak_where_near` was called.
+    With `sphere`, which the similarity `cosine` implies, latent cells must come at unit length, as
+    `PrototypeNetwork.latent` gives them.
+
     `prototypes` [P, D] are ordered by group and, within it, by child; `prototype_child` [P] is the node that each
     belongs to. `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members
     of its own group. It starts at +1 own, −0.5 other (both papers).
@@ -80,6 +84,7 @@ class PrototypeHead(nn.Module):
     leaves_below: Tensor
     temperature: Tensor
     centre: Tensor
+    reference: Tensor
 
     def __init__(
         self,
@@ -90,8 +95,10 @@ class PrototypeHead(nn.Module):
         kind: Kind = "hierarchical",
         form: Similarity = "log1p",
         epsilon: float = 1e-4,
+        sphere: bool = False,
     ) -> None:
         super().__init__()
+        self.sphere = sphere or form == "cosine"
         self.taxonomy = taxonomy
         self.kind = kind
         self.form: Similarity = form
@@ -139,6 +146,8 @@ class PrototypeHead(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
         self.register_buffer("temperature", torch.ones(len(groups)))
         self.register_buffer("centre", torch.zeros(dimensions))
+        if form == "negative-distance":
+            self.register_buffer("reference", torch.zeros(count))
         self.prototypes = nn.Parameter(torch.rand(count, dimensions))
         self.weight = nn.Parameter(torch.zeros(len(groups), members, slots))
         self.depth = depth
@@ -161,11 +170,38 @@ class PrototypeHead(nn.Module):
         share = (self.own_mask * (fewest[:, None] / owned.clamp_min(1.0))[:, :, None]).sum(1)  # [G, Q]
         self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask * share[:, None, :])
 
+    @torch.no_grad()
+    def speak_where_near(self, typical: Tensor) -> None:
+        """Give a last layer over sums of distances the form that people read, without changing a probability.
+
+        A sum of −distances is evidence by absence: the prototypes of *other* classes add most to a logit, because the
+        picture is far from them. Two freedoms turn that round. The mean over a group's members may be taken from every
+        prototype's weights, for a softmax does not see it; and to every similarity a constant may be added, as long as
+        the weights of every member times these `reference`s sum to 0. Of all such references those nearest to the
+        `typical` distances [P] are taken, so that a prototype nearer than that speaks for its own class. With fewer
+        prototypes than members there may be none but 0.
+        """
+        members = (self.member_node < len(self.taxonomy.nodes)).double()[:, :, None]
+        centred = self.effective_weight().double()
+        centred = (centred - (centred * members).sum(1, keepdim=True) / members.sum(1, keepdim=True)) * self.weight_mask
+        reference = torch.zeros_like(self.reference, dtype=torch.float64)
+        for group in range(centred.shape[0]):
+            present = self.slot_prototype[group] < len(reference)
+            weight, slots = centred[group][:, present], self.slot_prototype[group][present]
+            wanted = typical.to(weight)[slots]
+            reference[slots] = wanted - torch.linalg.pinv(weight, rtol=1e-9) @ (weight @ wanted)
+        self.weight.copy_(centred)
+        self.reference.copy_(reference)
+
     def effective_weight(self) -> Tensor:
         """[G, M, Q] the last layers, exactly zero where a group has no such member or prototype."""
         return self.weight * self.weight_mask
 
     # ---- distances -------------------------------------------------------------------------------------------
+
+    def vectors(self) -> Tensor:
+        """[P, D] the prototypes as cells are compared with them: at unit length on the sphere, else as they are."""
+        return on_sphere(self.prototypes, 1) if self.sphere else self.prototypes
 
     def nearest_cells(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """distance [N, P] and cell int64 [N, P] of each prototype's best cell in `latent` [N, D, rows, columns].
@@ -177,7 +213,8 @@ class PrototypeHead(nn.Module):
         cells = latent.flatten(2)
         # Distances do not change when both sides are shifted; smaller numbers lose less to cancellation.
         shifted = cells - self.centre[:, None]
-        prototypes = self.prototypes - self.centre
+        vectors = self.vectors()
+        prototypes = vectors - self.centre
         closeness = 2.0 * torch.matmul(prototypes, shifted) - (shifted * shifted).sum(1, keepdim=True)
         # min(d) as max(−d): edge runtimes lack ReduceMin and ArgMin.
         closest, cell = closeness.max(dim=2)
@@ -186,7 +223,7 @@ class PrototypeHead(nn.Module):
         first = torch.arange(latent.shape[0], device=latent.device)[:, None] * cells.shape[2]
         rows = cells.transpose(1, 2).reshape(-1, cells.shape[1])
         matched = rows.index_select(0, (cell + first).reshape(-1)).reshape(latent.shape[0], -1, cells.shape[1])
-        difference = matched - self.prototypes
+        difference = matched - vectors
         return (difference * difference).sum(2), cell
 
     # ---- probabilities ---------------------------------------------------------------------------------------
@@ -224,6 +261,8 @@ class PrototypeHead(nn.Module):
     def classify(self, distance: Tensor, cell: Tensor) -> HeadOutput:
         """The rest of `forward`, from distances and cells [N, P]."""
         similarities = similarity(distance, self.form, self.epsilon)
+        if self.form == "negative-distance":
+            similarities = similarities + self.reference
         slots = self.slot_similarity(similarities)
         products = torch.matmul(slots.transpose(0, 1), self.effective_weight().transpose(1, 2)).transpose(0, 1)
         present = self.member_node < len(self.taxonomy.nodes)
@@ -273,9 +312,11 @@ class PrototypeHead(nn.Module):
 
         # The maps of the few prototypes shown are computed from differences, so they agree with the similarity
         # at the best cell.
-        vectors = self.prototypes.index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, latent.shape[1], 1)
+        vectors = self.vectors().index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, latent.shape[1], 1)
         difference = latent.flatten(2)[:, None] - vectors
         maps = similarity((difference * difference).sum(2), self.form, self.epsilon)
+        if self.form == "negative-distance":
+            maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, 1)
         maps = torch.where(found.reshape(-1, levels * top_k, 1), maps, 0.0)
 
         shape = (-1, levels, top_k)

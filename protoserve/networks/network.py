@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from protoserve.networks.backbones import MEAN, STANDARD_DEVIATION, Backbone
 from protoserve.networks.head import Explanation, HeadOutput, PrototypeHead
+from protoserve.networks.similarity import on_sphere
 from protoserve.taxonomy import Taxonomy
+
+Latent = Literal["sigmoid", "sphere"]
 
 
 class Normalise(nn.Module):
@@ -28,28 +33,51 @@ class Normalise(nn.Module):
 class PrototypeNetwork(nn.Module):
     """Backbone → reduction → add-on layers → prototype head.
 
-    `reduction` is a fixed 1×1 convolution (a principal component analysis of the training cells) or nothing;
-    the add-on layers end in a sigmoid, so latent values lie in (0, 1) and distances in [0, D].
+    `reduction` is a fixed 1×1 convolution (a principal component analysis of the training cells) or nothing. The
+    add-on layers end in a sigmoid, so latent values lie in (0, 1) and distances in [0, D]. On the head's `sphere` they
+    are linear, and each cell is brought to unit length: distances lie in [0, 4], and how strongly a cell is activated
+    no longer counts. For the similarity `cosine` they end in a hyperbolic tangent before that.
+
+    `smoothing` (odd) makes every cell the mean of the smoothing × smoothing cells around it, as far as they lie on the
+    map: less local, steadier.
     """
 
-    def __init__(self, backbone: Backbone, head: PrototypeHead, reduced: int | None, dropout: float = 0.0) -> None:
+    def __init__(
+        self, backbone: Backbone, head: PrototypeHead, reduced: int | None, dropout: float = 0.0, smoothing: int = 1
+    ) -> None:
         super().__init__()
+        self.smoothing: nn.AvgPool2d | None = None
+        if smoothing > 1:
+            self.smoothing = nn.AvgPool2d(smoothing, 1, smoothing // 2, count_include_pad=False)
         self.normalise = Normalise()
         self.backbone = backbone
         self.reduction: nn.Conv2d | None = nn.Conv2d(backbone.channels, reduced, 1) if reduced else None
         width, dimensions = reduced or backbone.channels, head.prototypes.shape[1]
-        self.add_on = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(width, dimensions, 1), nn.Sigmoid())
+        squash = nn.Tanh() if head.form == "cosine" else nn.Identity() if head.sphere else nn.Sigmoid()
+        self.add_on = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(width, dimensions, 1), squash)
         self.head = head
 
     def features(self, images: Tensor) -> Tensor:
         """What a frozen backbone gives the add-on layers: uint8 [N, H, W, 3] → [N, width, rows, columns]."""
-        maps: Tensor = self.backbone(self.normalise(images))
-        return maps if self.reduction is None else self.reduction(maps)
+        return self.from_maps(self.backbone(self.normalise(images)))
+
+    def from_maps(self, maps: Tensor) -> Tensor:
+        """Features from the backbone's feature maps [N, channels, rows, columns]."""
+        reduced: Tensor = maps if self.reduction is None else self.reduction(maps)
+        return reduced if self.smoothing is None else self.smoothing(reduced)
 
     def latent(self, features: Tensor) -> Tensor:
-        """The feature map that prototypes are compared with: [N, D, rows, columns], values in (0, 1)."""
+        """The feature map that prototypes are compared with: [N, D, rows, columns], values in (0, 1); cells of unit
+        length on the sphere."""
         latent: Tensor = self.add_on(features)
-        return latent
+        return on_sphere(latent, 1) if self.head.sphere else latent
+
+    def latent_of_cells(self, cells: Tensor) -> Tensor:
+        """Latent vectors [cells, D] of single cells' features [cells, width], without dropout."""
+        vectors = cells[:, :, None, None]
+        for layer in self.add_on:
+            vectors = vectors if isinstance(layer, nn.Dropout) else layer(vectors)
+        return (on_sphere(vectors, 1) if self.head.sphere else vectors)[:, :, 0, 0]
 
     def forward(self, images: Tensor) -> HeadOutput:
         output: HeadOutput = self.head(self.latent(self.features(images)))
@@ -61,9 +89,13 @@ class PrototypeNetwork(nn.Module):
 
 
 class LinearNetwork(nn.Module):
-    """The plain softmax classifier over leaves that prototypes are measured against: the same backbone, pooled."""
+    """The plain softmax classifier over leaves that prototypes are measured against: the same backbone, pooled.
+
+    `temperature` [1] divides the logits; it is 1 until the run is calibrated.
+    """
 
     leaves_below: Tensor
+    temperature: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, dropout: float = 0.0) -> None:
         super().__init__()
@@ -73,10 +105,14 @@ class LinearNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(backbone.channels, len(taxonomy.leaves))
         self.register_buffer("leaves_below", torch.from_numpy(taxonomy.leaves_below).float(), persistent=False)
+        self.register_buffer("temperature", torch.ones(1))
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features [N, channels] of uint8 images [N, H, W, 3]."""
-        maps: Tensor = self.backbone(self.normalise(images))
+        return self.from_maps(self.backbone(self.normalise(images)))
+
+    def from_maps(self, maps: Tensor) -> Tensor:
+        """Pooled features [N, channels] from the backbone's feature maps [N, channels, rows, columns]."""
         return maps.mean((2, 3))
 
     def leaf_logits(self, features: Tensor) -> Tensor:
@@ -85,8 +121,12 @@ class LinearNetwork(nn.Module):
         return logits
 
     def log_probability(self, features: Tensor) -> Tensor:
-        """Log-probabilities of all nodes [N, V]; inner nodes by summation."""
-        leaves = torch.softmax(self.leaf_logits(features), dim=1)
+        """Log-probabilities of all nodes [N, V] for pooled features."""
+        return self.node_log_probability(self.leaf_logits(features))
+
+    def node_log_probability(self, leaf_logits: Tensor) -> Tensor:
+        """Log-probabilities of all nodes [N, V] from `leaf_logits` [N, leaves]; inner nodes by summation."""
+        leaves = torch.softmax(leaf_logits / self.temperature, dim=1)
         return torch.matmul(leaves, self.leaves_below.t()).clamp_min(1e-37).log()
 
     def forward(self, images: Tensor) -> Tensor:

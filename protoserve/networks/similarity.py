@@ -6,10 +6,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from protoserve.errors import InputError, nearest
 
-Similarity = Literal["log1p", "log-ratio"]
+Similarity = Literal["log1p", "log-ratio", "cosine", "negative-distance"]
 SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 
@@ -18,6 +19,9 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
 
     `log1p`: log(1 + 1/(d + ε)) (Hase et al. 2019, ε = 1e-4), greatest value log(1 + 1/ε).
     `log-ratio`: log((d + 1)/(d + ε)) (Chen et al. 2019, eq. 2, ε = 1e-4), greatest value log(1/ε).
+    `cosine`: 1 − d/2, the cosine of the angle between z and p, which must be of unit length (see `on_sphere`); from 1
+    down to −1, without ε (as in Wang et al. 2021, TesNet, and Donnelly et al. 2022, Deformable ProtoPNet).
+    `negative-distance`: −d, without ε (Li et al. 2018, whose last layer sums distances; the weights turn their signs).
 
     >>> float(similarity(torch.tensor(0.0), "log-ratio", 0.1))  # doctest: +ELLIPSIS
     2.302...
@@ -26,4 +30,17 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
         return torch.log1p(1.0 / (distance + epsilon))
     if form == "log-ratio":
         return torch.log((distance + 1.0) / (distance + epsilon))
+    if form == "cosine":
+        return 1.0 - 0.5 * distance
+    if form == "negative-distance":
+        return -distance
     raise InputError(f"no similarity {form!r}{nearest(form, SIMILARITIES)}; it is one of {', '.join(SIMILARITIES)}")
+
+
+def on_sphere(vectors: Tensor, dimension: int) -> Tensor:
+    """The vectors along `dimension` brought to unit length.
+
+    There ‖z − p‖² = 2 − 2 cos(z, p), so that everything that works with squared distances (the matrix product, the
+    losses, projection) works for the cosine, too, and the nearest cell is the one with the smallest angle.
+    """
+    return functional.normalize(vectors, dim=dimension)

@@ -1,19 +1,19 @@
-"""A run that is killed and taken up again ends with the same network as one that was left alone, bit for bit."""
+"""A run that is killed again and again ends with the same network as one that was left alone, bit for bit."""
 
 from __future__ import annotations
 
 import json
-import os
+import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from protoserve.cli import main
 from training.rendered import render_dataset
 
 pytestmark = pytest.mark.slow
@@ -22,19 +22,36 @@ CONFIG = """
 name: tiny
 batch: 16
 image: {height: 32, width: 32, resize: stretch}
-model: {backbone: resnet18, weights: null, stride: 8, dimensions: 16, prototypes_per_child: 2, %s}
+model: {backbone: shufflenet_v2_x0_5, weights: null, stride: 8, dimensions: 16, prototypes_per_child: 2}
 data: {hold_out: 0.25, views: 3}
-finetune: {epochs: 2}
-warm: {epochs: 2}
-joint: {epochs: 3, project_every: 2, %s}
+finetune: {epochs: 2, train_from: stage2.2}
+warm: {epochs: 1}
+joint: {epochs: 3, project_every: 2}
 last_layers: {epochs: 2}
 """
-# With a frozen backbone features are cached between the steps; with a learning one they are not. Then the shares of
-# its steps after which the run is killed: in plain fine-tuning, half way, and with only the end to do.
+# With a backbone that stands still features are kept between the steps; with a learning one those of its trunk are. The
+# stages that only some runs have are spread over both.
 CASES = [
-    pytest.param(("reduced: 24", "backbone_learning_rate: 0"), (0.1, 0.5, 1.0), id="frozen"),
-    pytest.param(("reduced: null", "backbone_learning_rate: 1.0e-4"), (0.5,), id="learning"),
+    pytest.param(
+        {
+            "model": {"reduced": 24},
+            "prune": {"enabled": True},
+            "loss": {"noise": 0.1},
+            "joint": {"patience": 1},
+        },
+        id="frozen",
+    ),
+    pytest.param(
+        {
+            "model": {"reduced": None},
+            "joint": {"backbone_learning_rate": 1e-4, "patience": 2},
+            "prototypes": {"auto": True, "start": 3, "epochs": 1},
+        },
+        id="learning",
+    ),
 ]
+KILLS = 5
+SEED = 20
 
 
 @pytest.fixture(scope="module")
@@ -44,38 +61,44 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(config: Path, data: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from protoserve.cli import main; main()", "train"]
-    options = ["--data", data, "--run", run, "--device", "cpu", *more]
-    # For so small a network threads are a burden, above all beside other work on the machine.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, config, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def write_config(file: Path, changes: dict[str, dict[str, Any]]) -> Path:
+    import yaml
+
+    content = yaml.safe_load(CONFIG)
+    for section, values in changes.items():
+        content.setdefault(section, {}).update(values)
+    file.write_text(yaml.safe_dump(content))
+    return file
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+def train(context: ForkServerContext, config: Path, data: Path, run: Path) -> ForkServerProcess:
+    arguments = ["train", str(config), "--data", str(data), "--run", str(run), "--device", "cpu", "--resume"]
+    process = context.Process(target=main, args=(arguments,))
+    process.start()
+    return process
 
 
-def steps_done(run: Path) -> int:
-    """How many steps the run's checkpoint holds; 0 while there is none."""
+def finish(process: ForkServerProcess) -> None:
+    process.join(timeout=300)
+    assert process.exitcode == 0
+
+
+def stages_done(run: Path) -> list[str]:
+    """The stages of the steps that the run's checkpoint holds; none while there is none."""
     file = run / "checkpoint.pt"
-    return int(torch.load(file, map_location="cpu", weights_only=True)["step"]) if file.is_file() else 0
+    if not file.is_file():
+        return []
+    return [row["stage"] for row in json.loads(torch.load(file, map_location="cpu", weights_only=True)["history"])]
 
 
-def kill_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Kill the training without warning as soon as its checkpoint holds `step` steps."""
-    deadline = time.monotonic() + 300
-    while steps_done(run) < step:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (run / "model.pt").exists()
+def wait_for_checkpoints(process: ForkServerProcess, run: Path, count: int) -> None:
+    """Until the process has written `count` checkpoints, or has ended."""
+    file, seen = run / "checkpoint.pt", 0
+    last = file.stat().st_ino if file.is_file() else None
+    while seen < count and process.is_alive():
+        time.sleep(0.002)
+        now = file.stat().st_ino if file.is_file() else None
+        seen, last = seen + (now != last), now
 
 
 def without_seconds(metrics: Any) -> Any:
@@ -85,20 +108,37 @@ def without_seconds(metrics: Any) -> Any:
     return metrics
 
 
-@pytest.mark.parametrize(("backbone", "kills"), CASES)
+@pytest.mark.parametrize("changes", CASES)
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    backbone: tuple[str, str], kills: tuple[float, ...], data: Path, tmp_path: Path
+    changes: dict[str, dict[str, Any]], forkserver: ForkServerContext, data: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(CONFIG % backbone)
+    config = write_config(tmp_path / "tiny.yaml", changes)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(train(config, data, whole))
-    total = steps_done(whole)
-    assert total > 10
+    finish(train(forkserver, config, data, whole))
+    stages = [*stages_done(whole), "finish"]
+    pace = json.loads((whole / "metrics.json").read_text())["seconds"] / len(stages)
 
-    for share in kills:
-        kill_after(train(config, data, killed, "--resume"), killed, round(share * total))
-    finish(train(config, data, killed, "--resume"))
+    # Somewhere within random steps, the last one among them. Who sees this fail starts from the seed that it printed.
+    chance = random.Random(SEED)
+    moments = [*sorted(chance.sample(range(len(stages) - 1), KILLS - 1)), len(stages) - 1]
+    print(f"seed {SEED}, {len(stages)} steps of {pace:.2f} s, killed in those after {moments}")
+    killed_in = []
+    for moment in moments:
+        process = train(forkserver, config, data, killed)
+        wait_for_checkpoints(process, killed, moment - len(stages_done(killed)))
+        process.join(timeout=chance.uniform(0, pace))
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join(timeout=60)
+        assert process.exitcode == -signal.SIGKILL
+        assert not (killed / "model.pt").exists()
+        killed_in.append(stages[len(stages_done(killed))])
+        print(f"killed in {killed_in[-1]}")
+    else:
+        process = train(forkserver, config, data, killed)
+    finish(process)
+    assert len(killed_in) >= KILLS - 1
 
     expected = torch.load(whole / "model.pt", weights_only=True)
     found = torch.load(killed / "model.pt", weights_only=True)
@@ -112,3 +152,4 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
             json.loads((whole / name).read_text())
         )
     assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
+    assert not [file for file in killed.rglob(".*") if file.is_file()], "half-written files stay behind"

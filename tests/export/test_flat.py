@@ -3,15 +3,11 @@
 import pytest
 
 import protoserve
-from export.bundling import export_bundle
-from protoserve.run import open_run
 
 
 @pytest.fixture(scope="module")
-def model(flat_run, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("bundles") / "flat"
-    export_bundle(open_run(flat_run), directory, ("onnx", "torchscript"))
-    return protoserve.load(directory)
+def model(flat_bundle):
+    return protoserve.load(flat_bundle)
 
 
 def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model, photograph):

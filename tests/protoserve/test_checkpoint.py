@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from protoserve.errors import InputError
-from protoserve.networks.checkpoint import load_network, save_network, save_whole
+from protoserve.networks.checkpoint import NetworkDescription, build, load_network, save_network, save_whole
 from protoserve.networks.network import PrototypeNetwork
 
 
@@ -16,6 +16,25 @@ def test_a_network_survives_the_file(tiny_run, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(again(pictures).log_probability, network(pictures).log_probability)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_network_may_start_from_the_backbone_of_a_run(tiny_run):
+    network, description, _ = load_network(tiny_run / "model.pt")
+    linear = NetworkDescription(
+        kind="linear", taxonomy=description.taxonomy, input=description.input, backbone=description.backbone
+    )
+    started = build(linear.model_copy(update={"stride": description.stride}), tiny_run)
+    expected, found = network.backbone.state_dict(), started.backbone.state_dict()
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+def test_a_run_with_another_backbone_is_refused(tiny_run):
+    _, description, _ = load_network(tiny_run / "model.pt")
+    other = "squeezenet1_1" if description.backbone != "squeezenet1_1" else "resnet18"
+    with pytest.raises(InputError, match=f"this run's backbone is {description.backbone}, not {other}"):
+        build(description.model_copy(update={"backbone": other, "stride": None}), tiny_run)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04torn", b"text"])

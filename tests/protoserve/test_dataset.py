@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from protoserve.dataset import hold_out, read_split, read_taxonomy
+from protoserve.dataset import hold_out, read_novel, read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 
 
@@ -92,3 +92,77 @@ def test_a_taxonomy_file_over_flat_folders(tmp_path):
         "animal/ape/gibbon",
         "animal/cat/lion",
     ]
+
+
+LEFT_OUT = {"Fruit/Lemon": "Fruit/Lemon"}
+
+
+def test_images_of_a_left_out_leaf_are_passed_over(root):
+    taxonomy = read_taxonomy(root).without(LEFT_OUT)
+    dataset = read_split(root, "train", taxonomy, left_out=LEFT_OUT, every_leaf=True)
+    assert len(dataset) == 20
+    assert not any("Lemon" in image for image in dataset.images)
+    with pytest.raises(TaxonomyError, match="no leaf 'Fruit/Lemon'"):
+        read_split(root, "train", taxonomy)
+
+
+def test_a_left_out_leaf_is_known_by_another_path_too(root):
+    add(root, "val/Citrus/Garlic")
+    taxonomy = read_taxonomy(root).without(["Garlic"])
+    add(root, "val/Fruit/Apple")
+    (root / "val/Garlic/0.png").unlink()
+    (root / "val/Garlic/1.png").unlink()
+    (root / "val/Garlic").rmdir()
+    dataset = read_split(root, "val", taxonomy, left_out={"Garlic": "Garlic"})
+    assert dataset.images == ("val/Fruit/Apple/0.png",)
+    assert dataset.renamed == ()
+
+
+def ancestors(novel, taxonomy):
+    names = ["the root" if node < 0 else taxonomy.names[node] for node in novel.ancestor]
+    return dict(zip(novel.images, names, strict=True))
+
+
+def test_the_data_set_itself_holds_the_novel_images_of_left_out_leaves(root):
+    taxonomy = read_taxonomy(root).without(LEFT_OUT)
+    novel = read_novel(root, "train", taxonomy, LEFT_OUT)
+    assert len(novel) == 10 and novel.passed_over == 20
+    assert set(ancestors(novel, taxonomy).values()) == {"Fruit"}
+    assert novel.picture(0).width == 4
+
+
+def test_novel_folders_are_placed_as_far_as_they_are_known(root, tmp_path):
+    taxonomy = read_taxonomy(root)
+    other = tmp_path / "other"
+    for folder in ("Fruit/Pear/Anjou", "Fruit", "Bicycle", "Tool/Saw", "Fruit/Apple", "Fruit/Apple/Bitten", ".hidden"):
+        add(other, folder)
+    novel = read_novel(other, "test", taxonomy)
+    assert ancestors(novel, taxonomy) == {
+        "Fruit/Pear/Anjou/0.png": "Fruit",
+        "Fruit/0.png": "Fruit",
+        "Bicycle/0.png": "the root",
+        "Tool/Saw/0.png": "the root",
+    }
+    # A known leaf, and what lies within it.
+    assert novel.passed_over == 2
+
+
+def test_a_taxonomy_file_says_where_flat_novel_folders_belong(tmp_path):
+    for leaf in ("gibbon", "lion", "tiger", "axe"):
+        add(tmp_path, f"test/{leaf}")
+    (tmp_path / "taxonomy.yaml").write_text("animal:\n  ape:\n    gibbon:\n  cat:\n    lion:\n    tiger:\naxe:\n")
+    whole = read_taxonomy(tmp_path)
+    taxonomy = whole.without(["animal/cat/tiger"])
+    for left_out in ({"animal/cat/tiger": "tiger"}, None):
+        novel = read_novel(tmp_path, "test", taxonomy, left_out)
+        assert ancestors(novel, taxonomy) == {"test/tiger/0.png": "animal/cat"}
+    (tmp_path / "taxonomy.yaml").unlink()
+    novel = read_novel(tmp_path, "test", taxonomy, {"animal/cat/tiger": "tiger"})
+    assert ancestors(novel, taxonomy) == {"test/tiger/0.png": "animal/cat"}
+
+
+def test_a_folder_without_anything_novel_is_refused(root, tmp_path):
+    with pytest.raises(InputError, match=r"no image of a class that the taxonomy lacks \(30 of known ones\)"):
+        read_novel(root, "train", read_taxonomy(root))
+    with pytest.raises(InputError, match="no such folder"):
+        read_novel(tmp_path / "nowhere", "train", read_taxonomy(root))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from protoserve.bundle import Bundle, GraphRecord, InputRule, Manifest
-from protoserve.engine import Outputs
+from protoserve.engine import OUTPUTS, Outputs
 from protoserve.errors import BundleError, InputError
 from protoserve.evidence import EvidenceTable, predictions
 from protoserve.images import Geometry
-from protoserve.schema import Prediction, PrototypeRecord
+from protoserve.novelty import Score
+from protoserve.schema import NoveltyRecord, Prediction, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
 
 # Fruit(0) Tool(1) Garlic(2) | Fruit/Apple(3) Fruit/Lemon(4) Tool/Knife(5) | Fruit/Apple/Gala(6)
@@ -199,8 +200,7 @@ def test_probabilities_survive_underflow() -> None:
 def test_every_image_of_a_batch_gets_its_own_answer() -> None:
     table = EvidenceTable.of(bundle())
     gala, knife = outputs(GALA), outputs(KNIFE)
-    names = list(vars(gala))
-    both = Outputs(**{name: np.concatenate([getattr(gala, name), getattr(knife, name)]) for name in names})
+    both = Outputs(**{name: np.concatenate([getattr(gala, name), getattr(knife, name)]) for name in OUTPUTS})
     other = Geometry(100, 100, 100, 100, 1.0, 1.0, 0.0, 0.0)
     answers = predictions(both, table, [GEOMETRY, other])
     assert answers == [predictions(gala, table, [GEOMETRY])[0], predictions(knife, table, [other])[0]]
@@ -237,3 +237,59 @@ def test_prototype_records_must_match_the_graph() -> None:
 def test_each_image_needs_its_geometry() -> None:
     with pytest.raises(InputError, match="2 images but 1 geometries"):
         predictions(outputs(GALA, 2), EvidenceTable.of(bundle()), [GEOMETRY])
+
+
+# ---- known and unknown -----------------------------------------------------------------------------------------------
+
+
+def with_novelty(
+    score: Score, thresholds: dict[str, float], kind: Literal["hierarchical", "flat"] = "hierarchical"
+) -> EvidenceTable:
+    good = bundle(kind)
+    record = NoveltyRecord(score=score, true_positive_rate=0.95, thresholds=thresholds)
+    return EvidenceTable.of(Bundle(good.directory, good.manifest.model_copy(update={"novelty": record})))
+
+
+def test_without_thresholds_nothing_is_said_of_novelty() -> None:
+    prediction = predict(GALA)
+    assert prediction.known_through_level is None
+    assert [level.known for level in prediction.levels] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "known"),
+    [
+        # Conditionals along the path: 0.8, 7/8 and 5/7.
+        ({"": 0.79, "Fruit": 0.87, "Fruit/Apple": 0.71}, [True, True, True]),
+        ({"": 0.79, "Fruit": 0.87, "Fruit/Apple": 0.72}, [True, True, False]),
+        ({"": 0.79, "Fruit": 0.88, "Fruit/Apple": 0.71}, [True, False, False]),
+        ({"": 0.81, "Fruit": 0.87, "Fruit/Apple": 0.71}, [False, False, False]),
+        ({"": 0.79, "Fruit/Apple": 0.71}, [True, True, True]),
+    ],
+)
+def test_a_picture_is_known_down_to_the_first_level_that_it_does_not_fit(
+    thresholds: dict[str, float], known: list[bool]
+) -> None:
+    table = with_novelty("probability", thresholds)
+    prediction = predictions(outputs(GALA), table, [GEOMETRY])[0]
+    assert [level.known for level in prediction.levels] == known
+    assert prediction.known_through_level == sum(known)
+
+
+def test_an_only_child_is_as_known_as_its_parent() -> None:
+    for least, known in ((0.85, [True, True]), (0.95, [False, False])):
+        table = with_novelty("probability", {"": least})
+        prediction = predictions(outputs(KNIFE), table, [GEOMETRY])[0]
+        assert [level.known for level in prediction.levels] == known
+
+
+def test_one_threshold_decides_for_all_levels_of_a_flat_model() -> None:
+    for least, known in ((0.49, True), (0.51, False)):
+        table = with_novelty("probability", {"": least}, "flat")
+        prediction = predictions(outputs(GALA), table, [GEOMETRY])[0]
+        assert [level.known for level in prediction.levels] == [known] * 3
+
+
+def test_thresholds_of_nodes_that_are_not_there_are_refused() -> None:
+    with pytest.raises(BundleError, match="name nodes that its taxonomy does not hold"):
+        with_novelty("energy", {"Fruits": 0.5})

@@ -8,7 +8,7 @@ import torch
 
 from protoserve.errors import InputError
 from protoserve.networks.head import PrototypeHead, prototype_children
-from protoserve.networks.similarity import similarity
+from protoserve.networks.similarity import on_sphere, similarity
 from protoserve.taxonomy import ROOT, Taxonomy
 
 UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
@@ -28,9 +28,15 @@ def reference(head, latent):
     taxonomy = head.taxonomy
     z = latent.double().flatten(2).numpy()
     prototypes = head.prototypes.detach().double().numpy()
-    distance = ((z[:, None] - prototypes[None, :, :, None]) ** 2).sum(2)
-    d, cell = distance.min(2), distance.argmin(2)
-    s = np.log(1 + 1 / (d + head.epsilon)) if head.form == "log1p" else np.log((d + 1) / (d + head.epsilon))
+    if head.form == "cosine":
+        lengths = np.linalg.norm(prototypes, axis=1)[None, :, None] * np.linalg.norm(z, axis=1)[:, None]
+        cosine = np.einsum("pd,ndc->npc", prototypes, z) / lengths
+        cell, s = cosine.argmax(2), cosine.max(2)
+        d = 2 - 2 * s
+    else:
+        distance = ((z[:, None] - prototypes[None, :, :, None]) ** 2).sum(2)
+        d, cell = distance.min(2), distance.argmin(2)
+        s = np.log(1 + 1 / (d + head.epsilon)) if head.form == "log1p" else np.log((d + 1) / (d + head.epsilon))
     weight = head.effective_weight().detach().double().numpy()
     logit = np.zeros((len(z), len(taxonomy.nodes)))
     groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
@@ -55,10 +61,12 @@ def reference(head, latent):
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-@pytest.mark.parametrize("form", ["log1p", "log-ratio"])
+@pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
 def test_everything_agrees_with_loops_in_double_precision(kind, form):
     head = random_head(kind, form=form, epsilon=1e-3)
     latent = torch.rand(5, 8, 3, 4)
+    if form == "cosine":
+        latent = on_sphere(latent - 0.5, 1)
     d, cell, s, logit, log_probability = reference(head, latent)
     with torch.inference_mode():
         output, explained = head(latent), head.explain(latent, 4)
@@ -91,6 +99,37 @@ def test_a_tree_worked_by_hand():
         "A/B/C/y": 1.5 / 3.5 * 2 / 3.5 * 1.5 / 3.5,
     }
     for name, value in expected.items():
+        assert float(probability[taxonomy.index[name]]) == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_cosine_finds_the_smallest_angle_where_the_nearest_point_lies_elsewhere():
+    taxonomy = Taxonomy.from_paths(["Q", "R"])
+    head = PrototypeHead(taxonomy, [0, 1], 2, form="cosine").eval()
+    cells = torch.tensor([[3.0, 0.3], [0.9, 0.9]]).t().reshape(1, 2, 1, 2)
+    with torch.no_grad():
+        # From (1, 0), the second cell is nearer, and the first lies in almost the same direction.
+        head.prototypes[:] = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+        output = head(on_sphere(cells, 1))
+    assert output.cell[0].tolist() == [0, 1]
+    expected = [3 / math.hypot(3, 0.3), math.sqrt(0.5)]
+    assert output.similarity[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert output.distance[0].tolist() == pytest.approx([2 - 2 * value for value in expected], abs=1e-6)
+
+
+def test_a_flat_tree_worked_by_hand():
+    """Inner nodes by summation over leaves at depths 1, 2 and 4, for the same distances."""
+    taxonomy = Taxonomy.from_paths(["Q", "A/w", "A/B/C/x", "A/B/C/y"])
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "flat", 1), 1, kind="flat", epsilon=1.0).eval()
+    head.reset_weight(own=1.0, other=0.0)
+    position = {"Q": 0.0, "A/w": 1.0, "A/B/C/x": 0.0, "A/B/C/y": 1.0}
+    with torch.no_grad():
+        for number, child in enumerate(head.prototype_child.tolist()):
+            head.prototypes[number] = position[taxonomy.names[child]]
+        probability = head(torch.zeros(1, 1, 1, 1)).log_probability.exp()[0]
+    # The softmax of log 2 and log 1.5 over four leaves.
+    leaf = {"Q": 2 / 7, "A/w": 1.5 / 7, "A/B/C/x": 2 / 7, "A/B/C/y": 1.5 / 7}
+    inner = {"A": 5 / 7, "A/B": 3.5 / 7, "A/B/C": 3.5 / 7}
+    for name, value in (leaf | inner).items():
         assert float(probability[taxonomy.index[name]]) == pytest.approx(value, abs=1e-6), name
 
 

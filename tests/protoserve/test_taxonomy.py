@@ -178,3 +178,34 @@ def test_a_bad_yaml_taxonomy_is_refused(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(TaxonomyError, match=message):
         Taxonomy.from_yaml(file)
+
+
+def test_leaves_may_be_left_out():
+    tree = Taxonomy.from_paths(
+        ["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Root/Beet", "Garlic"], ["g", "f", "l", "b", "k"]
+    )
+    smaller = tree.without(["Fruit/Apple/Fuji", "Root/Beet"])
+    assert set(smaller.names) == {"Fruit", "Garlic", "Fruit/Apple", "Fruit/Lemon", "Fruit/Apple/Gala"}
+    assert dict(zip([smaller.names[leaf] for leaf in smaller.leaves], smaller.folders, strict=True)) == {
+        "Fruit/Apple/Gala": "g",
+        "Fruit/Lemon": "l",
+        "Garlic": "k",
+    }
+    # Siblings keep their order, and Gala is now certain where Apple is.
+    kept = [name for name in tree.names if name in smaller.index]
+    assert list(smaller.names) == kept
+    assert [smaller.names[group.children[0]] for group in smaller.groups] == ["Fruit", "Fruit/Apple"]
+    assert Taxonomy.from_dict(smaller.to_dict()) == smaller
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        (["Fruit/Aple"], r"no leaf 'Fruit/Aple' to leave out; did you mean 'Fruit/Apple'"),
+        (["Fruit"], r"'Fruit' is no leaf to leave out; name the leaves below it: Fruit/Apple, Fruit/Lemon"),
+        (["Fruit/Apple", "Garlic"], "1 are left; leave out fewer"),
+    ],
+)
+def test_what_cannot_be_left_out(leaves, message):
+    with pytest.raises(TaxonomyError, match=message):
+        Taxonomy.from_paths(["Fruit/Apple", "Fruit/Lemon", "Garlic"]).without(leaves)

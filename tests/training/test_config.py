@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from protoserve.errors import InputError
-from training.config import Config, parse_config, read_config
+from training.config import Config, parse_config, read_config, read_settings
 from training.stages import plan
 
 
@@ -17,7 +17,8 @@ from training.stages import plan
         ({"name": "a", "model": 3}, r"model: .*given: 3"),
         ({"joint": {}}, "the key 'name' is missing"),
         ({"name": "a/b"}, "name: "),
-        ({"name": "a", "joint": {"backbone_learning_rate": 0.1}}, "set model.reduced to null"),
+        ({"name": "a", "precision": "half"}, r"precision: .*'auto', 'float32', 'bfloat16' or 'float16'.*given: 'half'"),
+        ({"name": "a", "joint": {"patience": 0}}, r"joint.patience: .*given: 0"),
     ],
 )
 def test_a_bad_configuration_names_the_key_and_the_cure(content, message):
@@ -61,6 +62,9 @@ def test_a_configuration_cannot_be_changed():
         Config(name="a").seed = 3
 
 
+AFTERWARDS = ("analyse", "calibrate", "novelty", "finish")
+
+
 def stages(**sections):
     return [step.stage for step in plan(parse_config({"name": "a", **sections}, "c"), linear=False)]
 
@@ -72,7 +76,8 @@ def test_the_stages_come_in_the_published_order():
     assert found == [
         *("finetune", "reduce", "initialise", "warm"),
         *("joint", "joint", "project", "joint", "joint", "project"),
-        *("last layers", "last layers", "finish"),
+        *("last layers", "last layers"),
+        *AFTERWARDS,
     ]
 
 
@@ -91,5 +96,32 @@ def test_last_layers_may_follow_every_projection():
         "joint",
         "project",
         "last layers",
-        "finish",
+        *AFTERWARDS,
     ]
+
+
+def test_settings_of_the_command_line_are_read_as_yaml():
+    settings = read_settings(["joint.epochs=3", "model.weights=null", "data.zoom=[0.5, 1]", "name=a=b"])
+    assert settings == {"joint.epochs": 3, "model.weights": None, "data.zoom": [0.5, 1], "name": "a=b"}
+
+
+@pytest.mark.parametrize(("setting", "cure"), [("joint.epochs", "write KEY=VALUE"), ("a=[1", "no YAML value")])
+def test_a_setting_that_is_none_is_named(setting, cure):
+    with pytest.raises(InputError, match=cure):
+        read_settings([setting])
+
+
+def test_zoom_rises(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: a\ndata: {zoom: [1.2, 0.8]}\n")
+    with pytest.raises(InputError, match="least factor first"):
+        read_config(tmp_path / "c.yaml")
+
+
+def test_calibration_and_novelty_may_be_switched_off():
+    found = stages(calibration={"enabled": False}, novelty={"enabled": False})
+    assert found[-1] == "finish" and not {"calibrate", "novelty"} & set(found)
+
+
+def test_a_plain_classifier_is_calibrated_too():
+    steps = plan(parse_config({"name": "a", "linear": {"epochs": 1}}, "c"), linear=True)
+    assert [step.stage for step in steps] == ["linear", "calibrate", "finish"]

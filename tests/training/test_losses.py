@@ -1,5 +1,7 @@
 """Every loss term against loops over parents in double precision, gradients included."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,86 +9,274 @@ import torch
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
 from training.config import LossConfig
-from training.losses import loss_tables, losses
+from training.losses import distillation, loss_tables, losses, noise_loss
 
+# Leaves at depths 1 to 4, and a parent with an only child.
 LEAVES = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
+KINDS = ("hierarchical", "flat")
+FORMS = ("log1p", "log-ratio", "cosine")
+EPSILON = 0.1
 
 
-def brute_force(head, latent, leaves, average):
-    """The terms as the papers write them: for each parent, over the images below it."""
-    taxonomy = head.taxonomy
-    flat = latent.flatten(2)
-    distance = (flat[:, None] - head.prototypes[None, :, :, None]).square().sum(2).amin(2)
-    similarity = torch.log1p(1 / (distance + head.epsilon))
-    weight = head.effective_weight()
-    below = taxonomy.leaves_below
-    groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
-    owner = head.prototype_child.tolist()
-    terms = {"cross_entropy": 0.0, "cluster": 0.0, "separation": 0.0}
-    for number, children in enumerate(groups):
-        prototypes = [p for p, child in enumerate(owner) if child in children]
-        rows = []
-        for image, leaf in enumerate(leaves.tolist()):
-            on_path = [child for child in children if below[child, leaf]]
-            if not on_path:
-                continue
-            own = [p for p in prototypes if owner[p] == on_path[0]]
-            other = [p for p in prototypes if owner[p] != on_path[0]]
-            logits = weight[number, : len(children), : len(prototypes)] @ similarity[image, prototypes]
-            rows.append(
-                (
-                    -logits.log_softmax(0)[list(children).index(on_path[0])],
-                    distance[image, own].min(),
-                    -distance[image, other].min(),
-                )
-            )
-        scale = len(leaves) if average == "image" else max(1, len(rows))
-        for name, column in zip(terms, zip(*rows, strict=True), strict=True) if rows else ():
-            terms[name] = terms[name] + sum(column) / scale
-    own_mask = torch.zeros_like(weight, dtype=torch.bool)
-    for number, children in enumerate(groups):
-        prototypes = [p for p, child in enumerate(owner) if child in children]
-        for slot, p in enumerate(prototypes):
-            own_mask[number, list(children).index(owner[p]), slot] = True
-    terms["l1"] = weight[~own_mask].abs().sum()
-    terms["l2"] = weight[own_mask].square().sum()
-    return terms
-
-
-@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-@pytest.mark.parametrize("average", ["image", "parent"])
-def test_terms_and_gradients_agree_with_loops(kind, average):
-    taxonomy = Taxonomy.from_paths(LEAVES)
+def random_head(kind, form="log1p", leaves=LEAVES, per_child=2, inner_factor=2):
+    taxonomy = Taxonomy.from_paths(leaves)
     torch.manual_seed(0)
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, 2), 6, kind=kind, epsilon=0.1).double()
+    children = prototype_children(taxonomy, kind, per_child, inner_factor)
+    head = PrototypeHead(taxonomy, children, 6, kind=kind, form=form, epsilon=EPSILON)
     with torch.no_grad():
         head.weight += 0.3 * torch.randn_like(head.weight)
-    latent = torch.rand(12, 6, 3, 3, dtype=torch.float64, requires_grad=True)
-    leaves = torch.from_numpy(np.random.default_rng(0).integers(0, len(LEAVES), 12))
+        if form == "cosine":
+            head.prototypes -= 0.5
+    return head
+
+
+def random_latent(count, form, seed=0):
+    latent = torch.rand(count, 6, 2, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(latent - 0.5, dim=1) if form == "cosine" else latent
+
+
+class Reference:
+    """The network's head as the papers write it, with loops, in double precision, on its own copies of the numbers."""
+
+    def __init__(self, head, latent):
+        self.taxonomy, self.form = head.taxonomy, head.form
+        self.owner = head.prototype_child.tolist()
+        self.latent = latent.detach().double().requires_grad_()
+        self.prototypes = head.prototypes.detach().double().requires_grad_()
+        self.weight = head.weight.detach().double().requires_grad_()
+        self.groups = [list(g.children) for g in head.taxonomy.groups] if head.kind == "hierarchical" else None
+        self.groups = self.groups or [list(head.taxonomy.leaves)]
+        self.distance = [
+            [self.smallest_distance(image, prototype) for prototype in self.prototypes] for image in self.latent
+        ]
+
+    def smallest_distance(self, image, prototype):
+        found = []
+        for row in range(image.shape[1]):
+            for column in range(image.shape[2]):
+                cell = image[:, row, column]
+                if self.form == "cosine":
+                    found.append(2 - 2 * (cell @ prototype) / (cell.norm() * prototype.norm()))
+                else:
+                    found.append(((cell - prototype) ** 2).sum())
+        return min(found)
+
+    def similarity(self, image, prototype):
+        distance = self.distance[image][prototype]
+        if self.form == "log1p":
+            return torch.log(1 + 1 / (distance + EPSILON))
+        return torch.log((distance + 1) / (distance + EPSILON)) if self.form == "log-ratio" else 1 - distance / 2
+
+    def among(self, group):
+        return [p for p, child in enumerate(self.owner) if child in self.groups[group]]
+
+    def conditionals(self, image, group):
+        """The probability of each child given the parent."""
+        logits = []
+        for member in range(len(self.groups[group])):
+            products = [
+                self.weight[group, member, slot] * self.similarity(image, p) for slot, p in enumerate(self.among(group))
+            ]
+            logits.append(sum(products))
+        powers = [torch.exp(logit) for logit in logits]
+        return [power / sum(powers) for power in powers]
+
+    def terms(self, leaves, average):
+        terms = dict.fromkeys(("cross_entropy", "cluster", "separation", "l1", "l2"), torch.zeros(()).double())
+        for group, children in enumerate(self.groups):
+            rows = []
+            for image, leaf in enumerate(leaves.tolist()):
+                on_path = [child for child in children if self.taxonomy.leaves_below[child, leaf]]
+                if on_path:
+                    own = [self.distance[image][p] for p in self.among(group) if self.owner[p] == on_path[0]]
+                    other = [self.distance[image][p] for p in self.among(group) if self.owner[p] != on_path[0]]
+                    chance = self.conditionals(image, group)[children.index(on_path[0])]
+                    rows.append((-torch.log(chance), min(own), -min(other)))
+            scale = len(leaves) if average == "image" else len(rows)
+            for name, column in zip(("cross_entropy", "cluster", "separation"), zip(*rows, strict=True), strict=False):
+                terms[name] = terms[name] + sum(column) / scale
+            for member, child in enumerate(children):
+                for slot, p in enumerate(self.among(group)):
+                    weight = self.weight[group, member, slot]
+                    if self.owner[p] == child:
+                        terms["l2"] = terms["l2"] + weight**2
+                    else:
+                        terms["l1"] = terms["l1"] + abs(weight)
+        return terms
+
+    def noise(self, average):
+        total = torch.zeros(()).double()
+        for group, children in enumerate(self.groups):
+            for image in range(len(self.latent)):
+                for chance in self.conditionals(image, group):
+                    uniform = 1 / len(children)
+                    total = total + uniform * torch.log(uniform / chance) / len(self.latent)
+        return total if average == "parent" else total / len(self.groups)
+
+    def gradients(self, total):
+        return torch.autograd.grad(total, [self.latent, self.prototypes, self.weight])
+
+
+def assert_gradients_agree(given, wanted):
+    for name, one, other in zip(("latent", "prototypes", "weight"), given, wanted, strict=True):
+        scale = float(other.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(one.double(), other, atol=2e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("average", "training"),
+    [("image", True), ("parent", True), ("image", False)],
+    ids=["image", "parent", "image, evaluation"],
+)
+def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, average, training):
+    head = random_head(kind, form).train(training)
+    latent = random_latent(6, form).requires_grad_()
+    leaves = torch.from_numpy(np.random.default_rng(0).integers(0, len(LEAVES), 6))
     config = LossConfig(cross_entropy=2.0, cluster=0.3, separation=0.2, l1=0.01, l2=0.02, average=average)
+    found = losses(head, head(latent), leaves, loss_tables(head), config)
 
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = losses(head, head(latent), leaves, loss_tables(head), config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    expected = brute_force(head, latent, leaves, average)
+    reference = Reference(head, latent)
+    expected = reference.terms(leaves, average)
     for name, value in expected.items():
-        assert float(getattr(found, name).detach()) == pytest.approx(float(value.detach()), abs=1e-9), name
-
+        assert float(getattr(found, name).detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
     total = sum(getattr(config, name) * value for name, value in expected.items())
-    wanted = torch.autograd.grad(total, [latent, head.prototypes, head.weight])
+    assert float(found.total.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
     given = torch.autograd.grad(found.total, [latent, head.prototypes, head.weight])
-    for one, other in zip(wanted, given, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+    wanted = reference.gradients(total)
+    if form == "cosine":
+        # Cells live on the sphere, so only what lies along it counts; the reference's angle takes any length.
+        cells = latent.detach().double()
+        inward = (given[0].double() * cells).sum(1, keepdim=True) * cells
+        given = (given[0].double() - inward, *given[1:])
+    assert_gradients_agree(given, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("average", ["image", "parent"])
+def test_noise_agrees_with_loops_in_double_precision(kind, form, average):
+    head = random_head(kind, form)
+    latent = random_latent(4, form, seed=5)
+    found = noise_loss(head, head(latent), LossConfig(average=average))
+    reference = Reference(head, latent)
+    expected = reference.noise(average)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    given = torch.autograd.grad(found, [head.prototypes, head.weight])
+    for one, other in zip(given, reference.gradients(expected)[1:], strict=True):
+        torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
+
+
+def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there():
+    head = random_head("hierarchical")
+    with torch.no_grad():
+        head.weight.zero_()
+    latent = random_latent(4, "log1p")
+    assert float(noise_loss(head, head(latent), LossConfig()).detach()) == pytest.approx(0.0, abs=1e-6)
+    head.reset_weight()
+    with torch.no_grad():
+        head.prototypes[:] = latent[0, :, 0, 0] + 0.05 * torch.randn_like(head.prototypes)
+    optimiser = torch.optim.Adam([head.prototypes], lr=0.03)
+    spreads = []
+    for _ in range(40):
+        output = head(latent)
+        loss = noise_loss(head, output, LossConfig())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        spreads.append(float(loss.detach()))
+    assert spreads[-1] < 0.2 * spreads[0]
+
+
+def test_two_children_on_paper():
+    """One parent, one cell at 0, prototypes at distances 1 and 3: every term follows from four numbers."""
+    taxonomy = Taxonomy.from_paths(["Q", "R"])
+    head = PrototypeHead(taxonomy, [0, 1], 1, epsilon=1.0)
+    head.reset_weight()
+    with torch.no_grad():
+        head.prototypes[:] = torch.tensor([[1.0], [math.sqrt(3.0)]])
+    output = head(torch.zeros(1, 1, 1, 1))
+    config = LossConfig(cross_entropy=1, cluster=1, separation=1, l1=1, l2=1)
+    found = losses(head, output, torch.tensor([0]), loss_tables(head), config)
+    # Similarities log 1.5 and log 1.25; the logits differ by 1.5 × (log 1.5 − log 1.25) = log 1.2^1.5.
+    chance = 1.2**1.5 / (1 + 1.2**1.5)
+    assert float(found.cross_entropy.detach()) == pytest.approx(-math.log(chance), abs=1e-6)
+    assert float(found.cluster.detach()) == pytest.approx(1.0, abs=1e-6)
+    assert float(found.separation.detach()) == pytest.approx(-3.0, abs=1e-6)
+    assert float(found.l1.detach()) == pytest.approx(1.0, abs=1e-6)
+    assert float(found.l2.detach()) == pytest.approx(2.0, abs=1e-6)
+    divergence = 0.5 * math.log(0.5 / chance) + 0.5 * math.log(0.5 / (1 - chance))
+    assert float(noise_loss(head, output, config).detach()) == pytest.approx(divergence, abs=1e-6)
 
 
 def test_every_image_counting_once_makes_the_leaf_likelihood():
-    taxonomy = Taxonomy.from_paths(LEAVES)
-    torch.manual_seed(0)
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 2), 6)
+    head = random_head("hierarchical")
     leaves = torch.arange(len(LEAVES))
     output = head(torch.rand(len(LEAVES), 6, 3, 3))
     found = losses(head, output, leaves, loss_tables(head), LossConfig(average="image"))
-    likelihood = output.log_probability[leaves, torch.tensor(taxonomy.leaves)].mean()
+    likelihood = output.log_probability[leaves, torch.tensor(head.taxonomy.leaves)].mean()
     assert float(found.cross_entropy.detach()) == pytest.approx(-float(likelihood.detach()), abs=1e-5)
+
+
+def test_a_parent_does_not_see_images_of_other_branches():
+    head = random_head("hierarchical")
+    tables = loss_tables(head)
+    taxonomy = head.taxonomy
+    leaf = {taxonomy.names[node]: place for place, node in enumerate(taxonomy.leaves)}
+    latent = random_latent(12, "log1p")
+    below = torch.tensor([leaf[name] for name in ("A/B/C/x", "A/B/z", "A/w", "A/B/C/y", "A/w", "A/B/z")])
+    outside = torch.full((6,), leaf["Q"])
+    config = LossConfig(average="parent")
+    alone = losses(head, head(latent[:6]), below, tables, config)
+    beside = losses(head, head(latent), torch.cat([below, outside]), tables, config)
+    # The root's own mean is all that changes.
+    change = 0.0
+    for images, sign in (((latent[:6], below), -1), ((latent, torch.cat([below, outside])), 1)):
+        reference = Reference(head, images[0])
+        reference.groups = reference.groups[:1]
+        change += sign * float(reference.terms(images[1], "parent")["cluster"].detach())
+    assert float((beside.cluster - alone.cluster).detach()) == pytest.approx(change, abs=1e-5)
+
+
+def test_distillation_against_plain_loops():
+    """Cross-entropy of softened conditionals under a softened teacher, parent by parent, in float64; gradients, too."""
+    taxonomy = Taxonomy.from_paths(["A/x", "A/y", "A/z/u", "A/z/v", "B", "C/only"])
+    generator = torch.Generator().manual_seed(5)
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 2), 4).double()
+    tables = loss_tables(head)
+    leaves = torch.tensor([0, 1, 2, 3, 4, 5, 2])
+    teacher = torch.randn(len(leaves), len(taxonomy.leaves), generator=generator, dtype=torch.float64)
+    latent = torch.rand(len(leaves), 4, 2, 3, generator=generator, dtype=torch.float64)
+    output = head(latent)
+    found = distillation(head, output, leaves, tables, teacher, 2.0)
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for image, leaf in enumerate(leaves.tolist()):
+        shares = (teacher[image] / 2).exp() / (teacher[image] / 2).exp().sum()
+        for number, group in enumerate(taxonomy.groups):
+            children = list(group.children)
+            if not any(taxonomy.leaves_below[child][leaf] for child in children):
+                continue
+            wanted = torch.stack([shares[torch.from_numpy(taxonomy.leaves_below[child])].sum() for child in children])
+            wanted = wanted / wanted.sum()
+            logits = output.group_logits[image, number, : len(children)] / 2
+            expected = expected - 2 * (wanted * (logits - logits.exp().sum().log())).sum()
+    expected = expected / len(leaves)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    one = torch.autograd.grad(found, head.prototypes, retain_graph=True)[0]
+    other = torch.autograd.grad(expected, head.prototypes)[0]
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert one.abs().max() > 0
+
+
+def test_a_teacher_of_the_same_mind_costs_its_own_entropy_and_pulls_nowhere():
+    taxonomy = Taxonomy.from_paths(["x", "y", "z"])
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1), 4).double()
+    output = head(torch.rand(2, 4, 2, 2, dtype=torch.float64))
+    term = distillation(head, output, torch.tensor([0, 2]), loss_tables(head), output.group_logits[:, 0].detach(), 1.0)
+    probability = output.group_logits[:, 0].softmax(1)
+    torch.testing.assert_close(term, -(probability * probability.log()).sum(1).mean())
+    gradient = torch.autograd.grad(term, head.prototypes)[0]
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)

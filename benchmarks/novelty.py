@@ -1,0 +1,149 @@
+"""Grocery Store with classes left out: does the network see that it does not know them? One command:
+
+    python benchmarks/novelty.py --data DIR --weights FILE
+
+Trains on the data set less the leaves below, by the configuration of the frozen benchmark, and evaluates known and
+left-out classes of the test split through the command line; results in benchmarks/results/novelty.{json,md}. With
+`--candidates`, the runs from which the leaves and the default score were chosen: more leaves left out, and nothing but
+photographs of train and val looked at; results in novelty-candidates.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import described, machine, protoserve
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
+
+# One in each branch, of the candidates below those that were told best from their siblings on photographs of train and
+# val (`--candidates`), the frozen backbone's run.
+LEAVES = (
+    "Fruit/Pear/Conference",
+    "Packages/Milk/Arla-Ecological-Medium-Fat-Milk",
+    "Vegetables/Pepper/Orange-Bell-Pepper",
+)
+# What the leaves and the default score were chosen from, in two runs, since a run should keep most siblings.
+CANDIDATES = (
+    (
+        "Fruit/Apple/Pink-Lady",
+        "Fruit/Banana",
+        "Fruit/Melon/Galia-Melon",
+        "Fruit/Pear/Conference",
+        "Packages/Juice/God-Morgon-Apple-Juice",
+        "Packages/Milk/Garant-Ecological-Medium-Fat-Milk",
+        "Packages/Yoghurt/Valio-Vanilla-Yoghurt",
+        "Vegetables/Aubergine",
+        "Vegetables/Pepper/Orange-Bell-Pepper",
+        "Vegetables/Tomato/Vine-Tomato",
+    ),
+    (
+        "Fruit/Apple/Granny-Smith",
+        "Fruit/Melon/Watermelon",
+        "Fruit/Pear/Anjou",
+        "Packages/Juice/Tropicana-Golden-Grapefruit",
+        "Packages/Milk/Arla-Ecological-Medium-Fat-Milk",
+        "Packages/Yoghurt/Yoggi-Strawberry-Yoghurt",
+        "Vegetables/Pepper/Yellow-Bell-Pepper",
+        "Vegetables/Potato/Sweet-Potato",
+        "Vegetables/Tomato/Beef-Tomato",
+    ),
+)
+
+
+def train(leaves: tuple[str, ...], config: Path, head: str, data: Path, weights: str, seed: int, run: Path) -> Path:
+    """Train one run without the leaves, or go on with it, or take the finished one; returns its folder."""
+    if not (run / "model.pt").is_file():
+        left_out = [word for leaf in leaves for word in ("--leave-out", leaf)]
+        options = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", head]
+        protoserve("train", config, *options, *left_out, "--resume")
+    return run
+
+
+def measure(
+    leaves: tuple[str, ...], config: Path, finetune: Path | None, data: Path, weights: str, seed: int, run: Path
+) -> Path:
+    """Train without the leaves; with `finetune`, the configuration of a plain classifier, from the backbone of one that
+    has not seen them either. Returns the run."""
+    start = weights
+    if finetune is not None:
+        start = str(train(leaves, finetune, "linear", data, weights, seed, run.with_name(f"{run.name}-plain")))
+    return train(leaves, config, "prototypes", data, start, seed, run)
+
+
+def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
+    """One evaluation as lines of Markdown."""
+    scores = list(next(iter(novel["parents"].values()))["scores"])
+    lines = [
+        f"| left out | novel | known siblings | {' | '.join(scores)} | rejected by the threshold |",
+        "|---" * (4 + len(scores)) + "|",
+    ]
+    for parent, found in novel["parents"].items():
+        names = ", ".join(leaf.rpartition("/")[2] for leaf in leaves if leaf.rpartition("/")[0] == parent)
+        # No AUROC where no known sibling is among the images, no threshold where none was among those of selection.
+        cells = [
+            "–" if one["auroc"] is None else f"{one['auroc']:.3f} / {one['fpr95']:.2f}"
+            for one in (found["scores"][name] for name in scores)
+        ]
+        rejected = "no threshold"
+        if "rejected" in found:
+            known = found["falsely_rejected"]
+            rejected = f"{100 * found['rejected']:.0f} %"
+            rejected += "" if known is None else f" (of the known {100 * known:.0f} %)"
+        counts = f"{found['novel_images']} | {found['known_images']}"
+        lines.append(f"| {parent}: {names} | {counts} | {' | '.join(cells)} | {rejected} |")
+    return [
+        *lines,
+        "",
+        f"Under the right node of level 1: {100 * novel['right_level_1']:.1f} % of the {novel['images']} novel "
+        f"photographs. By the run's thresholds {100 * novel['detected']:.1f} % of them are unknown no deeper than "
+        f"where they are, and {100 * novel['known_throughout']:.1f} % of the known ones known down to the leaf.",
+    ]
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the grocery-store folder with train, val, test")
+    parser.add_argument("--weights", default="DEFAULT", help="a MobileNetV2 state dict, or a torchvision name")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="by default that of the frozen benchmark")
+    parser.add_argument("--finetune", type=Path, help="fine-tune the backbone first, by this configuration")
+    parser.add_argument("--candidates", action="store_true", help="only photographs of train and val, more leaves")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs", type=Path, help="keep the runs here; finished ones are not trained again")
+    options = parser.parse_args()
+    name = "novelty-candidates" if options.candidates else "novelty"
+    split, novel = ("val", options.data / "train") if options.candidates else ("test", options.data)
+    results: dict[str, Any] = {"machine": machine(), "config": options.config.name, "evaluations": []}
+    lines = [
+        "# Grocery Store with left-out classes",
+        "",
+        f"Made by `python benchmarks/novelty.py --data DIR --weights FILE{' --candidates' * options.candidates}`; all "
+        f"figures in `{name}.json`. A run that has never seen the left-out class tells its photographs from those of "
+        f"the siblings that it knows ({'val; the novel ones of train' if options.candidates else 'test'}). Cells are "
+        "AUROC / share of novel photographs that pass where 95 % of the known ones do.",
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = options.runs or Path(scratch)
+        runs.mkdir(parents=True, exist_ok=True)
+        for seed in options.seeds:
+            for number, leaves in enumerate(CANDIDATES if options.candidates else (LEAVES,)):
+                where = options.data, options.weights, seed, runs / f"{name}-{number}-{seed}"
+                run = measure(leaves, options.config, options.finetune, *where)
+                found = protoserve("evaluate", run, "--data", options.data, "--split", split, "--novel", novel)
+                results["evaluations"].append({"seed": seed, "left_out": leaves, **found})
+                lines += ["", f"## Seed {seed}, {len(leaves)} leaves left out", "", *table(leaves, found["novel"])]
+    text = "\n".join([*lines, "", described(results["machine"])]) + "\n"
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / "results" / f"{name}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

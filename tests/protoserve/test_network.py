@@ -1,0 +1,71 @@
+"""Latent maps: where their values lie, for every similarity."""
+
+import pytest
+import torch
+
+from protoserve.networks.backbones import backbone
+from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.network import PrototypeNetwork
+from protoserve.taxonomy import Taxonomy
+
+
+@pytest.fixture(scope="module")
+def body():
+    torch.manual_seed(0)
+    return backbone("squeezenet1_1")
+
+
+def network_of(body, form, *, sphere=False, smoothing=1):
+    taxonomy = Taxonomy.from_paths(["A/x", "A/y", "Q"])
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 2), 8, form=form, sphere=sphere)
+    return PrototypeNetwork(body, head, reduced=None, smoothing=smoothing).eval()
+
+
+@pytest.mark.parametrize("form", ["log1p", "log-ratio"])
+def test_latent_values_lie_between_0_and_1(body, form):
+    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    network = network_of(body, form)
+    with torch.inference_mode():
+        latent = network.latent(network.features(images))
+    assert latent.min() > 0 and latent.max() < 1
+
+
+def test_cells_of_the_cosine_have_unit_length_and_obtuse_angles_are_possible(body):
+    network = network_of(body, "cosine")
+    # Pre-activations of either sign, so that cells point anywhere.
+    features = 3 * torch.randn(4, body.channels, 3, 5)
+    with torch.inference_mode():
+        latent = network.latent(features)
+        output = network.head(latent)
+    torch.testing.assert_close(latent.norm(dim=1), torch.ones(4, 3, 5))
+    flat = latent.movedim(1, -1).reshape(-1, 8)
+    assert (flat @ flat.t()).min() < -0.2
+    assert (output.similarity <= 1 + 1e-6).all() and (output.similarity >= -1 - 1e-6).all()
+    torch.testing.assert_close(output.similarity, 1 - output.distance / 2)
+
+
+def test_on_the_sphere_only_the_direction_of_a_cell_counts(body):
+    network = network_of(body, "log1p", sphere=True)
+    torch.nn.init.zeros_(network.add_on[1].bias)
+    features = 3 * torch.randn(4, body.channels, 3, 5)
+    with torch.inference_mode():
+        latent, stronger = network.latent(features), network.latent(7 * features)
+        distance = network.head(latent).distance
+    torch.testing.assert_close(latent.norm(dim=1), torch.ones(4, 3, 5))
+    torch.testing.assert_close(latent, stronger)
+    assert distance.max() <= 4 + 1e-5
+    # Brute force, prototypes at unit length, too.
+    prototypes = torch.nn.functional.normalize(network.head.prototypes.detach().double(), dim=1)
+    cells = latent.double().flatten(2)
+    expected = ((cells[:, None] - prototypes[:, :, None]) ** 2).sum(2).amin(2)
+    torch.testing.assert_close(distance.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_smoothing_is_the_mean_of_the_cells_around_that_lie_on_the_map(body):
+    network = network_of(body, "log1p", smoothing=3)
+    maps = torch.randn(2, body.channels, 4, 5)
+    smoothed = network.from_maps(maps)
+    for row in range(4):
+        for column in range(5):
+            around = maps[:, :, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+            torch.testing.assert_close(smoothed[:, :, row, column], around.mean((2, 3)))
