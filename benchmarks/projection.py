@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -152,9 +151,16 @@ def peak_memory(images: int) -> float:
             maps = torch.rand(len(numbers), DIMENSIONS, CELLS, CELLS, generator=generator)
             yield numbers, numbers % len(taxonomy.leaves), maps
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     find_nearest(head, latents())
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident("VmHWM") - before
+
+
+def resident(which: str) -> float:
+    """MiB of memory that this process holds (VmRSS), or held at most (VmHWM), as Linux tells it. `getrusage` would
+    tell the parent's peak, which a new process starts with."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:")) / 1024
 
 
 def memory() -> dict[str, float]:
@@ -188,6 +194,9 @@ def table(results: dict[str, Any]) -> str:
         spread = f"{min(row['ratios']):.3f}–{max(row['ratios']):.3f}"
         lines.append(f"| {int(count):,} | {seconds} | **{row['ratio']:.3f}** | {spread} |")
     lines += [
+        "",
+        "At 10,000 prototypes the whole network compares every cell with all of them, and projection with those of the "
+        "picture's own classes.",
         "",
         "Memory that the search of 10,000 prototypes adds at most, over random latent maps of 7 × 7 cells: "
         + ", ".join(f"{int(size):,} images {value:.0f} MiB" for size, value in results["memory_mib"].items())

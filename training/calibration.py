@@ -23,13 +23,13 @@ from protoserve.novelty import parent_names
 from protoserve.taxonomy import Taxonomy
 from training.autoencoder.trainer import AutoencoderTrainer
 from training.scoring import Answers, logits_and_similarities, node_log_probability, novelty_table, temperature
-from training.trainer import Trainer, merit, selection_row
+from training.trainer import Trainer, selection_row
 
 # Log-temperatures looked at, from 1/20 to 20, and the spreads of the parents' around their mean.
 GRID = np.linspace(-3.0, 3.0, 241)
 SPREADS = np.array([0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8])
-# How much of the log-temperatures may be taken, the most first; 0 leaves the network as it is.
-STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
+# Leaf accuracy on the selection images that temperatures may cost.
+TOLERANCE = 0.005
 # A priori the common temperature is within a factor e of 1 (one standard deviation): images that are all classified
 # right, for example, say nothing against any certainty.
 MEAN_SPREAD = 1.0
@@ -69,6 +69,14 @@ def fit_temperatures(logits: Sequence[NDArray[np.floating[Any]]], targets: Seque
     )
 
 
+def gentler(found: Temperatures) -> list[NDArray[np.float64]]:
+    """Temperatures of the groups to try one after the other: each group's own, halfway to the common one, the common
+    one, halfway from that to 1, and 1."""
+    own = np.log(found.groups)
+    common = np.full_like(own, np.log(found.common))
+    return [np.exp(logarithm) for logarithm in (own, (own + common) / 2, common, common / 2, 0 * common)]
+
+
 def _log_likelihood(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """[grid] the log-likelihood of the true members at every log-temperature."""
     # Only differences count; the greatest at 0 keeps the exponentials finite.
@@ -83,9 +91,9 @@ def _log_likelihood(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64
 def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
     """The stage: fit the temperatures on the selection images and set them.
 
-    They change no choice among siblings, but across branches the most probable leaf may become another one. Of their
-    logarithms the greatest of `STRENGTHS` is taken with which the selection images are classified no worse than
-    before. The scores before and after are kept for the run's metrics; both are of the images that it was fitted on.
+    They change no choice among siblings, but across branches the most probable leaf may become another one. Where that
+    costs more than `TOLERANCE` of the accuracy on the selection images, the parents are brought nearer to their common
+    temperature, and that nearer to 1. The scores before and after are kept for the run's metrics; both are of the images that it was fitted on.
     """
     network, selection = trainer.network, trainer.splits.selection
     taxonomy, groups = selection.taxonomy, novelty_table(network).groups
@@ -106,23 +114,22 @@ def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
     def selected() -> dict[str, float]:
         return selection_row(scores(node_log_probability(network, logits).cpu().numpy(), selection.leaves, taxonomy))
 
-    before, accuracy = selection_scores(), merit(selected())
-    for strength in STRENGTHS:
-        temperature(network).copy_(torch.from_numpy(found.groups**strength))
-        if merit(selected()) >= accuracy:
+    before, accuracy = selection_scores(), selected()["selection_leaf"]
+    for temperatures in gentler(found):
+        temperature(network).copy_(torch.from_numpy(temperatures))
+        if selected()["selection_leaf"] >= accuracy - TOLERANCE:
             break
     after = selection_scores()
     names = parent_names(groups, taxonomy)
     trainer.state.facts["calibration"] = {
-        "temperature": dict(zip(names, (found.groups**strength).tolist(), strict=True)),
-        "strength": strength,
+        "temperature": dict(zip(names, temperatures.tolist(), strict=True)),
         "images": {name: len(target) for name, target in zip(names, targets, strict=True)},
         "common": found.common,
         "spread": found.spread,
         "selection": {"before": before, "after": after},
     }
     return {
-        "temperature": found.common**strength,
+        "temperature": float(np.exp(np.log(temperatures).mean())),
         "calibration_error_before": before["expected_calibration_error"]["leaf"],
         "calibration_error": after["expected_calibration_error"]["leaf"],
         **selected(),

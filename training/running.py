@@ -28,6 +28,7 @@ from training import (
     teaching,
 )
 from training.autoencoder.finishing import train_autoencoder
+from training.checkpoints import CHECKPOINT
 from training.config import Config
 from training.distributed import joined_processes
 from training.finishing import finish, write_config
@@ -35,7 +36,7 @@ from training.novelty import evaluate_novelty
 from training.scoring import answer_dataset
 from training.stages import Stage
 from training.tensorboard import Board
-from training.trainer import CHECKPOINT, Splits, Trainer
+from training.trainer import Splits, Trainer
 
 Device = Literal["auto", "cpu", "cuda"]
 # What does each step of a run; `training.stages.plan` says in which order they come. `finish` is what remains.

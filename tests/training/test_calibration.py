@@ -9,7 +9,7 @@ from protoserve.metrics import expected_calibration_error
 from protoserve.networks.checkpoint import NetworkDescription, build, load_network, save_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.taxonomy import Taxonomy
-from training.calibration import fit_temperatures, plot_reliability
+from training.calibration import Temperatures, fit_temperatures, gentler, plot_reliability
 
 
 def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
@@ -141,3 +141,13 @@ def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp
     torch.save(content, tmp_path / "model.pt")
     network, _, _ = load_network(tmp_path / "model.pt")
     assert network.temperature.tolist() == [1.0]
+
+
+def test_temperatures_grow_gentler_from_each_groups_own_to_none():
+    found = Temperatures(np.array([0.5, 2.0, 1.0]), 0.81, 0.3)
+    tried = gentler(found)
+    np.testing.assert_allclose(tried[0], found.groups)
+    np.testing.assert_allclose(tried[1], np.sqrt(found.groups * 0.81))
+    np.testing.assert_allclose(tried[2], 0.81)
+    np.testing.assert_allclose(tried[3], 0.9)
+    np.testing.assert_allclose(tried[4], 1.0)

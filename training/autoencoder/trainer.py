@@ -24,13 +24,14 @@ from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size
 from protoserve.networks.checkpoint import NetworkDescription, build_autoencoder, save_whole
 from training.autoencoder.elastic import deform
 from training.autoencoder.losses import Weights, autoencoder_losses
+from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import Config
 from training.features import slices
 from training.feed import Part
 from training.pictures import fitted
 from training.progress import tracked
 from training.stages import Averages, adam, epoch_batches, set_learning_rate
-from training.trainer import CHECKPOINT, Splits, read_checkpoint, selection_row
+from training.trainer import Splits, selection_row
 
 FORMAT = 1
 # Pictures are classified and encoded in pieces of this many.
