@@ -93,7 +93,8 @@ def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
 
     They change no choice among siblings, but across branches the most probable leaf may become another one. Where that
     costs more than `TOLERANCE` of the accuracy on the selection images, the parents are brought nearer to their common
-    temperature, and that nearer to 1. The scores before and after are kept for the run's metrics; both are of the images that it was fitted on.
+    temperature, and that nearer to 1. The scores before and after are kept for the run's metrics; both are of the
+    images that it was fitted on.
     """
     network, selection = trainer.network, trainer.splits.selection
     taxonomy, groups = selection.taxonomy, novelty_table(network).groups
