@@ -41,8 +41,8 @@ COLUMNS = {
     "ECE leaf": lambda run: 100 * run["test"]["expected_calibration_error"]["leaf"],
     "ECE level 1": lambda run: 100 * run["test"]["expected_calibration_error"]["level_1"],
     "projection": lambda run: 100 * run["cost"] if "cost" in run else None,
-    "prototypes": lambda run: run["prototypes"],
-    "training, s": lambda run: run["seconds"],
+    "prototypes": lambda run: run["prototypes"] or None,
+    "training, s": lambda run: round(run["seconds"]),
 }
 
 
@@ -112,10 +112,17 @@ def cell(values: list[float | None]) -> str:
     if any(value is None for value in values):
         return ""
     numbers = np.array(values, dtype=np.float64)
-    digits = 0 if numbers.mean() >= 150 else 2
+    digits = 0 if numbers.mean() >= 150 or (numbers == numbers.round()).all() else 2
     if len(numbers) == 1 or np.ptp(numbers) == 0:
         return f"{numbers[0]:.{digits}f}"
     return f"{numbers.mean():.{digits}f} ± {numbers.std(ddof=1):.{digits}f}"
+
+
+def described_seeds(seeds: list[int]) -> str:
+    """What a cell is made of."""
+    if len(seeds) == 1:
+        return f"One seed ({seeds[0]})."
+    return f"Mean ± sample standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
 def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
@@ -126,7 +133,7 @@ def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
         f"Made by `python benchmarks/comparison.py {name} --data DIR --weights FILE`; all figures in `{name}.json`.",
         NOTES[name],
         "",
-        f"Mean ± sample standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))}). Accuracy in %; "
+        f"{described_seeds(seeds)} Accuracy in %; "
         "*macro*: mean recall of the leaves; *distance* and *severity*: levels from the true leaf up to the lowest "
         "common ancestor, over all images and over the mistakes; ECE in %, after calibration; *projection*: points of "
         "leaf accuracy from before the last projection to the finished network, lost, on the selection images.",
