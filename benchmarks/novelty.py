@@ -21,12 +21,12 @@ from measuring import described, machine, protoserve
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
 
-# One in each branch, of the candidates below those that were told best from their siblings on photographs of train and
-# val (`--candidates`), the frozen backbone's run.
+# Of the candidates below, three that on photographs of train and val (`--candidates`) were told from their siblings and
+# put under the right node of level 1. Cartons were not: AUROC about 0.8 for milk, 0.6 for juice and yoghurt.
 LEAVES = (
-    "Fruit/Pear/Conference",
-    "Packages/Milk/Arla-Ecological-Medium-Fat-Milk",
+    "Fruit/Melon/Watermelon",
     "Vegetables/Pepper/Orange-Bell-Pepper",
+    "Vegetables/Potato/Sweet-Potato",
 )
 # What the leaves and the default score were chosen from, in two runs, since a run should keep most siblings.
 CANDIDATES = (
