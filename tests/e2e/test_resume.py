@@ -27,6 +27,7 @@ data: {hold_out: 0.25, views: 3}
 finetune: {epochs: 2, train_from: stage2.2}
 warm: {epochs: 1}
 joint: {epochs: 3, project_every: 2}
+anchored: {epochs: 2}
 last_layers: {epochs: 2}
 """
 # With a backbone that stands still features are kept between the steps; with a learning one those of its trunk are. The
@@ -36,7 +37,7 @@ CASES = [
         {
             "model": {"reduced": 24},
             "prune": {"enabled": True},
-            "loss": {"noise": 0.1},
+            "loss": {"noise": 0.1, "distillation": 0.5},
             "joint": {"patience": 1},
         },
         id="frozen",
