@@ -61,7 +61,7 @@ def train(leaves: tuple[str, ...], config: Path, head: str, data: Path, weights:
     if not (run / "model.pt").is_file():
         left_out = [word for leaf in leaves for word in ("--leave-out", leaf)]
         options = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", head]
-        protoserve("train", config, *options, *left_out, "--resume")
+        protoserve("train", config, *options, *left_out, "--cache", run.parent / "cache", "--resume")
     return run
 
 
@@ -80,8 +80,8 @@ def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
     """One evaluation as lines of Markdown."""
     scores = list(next(iter(novel["parents"].values()))["scores"])
     lines = [
-        f"| left out | novel | known siblings | {' | '.join(scores)} | rejected by the threshold |",
-        "|---" * (4 + len(scores)) + "|",
+        f"| left out | novel | known siblings | {' | '.join(scores)} | rejected by the threshold | right level 1 |",
+        "|---" * (5 + len(scores)) + "|",
     ]
     for parent, found in novel["parents"].items():
         names = ", ".join(leaf.rpartition("/")[2] for leaf in leaves if leaf.rpartition("/")[0] == parent)
@@ -96,7 +96,8 @@ def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
             rejected = f"{100 * found['rejected']:.0f} %"
             rejected += "" if known is None else f" (of the known {100 * known:.0f} %)"
         counts = f"{found['novel_images']} | {found['known_images']}"
-        lines.append(f"| {parent}: {names} | {counts} | {' | '.join(cells)} | {rejected} |")
+        top = f"{100 * found['right_level_1']:.0f} %"
+        lines.append(f"| {parent}: {names} | {counts} | {' | '.join(cells)} | {rejected} | {top} |")
     return [
         *lines,
         "",
@@ -111,19 +112,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the grocery-store folder with train, val, test")
     parser.add_argument("--weights", default="DEFAULT", help="a MobileNetV2 state dict, or a torchvision name")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="by default that of the frozen benchmark")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=CONFIG,
+        help="by default that of the frozen benchmark; the results of another are kept under its name",
+    )
     parser.add_argument("--finetune", type=Path, help="fine-tune the backbone first, by this configuration")
     parser.add_argument("--candidates", action="store_true", help="only photographs of train and val, more leaves")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", type=Path, help="keep the runs here; finished ones are not trained again")
     options = parser.parse_args()
     name = "novelty-candidates" if options.candidates else "novelty"
+    chosen = " --candidates" if options.candidates else ""
+    if options.config.stem != CONFIG.stem:
+        name = f"{name}-{options.config.stem}"
+        chosen += f" --config training/configs/{options.config.name}"
     split, novel = ("val", options.data / "train") if options.candidates else ("test", options.data)
     results: dict[str, Any] = {"machine": machine(), "config": options.config.name, "evaluations": []}
     lines = [
         "# Grocery Store with left-out classes",
         "",
-        f"Made by `python benchmarks/novelty.py --data DIR --weights FILE{' --candidates' * options.candidates}`; all "
+        f"Made by `python benchmarks/novelty.py --data DIR --weights FILE{chosen}`; all "
         f"figures in `{name}.json`. A run that has never seen the left-out class tells its photographs from those of "
         f"the siblings that it knows ({'val; the novel ones of train' if options.candidates else 'test'}). Cells are "
         "AUROC / share of novel photographs that pass where 95 % of the known ones do.",

@@ -104,7 +104,8 @@ def novelty_report(
     ancestor and how many known images lie below it, and per score `auroc`, the chance that a known image scores above a
     novel one, and `fpr95`, the share of novel images that reach the threshold that 95 % of these known images reach
     (null without known images). `undecided` counts the novel images below a parent without a group: an only child.
-    `right_level_1` is the share of novel images, of those known at level 1, that are put under the right node there.
+    `right_level_1`, also per parent, is the share of novel images, of those known at level 1, that are put under the
+    right node there.
 
     With `thresholds`, per parent `rejected`, the share of the novel images below its threshold, and
     `falsely_rejected`, that of the known ones; and over all novel images `detected`, the share of those that are known
@@ -116,6 +117,9 @@ def novelty_report(
     names = parent_names(table.groups, taxonomy)
     # Where all leaves compete at once there is one question, whatever the deepest known ancestor.
     one = len(table.groups) == 1 and table.groups[0].children == taxonomy.leaves
+    predicted = predicted_path(novel, taxonomy)
+    top = np.where(ancestor == ROOT, ROOT, taxonomy.path_at_level[ancestor, 0])
+    placed = top != ROOT
     parents: dict[str, Any] = {}
     for group, parent in enumerate(names):
         own = np.full(len(ancestor), True) if one else ancestor == table.groups[group].parent
@@ -136,14 +140,12 @@ def novelty_report(
             entry["rejected"] = float((novel.novelty[thresholds.score][own, group] < least).mean())
             familiar = known.novelty[thresholds.score][inside, group]
             entry["falsely_rejected"] = float((familiar < least).mean()) if len(familiar) else None
+        entry["right_level_1"] = _mean((predicted[:, 0] == top)[own & placed])
         parents[parent] = entry
-    predicted = predicted_path(novel, taxonomy)
-    top = np.where(ancestor == ROOT, ROOT, taxonomy.path_at_level[ancestor, 0])
-    placed = top != ROOT
     report: dict[str, Any] = {
         "images": len(ancestor),
         "undecided": len(ancestor) - sum(entry["novel_images"] for entry in parents.values()),
-        "right_level_1": float((predicted[:, 0] == top)[placed].mean()) if placed.any() else None,
+        "right_level_1": _mean((predicted[:, 0] == top)[placed]),
         "parents": parents,
     }
     if thresholds is not None:
@@ -153,6 +155,10 @@ def novelty_report(
         levels = known_levels(known, table, taxonomy, thresholds)
         report["known_throughout"] = known_throughout(levels, known, taxonomy)
     return report
+
+
+def _mean(right: NDArray[np.bool_]) -> float | None:
+    return float(right.mean()) if len(right) else None
 
 
 def known_shares(answers: Answers, dataset: Dataset, table: NoveltyTable, record: NoveltyRecord) -> dict[str, float]:

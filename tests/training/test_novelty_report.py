@@ -77,6 +77,7 @@ def test_the_runs_thresholds_are_judged_too():
 def test_level_1_counts_images_that_are_known_there():
     # A/x and B for two of A, C/only for the one of C; the image beside all has no right node.
     assert report()["right_level_1"] == pytest.approx(2 / 3)
+    assert report()["parents"]["A"]["right_level_1"] == 0.5 and report()["parents"][""]["right_level_1"] is None
     assert report()["undecided"] == 1 and report()["images"] == 4
 
 
