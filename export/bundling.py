@@ -58,8 +58,8 @@ def export_bundle(
             raise InputError(f"{run.picture(number)}: the picture of prototype {number} is missing; train again")
     samples = run.samples()
     top_k = min(TOP_K, network.head.top_k_limit)
-    graph = ExplainedGraph(network, top_k).eval()
     example = torch.from_numpy(samples[:2])
+    graph = ExplainedGraph(network, top_k, example).eval()
     manifest = _manifest(network, description, sources, run, directory.name if name is None else name, targets, top_k)
     metadata = {"protoserve": manifest("").model_dump_json()}
 

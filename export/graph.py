@@ -13,22 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from protoserve.networks.checkpoint import ExplainedNetwork
-from protoserve.networks.head import Explanation
+from protoserve.networks.head import Explanation, FusedHead
 
 OUTPUTS: tuple[str, ...] = Explanation._fields
 OPSET = 20
 
 
 class ExplainedGraph(nn.Module):
-    """uint8 `image` [N, H, W, 3] → the outputs of `PrototypeHead.explain`, in the order of `OUTPUTS`."""
+    """uint8 `image` [N, H, W, 3] → the outputs of `FusedHead`, in the order of `OUTPUTS`.
 
-    def __init__(self, network: ExplainedNetwork, top_k: int) -> None:
+    `example` is an image batch of the size that the graph is made for.
+    """
+
+    def __init__(self, network: ExplainedNetwork, top_k: int, example: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.top_k = top_k
+        with torch.inference_mode():
+            rows, columns = self._latent(example[:1]).shape[2:]
+        self.head = FusedHead(network.head, top_k, cells=rows * columns)
+
+    def _latent(self, image: Tensor) -> Tensor:
+        return self.network.latent(self.network.features(image))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network.explain(image, self.top_k))
+        return tuple(self.head(self._latent(image)))
 
 
 def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:

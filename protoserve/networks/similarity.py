@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from protoserve.errors import InputError, nearest
 
@@ -43,4 +42,4 @@ def on_sphere(vectors: Tensor, dimension: int) -> Tensor:
     There ‖z − p‖² = 2 − 2 cos(z, p), so that everything that works with squared distances (the matrix product, the
     losses, projection) works for the cosine, too, and the nearest cell is the one with the smallest angle.
     """
-    return functional.normalize(vectors, dim=dimension)
+    return vectors / torch.linalg.vector_norm(vectors, dim=dimension, keepdim=True).clamp_min(1e-12)
