@@ -46,7 +46,7 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
     """
     import onnx
 
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             graph,
             (example,),
@@ -67,7 +67,7 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
 
 def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
-    with _quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
         buffer = io.BytesIO()
@@ -76,7 +76,7 @@ def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metada
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     # Exporters report progress and their own deprecations on the console; the parity gate is the judge.
     logger = logging.getLogger("torch.onnx")
     level = logger.level

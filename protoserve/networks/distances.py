@@ -22,18 +22,20 @@ TOLERANCE = 5e-4
 ROUNDOFF = 2.0**-24
 # Rows of the P × P table of distances that are compared at a time.
 BLOCK = 512
+# Directions of greatest variance in which neighbours are looked for first.
+PRINCIPAL = 32
 
 
 def augmented(cells: Tensor) -> Tensor:
-    """[N, C, D + 1]: cells [N, C, D] and, last, −‖z‖²/2, which a one at the end of every prototype adds to the product."""
+    """[N, C, D + 1]: cells [N, C, D] and, last, −‖z‖²/2, which a one at the end of every prototype adds to a product."""
     return torch.cat([cells, -0.5 * (cells * cells).sum(2, keepdim=True)], dim=2)
 
 
 def closeness(cells: Tensor, vectors: Tensor, unit: bool) -> Tensor:
     """[N, C, P] zp − ‖z‖²/2, or zp alone where all are of `unit` length.
 
-    Cells [N, C, D] and `vectors` [P, D]. The prototypes are the last dimension: runtimes keep that factor of the product
-    packed, and find the best cell of many prototypes at a time.
+    Cells [N, C, D] and `vectors` [P, D]. The prototypes are the last dimension: runtimes keep that factor of the
+    product packed, and find the best cell of many prototypes at a time.
     """
     if unit:
         return torch.matmul(cells, vectors.t())
@@ -41,7 +43,7 @@ def closeness(cells: Tensor, vectors: Tensor, unit: bool) -> Tensor:
 
 
 def squares(vectors: Tensor, unit: bool) -> Tensor:
-    """What a distance is more than −2 · `closeness`: [P] ‖p‖² of `vectors` [P, D], or [1] ‖z‖² + ‖p‖² of unit length."""
+    """What a distance is more than −2 · `closeness`: [P] ‖p‖² of `vectors` [P, D]; at unit length [1] ‖z‖² + ‖p‖²."""
     return vectors.new_full((1,), 2.0) if unit else (vectors * vectors).sum(1)
 
 
@@ -85,14 +87,28 @@ def most_looks(vectors: Tensor, radius: float, cells: int) -> int:
         return 0
     if not math.isfinite(radius):
         return count
-    lengths = (vectors * vectors).sum(1)
     # The product's own error, so that no neighbour is missed.
     limit = 4.0 * radius + product_error(vectors)
-    pairs = zip(vectors.split(BLOCK), lengths.split(BLOCK), strict=True)
-    neighbours = torch.cat(
-        [((length[:, None] - 2.0 * block @ vectors.t()) <= limit - lengths).sum(1) for block, length in pairs]
-    )
-    return min(count, int(neighbours.topk(min(cells, count)).values.sum()))
+    candidates = vectors
+    if vectors.shape[1] > 2 * PRINCIPAL:
+        # No two are nearer to each other than their projections, which cost a fraction; most have no neighbour there.
+        axes = torch.linalg.eigh(torch.cov(vectors.t())).eigenvectors[:, -PRINCIPAL:]
+        projected = vectors @ axes
+        candidates = vectors[_neighbours(projected, projected, limit) > 1]
+    alone = count - len(candidates)
+    counts = torch.cat([_neighbours(candidates, vectors, limit), torch.ones(min(alone, cells), dtype=torch.int64)])
+    return min(count, int(counts.topk(min(cells, len(counts))).values.sum()))
+
+
+def _neighbours(rows: Tensor, vectors: Tensor, limit: float) -> Tensor:
+    """int64 [rows] how many `vectors` [P, D] are within the squared distance `limit` of every row [rows, D]."""
+    # −distance/2 as one product, so that P × P numbers are looked at once.
+    right = torch.cat([vectors, -0.5 * vectors.square().sum(1, keepdim=True), vectors.new_ones(len(vectors), 1)], 1).t()
+    counts = []
+    for block in rows.split(BLOCK):
+        left = torch.cat([block, block.new_ones(len(block), 1), -0.5 * block.square().sum(1, keepdim=True)], 1)
+        counts.append(torch.count_nonzero(left @ right >= -0.5 * limit, dim=1))
+    return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
 
 
 def nearest_cells(

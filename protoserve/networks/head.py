@@ -162,7 +162,7 @@ class PrototypeHead(nn.Module):
         """[V, leaves] 1 where the leaf is the node or lies below it. Made when first asked for: it is large where there
         are many leaves, and no graph needs it."""
         if self._leaves_below is None:
-            self._leaves_below = torch.from_numpy(self.taxonomy.leaves_below.astype(np.float32)).to(self.weight.device)
+            self._leaves_below = torch.from_numpy(self.taxonomy.leaves_below).to(self.weight)
         return self._leaves_below
 
     @property
@@ -367,7 +367,7 @@ def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int, inner_fac
     An inner node stands for more varied pictures than a leaf: it gets ⌈√leaves below⌉ times as many, at most
     `inner_factor` times (1: as published).
     """
-    below = taxonomy.leaves_below.sum(axis=1)
+    below = taxonomy.leaf_counts
     return [
         node
         for group in groups_of(taxonomy, kind)
