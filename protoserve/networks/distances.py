@@ -20,10 +20,10 @@ from protoserve.networks.similarity import Similarity
 TOLERANCE = 5e-4
 # The unit roundoff of float32.
 ROUNDOFF = 2.0**-24
-# Rows of the P × P table of distances that are compared at a time.
-BLOCK = 512
+# Prototypes that are compared with each other at a time.
+BLOCK = 1024
 # Directions of greatest variance in which neighbours are looked for first.
-PRINCIPAL = 32
+PRINCIPAL = 16
 
 
 def augmented(cells: Tensor) -> Tensor:
@@ -89,26 +89,39 @@ def most_looks(vectors: Tensor, radius: float, cells: int) -> int:
         return count
     # The product's own error, so that no neighbour is missed.
     limit = 4.0 * radius + product_error(vectors)
-    candidates = vectors
+    crowded = torch.arange(count)
     if vectors.shape[1] > 2 * PRINCIPAL:
         # No two are nearer to each other than their projections, which cost a fraction; most have no neighbour there.
         axes = torch.linalg.eigh(torch.cov(vectors.t())).eigenvectors[:, -PRINCIPAL:]
-        projected = vectors @ axes
-        candidates = vectors[_neighbours(projected, projected, limit) > 1]
-    alone = count - len(candidates)
-    counts = torch.cat([_neighbours(candidates, vectors, limit), torch.ones(min(alone, cells), dtype=torch.int64)])
-    return min(count, int(counts.topk(min(cells, len(counts))).values.sum()))
+        crowded = _crowded(vectors @ axes, limit)
+    neighbours = torch.ones(count, dtype=torch.int64)
+    for rows in crowded.split(BLOCK):
+        neighbours[rows] = torch.count_nonzero(_closer(vectors[rows], vectors) >= -0.5 * limit, dim=1)
+    return min(count, int(neighbours.topk(min(cells, count)).values.sum()))
 
 
-def _neighbours(rows: Tensor, vectors: Tensor, limit: float) -> Tensor:
-    """int64 [rows] how many `vectors` [P, D] are within the squared distance `limit` of every row [rows, D]."""
-    # −distance/2 as one product, so that P × P numbers are looked at once.
-    right = torch.cat([vectors, -0.5 * vectors.square().sum(1, keepdim=True), vectors.new_ones(len(vectors), 1)], 1).t()
-    counts = []
-    for block in rows.split(BLOCK):
-        left = torch.cat([block, block.new_ones(len(block), 1), -0.5 * block.square().sum(1, keepdim=True)], 1)
-        counts.append(torch.count_nonzero(left @ right >= -0.5 * limit, dim=1))
-    return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
+def _closer(rows: Tensor, vectors: Tensor) -> Tensor:
+    """[rows, P] −‖a − b‖²/2 of `rows` [rows, D] and `vectors` [P, D], as one product."""
+    one = rows.new_ones(len(rows), 1)
+    left = torch.cat([rows, one, -0.5 * rows.square().sum(1, keepdim=True)], dim=1)
+    right = torch.cat([vectors, -0.5 * vectors.square().sum(1, keepdim=True), vectors.new_ones(len(vectors), 1)], dim=1)
+    return left @ right.t()
+
+
+def _crowded(vectors: Tensor, limit: float) -> Tensor:
+    """int64: which of `vectors` [P, D] have another one within the squared distance `limit`."""
+    found = []
+    for start in range(0, len(vectors), BLOCK):
+        rows = vectors[start : start + BLOCK]
+        nearest = rows.new_full((len(rows),), -math.inf)
+        # Blocks on both sides stay in the cache.
+        for first in range(0, len(vectors), BLOCK):
+            table = _closer(rows, vectors[first : first + BLOCK])
+            if first == start:
+                table.fill_diagonal_(-math.inf)
+            nearest = torch.maximum(nearest, table.amax(1))
+        found.append(start + torch.nonzero(nearest >= -0.5 * limit)[:, 0])
+    return torch.cat(found)
 
 
 def nearest_cells(

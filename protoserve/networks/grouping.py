@@ -202,6 +202,15 @@ class Grouping(nn.Module):
             return [weight]
         return [weight[list(bucket.groups), : bucket.members, : bucket.slots] for bucket in self.buckets]
 
+    def weight_places(self) -> list[tuple[int, int]]:
+        """Per group, where in `flat_weights` its first member's weights start, and how far apart members are."""
+        found, start = {}, 0
+        for bucket in self.buckets:
+            for group in bucket.groups:
+                found[group] = start, bucket.slots
+                start += bucket.members * bucket.slots
+        return [found[group] for group in range(len(found))]
+
     def split_weights(self, flat: Tensor) -> list[Tensor]:
         """[G_b, M_b, Q_b] of every bucket, from `flat_weights`."""
         shapes = [(len(bucket.groups), bucket.members, bucket.slots) for bucket in self.buckets]
