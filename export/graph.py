@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.networks.head import Explanation, FusedHead
+from protoserve.networks.routing import RoutedExplanation, RoutedHead
 
 OUTPUTS: tuple[str, ...] = Explanation._fields
+ROUTED_OUTPUTS: tuple[str, ...] = RoutedExplanation._fields
 OPSET = 20
 
 
@@ -39,7 +41,22 @@ class ExplainedGraph(nn.Module):
         return tuple(self.head(self._latent(image)))
 
 
-def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
+class RoutedGraph(nn.Module):
+    """uint8 `image` [N, H, W, 3] → the outputs of `RoutedHead`, in the order of `ROUTED_OUTPUTS`.
+
+    `width` nodes of every level are expanded.
+    """
+
+    def __init__(self, network: ExplainedNetwork, top_k: int, width: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = RoutedHead(network.head, top_k, width)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.head(self.network.latent(self.network.features(image))))
+
+
+def write_onnx(graph: ExplainedGraph | RoutedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as one ONNX file with a dynamic batch and `metadata` (text) inside.
 
     `example` is uint8 [N ≥ 2, H, W, 3]; its batch size leaves no trace.
@@ -53,7 +70,7 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=list(OUTPUTS),
+            output_names=list(ROUTED_OUTPUTS if isinstance(graph, RoutedGraph) else OUTPUTS),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             external_data=False,
             verbose=False,

@@ -27,7 +27,7 @@ PRINCIPAL = 16
 
 
 def augmented(cells: Tensor) -> Tensor:
-    """[N, C, D + 1]: cells [N, C, D] and, last, −‖z‖²/2, which a one at the end of every prototype adds to a product."""
+    """[N, C, D + 1]: cells [N, C, D] and, last, −‖z‖²/2, which a one at the end of a prototype adds to a product."""
     return torch.cat([cells, -0.5 * (cells * cells).sum(2, keepdim=True)], dim=2)
 
 

@@ -31,8 +31,8 @@ class RoutedExplanation(NamedTuple):
     """The outputs of a routed graph, in their order.
 
     certain bool [N]: whether the certificate holds. path int64 [N, L] (−1 below the leaf); path_log_probability,
-    path_logit float [N, L] (0 there); evidence_… as in `Explanation`. scored_node int64 and scored_log_probability float
-    [N, K]: all nodes that were scored, −1 where there were fewer.
+    path_logit float [N, L] (0 there); evidence_… as in `Explanation`. scored_node int64 and scored_log_probability
+    float [N, K]: all nodes that were scored, −1 where there were fewer.
     """
 
     certain: Tensor
@@ -121,11 +121,7 @@ class RoutedHead(nn.Module):
                 break
             # The most probable inner nodes go on; the best of the others bounds what is left out.
             node, found = scored.node.flatten(1), scored.log_probability.flatten(1)
-            inner = torch.where(
-                (node < 0) | self.is_leaf.index_select(0, node.clamp_min(0).reshape(-1)).reshape(node.shape),
-                NEGATIVE,
-                found,
-            )
+            inner = torch.where(self._leads_on(node), found, NEGATIVE)
             wide = self.sizes[depth + 1][0]
             best, place = inner.topk(min(wide + 1, inner.shape[1]), dim=1)
             above, chosen = best[:, :wide], node.gather(1, place[:, :wide])
@@ -135,10 +131,15 @@ class RoutedHead(nn.Module):
                 left_out.append(best[:, wide:])
         return self._answer(latent, cells, levels, torch.cat(left_out, dim=1).amax(1))
 
+    def _leads_on(self, node: Tensor) -> Tensor:
+        """bool [N, K] which nodes [N, K] have children; −1 has none."""
+        inner = ~self.is_leaf.index_select(0, node.clamp_min(0).reshape(-1)).reshape(-1, node.shape[1])
+        return inner & (node >= 0)
+
     def _score(self, cells: Tensor, parent: Tensor, above: Tensor, members: int, slots: int) -> _Scored:
         """Score the children of `parent` [N, B], whose log-probabilities are `above`."""
         head, device = self.head, cells.device
-        (batch, wide), flat = parent.shape, parent.reshape(-1)
+        wide, flat = parent.shape[1], parent.reshape(-1)
 
         def of_parent(table: Tensor) -> Tensor:
             return table.index_select(0, flat).reshape(-1, wide)
@@ -184,13 +185,13 @@ class RoutedHead(nn.Module):
         head, top_k, depth = self.head, self.top_k, len(levels)
         node = torch.cat([level.node.flatten(1) for level in levels], dim=1)
         found = torch.cat([level.log_probability.flatten(1) for level in levels], dim=1)
-        leaf_here = self.is_leaf.index_select(0, node.clamp_min(0).reshape(-1)).reshape(-1, node.shape[1]) & (node >= 0)
+        leaf_here = (node >= 0) & ~self._leads_on(node)
         best, place = torch.where(leaf_here, found, NEGATIVE).max(1)
         path = self.path_at_level.index_select(0, node.gather(1, place[:, None])[:, 0])
 
         rows: list[tuple[Tensor, ...]] = []
         for number, level in enumerate(levels):
-            rows.append(self._evidence(level, path[:, number], path[:, number - 1] if number else None))
+            rows.append(self._evidence(level, path[:, number]))
         prototype, found_similarity, weight, contribution, cell, log_probability, logit = (
             torch.stack(parts, dim=1) for parts in zip(*rows, strict=True)
         )
@@ -215,10 +216,9 @@ class RoutedHead(nn.Module):
             scored_log_probability=torch.where(node >= 0, found, 0.0),
         )
 
-    def _evidence(self, level: _Scored, node: Tensor, parent: Tensor | None) -> tuple[Tensor, ...]:
+    def _evidence(self, level: _Scored, node: Tensor) -> tuple[Tensor, ...]:
         """The evidence [N, top_k] of the path's `node` [N] of one level, and its log-probability and logit [N]."""
-        wide, slots = level.similarity.shape[1:]
-        members = level.node.shape[2]
+        slots, members = level.similarity.shape[2], level.node.shape[2]
         # Where in the level the node is; a path that has ended has none, and is masked below.
         place = (level.node.flatten(1) == node[:, None]).int().argmax(1)[:, None]
         group = torch.div(place, members, rounding_mode="floor")
