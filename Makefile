@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test clean distclean
+.PHONY: help install demo serve check format test bench-head clean distclean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s%s\n' "$$target" "$$text"; done
 
 install: $(INSTALLED) ## Make the environment in .venv, with the versions of constraints.txt
 
@@ -40,6 +40,10 @@ format: install ## Let ruff mend what it can
 
 test: install ## All tests
 	$(BIN)/python -m pytest
+
+bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## Remove the demo and the tools' caches
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov
