@@ -88,9 +88,9 @@ def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> 
         if fact in metrics:
             figures[fact] = metrics[fact]
     if "projection" in metrics:
-        # The final network against the one before its last projection, on the images that chose among epochs.
-        after = metrics["selection"]["accuracy"]["leaf"]
-        figures["cost"] = metrics["projection"]["before"]["selection_leaf"] - after
+        # What follows a projection to make it good counts with it; temperatures, which move no prototype, do not.
+        last = next(metrics[fact] for fact in ("last_layers", "anchored", "projection") if fact in metrics)
+        figures["cost"] = metrics["projection"]["before"]["selection_leaf"] - last["after"]["selection_leaf"]
     figures["prototypes"] = len([*(run / "prototypes").glob("*.webp")])
     return figures
 
@@ -136,7 +136,8 @@ def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
         f"{described_seeds(seeds)} Accuracy in %; "
         "*macro*: mean recall of the leaves; *distance* and *severity*: levels from the true leaf up to the lowest "
         "common ancestor, over all images and over the mistakes; ECE in %, after calibration; *projection*: points of "
-        "leaf accuracy from before the last projection to the finished network, lost, on the selection images.",
+        "leaf accuracy lost from before the last projection to after the training that follows it, on the selection "
+        "images.",
         "",
         f"| | {' | '.join(COLUMNS)} |",
         f"|---|{'---|' * len(COLUMNS)}",
