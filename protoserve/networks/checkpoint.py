@@ -39,6 +39,7 @@ class NetworkDescription(Contract):
     similarity: Similarity = "log1p"
     latent: Latent = "sigmoid"
     smoothing: int = Field(default=1, ge=1)
+    hidden: int | None = None
     epsilon: float = 1e-4
     dropout: float = 0.0
     prototype_child: list[int] = Field(default_factory=list)
@@ -81,7 +82,9 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
         epsilon=description.epsilon,
         sphere=description.latent == "sphere",
     )
-    return PrototypeNetwork(body, head, description.reduced, description.dropout, description.smoothing)
+    return PrototypeNetwork(
+        body, head, description.reduced, description.dropout, description.smoothing, description.hidden
+    )
 
 
 def _take_backbone(body: Backbone, description: NetworkDescription, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Directions and smoothed cells, from run to prediction: both targets keep them, boxes show all that counts."""
+"""Directions, smoothed cells and a hidden layer from run to prediction: both targets keep them, boxes show it all."""
 
 import math
 
@@ -13,7 +13,7 @@ from tests.conftest import make_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "sphere", latent="sphere", smoothing=3)
+    return make_run(tmp_path_factory.mktemp("runs") / "sphere", latent="sphere", smoothing=3, hidden=20)
 
 
 @pytest.fixture(scope="module")
