@@ -29,8 +29,6 @@ NOTES = {
     "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
     "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
 }
-# Epochs of plain fine-tuning and joint training together.
-PLAIN_EPOCHS = {"grocery": 10, "hpnet15": 6}
 COLUMNS = {
     "leaf": lambda run: 100 * run["test"]["accuracy"]["leaf"],
     "level 2": lambda run: 100 * run["test"]["accuracy"]["level_2"],
@@ -59,31 +57,38 @@ class System:
     config: str
     head: str = "prototypes"
     settings: tuple[str, ...] = ()
+    plain: System | None = None
 
 
 def systems(name: str) -> list[System]:
-    """The rows, in the order in which they are trained. Fine-tuned, the backbone learns for as many epochs in each."""
+    """The rows, in the order in which they are trained. Fine-tuned prototypes stand on the plain row's backbone of the
+    same seed, as they would at the end of that configuration's own plain epochs: these are trained once."""
     frozen, tuned = f"{name}.yaml", f"{name}-finetuned.yaml"
-    plainly = (f"finetune.epochs={PLAIN_EPOCHS[name]}",)
+    plain = System("tuned-plain", "fine-tuned: plain softmax", tuned, "linear")
+    trained = ("finetune.epochs=0",)
     return [
         System("frozen-plain", "frozen: plain softmax", frozen, "linear"),
         System("frozen-protopnet", "frozen: ProtoPNet", frozen, settings=PROTOPNET),
         System("frozen-hierarchical", "frozen: hierarchical prototypes", frozen),
-        System("tuned-plain", "fine-tuned: plain softmax", tuned, "linear", plainly),
-        System("tuned-protopnet", "fine-tuned: ProtoPNet", tuned, settings=PROTOPNET),
-        System("tuned-hierarchical", "fine-tuned: hierarchical prototypes", tuned),
+        plain,
+        System("tuned-protopnet", "fine-tuned: ProtoPNet", tuned, settings=(*PROTOPNET, *trained), plain=plain),
+        System("tuned-hierarchical", "fine-tuned: hierarchical prototypes", tuned, settings=trained, plain=plain),
     ]
 
 
 def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one system with one seed, or take the finished run, and return its figures."""
     run = runs / f"{system.name}-{seed}"
+    earlier = 0.0
+    if system.plain is not None:
+        earlier = measure(system.plain, seed, data, weights, runs)["seconds"]
+        weights = str(runs / f"{system.plain.name}-{seed}")
     if not (run / "model.pt").is_file():
         common = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", system.head]
         changed = [word for setting in system.settings for word in ("--set", setting)]
         protoserve("train", CONFIGS / system.config, *common, *changed, "--cache", runs / "cache", "--resume")
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    figures = {"test": metrics["test"], "selection": metrics["selection"], "seconds": metrics["seconds"]}
+    figures = {"test": metrics["test"], "selection": metrics["selection"], "seconds": earlier + metrics["seconds"]}
     for fact in ("projection", "anchored", "last_layers", "calibration"):
         if fact in metrics:
             figures[fact] = metrics[fact]

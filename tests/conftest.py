@@ -34,6 +34,7 @@ def make_run(
     latent: str = "sigmoid",
     smoothing: int = 1,
     hidden: int | None = None,
+    zero: float | None = None,
 ) -> Path:
     """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
     import torch
@@ -59,6 +60,7 @@ def make_run(
         latent=latent,
         smoothing=smoothing,
         hidden=hidden,
+        zero=zero,
         prototype_child=prototype_children(taxonomy, kind, 3),
     )
     torch.manual_seed(seed)

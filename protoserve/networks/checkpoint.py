@@ -40,6 +40,7 @@ class NetworkDescription(Contract):
     latent: Latent = "sigmoid"
     smoothing: int = Field(default=1, ge=1)
     hidden: int | None = None
+    zero: float | None = None
     epsilon: float = 1e-4
     dropout: float = 0.0
     prototype_child: list[int] = Field(default_factory=list)
@@ -81,6 +82,7 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
         form=description.similarity,
         epsilon=description.epsilon,
         sphere=description.latent == "sphere",
+        zero=description.zero,
     )
     return PrototypeNetwork(
         body, head, description.reduced, description.dropout, description.smoothing, description.hidden
