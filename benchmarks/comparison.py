@@ -2,6 +2,8 @@
 
     python benchmarks/comparison.py grocery --data DIR --weights FILE --runs RUNS
 
+or `hpnet15`, or `similarities` for the hierarchical network with each form of the similarity on Grocery Store.
+
 All settings are fixed in training/configs and were compared on images outside test (see README); this trains every
 system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
 benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on.
@@ -25,6 +27,7 @@ HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "training" / "configs"
 NOTES = {
     "grocery": "Grocery Store (Klasson et al. 2019), MobileNetV2; test split, 2,485 photographs.",
+    "similarities": "The frozen hierarchical network of `grocery` with each form of the similarity, all else equal.",
     "hpnet15": "The 15 ImageNet classes of Hase et al. 2019, MobileNetV2; test split, 352 photographs. Published for "
     "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
     "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
@@ -63,6 +66,17 @@ class System:
 def systems(name: str) -> list[System]:
     """The rows, in the order in which they are trained. Fine-tuned prototypes stand on the plain row's backbone of the
     same seed, as they would at the end of that configuration's own plain epochs: these are trained once."""
+    if name == "similarities":
+        return [
+            System("frozen-hierarchical", "log(1 + 1/(d + ε)), Hase et al. 2019", "grocery.yaml"),
+            *(
+                System(f"similarity-{form}", label, "grocery.yaml", settings=(f"model.similarity={form}",))
+                for form, label in (
+                    ("log-ratio", "log((d + 1)/(d + ε)), Chen et al. 2019"),
+                    ("cosine", "cosine, 1 − d/2"),
+                )
+            ),
+        ]
     frozen, tuned = f"{name}.yaml", f"{name}-finetuned.yaml"
     plain = System("tuned-plain", "fine-tuned: plain softmax", tuned, "linear")
     trained = ("finetune.epochs=0",)
@@ -133,7 +147,7 @@ def described_seeds(seeds: list[int]) -> str:
 def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
     """The results as Markdown."""
     lines = [
-        f"# {name}: plain, ProtoPNet, hierarchical",
+        f"# {name}" + ("" if name == "similarities" else ": plain, ProtoPNet, hierarchical"),
         "",
         f"Made by `python benchmarks/comparison.py {name} --data DIR --weights FILE`; all figures in `{name}.json`.",
         NOTES[name],
