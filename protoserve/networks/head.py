@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from protoserve.networks.distances import closeness, exact, most_looks, near, nearest_cells, squares
 from protoserve.networks.grouping import NEGATIVE, Grouping, Kind, groups_of, taken
-from protoserve.networks.similarity import Similarity, on_sphere, similarity
+from protoserve.networks.similarity import Similarity, on_sphere, similarity, similarity_at
 from protoserve.taxonomy import Taxonomy
 
 __all__ = [
@@ -64,6 +64,9 @@ class PrototypeHead(nn.Module):
     """Prototypes and last layers over a taxonomy.
 
     With the similarity `negative-distance`, `reference` [P] is added to it: 0 unless `speak_where_near` was called.
+    With `zero`, what the similarity is at this squared distance is subtracted from it, so that a prototype farther than
+    that speaks against its child. As published the logarithms are positive everywhere, so a child gains from every
+    prototype that it has, whether that matches or not. Two random directions stand 2 apart.
     With `sphere`, which the similarity `cosine` implies, latent cells must come at unit length, as
     `PrototypeNetwork.latent` gives them.
 
@@ -89,8 +92,11 @@ class PrototypeHead(nn.Module):
         form: Similarity = "log1p",
         epsilon: float = 1e-4,
         sphere: bool = False,
+        zero: float | None = None,
     ) -> None:
         super().__init__()
+        self.zero = zero
+        self.shift = 0.0 if zero is None else -similarity_at(zero, form, epsilon)
         self.sphere = sphere or form == "cosine"
         self.taxonomy = taxonomy
         self.kind = kind
@@ -174,8 +180,11 @@ class PrototypeHead(nn.Module):
         """Set the last layers to their published start.
 
         Where siblings have different numbers of prototypes, each prototype counts in inverse proportion, or the
-        child with more of them would start ahead.
+        child with more of them would start ahead; not so where one that does not match adds nothing (`zero`).
         """
+        if self.zero is not None:
+            self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask)
+            return
         owned = self.own_mask.sum(2).float()  # [G, M]
         fewest = torch.where(owned > 0, owned, torch.inf).amin(1)
         share = (self.own_mask * (fewest[:, None] / owned.clamp_min(1.0))[:, :, None]).sum(1)  # [G, Q]
@@ -237,6 +246,10 @@ class PrototypeHead(nn.Module):
             cells, vectors, squares(vectors, self.sphere), self.sphere, near(self.form, self.epsilon, vectors)
         )
 
+    def similarity_of(self, distance: Tensor) -> Tensor:
+        """The similarities of squared distances of any shape, before any prototype's own `reference`."""
+        return similarity(distance, self.form, self.epsilon, self.shift)
+
     # ---- probabilities ---------------------------------------------------------------------------------------
 
     def node_log_probability(self, group_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,7 +268,7 @@ class PrototypeHead(nn.Module):
 
     def classify(self, distance: Tensor, cell: Tensor) -> HeadOutput:
         """The rest of `forward`, from distances and cells [N, P]."""
-        similarities = similarity(distance, self.form, self.epsilon)
+        similarities = self.similarity_of(distance)
         if self.form == "negative-distance":
             similarities = similarities + self.reference
         logits = self.grouping.logits(similarities, self.grouping.weights(self.effective_weight()))
@@ -287,7 +300,8 @@ class FusedHead(nn.Module):
     def __init__(self, head: PrototypeHead, top_k: int, cells: int | None = None) -> None:
         super().__init__()
         self.grouping = head.grouping
-        self.form, self.epsilon, self.unit, self.top_k = head.form, head.epsilon, head.sphere, top_k
+        self.form, self.epsilon, self.shift = head.form, head.epsilon, head.shift
+        self.unit, self.top_k = head.sphere, top_k
         self.slots = head.top_k_limit
         with torch.no_grad():
             vectors = head.shifted_vectors().clone()
@@ -315,7 +329,7 @@ class FusedHead(nn.Module):
         if not self.unit:
             cells = cells - self.centre
         distance, cell = nearest_cells(cells, self.vectors, self.squares, self.unit, self.radius, self.looks)
-        similarities = similarity(distance, self.form, self.epsilon)
+        similarities = similarity(distance, self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
             similarities = similarities + self.reference
         logits = grouping.logits(similarities, grouping.split_weights(self.weights[: -self.slots]))
@@ -341,7 +355,7 @@ class FusedHead(nn.Module):
         # at the best cell.
         vectors = self.vectors.index_select(0, chosen.reshape(-1))
         vectors = vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1])
-        maps = similarity(exact(cells[:, None], vectors), self.form, self.epsilon)
+        maps = similarity(exact(cells[:, None], vectors), self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
             maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
         maps = torch.where(found.reshape(-1, levels * self.top_k, 1), maps, 0.0)

@@ -152,7 +152,7 @@ class RoutedHead(nn.Module):
         cell = (torch.matmul(vectors, cells.transpose(1, 2)) + half).argmax(2)
         # So few prototypes are all looked at a second time.
         matched = cells.gather(1, cell[:, :, None].expand(-1, -1, cells.shape[2]))
-        found = similarity(exact(matched, vectors), head.form, head.epsilon)
+        found = similarity(exact(matched, vectors), head.form, head.epsilon, head.shift)
         if head.form == "negative-distance":
             found = found + head.reference.index_select(0, prototypes.reshape(-1)).reshape(-1, wide * slots)
         present = slot < count[:, :, None]
@@ -197,7 +197,7 @@ class RoutedHead(nn.Module):
         )
         chosen = prototype.clamp_min(0).flatten(1)
         vectors = head.vectors.index_select(0, chosen.reshape(-1)).reshape(-1, depth * top_k, 1, cells.shape[2])
-        maps = similarity(exact(cells[:, None], vectors), head.form, head.epsilon)
+        maps = similarity(exact(cells[:, None], vectors), head.form, head.epsilon, head.shift)
         if head.form == "negative-distance":
             maps = maps + head.reference.index_select(0, chosen.reshape(-1)).reshape(-1, depth * top_k, 1)
         maps = torch.where(prototype.reshape(-1, depth * top_k, 1) >= 0, maps, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -13,8 +14,8 @@ Similarity = Literal["log1p", "log-ratio", "cosine", "negative-distance"]
 SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 
-def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
-    """The similarity of squared distances ‖z−p‖² ≥ 0, elementwise and falling.
+def similarity(distance: Tensor, form: Similarity, epsilon: float, shift: float = 0.0) -> Tensor:
+    """The similarity of squared distances ‖z−p‖² ≥ 0, elementwise and falling, plus `shift`.
 
     `log1p`: log(1 + 1/(d + ε)) (Hase et al. 2019, ε = 1e-4), greatest value log(1 + 1/ε).
     `log-ratio`: log((d + 1)/(d + ε)) (Chen et al. 2019, eq. 2, ε = 1e-4), greatest value log(1/ε).
@@ -25,6 +26,11 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
     >>> float(similarity(torch.tensor(0.0), "log-ratio", 0.1))  # doctest: +ELLIPSIS
     2.302...
     """
+    found = _unshifted(distance, form, epsilon)
+    return found + shift if shift != 0.0 else found
+
+
+def _unshifted(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
     if form == "log1p":
         return torch.log1p(1.0 / (distance + epsilon))
     if form == "log-ratio":
@@ -34,6 +40,15 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
     if form == "negative-distance":
         return -distance
     raise InputError(f"no similarity {form!r}{nearest(form, SIMILARITIES)}; it is one of {', '.join(SIMILARITIES)}")
+
+
+def similarity_at(distance: float, form: Similarity, epsilon: float) -> float:
+    """The similarity of one squared distance, as `similarity` gives it."""
+    if form == "log1p":
+        return math.log1p(1.0 / (distance + epsilon))
+    if form == "log-ratio":
+        return math.log((distance + 1.0) / (distance + epsilon))
+    return 1.0 - 0.5 * distance if form == "cosine" else -distance
 
 
 def on_sphere(vectors: Tensor, dimension: int) -> Tensor:
