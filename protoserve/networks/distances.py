@@ -95,7 +95,7 @@ def most_looks(vectors: Tensor, radius: float, cells: int) -> int:
         axes = torch.linalg.eigh(torch.cov(vectors.t())).eigenvectors[:, -PRINCIPAL:]
         crowded = _crowded(vectors @ axes, limit)
     neighbours = torch.ones(count, dtype=torch.int64)
-    for rows in crowded.split(BLOCK):
+    for rows in torch.split(crowded, BLOCK):
         neighbours[rows] = torch.count_nonzero(_closer(vectors[rows], vectors) >= -0.5 * limit, dim=1)
     return min(count, int(neighbours.topk(min(cells, count)).values.sum()))
 

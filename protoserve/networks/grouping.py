@@ -74,7 +74,7 @@ def taken(values: Tensor, places: Tensor) -> Tensor:
 
 def _parts(values: Tensor, sizes: list[int], dimension: int = 0) -> Sequence[Tensor]:
     """`values` in parts; a whole costs graphs no node."""
-    return [values] if len(sizes) == 1 else values.split(sizes, dimension)
+    return [values] if len(sizes) == 1 else torch.split(values, sizes, dimension)
 
 
 class Grouping(nn.Module):

@@ -101,6 +101,11 @@ class RoutedHead(nn.Module):
             self.sizes.append((wide, int(children[parents].max()), max(1, int(slots[parents].max()))))
         for name, table in tables.items():
             self.register_buffer(name, torch.from_numpy(table), persistent=False)
+        # Only the temperatures are learnt; a parent whose child is certain has none.
+        temperature = torch.ones(self.nodes + 1)
+        parents_of_groups = [self.nodes if group.parent == ROOT else group.parent for group in taxonomy.groups]
+        temperature[parents_of_groups] = head.temperature.detach().float().cpu()
+        self.register_buffer("parent_temperature", temperature, persistent=False)
         self.register_buffer("is_leaf", torch.from_numpy(children[:-1] == 0), persistent=False)
         self.register_buffer("path_at_level", torch.from_numpy(taxonomy.path_at_level), persistent=False)
 
@@ -250,12 +255,12 @@ class RoutedHead(nn.Module):
         )
 
 
-def _parent_tables(head: PrototypeHead) -> dict[str, NDArray[np.generic]]:
+def _parent_tables(head: PrototypeHead) -> dict[str, NDArray[np.int64]]:
     """Per node, the root last: where its children, their prototypes and their last layer lie. An only child has neither
     prototypes nor weights; its logit is 0 and its conditional 1."""
     taxonomy: Taxonomy = head.taxonomy
     count = len(taxonomy.nodes) + 1
-    tables: dict[str, NDArray[np.generic]] = {
+    tables: dict[str, NDArray[np.int64]] = {
         name: np.zeros(count, dtype=np.int64)
         for name in (
             "parent_first_child",
@@ -269,7 +274,6 @@ def _parent_tables(head: PrototypeHead) -> dict[str, NDArray[np.generic]]:
     parents = np.where(taxonomy.parent == ROOT, count - 1, taxonomy.parent)
     numbers, first, children = np.unique(parents, return_index=True, return_counts=True)
     tables["parent_first_child"][numbers], tables["parent_children"][numbers] = first, children
-    temperature = np.ones(count, dtype=np.float32)
     sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=len(taxonomy.groups))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     places = head.grouping.weight_places()
@@ -277,5 +281,4 @@ def _parent_tables(head: PrototypeHead) -> dict[str, NDArray[np.generic]]:
         parent = count - 1 if group.parent == ROOT else group.parent
         tables["parent_first"][parent], tables["parent_slots"][parent] = starts[number], sizes[number]
         tables["parent_weight"][parent], tables["parent_stride"][parent] = places[number]
-        temperature[parent] = float(head.temperature[number])
-    return tables | {"parent_temperature": temperature}
+    return tables

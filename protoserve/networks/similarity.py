@@ -57,4 +57,5 @@ def on_sphere(vectors: Tensor, dimension: int) -> Tensor:
     There ‖z − p‖² = 2 − 2 cos(z, p), so that everything that works with squared distances (the matrix product, the
     losses, projection) works for the cosine, too, and the nearest cell is the one with the smallest angle.
     """
-    return vectors / torch.linalg.vector_norm(vectors, dim=dimension, keepdim=True).clamp_min(1e-12)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=dimension, keepdim=True)
+    return vectors / length.clamp_min(1e-12)
