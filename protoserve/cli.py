@@ -36,7 +36,7 @@ ENTRY_POINTS: Final = "protoserve.commands"
 COMMANDS_OF_EXTRA: Final = {
     "train": ("data", "train", "evaluate"),
     "export": ("export", "validate"),
-    "serve": ("serve", "publish"),
+    "serve": ("serve", "publish", "key"),
 }
 FIGURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 

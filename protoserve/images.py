@@ -12,6 +12,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -29,9 +30,15 @@ Box: TypeAlias = tuple[int, int, int, int]
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 PAD_COLOUR: Final = (124, 116, 104)
 
-_FORMAT_LIST = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 # Enough to tell a damaged picture from something that never was one.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8")
+_SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "WEBP": (b"RIFF",),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "GIF": (b"GIF8",),
+}
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -144,11 +151,13 @@ class FittedImage:
     geometry: Geometry
 
 
-def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> DecodedImage:
+def decode(
+    source: ImageSource, *, limits: Limits = DEFAULT_LIMITS, formats: tuple[str, ...] = FORMATS
+) -> DecodedImage:
     """Read a picture: a path, encoded bytes, a Pillow image or a uint8 array [H, W, 3] (RGB), [H, W] (grey).
 
     The format is found from the content, never from a name: JPEG, PNG, WebP, BMP, TIFF or GIF; of several
-    frames the first counts. All EXIF orientations are applied; alpha and transparent colours are laid on
+    frames the first counts; `formats` narrows the choice. All EXIF orientations are applied; alpha and transparent colours are laid on
     white; 16-bit grey is scaled to 8 bits; colour profiles are not applied. Sizes are checked on the
     header, before anything is decoded.
 
@@ -160,9 +169,9 @@ def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> DecodedIm
     30
     """
     if isinstance(source, str | Path):
-        return _decode_file(Path(source), limits)
+        return _decode_file(Path(source), limits, formats)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode_bytes(bytes(source), limits, "the image")
+        return _decode_bytes(bytes(source), limits, "the image", formats)
     if isinstance(source, np.ndarray):
         return DecodedImage(_from_array(source, limits))
     if isinstance(source, Image.Image):
@@ -239,7 +248,7 @@ def _pixels(offset: float, step: float, start: int, end: int, limit: int) -> tup
     return first, max(last, first + 1)
 
 
-def _decode_file(path: Path, limits: Limits) -> DecodedImage:
+def _decode_file(path: Path, limits: Limits, formats: tuple[str, ...]) -> DecodedImage:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file")
     try:
@@ -250,28 +259,39 @@ def _decode_file(path: Path, limits: Limits) -> DecodedImage:
         raise InputError(f"{path}: no such image") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r}: can't read the image ({error})") from error
-    return _decode_bytes(data, limits, str(path))
+    return _decode_bytes(data, limits, str(path), formats)
 
 
-def _decode_bytes(data: bytes, limits: Limits, name: str) -> DecodedImage:
+def _decode_bytes(data: bytes, limits: Limits, name: str, formats: tuple[str, ...]) -> DecodedImage:
     if not data:
-        raise ImageError(f"{name} is empty; give a picture as {_FORMAT_LIST}", "unsupported_image")
+        raise ImageError(f"{name} is empty; give a picture as {_listed(formats)}", "unsupported_image")
     if len(data) > limits.bytes:
         raise ImageError(
             f"{name} has more than the {limits.bytes:,} bytes allowed; send a smaller one", "image_too_large"
         )
     _silence_pillow_warnings()
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has too many pixels ({error}); send a smaller one", "image_too_large") from error
     except _PILLOW_ERRORS as error:
-        if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        if _looks_like(data, formats):
             raise ImageError(f"{name} is damaged or truncated; send it again", "broken_image") from error
-        raise ImageError(f"{name} is no picture as {_FORMAT_LIST}; convert it", "unsupported_image") from error
+        raise ImageError(f"{name} is no picture as {_listed(formats)}; convert it", "unsupported_image") from error
     with picture:
         _check_size(picture.size, limits, name)
         return _upright_rgb(picture, limits, name)
+
+
+def _looks_like(data: bytes, formats: tuple[str, ...]) -> bool:
+    """Whether the data begin as one of the formats does."""
+    found = [name for name in formats if data.startswith(_SIGNATURES[name])]
+    return bool(found) and (found != ["WEBP"] or data[8:12] == b"WEBP")
+
+
+def _listed(formats: tuple[str, ...]) -> str:
+    *others, last = ("WebP" if name == "WEBP" else name for name in formats)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _upright_rgb(picture: Image.Image, limits: Limits, name: str) -> DecodedImage:
