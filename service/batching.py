@@ -63,8 +63,9 @@ class Batcher:
         self._waiting.append(item)
         metrics.QUEUED.inc()
         if self._idle:
+            # Taken here and now, so that what comes in the same moment finds the other lanes.
             self._idle -= 1
-            lane = loop.create_task(self._lane())
+            lane = loop.create_task(self._lane(self._next()))
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
         too_late = loop.call_later(self.seconds, self._give_up, item)
@@ -80,10 +81,11 @@ class Batcher:
         if not item.started and not item.answer.done():
             item.answer.set_exception(no_turn(self.seconds))
 
-    async def _lane(self) -> None:
+    async def _lane(self, batch: list[_Waiting]) -> None:
         try:
-            while batch := self._next():
+            while batch:
                 await self._answer(batch)
+                batch = self._next()
         finally:
             self._idle += 1
 

@@ -107,12 +107,15 @@ class Settings(BaseSettings):
     )
     trace_share: float = Field(default=1.0, ge=0, le=1, description="the share of requests to trace")
 
-    @field_validator("formats", "cors_origins", "api_keys", mode="before")
+    @field_validator("formats", "cors_origins", mode="before")
     @classmethod
     def _separated(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            return tuple(part.strip() for part in given.split(",") if part.strip())
-        return given
+        return _parts(given) if isinstance(given, str) else given
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _read_keys(cls, given: Any) -> Any:
+        return tuple(map(read_key, _parts(given))) if isinstance(given, str) else given
 
     @field_validator("formats")
     @classmethod
@@ -121,11 +124,6 @@ class Settings(BaseSettings):
         if not upper or not set(upper) <= set(FORMATS):
             raise ValueError(f"formats are some of {', '.join(FORMATS)}")
         return upper
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _read_keys(cls, given: Any) -> Any:
-        return tuple(read_key(part) if isinstance(part, str) else part for part in given)
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
@@ -145,6 +143,10 @@ class Settings(BaseSettings):
         """All settings for a log, with the names of keys and without their hashes."""
         values = self.model_dump(mode="json", exclude={"api_keys"})
         return {**values, "api_keys": [key.name for key in self.api_keys]}
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_settings() -> Settings:
