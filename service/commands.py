@@ -57,12 +57,14 @@ def serve(
         environment = {
             **os.environ,
             "BENTOML_DO_NOT_TRACK": "true",
-            "PROTOSERVE_BUNDLE": str(bundle.resolve()),
+            # A link stays one, so that it can be moved to another bundle.
+            "PROTOSERVE_BUNDLE": str(bundle.absolute()),
             "PROTOSERVE_DEVICE": device,
             "PROTOSERVE_WORKERS": str(workers),
             "PROTOSERVE_METRICS_DIRECTORY": metrics,
         }
         environment.pop("PROTOSERVE_MODEL", None)
+        environment.setdefault("PROTOSERVE_LOG_FORMAT", "text" if sys.stderr.isatty() else "json")
         shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
         typer.echo(f"serving {name} at http://{shown}:{port} (Ctrl-C stops it)", err=True)
         code = _run(_server_command(host, port), environment)

@@ -18,7 +18,7 @@ from bentoml.models import BentoModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protoserve.ensemble import read_model
-from protoserve.errors import ProtoServeError
+from protoserve.errors import InputError, ProtoServeError
 from service.logs import configure_logs
 from service.process import end_with_parent
 from service.publish import bundle_directory, published_model
@@ -49,7 +49,7 @@ def current_model() -> CurrentModel:
     """This process's model, loaded, verified and asked once."""
     threads = SETTINGS.threads or max(1, usable_cores() // SETTINGS.workers)
     batch = SETTINGS.max_batch or (BATCH_ON_A_GPU if SETTINGS.device == "cuda" else 1)
-    model = CurrentModel(bundle_in_use, SETTINGS.device, threads, batch)
+    model = CurrentModel(_place, SETTINGS.device, threads, batch)
     if SETTINGS.reload_seconds:
         watch(model, SETTINGS.reload_seconds)
     return model
@@ -75,6 +75,14 @@ def bundle_in_use() -> Path:
             "unset it, or build a Bento with that model"
         )
     return bundle_directory(bentoml.models.get(packed[0]))
+
+
+def _place() -> Path:
+    try:
+        return bundle_in_use()
+    except BentoMLException as error:
+        # To be refused like any other model that is not there, when it is looked for again.
+        raise InputError(str(error)) from error
 
 
 def _declared_model() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -166,7 +167,7 @@ def read_settings() -> Settings:
 
 
 def settings_table() -> str:
-    """The Markdown table of docs/settings.md."""
+    """The Markdown table of docs/settings.md; `python -m service.settings` prints it."""
     lines = ["| variable | default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -178,7 +179,7 @@ def settings_table() -> str:
             shown = f"`{default:_}`" if isinstance(default, int) else f"`{default}`"
         kind = field.annotation
         choices = getattr(kind, "__args__", ()) if getattr(kind, "__origin__", None) is Literal else ()
-        words = f" ({', '.join(choices)})" if choices else ""
+        words = f": {', '.join(choices)}" if choices else ""
         lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description}{words} |")
     return "\n".join(lines) + "\n"
 
@@ -193,3 +194,7 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         # No control group of version 2, or one without a quota ("max").
         return cores
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_table())

@@ -144,7 +144,12 @@ LENT = {
     "protoserve/taxonomy.py": {"yaml"},
 }
 # What asks for an extra of its own.
-OWN_EXTRA = {"protoserve/client.py": "client"}
+OWN_EXTRA = {
+    "protoserve/client.py": "client",
+    "protoserve/score.py": "score",
+    "protoserve/score_command.py": "score",
+    "protoserve/score_ray.py": "ray",
+}
 
 
 def required(*extras: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -57,7 +58,10 @@ def send(client: TestClient, made: Any) -> int:
 
 def test_a_corpus_of_hostile_uploads(client: TestClient) -> None:
     statuses = []
+    process, level = psutil.Process(), 0
     for seed in range(COUNT):
+        if seed == COUNT // 5:
+            level = process.memory_info().rss
         try:
             statuses.append(send(client, corpus.upload(seed)))
         except AssertionError as error:
@@ -65,6 +69,8 @@ def test_a_corpus_of_hostile_uploads(client: TestClient) -> None:
     # The corpus tries what it says: some are answered, and several kinds of refusal come up.
     assert statuses.count(200) > COUNT * 0.05
     assert {400, 413, 415, 422} <= set(statuses)
+    gc.collect()
+    assert process.memory_info().rss - level < 60_000_000
 
 
 @settings(max_examples=max(30, COUNT // 10), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
