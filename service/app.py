@@ -33,7 +33,7 @@ def create_app(settings: Settings, current: Callable[[], Current]) -> Starlette:
     `current` gives the loaded model. It is asked on every request, in the event loop, so it must be quick. All errors
     are `application/problem+json`, unknown routes and methods included.
     """
-    predicting, catalogue, itself = Predicting(settings, current), Catalogue(settings, current), Itself(current)
+    predicting, catalogue, itself = Predicting(settings, current), Catalogue(settings, current), Itself(settings, current)
     routes = [
         Route("/", itself.page),
         Route("/v1/predict", predicting.predict, methods=["POST"]),
@@ -75,7 +75,8 @@ def create_app(settings: Settings, current: Callable[[], Current]) -> Starlette:
 class Itself:
     """The routes about the service itself: the page, probes, metrics, its OpenAPI document."""
 
-    def __init__(self, current: Callable[[], Current]) -> None:
+    def __init__(self, settings: Settings, current: Callable[[], Current]) -> None:
+        self.settings = settings
         self.current = current
 
     async def page(self, request: Request) -> Response:
@@ -99,7 +100,8 @@ class Itself:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        return Response(json.dumps(openapi_document()), headers=REVALIDATE, media_type="application/json")
+        document = openapi_document(self.current().classifier.table.top_k, self.settings.max_images)
+        return Response(json.dumps(document), headers=REVALIDATE, media_type="application/json")
 
 
 async def _client_left(request: Request, error: Exception) -> Response:

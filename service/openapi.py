@@ -58,8 +58,12 @@ class _AsAnswered(GenerateJsonSchema):
         return True
 
 
-def openapi_document() -> dict[str, Any]:
-    """The service as an OpenAPI 3.1 document: all its routes, parameters, answers and problem codes."""
+def openapi_document(top_k: int | None = None, images: int | None = None) -> dict[str, Any]:
+    """The service as an OpenAPI 3.1 document: all its routes, parameters, answers and problem codes.
+
+    `top_k` is the most evidence that the model keeps per level, `images` the most pictures of a batch: limits that a
+    running service knows.
+    """
     _, definitions = models_json_schema(
         [(model, "serialization") for model in _DOCUMENTS],
         ref_template=_REFERENCE,
@@ -73,8 +77,8 @@ def openapi_document() -> dict[str, Any]:
             "description": "Image classification at every level of a class tree, with its evidence.",
         },
         "paths": {
-            "/v1/predict": {"post": _predict()},
-            "/v1/predict/batch": {"post": _predict_batch()},
+            "/v1/predict": {"post": _predict(top_k)},
+            "/v1/predict/batch": {"post": _predict_batch(top_k, images)},
             "/v1/model": {"get": _get("The model that answers", ModelDocument)},
             "/v1/taxonomy": {"get": _get("The class tree", TaxonomyDocument)},
             "/v1/prototypes": {
@@ -108,10 +112,18 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _predict() -> dict[str, Any]:
+def _predict_parameters(top_k: int | None) -> list[dict[str, Any]]:
+    parameters = _query_parameters(PredictQuery)
+    for parameter in parameters:
+        if parameter["name"] == "top_k" and top_k is not None:
+            parameter["schema"]["maximum"] = top_k
+    return parameters
+
+
+def _predict(top_k: int | None) -> dict[str, Any]:
     return {
         "summary": "Predict one picture",
-        "parameters": _query_parameters(PredictQuery),
+        "parameters": _predict_parameters(top_k),
         "requestBody": {
             "required": True,
             "description": f"The picture's bytes ({', '.join(FORMATS)}), or a form with them.",
@@ -125,13 +137,14 @@ def _predict() -> dict[str, Any]:
     }
 
 
-def _predict_batch() -> dict[str, Any]:
+def _predict_batch(top_k: int | None, images: int | None) -> dict[str, Any]:
+    pictures = {"type": "array", "items": _BYTES, "minItems": 1} | ({} if images is None else {"maxItems": images})
     return {
         "summary": "Predict several pictures; each gets a prediction or a problem, in order",
-        "parameters": _query_parameters(PredictQuery),
+        "parameters": _predict_parameters(top_k),
         "requestBody": {
             "required": True,
-            "content": {FORM: {"schema": _form({"type": "array", "items": _BYTES, "minItems": 1})}},
+            "content": {FORM: {"schema": _form(pictures)}},
         },
         "responses": _responses(BatchDocument, _BODY_CODES),
     }

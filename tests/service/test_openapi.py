@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def document(client: TestClient) -> dict[str, Any]:
     served: dict[str, Any] = client.get("/openapi.json").json()
-    assert served == openapi_document()
+    assert served == openapi_document(top_k=9, images=3)
     return served
 
 
@@ -55,7 +55,7 @@ def test_parameters_are_those_that_the_route_takes(client: TestClient, document:
     operation = document["paths"]["/v1/predict"]["post"]
     parameters = {parameter["name"]: parameter["schema"] for parameter in operation["parameters"]}
     assert parameters == {
-        "top_k": {"type": "integer", "minimum": 0},
+        "top_k": {"type": "integer", "minimum": 0, "maximum": 9},
         "maps": {"type": "string", "enum": ["none", "boxes", "heat"], "default": "boxes"},
         "alternatives": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 3},
     }
