@@ -14,10 +14,12 @@ from typing import Final, Literal
 import numpy as np
 import psutil
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
+from prometheus_client import mmap_dict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from protoserve.engine import Outputs
+from protoserve.errors import InputError
 from protoserve.evidence import EvidenceTable
 from protoserve.schema import Prediction
 
@@ -31,6 +33,11 @@ COUNTED_LEVELS: Final = 2
 MOST_LABELS: Final = 200
 OTHER: Final = "(other)"
 ROOT: Final = "(root)"
+
+# Counts of several workers lie in files that are mapped into memory: whoever writes to a page that a full disk can't hold
+# is killed by the kernel. So each file is made large enough for all labels at once, and `reserve_disk` claims it.
+_FILE_BYTES: Final = 1 << 20
+mmap_dict._INITIAL_MMAP_SIZE = _FILE_BYTES  # type: ignore[attr-defined]
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -121,6 +128,22 @@ def forget_the_dead() -> None:
     for process in processes:
         if not psutil.pid_exists(process):
             mark_process_dead(process)  # type: ignore[no-untyped-call]
+
+
+def reserve_disk() -> None:
+    """Claim the disk that this process's counts may need; raises InputError when there is not enough."""
+    if DIRECTORY not in os.environ or not hasattr(os, "posix_fallocate"):
+        return
+    directory = Path(os.environ[DIRECTORY])
+    for file in directory.glob(f"*_{os.getpid()}.db"):
+        try:
+            with file.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, _FILE_BYTES)
+        except OSError as error:
+            raise InputError(
+                f"{directory}: no room for the counts of a worker ({error.strerror}); give {_FILE_BYTES >> 18} MiB per "
+                "worker, or another PROTOSERVE_METRICS_DIRECTORY"
+            ) from error
 
 
 class PredictionCounts:

@@ -42,6 +42,10 @@ if IS_WORKER:
     end_with_parent()
     use_strict_protocol(SETTINGS.header_seconds)
     metrics.forget_the_dead()
+else:
+    # In its containers BentoML starts no worker again, and leaves that to whoever starts containers; but one of several
+    # workers would then be missed by nobody. It reads this when it starts them, which is after it has loaded this file.
+    os.environ.pop("BENTOML_CONTAINERIZED", None)
 
 
 @cache
@@ -149,6 +153,8 @@ class ProtoServe:
         # A worker takes no request before its model is loaded and has answered.
         current = current_model()()
         _application()
+        if IS_WORKER:
+            metrics.reserve_disk()
         LOG.info(
             "ready", extra={"model": current.version, "device": current.classifier.engine.device, "pid": os.getpid()}
         )
