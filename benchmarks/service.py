@@ -302,7 +302,7 @@ def wrk(side: Side, script: Path, connections: int, seconds: float) -> dict[str,
     output = subprocess.run([*command, "-s", str(script), side.url()], capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
         raise SystemExit(f"{side.name}: not every request was answered:\n{output}")
-    quantiles = {share: milliseconds(value) for share, value in re.findall(r"^\s+(\d+)%\s+(\S+)$", output, re.MULTILINE)}
+    quantiles = {share: milliseconds(value) for share, value in re.findall(r"^\s+(\d+)%\s+(\S+)\s*$", output, re.MULTILINE)}
     if "99" not in quantiles:
         raise SystemExit(f"{side.name}: too few answers in {seconds:g} s; give more --seconds:\n{output}")
     [throughput] = re.findall(r"Requests/sec:\s+(\S+)", output)
