@@ -1,7 +1,7 @@
 """A twin of the service for benchmarks/service.py: the same decoding, graph and document behind a bare FastAPI.
 
-One process, each request's work in a thread of a pool. `python benchmarks/service_twin_fastapi.py PORT`, with TWIN_BUNDLE
-and TWIN_LANES in the environment.
+One process, each request's work in a thread of a pool. `python benchmarks/service_twin_fastapi.py PORT`, with
+TWIN_BUNDLE and TWIN_LANES in the environment.
 """
 
 import os

@@ -84,13 +84,21 @@ class Classifier:
         return result
 
     def fit(
-        self, image: ImageSource, *, limits: Limits = DEFAULT_LIMITS, formats: tuple[str, ...] = FORMATS
+        self,
+        image: ImageSource,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        formats: tuple[str, ...] = FORMATS,
+        draft: bool = False,
     ) -> FittedImage:
         """Read one untrusted image and bring it to model size: the half of `predict` that needs no engine.
 
+        With `draft`, large JPEGs are reduced while they are decoded; see `protoserve.images.decode`.
+
         Raises InputError and ImageError as `protoserve.images.decode` does.
         """
-        return fit(decode(image, limits=limits, formats=formats), self.bundle.manifest.input)
+        rule = self.bundle.manifest.input
+        return fit(decode(image, limits=limits, formats=formats, draft_for=rule if draft else None), rule)
 
     def predict_fitted(
         self,

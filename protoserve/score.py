@@ -168,7 +168,7 @@ def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, 
         stored = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if stored.get("fingerprint") != job.fingerprint:
             raise InputError(
-                f"{directory} holds parts of another job (other pictures, model or options); finish it as it was begun, "
+                f"{directory} holds parts of another job (other pictures, model or options); finish it as begun, "
                 "give another --output, or begin anew with --restart"
             )
     else:
@@ -195,9 +195,7 @@ def join_parts(job: Job, directory: Path, output: Path) -> tuple[int, int]:
     return rows, errors
 
 
-def _decoded(
-    job: Job, number: int, classifier: Classifier
-) -> Iterator[list[tuple[str, FittedImage | InputError]]]:
+def _decoded(job: Job, number: int, classifier: Classifier) -> Iterator[list[tuple[str, FittedImage | InputError]]]:
     """The part's pictures in batches, decoded ahead in threads by no more than a few batches."""
     root = Path(job.root)
 
@@ -266,5 +264,3 @@ def _parquet_column(file: Path) -> Sequence[str]:
         raise InputError(f"{file}: no column 'image'; it has {', '.join(names)}")
     found: list[str] = parquet.read_table(file, columns=["image"]).column("image").cast(pyarrow.string()).to_pylist()
     return found
-
-

@@ -31,7 +31,9 @@ def score(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
     top_k: Annotated[int, typer.Option(min=0, help="Evidence per level; 0 leaves it out.")] = 1,
-    engine: Annotated[EngineChoice, typer.Option(help="local, or ray for a cluster (extra 'ray').")] = EngineChoice.local,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="local, or ray for a cluster (extra 'ray').")
+    ] = EngineChoice.local,
     actors: Annotated[int | None, typer.Option(min=1, help="With ray: models beside each other; one per core.")] = None,
     part: Annotated[int, typer.Option(min=1, help="Pictures per part; what is lost when a run is killed.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -33,7 +33,11 @@ def create_app(settings: Settings, current: Callable[[], Current]) -> Starlette:
     `current` gives the loaded model. It is asked on every request, in the event loop, so it must be quick. All errors
     are `application/problem+json`, unknown routes and methods included.
     """
-    predicting, catalogue, itself = Predicting(settings, current), Catalogue(settings, current), Itself(settings, current)
+    predicting, catalogue, itself = (
+        Predicting(settings, current),
+        Catalogue(settings, current),
+        Itself(settings, current),
+    )
     routes = [
         Route("/", itself.page),
         Route("/v1/predict", predicting.predict, methods=["POST"]),

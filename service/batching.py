@@ -1,7 +1,7 @@
 """Inferences, a few at a time; pictures that wait while all lanes are busy go together into the next one.
 
-No picture waits for others to come: a free lane starts with what is there. docs/decisions/0002-batching.md says why it is
-done here and not by BentoML's batcher.
+No picture waits for others to come: a free lane starts with what is there. docs/decisions/0002-batching.md says why
+it is done here and not by BentoML's batcher.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Catalogue:
     def __init__(self, settings: Settings, current: Callable[[], Current]) -> None:
         self.settings = settings
         self.current = current
-        # Reading files and writing long documents; beside the turns of predictions, so that neither waits for the other.
+        # For reading files and writing long documents; apart from predictions, so that neither waits for the other.
         self.turns = Turns(2, settings.wait_seconds)
 
     async def model(self, request: Request) -> Response:

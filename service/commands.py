@@ -177,9 +177,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> int:
     try:
         # In a session of its own, or the terminal's Ctrl-C would reach the workers before their supervisor,
         # which would start new ones.
-        server = subprocess.Popen(
-            command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent
-        )
+        server = subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent)
         if stopped:
             server.send_signal(signal.SIGTERM)
         code = server.wait()

@@ -56,7 +56,7 @@ class Cors(CORSMiddleware):
         origin = request_headers.get("origin", "")[:200]
         return Problem(
             "origin_not_allowed",
-            f"pages of {origin!r} may not call this service in this way; its PROTOSERVE_CORS_ORIGINS says which may, with "
+            f"pages of {origin!r} may not call this service in this way; PROTOSERVE_CORS_ORIGINS says which may, with "
             "GET and POST",
         ).response()
 

@@ -14,8 +14,7 @@ from typing import Final, Literal
 import numpy as np
 import psutil
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
-from prometheus_client import mmap_dict
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, mmap_dict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from protoserve.engine import Outputs
@@ -34,8 +33,8 @@ MOST_LABELS: Final = 200
 OTHER: Final = "(other)"
 ROOT: Final = "(root)"
 
-# Counts of several workers lie in files that are mapped into memory: whoever writes to a page that a full disk can't hold
-# is killed by the kernel. So each file is made large enough for all labels at once, and `reserve_disk` claims it.
+# Counts of several workers lie in files that are mapped into memory: whoever writes to a page that a full disk can't
+# hold is killed by the kernel. So each file is made large enough for all labels at once, and `reserve_disk` claims it.
 _FILE_BYTES: Final = 1 << 20
 mmap_dict._INITIAL_MMAP_SIZE = _FILE_BYTES  # type: ignore[attr-defined]
 

@@ -95,7 +95,9 @@ def openapi_document(top_k: int | None = None, images: int | None = None) -> dic
             "/v1/prototypes/{id}/image": {"get": _prototype_image()},
             "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
             "/healthz": {"get": _plain("The same", "text/plain")},
-            "/readyz": {"get": _plain("Whether the model is loaded and has answered once", "text/plain", codes=("not_ready",))},
+            "/readyz": {
+                "get": _plain("Whether the model is loaded and has answered once", "text/plain", codes=("not_ready",))
+            },
             "/metrics": {"get": _plain("Counts for Prometheus", "text/plain", keyed=True)},
             "/openapi.json": {"get": _plain("This document", "application/json", {"type": "object"})},
             "/": {"get": _plain("A page to try the model", "text/html")},
@@ -178,7 +180,12 @@ def _prototype_image() -> dict[str, Any]:
 
 
 def _plain(
-    summary: str, media_type: str, schema: dict[str, Any] | None = None, *, keyed: bool = False, codes: tuple[str, ...] = ()
+    summary: str,
+    media_type: str,
+    schema: dict[str, Any] | None = None,
+    *,
+    keyed: bool = False,
+    codes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     responses = _responses(None, codes, keyed=keyed)
     responses["200"] = {
@@ -189,9 +196,7 @@ def _plain(
     return {"summary": summary, "responses": responses} | ({} if keyed else {"security": []})
 
 
-def _responses(
-    document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True
-) -> dict[str, Any]:
+def _responses(document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
     for code in sorted((*codes, *_ALWAYS, *(_KEYED if keyed else ()))):
         by_status.setdefault(STATUS_OF[code], []).append(code)

@@ -153,7 +153,9 @@ class Predicting:
     async def _decode(self, classifier: Classifier, data: Callable[[], bytes]) -> FittedImage:
         with stage("decode"):
             image = await self.decoding.run(
-                lambda: classifier.fit(data(), limits=self.limits, formats=self.settings.formats)
+                lambda: classifier.fit(
+                    data(), limits=self.limits, formats=self.settings.formats, draft=self.settings.jpeg_draft
+                )
             )
         metrics.IMAGE_PIXELS.observe(image.geometry.picture_width * image.geometry.picture_height)
         return image

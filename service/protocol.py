@@ -1,7 +1,7 @@
 """HTTP below the application: uvicorn's answer to what is no HTTP, and to clients that never finish their headers.
 
-BentoML starts uvicorn and leaves its protocol class to uvicorn's choice, `uvicorn.protocols.http.auto`; that is the place
-where ours is put.
+BentoML starts uvicorn and leaves its protocol class to uvicorn's choice, `uvicorn.protocols.http.auto`; that is where
+ours is put.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class StrictProtocol(Chosen):
         self._timer = None
         if not self.transport.is_closing():
             self._refuse(
-                Problem("request_timeout", f"no whole request came within {self.header_seconds:g} seconds; send it again")
+                Problem(
+                    "request_timeout", f"no whole request came within {self.header_seconds:g} seconds; send it again"
+                )
             )
 
     def _refuse(self, problem: Problem) -> None:

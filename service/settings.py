@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=1024,
-        description="CPU threads of one inference; by default the cores that this process may use, shared among workers",
+        description="CPU threads of one inference; by default the cores that it may use, shared among workers",
     )
     lanes: int = Field(default=2, ge=1, le=256, description="inferences at a time, per worker")
     max_batch: int | None = Field(
@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     formats: Annotated[tuple[str, ...], NoDecode] = Field(
         default=FORMATS, description="picture formats to read, with commas between them"
     )
+    jpeg_draft: bool = Field(
+        default=False,
+        description="reduce large JPEGs while decoding them: quicker, and answers differ a little (benchmarks/draft.py)",
+    )
     read_seconds: float = Field(default=30.0, gt=0, description="longest time to receive one request body")
     header_seconds: float = Field(default=10.0, gt=0, description="longest time to receive a request's headers")
 
@@ -76,7 +80,9 @@ class Settings(BaseSettings):
         default=128, ge=1, description="most pictures per worker that are received and not yet answered; more get 503"
     )
     max_memory: int = Field(
-        default=256_000_000, ge=1, description="most bytes of request bodies that a worker holds at a time; more get 503"
+        default=256_000_000,
+        ge=1,
+        description="most bytes of request bodies that a worker holds at a time; more get 503",
     )
     wait_seconds: float = Field(
         default=10.0, gt=0, description="longest time that a picture waits for its decoding or its inference; then 503"
@@ -176,7 +182,8 @@ def settings_table() -> str:
         elif isinstance(default, tuple):
             shown = f"`{','.join(default)}`"
         else:
-            shown = f"`{default:_}`" if isinstance(default, int) else f"`{default}`"
+            whole = isinstance(default, int) and not isinstance(default, bool)
+            shown = f"`{default:_}`" if whole else f"`{default}`"
         kind = field.annotation
         choices = getattr(kind, "__args__", ()) if getattr(kind, "__origin__", None) is Literal else ()
         words = f": {', '.join(choices)}" if choices else ""

@@ -60,7 +60,9 @@ class Places:
             nonlocal held
             if self.used + more > self.most:
                 raise Problem(
-                    "overloaded", f"the service holds all the {self.what} that it may ({self.most:,}); try again", _RETRY
+                    "overloaded",
+                    f"the service holds all the {self.what} that it may ({self.most:,}); try again",
+                    _RETRY,
                 )
             self.used += more
             held += more

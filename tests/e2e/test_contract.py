@@ -19,9 +19,9 @@ with warnings.catch_warnings():
     # Deprecations of its own requirements, which come while it is imported.
     warnings.simplefilter("ignore")
     import schemathesis
-    from schemathesis.specs.openapi.checks import positive_data_acceptance
     from hypothesis import HealthCheck, Phase, given
     from hypothesis import settings as examples
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 EXAMPLES = 200 if "PROTOSERVE_TEST_FAULTS" in os.environ else 25
 

@@ -101,7 +101,13 @@ def serving(bundle: Path, home: Path, *options: str, **settings: str) -> Iterato
         process = subprocess.Popen(
             [*SERVE, str(bundle), "--port", str(port), "--device", "cpu", *options],
             cwd=ROOT,
-            env={**kept, "BENTOML_HOME": str(home), "PROTOSERVE_LOG_FORMAT": "json", "PROTOSERVE_THREADS": "1", **settings},
+            env={
+                **kept,
+                "BENTOML_HOME": str(home),
+                "PROTOSERVE_LOG_FORMAT": "json",
+                "PROTOSERVE_THREADS": "1",
+                **settings,
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -207,7 +213,9 @@ def test_a_killed_worker_costs_only_what_it_was_answering(tiny_bundle: Path, pho
             killed.kill()
             answered(seen, 100)
             wait_until(
-                lambda: len(server.workers()) == 2 and killed.pid not in {one.pid for one in server.workers()}, 60, server.log
+                lambda: len(server.workers()) == 2 and killed.pid not in {one.pid for one in server.workers()},
+                60,
+                server.log,
             )
             answered(seen, 50)
         # At most what each client had on its way to that worker.

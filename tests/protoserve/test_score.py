@@ -41,7 +41,11 @@ def pictures(tmp_path: Path) -> Path:
 
 def score(*arguments: str | Path, **options: Any) -> dict[str, Any]:
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments), "--device", "cpu", "--json"], capture_output=True, text=True, timeout=120, **options
+        [*COMMAND, *map(str, arguments), "--device", "cpu", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
     )
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -72,7 +76,7 @@ def test_rows_say_what_the_python_interface_says_and_bad_files_say_why(
         ]
         assert [tuple(one["box"]) for one in row["evidence"]] == [one.box for _, one in evidence]
     assert [row["code"] for row in rows[7:]] == ["unsupported_image", "broken_image"]
-    assert all(row["node"] is None and "send" in row["error"] or "convert" in row["error"] for row in rows[7:])
+    assert all((row["node"] is None and "send" in row["error"]) or "convert" in row["error"] for row in rows[7:])
     assert not list(tmp_path.glob("*.parts")) + list(tmp_path.glob(".*"))
 
 
@@ -139,7 +143,9 @@ def test_a_source_without_pictures_is_refused(tmp_path: Path, make: Any, said: s
         find_images(tmp_path / "source")
 
 
-@pytest.mark.parametrize(("content", "said"), [("name\na\n", "no column 'image'"), ("image\n", "no rows"), ("", "no column")])
+@pytest.mark.parametrize(
+    ("content", "said"), [("name\na\n", "no column 'image'"), ("image\n", "no rows"), ("", "no column")]
+)
 def test_a_table_without_pictures_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(InputError, match=said):

@@ -127,20 +127,38 @@ def repeated(draw: random.Random) -> bytes:
 
 def polyglot(draw: random.Random) -> bytes:
     """A picture that is also something else, or something else that begins like a picture."""
-    other = draw.choice([b"%PDF-1.7\n", b"PK\x03\x04", b"<?php system('id'); ?>", b"<svg onload='alert(1)'/>", b"#!/bin/sh\n"])
+    other = draw.choice(
+        [b"%PDF-1.7\n", b"PK\x03\x04", b"<?php system('id'); ?>", b"<svg onload='alert(1)'/>", b"#!/bin/sh\n"]
+    )
     data = picture(draw)
     return draw.choice([data + other, other + data, data[:20] + other + data[20:]])
 
 
 def garbage(draw: random.Random) -> bytes:
     """Random bytes, perhaps behind a signature."""
-    signatures = (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\xff\xff\xff\xffWEBPVP8X", b"BM", b"II*\0", b"MM\0*", b"GIF89a")
+    signatures = (
+        b"",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\xff\xff\xff\xffWEBPVP8X",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"GIF89a",
+    )
     return draw.choice(signatures) + draw.randbytes(draw.choice([0, 1, 10, 100, 5000]))
 
 
 def address(draw: random.Random) -> bytes:
     """An address where a picture is asked for."""
-    return draw.choice([b"http://127.0.0.1:1/a.jpg", b"file:///etc/passwd", b"data:image/png;base64,AAAA", b'{"url": "http://127.0.0.1"}'])
+    return draw.choice(
+        [
+            b"http://127.0.0.1:1/a.jpg",
+            b"file:///etc/passwd",
+            b"data:image/png;base64,AAAA",
+            b'{"url": "http://127.0.0.1"}',
+        ]
+    )
 
 
 def other_format(draw: random.Random) -> bytes:
@@ -167,7 +185,12 @@ def png_bomb(draw: random.Random) -> bytes:
     """A header of up to 2³¹ pixels a side before data of a few."""
     size = draw.choice([(60_000, 60_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1)])
     header = struct.pack(">IIBBBBB", *size, 8, draw.choice([0, 2, 6]), 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(100_000))) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", zlib.compress(bytes(100_000)))
+        + _chunk(b"IEND", b"")
+    )
 
 
 def png_text_bomb(draw: random.Random) -> bytes:
@@ -190,16 +213,23 @@ def jpeg_bomb(draw: random.Random) -> bytes:
 def bmp_bomb(draw: random.Random) -> bytes:
     """A BMP of sides up to 2³¹, run-length coded or not."""
     side = draw.choice([50_000, 2**31 - 1, -(2**31)])
-    header = struct.pack("<IiiHHIIiiII", 40, side, draw.choice([side, 1]), 1, draw.choice([8, 24]), draw.choice([0, 1]), 0, 0, 0, 0, 0)
+    header = struct.pack(
+        "<IiiHHIIiiII", 40, side, draw.choice([side, 1]), 1, draw.choice([8, 24]), draw.choice([0, 1]), 0, 0, 0, 0, 0
+    )
     return b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + header + bytes(1000)
 
 
 def gif_bomb(draw: random.Random) -> bytes:
     """A GIF of 65,535 × 65,535 with hardly any data, and one with a great many frames."""
     if draw.random() < 0.5:
-        return b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0) + bytes(6) + b"," + struct.pack(
-            "<HHHHB", 0, 0, 65_535, 65_535, 0
-        ) + b"\x02\x02\x4c\x01\x00;"
+        return (
+            b"GIF89a"
+            + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0)
+            + bytes(6)
+            + b","
+            + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0)
+            + b"\x02\x02\x4c\x01\x00;"
+        )
     frame = b"," + struct.pack("<HHHHB", 0, 0, 8, 8, 0) + b"\x02\x02\x4c\x01\x00"
     return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + frame * 20_000 + b";"
 
@@ -207,7 +237,13 @@ def gif_bomb(draw: random.Random) -> bytes:
 def tiff_bomb(draw: random.Random) -> bytes:
     """A TIFF of 4 billion pixels, or one whose directory leads back to itself."""
     width, height = draw.choice([(65_535, 65_535), (2**31 - 1, 2**31 - 1), (1, 2**32 - 1)])
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, draw.choice([1, 5, 8, 32773])), (262, 3, 1, 1)]
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, draw.choice([1, 5, 8, 32773])),
+        (262, 3, 1, 1),
+    ]
     tags += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, 100)]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", draw.choice([0, 8])) + bytes(100)
@@ -259,11 +295,13 @@ def form(body: bytes, draw: random.Random) -> tuple[bytes, str]:
     """A multipart form with the body in it, sound or broken."""
     name = draw.choice([b"image", b"image", b"image", b"picture", b"", b"image\xff", b'"'])
     filename = draw.choice([b'; filename="a.jpg"', b"", b'; filename="../../etc/passwd"', b"; filename*=utf-8''%ff"])
-    part = b"--x\r\nContent-Disposition: form-data; name=\"" + name + b'"' + filename + b"\r\n\r\n" + body + b"\r\n"
+    part = b'--x\r\nContent-Disposition: form-data; name="' + name + b'"' + filename + b"\r\n\r\n" + body + b"\r\n"
     data = part * draw.choice([1, 1, 1, 2, 5, 200 if len(body) < 2000 else 2]) + b"--x--\r\n"
     if draw.random() < 0.3:
         data = data[: draw.randrange(len(data))]
-    return data, draw.choice(["multipart/form-data; boundary=x"] * 3 + ["multipart/form-data; boundary=y", "multipart/form-data"])
+    return data, draw.choice(
+        ["multipart/form-data; boundary=x"] * 3 + ["multipart/form-data; boundary=y", "multipart/form-data"]
+    )
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ def app(current: CurrentModel) -> ASGIApp:
     return create_app(Settings(max_bytes=200_000, max_images=3), current)
 
 
-def test_a_prediction_is_that_of_the_python_interface(
-    app: ASGIApp, classifier: Classifier, photograph: Path
-) -> None:
+def test_a_prediction_is_that_of_the_python_interface(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
     with Client(ADDRESS, transport=Bridge(app)) as client:
         assert client.is_ready()
         assert client.model()["version"] == classifier.bundle.manifest.version
@@ -114,9 +112,11 @@ def test_a_service_that_stays_busy_is_given_up(app: ASGIApp, photograph: Path) -
         tries.append(1)
         return httpx.Response(503, json=document)
 
-    with Client(ADDRESS, retries=1, transport=Bridge(app, busy)) as client:
-        with pytest.raises(ServiceError, match="no turn") as raised:
-            client.predict(photograph)
+    with (
+        Client(ADDRESS, retries=1, transport=Bridge(app, busy)) as client,
+        pytest.raises(ServiceError, match="no turn") as raised,
+    ):
+        client.predict(photograph)
     assert (raised.value.code, len(tries)) == ("overloaded", 2)
 
 
@@ -140,7 +140,6 @@ def test_the_key_is_sent(current: CurrentModel, photograph: Path) -> None:
     app = create_app(Settings(api_keys=(known,)), current)
     with Client(ADDRESS, key=secret, transport=Bridge(app)) as client:
         assert client.predict(photograph).path
-    with Client(ADDRESS, transport=Bridge(app)) as client:
-        with pytest.raises(ServiceError) as raised:
-            client.predict(photograph)
+    with Client(ADDRESS, transport=Bridge(app)) as client, pytest.raises(ServiceError) as raised:
+        client.predict(photograph)
     assert (raised.value.code, raised.value.status) == ("invalid_key", 401)

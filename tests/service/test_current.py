@@ -125,9 +125,7 @@ def test_no_request_is_lost_while_the_model_changes_and_each_names_its_version(
     assert len({tuple(path) for _, _, path in answers}) == 1
 
 
-def test_the_watch_changes_the_model_by_itself(
-    link: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_the_watch_changes_the_model_by_itself(link: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     model = CurrentModel(lambda: link, "cpu", 1)
     stop = watch(model, 0.01)
     try:

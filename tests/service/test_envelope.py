@@ -25,7 +25,9 @@ def ask(client: TestClient, current: CurrentModel, **settings: Any) -> TestClien
     return type(client)(create_app(Settings(**settings), current), raise_server_exceptions=False)
 
 
-@pytest.mark.parametrize("path", ["/", "/livez", "/healthz", "/v1/model", "/v1/prototypes/0/image", "/nope", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/livez", "/healthz", "/v1/model", "/v1/prototypes/0/image", "/nope", "/metrics"]
+)
 def test_every_answer_has_an_id_and_headers_for_browsers(client: TestClient, path: str) -> None:
     headers = client.get(path, headers={"x-request-id": "abc-123"}).headers
     assert headers["x-request-id"] == "abc-123"
@@ -55,7 +57,14 @@ def test_only_the_holders_of_keys_get_answers(client: TestClient, current: Curre
         assert (response.status_code, response.json()["code"]) == (401, "invalid_key")
         assert response.headers["www-authenticate"].startswith("Bearer")
         assert one not in response.text
-    for path, status in {"/livez": 200, "/readyz": 200, "/openapi.json": 200, "/": 200, "/metrics": 401, "/x": 401}.items():
+    for path, status in {
+        "/livez": 200,
+        "/readyz": 200,
+        "/openapi.json": 200,
+        "/": 200,
+        "/metrics": 401,
+        "/x": 401,
+    }.items():
         assert asking.get(path).status_code == status, path
 
 
@@ -152,7 +161,9 @@ def test_a_traceback_stays_within_its_line() -> None:
     try:
         raise ValueError("why\nso")
     except ValueError as error:
-        record = logging.LogRecord("protoserve.x", logging.ERROR, "f", 1, "it %s", ("broke",), (type(error), error, None))
+        record = logging.LogRecord(
+            "protoserve.x", logging.ERROR, "f", 1, "it %s", ("broke",), (type(error), error, None)
+        )
     written = JsonFormatter().format(record)
     assert "\n" not in written
     line = json.loads(written)
@@ -163,7 +174,9 @@ def test_a_traceback_stays_within_its_line() -> None:
 # ---- back-pressure
 
 
-def test_a_full_queue_and_full_memory_are_told_at_once(client: TestClient, current: CurrentModel, photograph: Path) -> None:
+def test_a_full_queue_and_full_memory_are_told_at_once(
+    client: TestClient, current: CurrentModel, photograph: Path
+) -> None:
     asking = ask(client, current, max_queue=16, max_bytes=50_000, max_memory=50_000)
     data = photograph.read_bytes()
     assert len(data) < 50_000

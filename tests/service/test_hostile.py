@@ -74,7 +74,12 @@ def test_a_corpus_of_hostile_uploads(client: TestClient) -> None:
 
 
 @settings(max_examples=max(30, COUNT // 10), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 1 << 40), cut=st.floats(0, 1), insert=st.binary(max_size=30), media_type=st.sampled_from(corpus.MEDIA_TYPES))
+@given(
+    seed=st.integers(0, 1 << 40),
+    cut=st.floats(0, 1),
+    insert=st.binary(max_size=30),
+    media_type=st.sampled_from(corpus.MEDIA_TYPES),
+)
 def test_any_upload_changed_anywhere(client: TestClient, seed: int, cut: float, insert: bytes, media_type: str) -> None:
     body = corpus.upload(seed).body
     place = int(cut * len(body))

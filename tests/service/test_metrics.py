@@ -96,7 +96,9 @@ def test_novelty_is_counted_at_the_parent_that_judged(
     assert grown(before, after, "protoserve_novelty_total") == 2
 
 
-def test_labels_stay_few_in_a_large_taxonomy(classifier: Classifier, client: TestClient, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_stay_few_in_a_large_taxonomy(
+    classifier: Classifier, client: TestClient, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "MOST_LABELS", 0)
     prediction = classifier.predict(photograph)
     before = samples(client)
@@ -156,6 +158,11 @@ def test_every_metric_is_on_the_dashboard() -> None:
 def test_panels_do_not_overlap() -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "protoserve.json").read_text())
     places = [panel["gridPos"] for panel in dashboard["panels"]]
-    cells = {(x, y) for place in places for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+    cells = {
+        (x, y)
+        for place in places
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    }
     assert len(cells) == sum(place["w"] * place["h"] for place in places)
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(places)

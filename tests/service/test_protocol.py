@@ -1,4 +1,4 @@
-"""A real uvicorn with our protocol: what is no HTTP, headers that never end, a client that leaves, a server that stops."""
+"""A real uvicorn with our protocol: what is no HTTP, headers that never end, a server that stops."""
 
 from __future__ import annotations
 
@@ -133,13 +133,13 @@ def test_a_server_that_stops_answers_what_it_has_begun(
     run = engine.run
     monkeypatch.setattr(engine, "run", lambda images: (time.sleep(0.5), run(images))[1])
     data = photograph.read_bytes()
-    with serving(current, header_seconds=5) as (port, server):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(
-                b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
-            )
-            time.sleep(0.2)
-            server.should_exit = True
-            status, _, body = answer(connection)
+    with (
+        serving(current, header_seconds=5) as (port, server),
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        time.sleep(0.2)
+        server.should_exit = True
+        status, _, body = answer(connection)
     assert status == 200
     assert json.loads(body)["levels"]
