@@ -114,7 +114,7 @@ def key(
 
 
 def _require(command: str) -> None:
-    for module in ("bentoml", "starlette", "prometheus_client", "pydantic_settings", "python_multipart", "psutil"):
+    for module in ("bentoml", "starlette", "prometheus_client", "pydantic_settings", "python_multipart"):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(command, "serve")
     # BentoML reads it when it is imported.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import psutil
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, mmap_dict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -36,7 +35,7 @@ ROOT: Final = "(root)"
 # Counts of several workers lie in files that are mapped into memory: whoever writes to a page that a full disk can't
 # hold is killed by the kernel. So each file is made large enough for all labels at once, and `reserve_disk` claims it.
 _FILE_BYTES: Final = 1 << 20
-mmap_dict._INITIAL_MMAP_SIZE = _FILE_BYTES  # type: ignore[attr-defined]
+mmap_dict._INITIAL_MMAP_SIZE = _FILE_BYTES
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -125,8 +124,19 @@ def forget_the_dead() -> None:
         if (number := file.stem.rpartition("_")[2]).isdecimal()
     }
     for process in processes:
-        if not psutil.pid_exists(process):
+        if not _is_running(process):
             mark_process_dead(process)  # type: ignore[no-untyped-call]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Somebody else's by now; but then it runs.
+        return True
+    return True
 
 
 def reserve_disk() -> None:
