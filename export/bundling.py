@@ -135,6 +135,7 @@ def _manifest(
                 top_k=top_k,
                 similarity=description.similarity,
                 epsilon=description.epsilon,
+                zero=description.zero,
                 span=description.smoothing,
             ),
             files={target: FILES[target] for target in targets},
