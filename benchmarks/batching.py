@@ -150,7 +150,7 @@ def report(found: dict[str, Any]) -> str:
         f"{found['options']['lanes']} lanes of one thread, {found['options']['connections']} connections when busy; "
         f"medians of {found['options']['rounds']} rounds in which the sides take turns.",
         "",
-        "| | p50 with one client, ms | requests/s at saturation | p99 when busy, ms | good ones lost beside a bad one |",
+        "| | p50 with one client, ms | requests/s at saturation | p99 when busy, ms | good ones lost by a bad one |",
         "|---|---|---|---|---|",
     ]
     for name, row in found["medians"].items():

@@ -170,8 +170,8 @@ def decode(
     colours are laid on white; 16-bit grey is scaled to 8 bits; colour profiles are not applied. Sizes are checked on
     the header, before anything is decoded.
 
-    With `draft_for`, an encoded JPEG that this rule would shrink at least fourfold is decoded at a half, a quarter or an
-    eighth of its sides, so that at least two of its pixels are left for each of the model's: much quicker, and the
+    With `draft_for`, an encoded JPEG that this rule would shrink at least fourfold is decoded at a half, a quarter or
+    an eighth of its sides, so that at least two of its pixels are left for each of the model's: much quicker, and the
     pixels differ a little from those of a whole decoding.
 
     Raises InputError for a path that is no readable file, and ImageError with the code `unsupported_image`

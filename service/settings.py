@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     )
     jpeg_draft: bool = Field(
         default=False,
-        description="reduce large JPEGs while decoding them: quicker, and answers differ a little (benchmarks/draft.py)",
+        description="reduce large JPEGs while decoding them: quicker, answers differ a little (benchmarks/draft.py)",
     )
     read_seconds: float = Field(default=30.0, gt=0, description="longest time to receive one request body")
     header_seconds: float = Field(default=10.0, gt=0, description="longest time to receive a request's headers")
