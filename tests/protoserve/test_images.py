@@ -387,7 +387,7 @@ def test_a_crop_of_half_the_sides_takes_the_middle_quarter(size):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("resize", RESIZES)
-@pytest.mark.parametrize("size", [(1999, 1203), (1203, 1999), (1024, 1024)])
+@pytest.mark.parametrize("size", [(805, 603), (603, 805)])
 def test_a_jpeg_reduced_while_decoding_keeps_its_places(size: tuple[int, int], resize: Any, orientation: int) -> None:
     across = np.linspace(0, 255, size[0])[None, :].repeat(size[1], 0)
     down = np.linspace(0, 255, size[1])[:, None].repeat(size[0], 1)
@@ -399,7 +399,7 @@ def test_a_jpeg_reduced_while_decoding_keeps_its_places(size: tuple[int, int], r
     rule = InputRule(height=64, width=96, resize=resize)
     whole = decode(target.getvalue())
     reduced = decode(target.getvalue(), draft_for=rule)
-    assert reduced.reduced in (4, 8)
+    assert reduced.reduced == 2
     assert (reduced.width, reduced.height) == (whole.width, whole.height)
     one, other = fit(whole, rule), fit(reduced, rule)
     assert one.geometry == other.geometry
