@@ -70,8 +70,8 @@ class Outputs:
 
     def rows(self, start: int, stop: int) -> Outputs:
         """The answer for the images `start` to `stop` (exclusive) alone: views, not copies."""
-        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts = {name: None if array is None else array[start:stop] for name, array in arrays.items()}
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {name: None if array is None else array[start:stop] for name, array in arrays.items()}
         return Outputs(**parts)
 
 
