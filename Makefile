@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test bench-head clean distclean
+.PHONY: help install demo serve check format test test-faults bench-head bench-service clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s%s\n' "$$target" "$$text"; done
@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); ProtoServe needs Python 3.11, 3.12 or 3.13: make install PYTHON=python3.12" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' can't make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,dev]'
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,client,score,dev]'
 	@touch $@
 
 demo: install ## Draw pictures, train, export, validate, serve, ask over HTTP, explain
@@ -44,6 +44,13 @@ test: install ## All tests
 bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/scale.py
+
+test-faults: install ## Hostile uploads (10,000), kills, full disks, slow and vanishing clients, Ray
+	PROTOSERVE_HOSTILE_UPLOADS=10000 $(BIN)/python -m pytest tests/service/test_hostile.py --timeout 3000
+	PROTOSERVE_TEST_FAULTS=1 PROTOSERVE_TEST_RAY=1 $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_contract.py tests/protoserve/test_score.py
+
+bench-service: install ## Throughput and latency of the service beside others (BUNDLE=, DATA= folder of photographs)
+	$(BIN)/python benchmarks/service.py $(BUNDLE) $(DATA)
 
 clean: ## Remove the demo and the tools' caches
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

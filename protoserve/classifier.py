@@ -21,7 +21,7 @@ from protoserve.ensemble import Ensemble, Model, ensemble_of, read_model
 from protoserve.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.errors import ImageError, InputError
 from protoserve.evidence import EvidenceTable, checked_top_k, predictions
-from protoserve.images import DEFAULT_LIMITS, FittedImage, ImageSource, Limits, decode, fit
+from protoserve.images import DEFAULT_LIMITS, FORMATS, FittedImage, ImageSource, Limits, decode, fit
 from protoserve.schema import Prediction
 from protoserve.taxonomy import Taxonomy
 
@@ -83,12 +83,22 @@ class Classifier:
             result += self.predict_fitted(batch, top_k=top_k, alternatives=alternatives, maps=maps)
         return result
 
-    def fit(self, image: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> FittedImage:
+    def fit(
+        self,
+        image: ImageSource,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        formats: tuple[str, ...] = FORMATS,
+        draft: bool = False,
+    ) -> FittedImage:
         """Read one untrusted image and bring it to model size: the half of `predict` that needs no engine.
+
+        With `draft`, large JPEGs are reduced while they are decoded; see `protoserve.images.decode`.
 
         Raises InputError and ImageError as `protoserve.images.decode` does.
         """
-        return fit(decode(image, limits=limits), self.bundle.manifest.input)
+        rule = self.bundle.manifest.input
+        return fit(decode(image, limits=limits, formats=formats, draft_for=rule if draft else None), rule)
 
     def predict_fitted(
         self,

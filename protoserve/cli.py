@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from protoserve import __version__
+from protoserve import __version__, score_command
 from protoserve.errors import InputError, MissingExtraError, ProtoServeError
 
 # Everything heavier (numpy, onnxruntime, pillow, pydantic) is imported inside the commands: help must be
@@ -36,7 +36,7 @@ ENTRY_POINTS: Final = "protoserve.commands"
 COMMANDS_OF_EXTRA: Final = {
     "train": ("data", "train", "evaluate"),
     "export": ("export", "validate"),
-    "serve": ("serve", "publish"),
+    "serve": ("serve", "publish", "key"),
 }
 FIGURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -113,6 +113,7 @@ def build_app() -> typer.Typer:
     app.command("explain", epilog="Example: protoserve explain bundles/grocery photo.jpg -o explanation.png")(explain)
     app.command("inspect", epilog="Example: protoserve inspect bundles/grocery")(inspect)
     app.command("ensemble", epilog="Example: protoserve ensemble bundles/three bundles/a bundles/b bundles/c")(ensemble)
+    app.command("score", epilog=score_command.EXAMPLE)(score_command.score)
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
         _add_room(app, entry_point)
     return app

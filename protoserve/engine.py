@@ -68,6 +68,12 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.path)
 
+    def rows(self, start: int, stop: int) -> Outputs:
+        """The answer for the images `start` to `stop` (exclusive) alone: views, not copies."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {name: None if array is None else array[start:stop] for name, array in arrays.items()}
+        return Outputs(**parts)
+
 
 OUTPUTS: Final = tuple(field.name for field in fields(Outputs) if field.name != "known")
 

@@ -42,6 +42,19 @@ class ParityError(ProtoServeError):
     """An exported graph does not give the same answers as the network it came from."""
 
 
+class ServiceError(ProtoServeError):
+    """A service that refused a request, or gave no answer.
+
+    `code` is the problem document's, `unreachable` without an answer, `unknown` for one that is no problem document;
+    `status` is the HTTP status, 0 without an answer.
+    """
+
+    def __init__(self, message: str, code: str, status: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
 class MissingExtraError(ProtoServeError):
     """A command needs an optional dependency that is not installed."""
 

@@ -26,6 +26,7 @@ def commands(app: typer.Typer) -> None:
     """Add this room's commands to the root command."""
     app.command()(serve)
     app.command()(publish)
+    app.command()(key)
 
 
 def serve(
@@ -49,16 +50,21 @@ def serve(
     name = classifier.bundle.manifest.name
     del classifier
     _check_address(host, port)
+    # Imported before the server is started, for its process must not import anything between its start and itself.
+    import service.process  # noqa: F401
+
     with tempfile.TemporaryDirectory(prefix="protoserve-metrics-") as metrics:
         environment = {
             **os.environ,
             "BENTOML_DO_NOT_TRACK": "true",
-            "PROTOSERVE_BUNDLE": str(bundle.resolve()),
+            # A link stays one, so that it can be moved to another bundle.
+            "PROTOSERVE_BUNDLE": str(bundle.absolute()),
             "PROTOSERVE_DEVICE": device,
             "PROTOSERVE_WORKERS": str(workers),
             "PROTOSERVE_METRICS_DIRECTORY": metrics,
         }
         environment.pop("PROTOSERVE_MODEL", None)
+        environment.setdefault("PROTOSERVE_LOG_FORMAT", "text" if sys.stderr.isatty() else "json")
         shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
         typer.echo(f"serving {name} at http://{shown}:{port} (Ctrl-C stops it)", err=True)
         code = _run(_server_command(host, port), environment)
@@ -83,6 +89,28 @@ def publish(
         typer.echo(json.dumps(document))
     else:
         typer.echo(f"{'published' if published.created else 'already published as'} {published.tag}")
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for logs: letters, digits, '_', '.', '-'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make an API key: the key for a client, and its hash for PROTOSERVE_API_KEYS. Neither is kept.
+
+    Example: protoserve key warehouse-camera
+    """
+    from service.access import new_key
+
+    try:
+        secret, known = new_key(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    setting = f"{known.name}:{known.hash}"
+    if as_json:
+        typer.echo(json.dumps({"key": secret, "setting": setting}))
+    else:
+        typer.echo(f"for the client:                  {secret}")
+        typer.echo(f"to add to PROTOSERVE_API_KEYS:   {setting}")
 
 
 def _require(command: str) -> None:
@@ -126,6 +154,13 @@ def _server_command(host: str, port: int) -> list[str]:
     ]
 
 
+def _end_with_parent() -> None:
+    """In the new process, before the server: when this command is killed, the server must not hold the port."""
+    from service.process import end_with_parent
+
+    end_with_parent()
+
+
 def _run(command: list[str], environment: Mapping[str, str]) -> int:
     """Run the server to its end; SIGTERM and Ctrl-C end it cleanly, and then the exit code is 0."""
     server: subprocess.Popen[bytes] | None = None
@@ -142,7 +177,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> int:
     try:
         # In a session of its own, or the terminal's Ctrl-C would reach the workers before their supervisor,
         # which would start new ones.
-        server = subprocess.Popen(command, env=dict(environment), start_new_session=True)
+        server = subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent)
         if stopped:
             server.send_signal(signal.SIGTERM)
         code = server.wait()

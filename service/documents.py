@@ -8,7 +8,6 @@ from pydantic import Field
 
 from protoserve.bundle import InputRule
 from protoserve.ensemble import Ensemble, Model
-from protoserve.images import FORMATS
 from protoserve.schema import Contract, EvidenceSource, Prediction
 from service.problems import ProblemDocument
 from service.settings import Settings
@@ -107,7 +106,7 @@ class BatchDocument(Contract):
     results: list[BatchItem]
 
 
-def model_document(bundle: Model, device: str, settings: Settings, image_side: int) -> ModelDocument:
+def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocument:
     """Describe the model of `bundle` as it runs on `device` within the service's limits."""
     manifest, taxonomy = bundle.manifest, bundle.taxonomy
     return ModelDocument(
@@ -123,11 +122,11 @@ def model_document(bundle: Model, device: str, settings: Settings, image_side: i
         rows=manifest.graph.rows,
         columns=manifest.graph.columns,
         input=manifest.input,
-        formats=list(FORMATS),
+        formats=list(settings.formats),
         limits=LimitsDocument(
             request_bytes=settings.max_bytes,
             image_pixels=settings.max_pixels,
-            image_side=image_side,
+            image_side=settings.max_side,
             batch_images=settings.max_images,
         ),
         metrics=manifest.metrics,

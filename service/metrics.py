@@ -7,21 +7,40 @@ that anybody could fill the server's memory and disk with made-up paths.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, mmap_dict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-Stage = Literal["read", "decode", "infer", "encode"]
+from protoserve.engine import Outputs
+from protoserve.errors import InputError
+from protoserve.evidence import EvidenceTable
+from protoserve.schema import Prediction
+
+Stage = Literal["read", "decode", "queue", "infer", "evidence", "encode"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+# Levels whose nodes are counted one by one; further down a tree may have tens of thousands.
+COUNTED_LEVELS: Final = 2
+# The most nodes of a level, and the most parents, that get a label of their own; the others share one.
+MOST_LABELS: Final = 200
+OTHER: Final = "(other)"
+ROOT: Final = "(root)"
+
+# Counts of several workers lie in files that are mapped into memory: whoever writes to a page that a full disk can't
+# hold is killed by the kernel. So each file is made large enough for all labels at once, and `reserve_disk` claims it.
+_FILE_BYTES: Final = 1 << 20
+mmap_dict._INITIAL_MMAP_SIZE = _FILE_BYTES
+
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# Of a cosine (−1 to 1), of log(1 + 1/d) and of an autoencoder's, which may be anything around 0.
+_SIMILARITIES: Final = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 REQUESTS: Final = Counter(
     "protoserve_requests", "Requests answered, by route and status", ["route", "method", "status"]
@@ -32,65 +51,139 @@ REQUEST_SECONDS: Final = Histogram(
     ["route"],
     buckets=_SECONDS,
 )
+REJECTED: Final = Counter(
+    "protoserve_rejected", "Requests and pictures of a batch refused, by the problem's code", ["code"]
+)
+IN_FLIGHT: Final = Gauge("protoserve_in_flight", "Requests being answered", multiprocess_mode="livesum")
+QUEUED: Final = Gauge("protoserve_queued", "Pictures decoded that wait for an inference", multiprocess_mode="livesum")
 STAGE_SECONDS: Final = Histogram(
     "protoserve_stage_seconds",
-    "Time of one stage of a prediction, waiting for its turn included: read, decode, infer, encode",
+    "Time of one stage of a prediction: read (the body), decode (waiting for a thread included), queue (waiting for "
+    "the engine), infer (the whole batch), evidence, encode",
     ["stage"],
     buckets=_SECONDS,
 )
-PREDICTIONS: Final = Counter("protoserve_predictions", "Pictures predicted, by the node at level 1", ["node"])
-# All workers serve one model, so "max" shows it once; a Prometheus Info does not work with several processes.
+BATCH_SIZE: Final = Histogram(
+    "protoserve_batch_size", "Pictures in one inference", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+)
+BODY_BYTES: Final = Histogram(
+    "protoserve_body_bytes", "Size of request bodies with pictures", buckets=tuple(4.0**power for power in range(5, 14))
+)
+IMAGE_PIXELS: Final = Histogram(
+    "protoserve_image_pixels", "Pixels of the pictures read", buckets=tuple(4.0**power for power in range(5, 14))
+)
+PREDICTIONS: Final = Counter(
+    "protoserve_predictions", "Pictures predicted, by the node at levels 1 and 2", ["level", "node"]
+)
+CONFIDENCE: Final = Histogram(
+    "protoserve_confidence", "Probability of the predicted node, by level", ["level"], buckets=_SHARES
+)
+NOVELTY: Final = Counter(
+    "protoserve_novelty",
+    "Pictures judged at a parent: of a class that it knows, or of none",
+    ["parent", "known"],
+)
+GREATEST_SIMILARITY: Final = Histogram(
+    "protoserve_greatest_similarity",
+    "The greatest similarity among the evidence for the predicted node, by level; it drifts when pictures change",
+    ["level"],
+    buckets=_SIMILARITIES,
+)
+RELOADS: Final = Counter("protoserve_reloads", "Changes of the model: done or refused", ["outcome"])
+# A Prometheus Info does not work with several processes.
 MODEL: Final = Gauge(
     "protoserve_model_info",
-    "1 for the model that answers",
+    "1 for the model that answers, 0 for one that did before",
     ["name", "version", "kind", "device"],
-    multiprocess_mode="max",
+    multiprocess_mode="livemax",
 )
 
 
-@contextmanager
-def stage(name: Stage) -> Iterator[None]:
-    """Count the time of one stage, also when it fails."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        STAGE_SECONDS.labels(name).observe(time.perf_counter() - start)
+@cache
+def stage_seconds(stage: Stage) -> Histogram:
+    """The histogram of one stage."""
+    return STAGE_SECONDS.labels(stage)
 
 
 def latest() -> bytes:
     """All counts in Prometheus's text format, of all workers where there are several."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if DIRECTORY not in os.environ:
         return generate_latest(PROCESS_REGISTRY)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
-class CountRequests:
-    """ASGI middleware that counts requests by the route's template, never by the path that was sent."""
+def forget_the_dead() -> None:
+    """Take workers that have ended out of the gauges; their counts stay, for counters may only grow."""
+    if DIRECTORY not in os.environ:
+        return
+    processes = {
+        int(number)
+        for file in Path(os.environ[DIRECTORY]).glob("gauge_live*_*.db")
+        if (number := file.stem.rpartition("_")[2]).isdecimal()
+    }
+    for process in processes:
+        if not _is_running(process):
+            mark_process_dead(process)  # type: ignore[no-untyped-call]
 
-    def __init__(self, app: ASGIApp, routes: dict[object, str]) -> None:
-        self.app = app
-        self.routes = routes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        start = time.perf_counter()
-        status = 500
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Somebody else's by now; but then it runs.
+        return True
+    return True
 
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
 
+def reserve_disk() -> None:
+    """Claim the disk that this process's counts may need; raises InputError when there is not enough."""
+    if DIRECTORY not in os.environ or not hasattr(os, "posix_fallocate"):
+        return
+    directory = Path(os.environ[DIRECTORY])
+    for file in directory.glob(f"*_{os.getpid()}.db"):
         try:
-            await self.app(scope, receive, watch)
-        finally:
-            route = self.routes.get(scope.get("endpoint"), "none")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            REQUESTS.labels(route, method, status).inc()
-            REQUEST_SECONDS.labels(route).observe(time.perf_counter() - start)
+            with file.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, _FILE_BYTES)
+        except OSError as error:
+            raise InputError(
+                f"{directory}: no room for the counts of a worker ({error.strerror}); give {_FILE_BYTES >> 18} MiB per "
+                "worker, or another PROTOSERVE_METRICS_DIRECTORY"
+            ) from error
+
+
+class PredictionCounts:
+    """Counts what a model predicts; knows the labels that its taxonomy may take, so there are no more of them."""
+
+    def __init__(self, table: EvidenceTable) -> None:
+        counted = [name for nodes in table.levels[:COUNTED_LEVELS] for name in _names(table, nodes)]
+        self._nodes = frozenset(counted)
+        inner = dict.fromkeys("/".join(path[:-1]) for path in table.nodes)
+        self._parents = frozenset(list(inner)[:MOST_LABELS])
+
+    def count(self, prediction: Prediction, outputs: Outputs) -> None:
+        """Count one picture's prediction; `outputs` is the graph's answer for it alone."""
+        parent = ""
+        undecided = True
+        for level in prediction.levels:
+            number = str(level.level)
+            if level.level <= COUNTED_LEVELS:
+                PREDICTIONS.labels(number, level.node if level.node in self._nodes else OTHER).inc()
+            CONFIDENCE.labels(number).observe(level.probability)
+            found = outputs.evidence_prototype[0, level.level - 1] >= 0
+            if found.any():
+                greatest = np.max(outputs.evidence_similarity[0, level.level - 1][found])
+                GREATEST_SIMILARITY.labels(number).observe(float(greatest))
+            # Below the first unknown level nothing is judged any more; an only child is not judged at all.
+            if level.known is not None and undecided and not level.forced:
+                label = (parent or ROOT) if parent in self._parents else OTHER
+                NOVELTY.labels(label, "true" if level.known else "false").inc()
+                undecided = level.known
+            parent = level.node
+
+
+def _names(table: EvidenceTable, nodes: range) -> tuple[str, ...]:
+    return tuple(table.names[node] for node in nodes[:MOST_LABELS])

@@ -33,6 +33,7 @@ _DOCUMENTS: Final[tuple[type[BaseModel], ...]] = (
 )
 _BYTES: Final = {"type": "string", "format": "binary"}
 _BODY_CODES: Final = (
+    "answer_timeout",
     "invalid_multipart",
     "invalid_parameter",
     "missing_image",
@@ -45,6 +46,8 @@ _BODY_CODES: Final = (
     "unsupported_encoding",
     "unsupported_media_type",
 )
+_ALWAYS: Final = ("internal_error", "malformed_request")
+_KEYED: Final = ("invalid_key",)
 _IMAGE_CODES: Final = ("broken_image", "image_too_large", "unsupported_image")
 
 
@@ -55,8 +58,12 @@ class _AsAnswered(GenerateJsonSchema):
         return True
 
 
-def openapi_document() -> dict[str, Any]:
-    """The service as an OpenAPI 3.1 document: all its routes, parameters, answers and problem codes."""
+def openapi_document(top_k: int | None = None, images: int | None = None) -> dict[str, Any]:
+    """The service as an OpenAPI 3.1 document: all its routes, parameters, answers and problem codes.
+
+    `top_k` is the most evidence that the model keeps per level, `images` the most pictures of a batch: limits that a
+    running service knows.
+    """
     _, definitions = models_json_schema(
         [(model, "serialization") for model in _DOCUMENTS],
         ref_template=_REFERENCE,
@@ -70,8 +77,8 @@ def openapi_document() -> dict[str, Any]:
             "description": "Image classification at every level of a class tree, with its evidence.",
         },
         "paths": {
-            "/v1/predict": {"post": _predict()},
-            "/v1/predict/batch": {"post": _predict_batch()},
+            "/v1/predict": {"post": _predict(top_k)},
+            "/v1/predict/batch": {"post": _predict_batch(top_k, images)},
             "/v1/model": {"get": _get("The model that answers", ModelDocument)},
             "/v1/taxonomy": {"get": _get("The class tree", TaxonomyDocument)},
             "/v1/prototypes": {
@@ -87,19 +94,38 @@ def openapi_document() -> dict[str, Any]:
             },
             "/v1/prototypes/{id}/image": {"get": _prototype_image()},
             "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
-            "/readyz": {"get": _plain("Whether the model is loaded", "text/plain")},
-            "/metrics": {"get": _plain("Counts for Prometheus", "text/plain")},
+            "/healthz": {"get": _plain("The same", "text/plain")},
+            "/readyz": {
+                "get": _plain("Whether the model is loaded and has answered once", "text/plain", codes=("not_ready",))
+            },
+            "/metrics": {"get": _plain("Counts for Prometheus", "text/plain", keyed=True)},
             "/openapi.json": {"get": _plain("This document", "application/json", {"type": "object"})},
             "/": {"get": _plain("A page to try the model", "text/html")},
         },
-        "components": {"schemas": definitions["$defs"]},
+        # One of the two where the service has keys, and neither where it has none.
+        "security": [{}, {"bearer": []}, {"header": []}],
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
     }
 
 
-def _predict() -> dict[str, Any]:
+def _predict_parameters(top_k: int | None) -> list[dict[str, Any]]:
+    parameters = _query_parameters(PredictQuery)
+    for parameter in parameters:
+        if parameter["name"] == "top_k" and top_k is not None:
+            parameter["schema"]["maximum"] = top_k
+    return parameters
+
+
+def _predict(top_k: int | None) -> dict[str, Any]:
     return {
         "summary": "Predict one picture",
-        "parameters": _query_parameters(PredictQuery),
+        "parameters": _predict_parameters(top_k),
         "requestBody": {
             "required": True,
             "description": f"The picture's bytes ({', '.join(FORMATS)}), or a form with them.",
@@ -113,13 +139,14 @@ def _predict() -> dict[str, Any]:
     }
 
 
-def _predict_batch() -> dict[str, Any]:
+def _predict_batch(top_k: int | None, images: int | None) -> dict[str, Any]:
+    pictures = {"type": "array", "items": _BYTES, "minItems": 1} | ({} if images is None else {"maxItems": images})
     return {
         "summary": "Predict several pictures; each gets a prediction or a problem, in order",
-        "parameters": _query_parameters(PredictQuery),
+        "parameters": _predict_parameters(top_k),
         "requestBody": {
             "required": True,
-            "content": {FORM: {"schema": _form({"type": "array", "items": _BYTES, "minItems": 1})}},
+            "content": {FORM: {"schema": _form(pictures)}},
         },
         "responses": _responses(BatchDocument, _BODY_CODES),
     }
@@ -145,25 +172,33 @@ def _get(
 
 
 def _prototype_image() -> dict[str, Any]:
-    responses = _responses(None, ("unknown_parameter", "unknown_prototype"))
+    responses = _responses(None, ("not_ready", "unknown_parameter", "unknown_prototype"))
     pictures = {kind: {"schema": _BYTES} for kind in ("image/webp", "image/png")}
     responses["200"] = {"description": "The training patch in its context", "content": pictures}
     responses["304"] = {"description": "The picture is the one that If-None-Match names"}
     return {"summary": "The picture of a prototype", "parameters": [_prototype_id()], "responses": responses}
 
 
-def _plain(summary: str, media_type: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    responses = _responses(None, ())
+def _plain(
+    summary: str,
+    media_type: str,
+    schema: dict[str, Any] | None = None,
+    *,
+    keyed: bool = False,
+    codes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    responses = _responses(None, codes, keyed=keyed)
     responses["200"] = {
         "description": summary,
         "content": {media_type: {"schema": schema or {"type": "string"}}},
     }
-    return {"summary": summary, "responses": responses}
+    # What is open to everybody asks for no key.
+    return {"summary": summary, "responses": responses} | ({} if keyed else {"security": []})
 
 
-def _responses(document: type[BaseModel] | None, codes: tuple[str, ...]) -> dict[str, Any]:
+def _responses(document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
-    for code in sorted((*codes, "internal_error")):
+    for code in sorted((*codes, *_ALWAYS, *(_KEYED if keyed else ()))):
         by_status.setdefault(STATUS_OF[code], []).append(code)
     responses: dict[str, Any] = {}
     if document is not None:

@@ -13,19 +13,25 @@ from starlette.responses import Response
 
 from protoserve.errors import ImageError, InputError
 from protoserve.schema import Contract
+from service.record import current_record
 
 MEDIA_TYPE: Final = "application/problem+json"
 
 # A client may rely on these; a code is never renamed or given another status.
 STATUS_OF: Final[Mapping[str, int]] = {
+    "answer_timeout": 504,
     "broken_image": 422,
     "image_too_large": 413,
     "internal_error": 500,
+    "invalid_key": 401,
     "invalid_multipart": 400,
     "invalid_parameter": 400,
+    "malformed_request": 400,
     "method_not_allowed": 405,
     "missing_image": 400,
     "not_found": 404,
+    "not_ready": 503,
+    "origin_not_allowed": 403,
     "overloaded": 503,
     "request_timeout": 408,
     "request_too_large": 413,
@@ -65,7 +71,8 @@ class Problem(Exception):
         return ProblemDocument(title=HTTPStatus(status).phrase, status=status, detail=str(self), code=self.code)
 
     def response(self) -> Response:
-        """The answer with the document, its status and headers."""
+        """The answer to the current request: the document, its status and headers."""
+        current_record().code = self.code
         document = self.document
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **self.headers}
         return Response(document.model_dump_json(), document.status, headers, MEDIA_TYPE)
@@ -81,7 +88,7 @@ def problem_of(error: Problem | ImageError | InputError) -> Problem:
 
 
 def answer_error(request: Request, error: Exception) -> Response:
-    """Starlette's exception handler for all errors that this module knows; others are a bug of ours (500)."""
+    """Starlette's exception handler for all errors that this module knows."""
     if isinstance(error, Problem | InputError):
         return problem_of(error).response()
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -90,7 +97,15 @@ def answer_error(request: Request, error: Exception) -> Response:
         return Problem(
             "not_found", f"there is no {request.url.path!r} here; /openapi.json lists what there is"
         ).response()
-    return Problem("internal_error", "the service failed to answer, which is its fault; its log says why").response()
+    if isinstance(error, HTTPException):
+        # Such as a header that Starlette can't read; it raises few of these, and none that says more.
+        return Problem("malformed_request", "the request can't be understood; send it as HTTP says").response()
+    raise error
+
+
+def internal_error() -> Problem:
+    """The problem of a bug or a broken device; what happened is for the log alone."""
+    return Problem("internal_error", "the service failed to answer, which is its fault; its log says why")
 
 
 def _answer_method(request: Request, error: HTTPException) -> Response:

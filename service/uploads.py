@@ -5,6 +5,7 @@ Only bytes are ever taken. BentoML's own file fields would fetch a URL that a cl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -20,8 +21,12 @@ FORM: Final = "multipart/form-data"
 BINARY: Final = "application/octet-stream"
 
 
-async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
+async def read_body(
+    request: Request, *, limit: int, seconds: float, take: Callable[[int], None] = lambda count: None
+) -> bytes:
     """The request's body, counted as it arrives, whether or not its length was declared.
+
+    `take` is told of every chunk's bytes before they are kept; it may refuse them by raising a Problem.
 
     Raises Problem `request_too_large` beyond `limit` bytes (at once when the declared length is),
     `request_timeout` when it is not whole after `seconds`, `unsupported_encoding` when it is compressed.
@@ -44,6 +49,7 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise too_large
+                take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise Problem(

@@ -383,3 +383,35 @@ def test_a_crop_of_half_the_sides_takes_the_middle_quarter(size):
     left, top = (width - 20) // 2, (height - 20) // 2
     np.testing.assert_array_equal(found.array, noise[top : top + 20, left : left + 20])
     assert found.geometry.cell_box(0, 2, 2) == (left, top, left + 10, top + 10)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", [(805, 603), (603, 805)])
+def test_a_jpeg_reduced_while_decoding_keeps_its_places(size: tuple[int, int], resize: Any, orientation: int) -> None:
+    across = np.linspace(0, 255, size[0])[None, :].repeat(size[1], 0)
+    down = np.linspace(0, 255, size[1])[:, None].repeat(size[0], 1)
+    drawn = np.stack([across, down, np.full_like(across, 90)], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    target = io.BytesIO()
+    Image.fromarray(drawn).save(target, "JPEG", quality=95, exif=exif)
+    rule = InputRule(height=64, width=96, resize=resize)
+    whole = decode(target.getvalue())
+    reduced = decode(target.getvalue(), draft_for=rule)
+    assert reduced.reduced == 2
+    assert (reduced.width, reduced.height) == (whole.width, whole.height)
+    one, other = fit(whole, rule), fit(reduced, rule)
+    assert one.geometry == other.geometry
+    difference = np.abs(one.array.astype(int) - other.array.astype(int))
+    assert difference.mean() < 1.0
+    assert difference.max() <= 12
+
+
+def test_small_jpegs_and_other_formats_are_never_reduced() -> None:
+    rule = InputRule(height=64, width=64, resize="crop")
+    picture = Image.effect_noise((255, 400), 90)
+    for kind, size in (("JPEG", (255, 400)), ("PNG", (2000, 2000))):
+        target = io.BytesIO()
+        picture.resize(size).save(target, kind)
+        assert decode(target.getvalue(), draft_for=rule).reduced == 1

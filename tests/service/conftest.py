@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from protoserve.classifier import Classifier, load
+from protoserve.classifier import Classifier
 from service.app import create_app
+from service.current import CurrentModel
 from service.settings import Settings
 
 # BentoML makes its folders when it is imported; not in the home of whoever runs the tests.
@@ -30,15 +31,21 @@ LIMIT = 200_000
 
 
 @pytest.fixture(scope="session")
-def classifier(tiny_bundle: Path) -> Classifier:
+def current(tiny_bundle: Path) -> CurrentModel:
     """The model behind the routes."""
-    return load(tiny_bundle, device="cpu")
+    return CurrentModel(lambda: tiny_bundle, device="cpu", threads=1)
 
 
 @pytest.fixture(scope="session")
-def client(classifier: Classifier) -> Iterator[TestClient]:
+def classifier(current: CurrentModel) -> Classifier:
+    """The same, as the Python interface has it."""
+    return current().classifier
+
+
+@pytest.fixture(scope="session")
+def client(current: CurrentModel) -> Iterator[TestClient]:
     """A client of the routes with small limits; a failure of the service is an answer, not an exception."""
     settings = Settings(max_bytes=LIMIT, max_pixels=1_000_000, max_images=3)
-    app = create_app(settings, lambda: classifier)
+    app = create_app(settings, current)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from protoserve.classifier import Classifier
 from protoserve.schema import Prediction
-from service import app as app_module
-from service.app import Turns, create_app
-from service.problems import Problem
+from service import catalogue
+from service.app import create_app
+from service.current import Current
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def test_the_taxonomy_lists_every_node_below_its_parent(client: TestClient) -> N
 def test_the_pages_of_prototypes_hold_each_once(
     client: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "PAGE", 4)
+    monkeypatch.setattr(catalogue, "PAGE", 4)
     ids, cursor = [], ""
     while cursor is not None:
         page = client.get("/v1/prototypes", params={"cursor": cursor} if cursor else {}).json()
@@ -224,36 +223,21 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert "unsafe" not in policy
 
 
-def test_a_failure_of_the_service_tells_nothing_of_its_inside(client: TestClient, photograph: Path) -> None:
-    def broken() -> Classifier:
-        raise RuntimeError("secret")
+def test_a_failure_of_the_service_tells_nothing_of_its_inside(
+    client: TestClient, current: Callable[[], Current], photograph: Path
+) -> None:
+    models = iter([current()])
+
+    def broken() -> Current:
+        if (found := next(models, None)) is None:
+            raise RuntimeError("secret")
+        return found
 
     app = create_app(Settings(), broken)
     client = type(client)(app, raise_server_exceptions=False)
     response = client.post("/v1/predict", content=photograph.read_bytes())
     assert "secret" not in problem(response, 500, "internal_error")["detail"]
-
-
-def test_a_request_that_gets_no_turn_is_told_to_come_back() -> None:
-    async def wait_behind_another() -> None:
-        turns = Turns(1, seconds=0.05)
-        gate = threading.Event()
-
-        async def occupy() -> None:
-            await turns.run(gate.wait)
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(occupy)
-            await anyio.wait_all_tasks_blocked()
-            with pytest.raises(Problem) as raised:
-                await turns.run(int, "1")
-            gate.set()
-        response = raised.value.response()
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        # The turn that was waited for in vain has not got lost.
-        assert await turns.run(int, "1") == 1
-
-    anyio.run(wait_behind_another)
+    assert response.headers["x-request-id"]
 
 
 def counts(client: TestClient) -> dict[tuple[str, ...], float]:
@@ -280,7 +264,9 @@ def test_metrics_count_by_route_and_never_by_path(client: TestClient, photograph
     assert grown["protoserve_requests_total", "POST", "/v1/predict", "415"] == 1
     assert grown["protoserve_requests_total", "GET", "none", "404"] == 5
     assert grown["protoserve_requests_total", "GET", "/v1/prototypes/{id}", "200"] == 5
-    assert grown["protoserve_predictions_total", prediction["levels"][0]["node"]] == 1
+    for level in prediction["levels"][:2]:
+        assert grown["protoserve_predictions_total", str(level["level"]), level["node"]] == 1
+    assert not any(key[:2] == ("protoserve_predictions_total", "3") for key in after)
     assert grown["protoserve_stage_seconds_count", "decode"] == 2
     assert grown["protoserve_stage_seconds_count", "infer"] == 1
     assert not any("made-up" in part for key in after for part in key)

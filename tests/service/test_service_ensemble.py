@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from protoserve.bundle import read_bundle
-from protoserve.classifier import Classifier, load
+from protoserve.classifier import Classifier
 from protoserve.ensemble import read_model, write_ensemble
 from protoserve.schema import Prediction
 from service.app import create_app
+from service.current import CurrentModel
 from service.publish import publish_bundle
 from service.settings import Settings
 
@@ -34,13 +35,18 @@ def folder(tiny_bundle: Path, twin_bundle: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def joint(folder: Path) -> Classifier:
-    return load(folder, device="cpu")
+def held(folder: Path) -> CurrentModel:
+    return CurrentModel(lambda: folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def joint_client(joint: Classifier) -> Iterator[TestClient]:
-    with Client(create_app(Settings(), lambda: joint), raise_server_exceptions=False) as client:
+def joint(held: CurrentModel) -> Classifier:
+    return held().classifier
+
+
+@pytest.fixture(scope="module")
+def joint_client(held: CurrentModel) -> Iterator[TestClient]:
+    with Client(create_app(Settings(), held), raise_server_exceptions=False) as client:
         yield client
 
 

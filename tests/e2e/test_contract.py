@@ -1,0 +1,59 @@
+"""The OpenAPI document against the running routes: schemathesis makes requests from it and checks every answer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.app import create_app
+from service.current import CurrentModel
+from service.openapi import openapi_document
+from service.settings import Settings
+
+with warnings.catch_warnings():
+    # Deprecations of its own requirements, which come while it is imported.
+    warnings.simplefilter("ignore")
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given
+    from hypothesis import settings as examples
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+EXAMPLES = 200 if "PROTOSERVE_TEST_FAULTS" in os.environ else 25
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def contract(tiny_bundle: Path) -> Iterator[Any]:
+    app = create_app(Settings(max_bytes=200_000, max_images=3), CurrentModel(lambda: tiny_bundle, "cpu", 1))
+    yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(method, path) for path, operations in openapi_document()["paths"].items() for method in operations],
+)
+def test_every_answer_is_one_that_the_document_states(contract: Any, method: str, path: str) -> None:
+    # Not through its pytest plugin, which holds on to pytest's inside.
+    operation = contract[path][method]
+
+    @examples(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        # The same requests at every run of the ordinary tests.
+        derandomize="PROTOSERVE_TEST_FAULTS" not in os.environ,
+        phases=[Phase.explicit, Phase.generate],
+    )
+    @given(case=operation.as_strategy())
+    def check(case: Any) -> None:
+        # That bytes are a picture no schema can say, so what it allows may still be refused.
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()

@@ -1,0 +1,359 @@
+"""Faults under load, against the service as it runs: every request is answered or refused, and it recovers by itself.
+
+`make test-faults` runs them; they take minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE = (
+    sys.executable,
+    "-c",
+    "from protoserve.cli import build_app; from service.commands import commands; "
+    "app = build_app(); commands(app); app(prog_name='protoserve')",
+    "serve",
+)
+CLIENTS = 8
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="takes minutes: make test-faults"),
+]
+
+
+@dataclass
+class Server:
+    """A running service, and where it writes."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer: those that BentoML's supervisor started."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [found for found in family if any("worker" in word for word in command_of(found))]
+
+    def lines(self) -> list[dict[str, object]]:
+        """The access log."""
+        found = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in found if line["logger"] == "protoserve.access"]
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.address}/metrics").text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, flags=re.MULTILINE))
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """A process's command; empty when it has ended."""
+    try:
+        found: list[str] = process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+@dataclass
+class Load:
+    """What clients saw: statuses, codes of problems, versions, and requests that got no answer."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    versions: set[str] = field(default_factory=set)
+    paths: set[tuple[str, ...]] = field(default_factory=set)
+    unanswered: list[str] = field(default_factory=list)
+    refused: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def serving(bundle: Path, home: Path, *options: str, **settings: str) -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROTOSERVE_", "PROMETHEUS_"))}
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*SERVE, str(bundle), "--port", str(port), "--device", "cpu", *options],
+            cwd=ROOT,
+            env={
+                **kept,
+                "BENTOML_HOME": str(home),
+                "PROTOSERVE_LOG_FORMAT": "json",
+                "PROTOSERVE_THREADS": "1",
+                **settings,
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, port, log)
+    try:
+        wait_until(lambda: is_ready(server), 120, log)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
+
+
+def is_ready(server: Server) -> bool:
+    assert server.process.poll() is None, server.log.read_text()
+    try:
+        return httpx.get(f"{server.address}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, log: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-5000:]
+        time.sleep(0.1)
+
+
+@contextmanager
+def load(server: Server, photograph: Path, clients: int = CLIENTS) -> Iterator[Load]:
+    """Clients that ask without a pause, each request on a connection of its own, until the end."""
+    seen, lock, stop, data = Load(), threading.Lock(), threading.Event(), photograph.read_bytes()
+
+    def ask() -> None:
+        while not stop.is_set():
+            begun = time.monotonic()
+            try:
+                response = httpx.post(
+                    f"{server.address}/v1/predict", content=data, headers={"connection": "close"}, timeout=60
+                )
+            except httpx.ConnectError:
+                with lock:
+                    seen.refused += 1
+                time.sleep(0.02)
+                continue
+            except httpx.TransportError as error:
+                with lock:
+                    seen.unanswered.append(repr(error))
+                continue
+            with lock:
+                seen.seconds.append(time.monotonic() - begun)
+                seen.statuses[response.status_code] += 1
+                document = response.json()
+                if response.status_code == 200:
+                    seen.versions.add(document["model"]["version"])
+                    seen.paths.add(tuple(document["path"]))
+                else:
+                    assert response.headers["content-type"] == "application/problem+json"
+                    seen.codes[document["code"]] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(90)
+
+
+def answered(seen: Load, more: int, seconds: float = 60) -> None:
+    """Wait for `more` further good answers."""
+    goal, deadline = seen.statuses[200] + more, time.monotonic() + seconds
+    while seen.statuses[200] < goal:
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.05)
+
+
+def renamed(bundle: Path, copy: Path) -> Path:
+    """A copy of a bundle named after its folder, with sums and version that fit."""
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest |= {"name": copy.name, "version": f"sha256:{hashlib.sha256(copy.name.encode()).hexdigest()}"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
+    sums = re.sub(r"\w{64}(?=  manifest\.json)", digest, (copy / "SHA256SUMS").read_text())
+    (copy / "SHA256SUMS").write_text(sums)
+    return copy
+
+
+def test_a_killed_worker_costs_only_what_it_was_answering(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
+        wait_until(lambda: len(server.workers()) == 2, 60, server.log)
+        with load(server, photograph) as seen:
+            answered(seen, 50)
+            killed = server.workers()[0]
+            killed.kill()
+            answered(seen, 100)
+            wait_until(
+                lambda: len(server.workers()) == 2 and killed.pid not in {one.pid for one in server.workers()},
+                60,
+                server.log,
+            )
+            answered(seen, 50)
+        # At most what each client had on its way to that worker.
+        assert len(seen.unanswered) <= CLIENTS, seen.unanswered
+        assert seen.refused == 0
+        assert set(seen.statuses) <= {200, 503}
+        assert len(seen.paths) == 1
+        # The dead worker's requests are not counted as in flight for ever.
+        wait_until(lambda: server.metric("protoserve_in_flight") <= 1, 30, server.log)
+
+
+def test_sigterm_answers_all_that_was_accepted(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
+        with load(server, photograph) as seen:
+            answered(seen, 50)
+            before = psutil.Process(server.process.pid).children(recursive=True)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(40) == 0
+        assert not [child for child in before if child.is_running()]
+        lines = [line for line in server.lines() if line["route"] == "/v1/predict"]
+        assert {line["status"] for line in lines} <= {200, 503}
+        # Whatever a worker answered has come to its client.
+        assert sum(line["status"] == 200 for line in lines) == seen.statuses[200]
+
+
+def test_a_server_whose_starter_is_killed_ends_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        server.process.kill()
+        server.process.wait()
+        _, alive = psutil.wait_procs(family, 40)
+        assert not alive
+
+
+def test_workers_end_when_their_supervisor_is_killed(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
+        workers = server.workers()
+        [supervisor] = psutil.Process(server.process.pid).children()
+        supervisor.kill()
+        _, alive = psutil.wait_procs(workers, 40)
+        assert not alive
+
+
+def test_a_torn_bundle_is_refused_and_a_good_one_taken_under_load(
+    tiny_bundle: Path, photograph: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(tiny_bundle)
+
+    def move(target: Path) -> None:
+        (tmp_path / "draft").symlink_to(target)
+        (tmp_path / "draft").replace(link)
+
+    with serving(link, tmp_path, "--workers", "2", PROTOSERVE_RELOAD_SECONDS="0.3") as server:
+        with load(server, photograph) as seen:
+            answered(seen, 30)
+            torn = renamed(tiny_bundle, tmp_path / "torn")
+            (torn / "model.onnx").write_bytes((torn / "model.onnx").read_bytes()[:1000])
+            move(torn)
+            wait_until(lambda: server.metric(r"protoserve_reloads_total") >= 2, 30, server.log)
+            answered(seen, 30)
+            assert len(seen.versions) == 1
+            move(renamed(tiny_bundle, tmp_path / "next"))
+            wait_until(lambda: server.metric(r"protoserve_reloads_total") >= 4, 60, server.log)
+            answered(seen, 50)
+        assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
+        assert len(seen.versions) == 2
+        assert httpx.get(f"{server.address}/v1/model").json()["name"] == "next"
+
+
+def test_slow_clients_do_not_keep_others_from_answers(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    limits = {"PROTOSERVE_HEADER_SECONDS": "2", "PROTOSERVE_READ_SECONDS": "2"}
+    with serving(tiny_bundle, tmp_path, **limits) as server:
+        [worker] = server.workers()
+        files = worker.num_fds()
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+        for number, connection in enumerate(slow):
+            head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\n"
+            connection.sendall(head if number % 2 else head + b"Content-Length: 100000\r\n\r\nabc")
+        with load(server, photograph, clients=4) as seen:
+            answered(seen, 40)
+            for connection in slow:
+                connection.settimeout(20)
+                received = b""
+                try:
+                    while chunk := connection.recv(65536):
+                        received += chunk
+                finally:
+                    connection.close()
+                assert received.startswith(b"HTTP/1.1 408"), received[:200]
+                assert b'"code":"request_timeout"' in received
+            answered(seen, 20)
+        assert (seen.unanswered, set(seen.statuses)) == ([], {200})
+        wait_until(lambda: worker.num_fds() <= files + 5, 20, server.log)
+
+
+def test_clients_that_vanish_leave_nothing_behind(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    data = photograph.read_bytes()
+    with serving(tiny_bundle, tmp_path) as server:
+        [worker] = server.workers()
+        files = worker.num_fds()
+        with load(server, photograph, clients=4) as seen:
+            for number in range(300):
+                with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+                    connection.sendall(head + (data if number % 2 else data[: len(data) // 2]))
+            answered(seen, 30)
+        assert (seen.unanswered, set(seen.statuses) - {503}) == ([], {200})
+        # The request for the metrics is itself one.
+        wait_until(lambda: server.metric("protoserve_in_flight") <= 1, 30, server.log)
+        assert server.metric("protoserve_queued") == 0
+        wait_until(lambda: worker.num_fds() <= files + 5, 20, server.log)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_full_disk_for_temporary_files_costs_nothing(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with serving(tiny_bundle, tmp_path, "--workers", "2", TMPDIR=str(disk)) as server:
+            with load(server, photograph) as seen:
+                answered(seen, 20)
+                with pytest.raises(OSError, match="space"), (disk / "filler").open("wb") as filler:
+                    while True:
+                        filler.write(bytes(65536))
+                        filler.flush()
+                before = {worker.pid for worker in server.workers()}
+                answered(seen, 100)
+                # Every route and refusal, so that counts are written that were not before.
+                for path in ("/v1/model", "/v1/taxonomy", "/v1/prototypes", "/v1/prototypes/0/image", "/", "/nope"):
+                    for method in ("GET", "PUT", "POST", "DELETE"):
+                        httpx.request(method, f"{server.address}{path}", headers={"connection": "close"})
+                answered(seen, 30)
+            assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
+            assert {worker.pid for worker in server.workers()} == before
+            assert httpx.get(f"{server.address}/metrics").status_code == 200
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,312 @@
+"""Uploads that no honest client sends: mutated, truncated, mislabelled and hostile, in every format, without end.
+
+`python tests/service/corpus.py DIR 100` writes some to look at. Everything is drawn from a numbered seed, so that a
+failure is found again by its number.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MEDIA_TYPES = (
+    "image/jpeg",
+    "image/png",
+    "image/webp",
+    "image/svg+xml",
+    "application/octet-stream",
+    "text/html",
+    "application/json",
+    "multipart/form-data",
+    "multipart/form-data; boundary=x",
+    "multipart/mixed; boundary=x",
+    "",
+    "\x7f/\xff",
+)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One request's body and Content-Type, with what was done to it."""
+
+    what: str
+    body: bytes
+    media_type: str
+
+
+def upload(seed: int) -> Upload:
+    """The upload of a number; the same number gives the same upload."""
+    draw = random.Random(seed)
+    make = draw.choice(MAKERS)
+    body = make(draw)
+    media_type = draw.choice(MEDIA_TYPES) if draw.random() < 0.3 else "image/jpeg"
+    if draw.random() < 0.2:
+        body, media_type = form(body, draw)
+    return Upload(make.__name__, body, media_type)
+
+
+def picture(draw: random.Random, kind: str | None = None) -> bytes:
+    """A small good picture of some format, mode and size."""
+    kind = kind or draw.choice(FORMATS)
+    modes = {
+        "JPEG": ("RGB", "L", "CMYK"),
+        "PNG": ("RGB", "L", "RGBA", "LA", "P", "1", "I;16"),
+        "WEBP": ("RGB", "RGBA"),
+        "BMP": ("RGB", "L", "P", "1"),
+        "TIFF": ("RGB", "L", "RGBA", "CMYK", "I;16", "1", "F", "LAB"),
+        "GIF": ("P", "L"),
+    }
+    mode = draw.choice(modes[kind])
+    size = draw.choice([(1, 1), (7, 300), (40, 30), (64, 64), (120, 90)])
+    noise = np.random.default_rng(draw.randrange(1 << 30)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    elif mode == "LAB":
+        image = Image.frombytes("LAB", size, noise.tobytes())
+    else:
+        image = Image.fromarray(noise).convert(mode)
+    target = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = draw.randrange(0, 12)
+    options = {} if kind in ("BMP", "GIF") else {"exif": exif}
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def whole(draw: random.Random) -> bytes:
+    """A good picture, so that the service is seen to answer among the bad ones."""
+    return picture(draw)
+
+
+def mutated(draw: random.Random) -> bytes:
+    """A picture with some bytes changed."""
+    data = bytearray(picture(draw))
+    for _ in range(draw.choice([1, 2, 8, 64])):
+        data[draw.randrange(len(data))] = draw.randrange(256)
+    return bytes(data)
+
+
+def mutated_header(draw: random.Random) -> bytes:
+    """A picture whose first bytes are changed, where sizes and offsets stand."""
+    data = bytearray(picture(draw))
+    for _ in range(draw.choice([1, 2, 4])):
+        data[draw.randrange(min(len(data), 64))] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)])
+    return bytes(data)
+
+
+def truncated(draw: random.Random) -> bytes:
+    """The beginning of a picture."""
+    data = picture(draw)
+    return data[: draw.randrange(len(data))]
+
+
+def spliced(draw: random.Random) -> bytes:
+    """The beginning of one picture and the end of another."""
+    one, two = picture(draw), picture(draw)
+    return one[: draw.randrange(len(one))] + two[draw.randrange(len(two)) :]
+
+
+def repeated(draw: random.Random) -> bytes:
+    """A part of a picture many times over, and then the rest."""
+    data = picture(draw)
+    start = draw.randrange(len(data))
+    end = min(len(data), start + draw.randrange(1, 64))
+    return data[:end] + data[start:end] * draw.randrange(2, 200) + data[end:]
+
+
+def polyglot(draw: random.Random) -> bytes:
+    """A picture that is also something else, or something else that begins like a picture."""
+    other = draw.choice(
+        [b"%PDF-1.7\n", b"PK\x03\x04", b"<?php system('id'); ?>", b"<svg onload='alert(1)'/>", b"#!/bin/sh\n"]
+    )
+    data = picture(draw)
+    return draw.choice([data + other, other + data, data[:20] + other + data[20:]])
+
+
+def garbage(draw: random.Random) -> bytes:
+    """Random bytes, perhaps behind a signature."""
+    signatures = (
+        b"",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\xff\xff\xff\xffWEBPVP8X",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"GIF89a",
+    )
+    return draw.choice(signatures) + draw.randbytes(draw.choice([0, 1, 10, 100, 5000]))
+
+
+def address(draw: random.Random) -> bytes:
+    """An address where a picture is asked for."""
+    return draw.choice(
+        [
+            b"http://127.0.0.1:1/a.jpg",
+            b"file:///etc/passwd",
+            b"data:image/png;base64,AAAA",
+            b'{"url": "http://127.0.0.1"}',
+        ]
+    )
+
+
+def other_format(draw: random.Random) -> bytes:
+    """A picture of a format that is not read, or compressed once more."""
+    image = Image.new("RGB", (8, 8))
+    kind = draw.choice(["PPM", "ICO", "TGA", "EPS", "PCX", "gzip"])
+    if kind == "gzip":
+        return gzip.compress(picture(draw))
+    target = io.BytesIO()
+    image.save(target, kind)
+    return target.getvalue()
+
+
+def bomb(draw: random.Random) -> bytes:
+    """A few bytes that promise, or are, a great many pixels."""
+    return draw.choice(BOMBS)(draw)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bomb(draw: random.Random) -> bytes:
+    """A header of up to 2³¹ pixels a side before data of a few."""
+    size = draw.choice([(60_000, 60_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1)])
+    header = struct.pack(">IIBBBBB", *size, 8, draw.choice([0, 2, 6]), 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", zlib.compress(bytes(100_000)))
+        + _chunk(b"IEND", b"")
+    )
+
+
+def png_text_bomb(draw: random.Random) -> bytes:
+    """A small picture with a compressed text of megabytes."""
+    text = b"Comment\0\0" + zlib.compress(bytes(30_000_000), 9)
+    data = picture(draw, "PNG")
+    return data[:33] + _chunk(b"zTXt", text) + data[33:]
+
+
+def jpeg_bomb(draw: random.Random) -> bytes:
+    """A JPEG whose frame header says 65,500 × 65,500."""
+    data = bytearray(picture(draw, "JPEG"))
+    for marker in (b"\xff\xc0", b"\xff\xc2"):
+        place = data.find(marker)
+        if place > 0:
+            data[place + 5 : place + 9] = struct.pack(">HH", 65_500, 65_500)
+    return bytes(data)
+
+
+def bmp_bomb(draw: random.Random) -> bytes:
+    """A BMP of sides up to 2³¹, run-length coded or not."""
+    side = draw.choice([50_000, 2**31 - 1, -(2**31)])
+    header = struct.pack(
+        "<IiiHHIIiiII", 40, side, draw.choice([side, 1]), 1, draw.choice([8, 24]), draw.choice([0, 1]), 0, 0, 0, 0, 0
+    )
+    return b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + header + bytes(1000)
+
+
+def gif_bomb(draw: random.Random) -> bytes:
+    """A GIF of 65,535 × 65,535 with hardly any data, and one with a great many frames."""
+    if draw.random() < 0.5:
+        return (
+            b"GIF89a"
+            + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0)
+            + bytes(6)
+            + b","
+            + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0)
+            + b"\x02\x02\x4c\x01\x00;"
+        )
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 8, 8, 0) + b"\x02\x02\x4c\x01\x00"
+    return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + frame * 20_000 + b";"
+
+
+def tiff_bomb(draw: random.Random) -> bytes:
+    """A TIFF of 4 billion pixels, or one whose directory leads back to itself."""
+    width, height = draw.choice([(65_535, 65_535), (2**31 - 1, 2**31 - 1), (1, 2**32 - 1)])
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, draw.choice([1, 5, 8, 32773])),
+        (262, 3, 1, 1),
+    ]
+    tags += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, 100)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", draw.choice([0, 8])) + bytes(100)
+
+
+def webp_bomb(draw: random.Random) -> bytes:
+    """A WebP whose canvas is 16,384 × 16,384 over a small frame, or damaged within."""
+    canvas = struct.pack("<I", 16_383)[:3] * 2
+    data = b"VP8X" + struct.pack("<I", 10) + bytes([draw.choice([0, 2, 0x10]), 0, 0, 0]) + canvas
+    return b"RIFF" + struct.pack("<I", len(data) + 4 + 30) + b"WEBP" + data + picture(draw, "WEBP")[12:]
+
+
+def deep_bomb(draw: random.Random) -> bytes:
+    """A true picture that is small as a file and large as pixels, of a size just within or just beyond limits."""
+    side = draw.choice([900, 1100, 3000])
+    target = io.BytesIO()
+    Image.new("1", (side, side)).save(target, draw.choice(["PNG", "TIFF", "GIF"]))
+    return target.getvalue()
+
+
+BOMBS: tuple[Callable[[random.Random], bytes], ...] = (
+    png_bomb,
+    png_text_bomb,
+    jpeg_bomb,
+    bmp_bomb,
+    gif_bomb,
+    tiff_bomb,
+    webp_bomb,
+    deep_bomb,
+)
+MAKERS: tuple[Callable[[random.Random], bytes], ...] = (
+    whole,
+    mutated,
+    mutated,
+    mutated_header,
+    mutated_header,
+    truncated,
+    spliced,
+    repeated,
+    polyglot,
+    garbage,
+    address,
+    other_format,
+    bomb,
+)
+
+
+def form(body: bytes, draw: random.Random) -> tuple[bytes, str]:
+    """A multipart form with the body in it, sound or broken."""
+    name = draw.choice([b"image", b"image", b"image", b"picture", b"", b"image\xff", b'"'])
+    filename = draw.choice([b'; filename="a.jpg"', b"", b'; filename="../../etc/passwd"', b"; filename*=utf-8''%ff"])
+    part = b'--x\r\nContent-Disposition: form-data; name="' + name + b'"' + filename + b"\r\n\r\n" + body + b"\r\n"
+    data = part * draw.choice([1, 1, 1, 2, 5, 200 if len(body) < 2000 else 2]) + b"--x--\r\n"
+    if draw.random() < 0.3:
+        data = data[: draw.randrange(len(data))]
+    return data, draw.choice(
+        ["multipart/form-data; boundary=x"] * 3 + ["multipart/form-data; boundary=y", "multipart/form-data"]
+    )
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(int(sys.argv[2])):
+        made = upload(number)
+        (folder / f"{number:05d}-{made.what}").write_bytes(made.body)

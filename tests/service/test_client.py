@@ -1,0 +1,145 @@
+"""`protoserve.client` against the real routes: answers, refusals, and trying again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from protoserve.classifier import Classifier
+from protoserve.client import AsyncClient, Client
+from protoserve.errors import InputError, ServiceError
+from service.access import new_key
+from service.app import create_app
+from service.current import CurrentModel
+from service.settings import Settings
+
+ADDRESS = "http://service"
+
+
+class Bridge(httpx.BaseTransport):
+    """The routes behind a synchronous transport; `before` may answer in their place."""
+
+    def __init__(self, app: ASGIApp, before: Callable[[], httpx.Response | None] = lambda: None) -> None:
+        self.inner = httpx.ASGITransport(app)
+        self.before = before
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if (answer := self.before()) is not None:
+            return answer
+        body = request.read()
+
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(transport=self.inner, base_url=ADDRESS) as client:
+                return await client.request(request.method, request.url, headers=request.headers, content=body)
+
+        response = asyncio.run(ask())
+        return httpx.Response(response.status_code, headers=response.headers, content=response.content)
+
+
+@pytest.fixture
+def app(current: CurrentModel) -> ASGIApp:
+    return create_app(Settings(max_bytes=200_000, max_images=3), current)
+
+
+def test_a_prediction_is_that_of_the_python_interface(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
+    with Client(ADDRESS, transport=Bridge(app)) as client:
+        assert client.is_ready()
+        assert client.model()["version"] == classifier.bundle.manifest.version
+        expected = classifier.predict(photograph, top_k=2, alternatives=1, maps=True)
+        assert client.predict(photograph, top_k=2, alternatives=1, maps="heat") == expected
+        assert client.predict(photograph.read_bytes()) == classifier.predict(photograph)
+
+
+def test_a_batch_gives_errors_in_their_places(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
+    with Client(ADDRESS, transport=Bridge(app)) as client:
+        first, second = client.predict_batch([photograph, b"no picture"], maps="none")
+    assert first == classifier.predict(photograph, top_k=0)
+    assert isinstance(second, ServiceError)
+    assert (second.code, second.status) == ("unsupported_image", 415)
+
+
+def test_the_asynchronous_client_says_the_same(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
+    async def ask() -> None:
+        async with AsyncClient(ADDRESS, transport=httpx.ASGITransport(app)) as client:
+            assert await client.is_ready()
+            assert (await client.model())["name"] == "tiny"
+            assert await client.predict(photograph) == classifier.predict(photograph)
+            [only] = await client.predict_batch([photograph], top_k=1)
+            assert only == classifier.predict(photograph, top_k=1)
+            with pytest.raises(ServiceError) as raised:
+                await client.predict(b"no picture")
+            assert raised.value.code == "unsupported_image"
+
+    asyncio.run(ask())
+
+
+def test_a_refusal_carries_the_problem_and_is_not_tried_again(app: ASGIApp, tmp_path: Path) -> None:
+    tries = []
+
+    def count() -> None:
+        tries.append(1)
+
+    with Client(ADDRESS, transport=Bridge(app, count)) as client:
+        with pytest.raises(ServiceError, match="more than the 200,000 bytes") as raised:
+            client.predict(b"x" * 200_001)
+        assert (raised.value.code, raised.value.status, len(tries)) == ("request_too_large", 413, 1)
+        with pytest.raises(InputError, match="missing"):
+            client.predict(tmp_path / "missing.jpg")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_service_is_asked_again_when_it_says(app: ASGIApp, photograph: Path, status: int) -> None:
+    busy = iter([httpx.Response(status, headers={"retry-after": "1"}), httpx.Response(status)])
+    begun = time.monotonic()
+    with Client(ADDRESS, transport=Bridge(app, lambda: next(busy, None))) as client:
+        assert client.predict(photograph).path
+    assert time.monotonic() - begun >= 1.0
+    assert next(busy, None) is None
+
+
+def test_a_service_that_stays_busy_is_given_up(app: ASGIApp, photograph: Path) -> None:
+    document: Any = {"code": "overloaded", "detail": "no turn", "status": 503}
+    tries = []
+
+    def busy() -> httpx.Response:
+        tries.append(1)
+        return httpx.Response(503, json=document)
+
+    with (
+        Client(ADDRESS, retries=1, transport=Bridge(app, busy)) as client,
+        pytest.raises(ServiceError, match="no turn") as raised,
+    ):
+        client.predict(photograph)
+    assert (raised.value.code, len(tries)) == ("overloaded", 2)
+
+
+def test_no_answer_and_a_strange_answer_are_told_apart(app: ASGIApp, photograph: Path) -> None:
+    def refuse() -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with Client(ADDRESS, retries=0, transport=Bridge(app, refuse)) as client:
+        assert not client.is_ready()
+        with pytest.raises(ServiceError, match="is the service up") as raised:
+            client.predict(photograph)
+        assert raised.value.code == "unreachable"
+    with Client(ADDRESS, transport=Bridge(app, lambda: httpx.Response(502, text="<html>"))) as client:
+        with pytest.raises(ServiceError, match="502") as raised:
+            client.predict(photograph)
+        assert raised.value.code == "unknown"
+
+
+def test_the_key_is_sent(current: CurrentModel, photograph: Path) -> None:
+    secret, known = new_key("test")
+    app = create_app(Settings(api_keys=(known,)), current)
+    with Client(ADDRESS, key=secret, transport=Bridge(app)) as client:
+        assert client.predict(photograph).path
+    with Client(ADDRESS, transport=Bridge(app)) as client, pytest.raises(ServiceError) as raised:
+        client.predict(photograph)
+    assert (raised.value.code, raised.value.status) == ("invalid_key", 401)
