@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,24 @@ class ExplainedGraph(nn.Module):
         return tuple(self.network.explain(image, self.top_k))
 
 
-def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    """Write the graph as one ONNX file with a dynamic batch and `metadata` (text) inside.
+def write_onnx(
+    graph: nn.Module,
+    example: Tensor,
+    file: Path,
+    metadata: dict[str, str],
+    *,
+    dynamic: Mapping[int, Any] | None = None,
+    outputs: Sequence[str] = OUTPUTS,
+) -> None:
+    """Write the graph as one ONNX file with `metadata` (text) inside.
 
-    `example` is uint8 [N ≥ 2, H, W, 3]; its batch size leaves no trace.
+    `example` is uint8 [N, H, W, 3]. `dynamic` are the `torch.export.Dim` of the axes that stay open: by default the
+    batch alone, for which the example must hold two pictures or more; of an open axis its size leaves no trace.
     """
     import onnx
+
+    if dynamic is None:
+        dynamic = {0: torch.export.Dim("batch", min=1)}
 
     with _quiet():
         program = torch.onnx.export(
@@ -45,8 +58,8 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            output_names=list(outputs),
+            dynamic_shapes=(dict(dynamic),) if dynamic else None,
             external_data=False,
             verbose=False,
         )
@@ -57,7 +70,7 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
     onnx.save_model(model, str(file))
 
 
-def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
+def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
     with _quiet(), torch.inference_mode():
         traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]

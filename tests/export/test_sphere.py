@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import protoserve
-from export.bundling import RUNTIMES, export_bundle
+from export.bundling import export_bundle
+from export.targets.table import TARGETS
 from protoserve.run import open_run
 from tests.conftest import make_run
 
@@ -24,7 +25,7 @@ def bundle(run, tmp_path_factory):
 @pytest.mark.parametrize("target", RUNTIMES)
 def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bundle, target):
     graph = bundle.manifest.graph
-    outputs = RUNTIMES[target](bundle.file(target))(np.load(run / "samples.npy"))
+    outputs = TARGETS[target].run(bundle.file(target))(np.load(run / "samples.npy"))
     greatest = math.log1p(1 / graph.epsilon)
     # Picture number i of the samples is the source image of prototype i.
     for record in bundle.manifest.prototypes:
