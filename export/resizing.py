@@ -1,8 +1,8 @@
 """The resize rule of `protoserve.images.fit` as a part of the graph, for hosts that have no good resize.
 
 Pillow's antialiased bilinear filter is separable: every output pixel is a weighted mean of input pixels, by a triangle
-as wide as the picture shrinks. As a matrix per axis it is two products, which every runtime has, for any size of picture
-and every rule; Pillow's rounding after each is kept, so that pixels differ by one grey level at most.
+as wide as the picture shrinks. As a matrix per axis it is two products, which every runtime has, for any size of
+picture and every rule. Pillow's rounding after each is kept, so pixels differ by two grey levels at most, and few do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What targets are made from: the graph for hosts other than the service, with their options, in PyTorch and as ONNX."""
+"""What targets are made from: the graph with the options of hosts other than the service, in PyTorch and as ONNX."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def file_metadata(
     """What goes into a target's file, or beside it: all that a host needs to prepare pictures and to name answers.
 
     `protoserve` is the manifest as JSON, in it the `version` of the network in this one file: the hash of the run's
-    `weights` and of the manifest. (A bundle's own version is the hash of everything in it, which no file in it can hold.)
+    `weights` and of the manifest. (A bundle's version is the hash of all that is in it, which no file in it can hold.)
     `nodes` are the names of the taxonomy's nodes, one a line in the order of the graph's numbers, for hosts without a
     reader for JSON; `options` say in JSON what this file takes.
     """

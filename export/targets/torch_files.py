@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.graph import OUTPUTS, ExplainedGraph
+from export.graph import OUTPUTS
 from export.parity import Runtime
 
 
@@ -41,7 +41,7 @@ def _runtime(module: torch.nn.Module) -> Runtime:
 
 
 def write_torch_export(
-    graph: ExplainedGraph, example: Tensor, dynamic: Mapping[int, Any], file: Path, metadata: dict[str, str]
+    graph: torch.nn.Module, example: Tensor, dynamic: Mapping[int, Any], file: Path, metadata: dict[str, str]
 ) -> None:
     """Write the graph as a torch.export file (.pt2); `metadata` become extra files inside it.
 
