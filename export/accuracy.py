@@ -22,7 +22,7 @@ from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.run import Run
 from protoserve.taxonomy import Taxonomy
 
-CALIBRATION_IMAGES: Final = 384
+CALIBRATION_IMAGES: Final = 256
 _KEPT: Final = ("log_probability", "path", "evidence_prototype", "evidence_contribution")
 
 

@@ -41,7 +41,7 @@ def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path
     (folder / SIDECAR).write_text(json.dumps(document), encoding="utf-8")
     for name, place in PAGE_FILES.items():
         (folder / place).write_bytes((files("export.targets") / name).read_bytes())
-    _fetch_runtime(folder)
+    fetch_runtime(folder)
 
 
 def run_web(file: Path) -> Runtime:
@@ -49,7 +49,8 @@ def run_web(file: Path) -> Runtime:
     return run_onnx(file.with_name(GRAPH))
 
 
-def _fetch_runtime(folder: Path) -> None:
+def fetch_runtime(folder: Path) -> None:
+    """Put onnxruntime's WebAssembly build into `folder`; raises InputError as `write_web` does."""
     npm = shutil.which("npm")
     if npm is None:
         raise InputError(f"the target web takes {RUNTIME} from npm, which is not installed; install Node.js with npm")
