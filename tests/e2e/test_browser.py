@@ -1,4 +1,4 @@
-"""The target `web` as its users meet it: its folder behind a plain file server, in a real browser, beside the service."""
+"""The target `web` as its users meet it: its folder behind a file server, in a real browser, beside the service."""
 
 from __future__ import annotations
 

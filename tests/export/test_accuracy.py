@@ -12,18 +12,17 @@ from protoserve.errors import InputError, ParityError
 from protoserve.run import open_run
 from protoserve.taxonomy import Taxonomy
 
-TREE = Taxonomy.from_paths(["Fruit/Apple", "Fruit/Pear", "Milk"])  # nodes: Fruit, Milk, Fruit/Apple, Fruit/Pear
-PROBABILITIES = {0: [0.9, 0.1, 0.7, 0.2], 1: [0.9, 0.1, 0.2, 0.7], 2: [0.1, 0.9, 0.06, 0.04]}
-PATHS = {0: [0, 2], 1: [0, 3], 2: [1, -1]}
+# Nodes: Fruit, Milk, Apple, Pear; leaves: Milk, Apple, Pear.
+TREE = Taxonomy.from_paths(["Fruit/Apple", "Fruit/Pear", "Milk"])
+PROBABILITIES = {0: [0.1, 0.9, 0.06, 0.04], 1: [0.9, 0.1, 0.7, 0.2], 2: [0.9, 0.1, 0.2, 0.7]}
+PATHS = {0: [1, -1], 1: [0, 2], 2: [0, 3]}
 
 
 def answer(leaves, evidence=None):
     """Answers whose most probable leaf is each of `leaves`; the first evidence is that leaf's own prototypes."""
     prototypes = [[[10 * leaf, 10 * leaf + 1], [10 * leaf + 2, 10 * leaf + 3]] for leaf in leaves]
-    for number, level in (leaf for leaf in enumerate(leaves) if leaf[1] == 2):
-        prototypes[number][1] = [-1, -1]
-        assert level == 2
     prototypes = np.array(prototypes)
+    prototypes[np.array(leaves) == 0, 1] = -1
     for place, prototype in (evidence or {}).items():
         prototypes[place] = prototype
     return {
@@ -43,16 +42,16 @@ def test_the_same_answers_lose_nothing():
 
 
 def test_a_lost_point_is_named_with_its_level():
-    leaves = np.array([0, 1] * 49 + [2, 2])
+    leaves = np.array([1, 2] * 49 + [0, 0])
     found = np.array(leaves)
-    found[:2] = [1, 0]  # two of a hundred leaves, and no fruit becomes milk
+    found[:2] = [2, 1]  # two of a hundred leaves, and no fruit becomes milk
     with pytest.raises(ParityError, match=r"leaf loses 2\.00 points of accuracy \(at most 1\)") as raised:
         judge(answer(leaves), answer(found), leaves, TREE, INT8)
     assert "level_1" not in str(raised.value)
 
 
 def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apart():
-    leaves = np.array([0, 1])
+    leaves = np.array([1, 2])
     other = answer(leaves, {(0, 0): [1, 0]})
     there, same = first_evidence(answer(leaves), other)
     assert there.all()
@@ -63,14 +62,14 @@ def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apa
 
 
 def test_too_much_other_evidence_is_refused():
-    leaves = np.array([0] * 9 + [1])
+    leaves = np.array([1] * 9 + [2])
     changed = {(place, 0): [5, 6] for place in range(2)}  # 2 of 20 places
     with pytest.raises(ParityError, match=r"the same in 90\.0 % of cases \(at least 95 %\)"):
         judge(answer(leaves), answer(leaves, changed), leaves, TREE, INT8)
 
 
 def test_a_level_without_evidence_is_not_counted():
-    there, same = first_evidence(answer(np.array([2])), answer(np.array([2])))
+    there, same = first_evidence(answer(np.array([0])), answer(np.array([0])))
     assert there.tolist() == same.tolist() == [[True, False]]
 
 
