@@ -2,6 +2,8 @@
 
     python benchmarks/comparison.py grocery --data DIR --weights FILE --runs RUNS
 
+or `hpnet15`, or `similarities` for the hierarchical network with each form of the similarity on Grocery Store.
+
 All settings are fixed in training/configs and were compared on images outside test (see README); this trains every
 system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
 benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on.
@@ -25,12 +27,11 @@ HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "training" / "configs"
 NOTES = {
     "grocery": "Grocery Store (Klasson et al. 2019), MobileNetV2; test split, 2,485 photographs.",
+    "similarities": "The frozen hierarchical network of `grocery` with each form of the similarity, all else equal.",
     "hpnet15": "The 15 ImageNet classes of Hase et al. 2019, MobileNetV2; test split, 352 photographs. Published for "
     "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
     "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
 }
-# Epochs of plain fine-tuning and joint training together.
-PLAIN_EPOCHS = {"grocery": 10, "hpnet15": 6}
 COLUMNS = {
     "leaf": lambda run: 100 * run["test"]["accuracy"]["leaf"],
     "level 2": lambda run: 100 * run["test"]["accuracy"]["level_2"],
@@ -59,38 +60,56 @@ class System:
     config: str
     head: str = "prototypes"
     settings: tuple[str, ...] = ()
+    plain: System | None = None
 
 
 def systems(name: str) -> list[System]:
-    """The rows, in the order in which they are trained. Fine-tuned, the backbone learns for as many epochs in each."""
+    """The rows, in the order in which they are trained. Fine-tuned prototypes stand on the plain row's backbone of the
+    same seed, as they would at the end of that configuration's own plain epochs: these are trained once."""
+    if name == "similarities":
+        return [
+            System("frozen-hierarchical", "log(1 + 1/(d + ε)), Hase et al. 2019", "grocery.yaml"),
+            *(
+                System(f"similarity-{form}", label, "grocery.yaml", settings=(f"model.similarity={form}",))
+                for form, label in (
+                    ("log-ratio", "log((d + 1)/(d + ε)), Chen et al. 2019"),
+                    ("cosine", "cosine, 1 − d/2"),
+                )
+            ),
+        ]
     frozen, tuned = f"{name}.yaml", f"{name}-finetuned.yaml"
-    plainly = (f"finetune.epochs={PLAIN_EPOCHS[name]}",)
+    plain = System("tuned-plain", "fine-tuned: plain softmax", tuned, "linear")
+    trained = ("finetune.epochs=0",)
     return [
         System("frozen-plain", "frozen: plain softmax", frozen, "linear"),
         System("frozen-protopnet", "frozen: ProtoPNet", frozen, settings=PROTOPNET),
         System("frozen-hierarchical", "frozen: hierarchical prototypes", frozen),
-        System("tuned-plain", "fine-tuned: plain softmax", tuned, "linear", plainly),
-        System("tuned-protopnet", "fine-tuned: ProtoPNet", tuned, settings=PROTOPNET),
-        System("tuned-hierarchical", "fine-tuned: hierarchical prototypes", tuned),
+        plain,
+        System("tuned-protopnet", "fine-tuned: ProtoPNet", tuned, settings=(*PROTOPNET, *trained), plain=plain),
+        System("tuned-hierarchical", "fine-tuned: hierarchical prototypes", tuned, settings=trained, plain=plain),
     ]
 
 
 def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one system with one seed, or take the finished run, and return its figures."""
     run = runs / f"{system.name}-{seed}"
+    earlier = 0.0
+    if system.plain is not None:
+        earlier = measure(system.plain, seed, data, weights, runs)["seconds"]
+        weights = str(runs / f"{system.plain.name}-{seed}")
     if not (run / "model.pt").is_file():
         common = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", system.head]
         changed = [word for setting in system.settings for word in ("--set", setting)]
         protoserve("train", CONFIGS / system.config, *common, *changed, "--cache", runs / "cache", "--resume")
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    figures = {"test": metrics["test"], "selection": metrics["selection"], "seconds": metrics["seconds"]}
+    figures = {"test": metrics["test"], "selection": metrics["selection"], "seconds": earlier + metrics["seconds"]}
     for fact in ("projection", "anchored", "last_layers", "calibration"):
         if fact in metrics:
             figures[fact] = metrics[fact]
     if "projection" in metrics:
-        # The final network against the one before its last projection, on the images that chose among epochs.
-        after = metrics["selection"]["accuracy"]["leaf"]
-        figures["cost"] = metrics["projection"]["before"]["selection_leaf"] - after
+        # What follows a projection to make it good counts with it; temperatures, which move no prototype, do not.
+        last = next(metrics[fact] for fact in ("last_layers", "anchored", "projection") if fact in metrics)
+        figures["cost"] = metrics["projection"]["before"]["selection_leaf"] - last["after"]["selection_leaf"]
     figures["prototypes"] = len([*(run / "prototypes").glob("*.webp")])
     return figures
 
@@ -128,7 +147,7 @@ def described_seeds(seeds: list[int]) -> str:
 def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
     """The results as Markdown."""
     lines = [
-        f"# {name}: plain, ProtoPNet, hierarchical",
+        f"# {name}" + ("" if name == "similarities" else ": plain, ProtoPNet, hierarchical"),
         "",
         f"Made by `python benchmarks/comparison.py {name} --data DIR --weights FILE`; all figures in `{name}.json`.",
         NOTES[name],
@@ -136,7 +155,8 @@ def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
         f"{described_seeds(seeds)} Accuracy in %; "
         "*macro*: mean recall of the leaves; *distance* and *severity*: levels from the true leaf up to the lowest "
         "common ancestor, over all images and over the mistakes; ECE in %, after calibration; *projection*: points of "
-        "leaf accuracy from before the last projection to the finished network, lost, on the selection images.",
+        "leaf accuracy lost from before the last projection to after the training that follows it, on the selection "
+        "images.",
         "",
         f"| | {' | '.join(COLUMNS)} |",
         f"|---|{'---|' * len(COLUMNS)}",

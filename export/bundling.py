@@ -212,6 +212,7 @@ def _manifest(
                 top_k=top_k,
                 similarity=description.similarity,
                 epsilon=description.epsilon,
+                zero=description.zero,
                 span=description.smoothing,
             ),
             files={target: TARGETS[target].file for target in targets},

@@ -53,6 +53,7 @@ class GraphRecord(Contract):
     top_k: int
     similarity: str
     epsilon: float
+    zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
     span: int = Field(default=1, ge=1, description="a cell's features are the mean of so many cells squared")
 
 

@@ -116,6 +116,7 @@ def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory
             top_k=min(graph.top_k for graph in graphs),
             similarity=", ".join(dict.fromkeys(graph.similarity for graph in graphs)),
             epsilon=graphs[0].epsilon,
+            zero=graphs[0].zero,
         ),
         files={},
         provenance={"left_out": left_out} if left_out else {},

@@ -34,6 +34,8 @@ def make_run(
     stride: int = 8,
     latent: str = "sigmoid",
     smoothing: int = 1,
+    hidden: int | None = None,
+    zero: float | None = None,
 ) -> Path:
     """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
     import torch
@@ -42,7 +44,7 @@ def make_run(
     from protoserve.images import decode, fit
     from protoserve.networks.checkpoint import NetworkDescription, PrototypeSource, build, save_network
     from protoserve.networks.head import prototype_children
-    from protoserve.networks.network import PrototypeNetwork
+    from protoserve.networks.network import AddOn, PrototypeNetwork
     from protoserve.taxonomy import Taxonomy
 
     taxonomy = Taxonomy.from_paths(leaves)
@@ -58,6 +60,8 @@ def make_run(
         similarity=similarity,
         latent=latent,
         smoothing=smoothing,
+        hidden=hidden,
+        zero=zero,
         prototype_child=prototype_children(taxonomy, kind, 3),
     )
     torch.manual_seed(seed)
@@ -68,6 +72,8 @@ def make_run(
     samples, sources = [], []
     with torch.inference_mode():
         network.head.weight += 0.1 * torch.randn_like(network.head.weight)
+        if isinstance(network.add_on[1], AddOn):
+            network.add_on[1].bend.weight += 0.1 * torch.randn_like(network.add_on[1].bend.weight)
         for number in range(len(description.prototype_child)):
             noise = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
             picture = Image.fromarray(noise).resize((120, 90), Image.Resampling.BICUBIC)

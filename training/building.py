@@ -35,6 +35,8 @@ def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescripti
         similarity=model.similarity,
         latent=model.latent,
         smoothing=model.smoothing,
+        hidden=model.hidden,
+        zero=model.zero,
         epsilon=model.epsilon,
         prototype_child=prototype_children(taxonomy, model.kind, per_child, model.inner_factor),
         **common,

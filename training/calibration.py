@@ -29,8 +29,8 @@ from training.trainer import Trainer, selection_row
 GRID = np.linspace(-3.0, 3.0, 241)
 SPREADS = np.array([0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8])
 # Leaf accuracy on the selection images that temperatures may cost: sharper conditionals make the most probable path
-# depend more on its first steps, and a point or so is the price of probabilities that mean what they say.
-TOLERANCE = 0.02
+# depend more on its first steps, and up to a point is the price of probabilities that mean what they say.
+TOLERANCE = 0.01
 # A priori the common temperature is within a factor e of 1 (one standard deviation): images that are all classified
 # right, for example, say nothing against any certainty.
 MEAN_SPREAD = 1.0

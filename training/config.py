@@ -25,7 +25,9 @@ class ModelConfig(Section):
     feature map of the backbone; `reduced` is the width that a principal component analysis brings the features down to
     (null: none). An inner node gets ⌈√leaves below⌉ times `prototypes_per_child`, at most `inner_factor` times; 1 is as
     published. `latent: sphere` compares directions instead of values in (0, 1); `smoothing` (odd) makes every cell the
-    mean of so many cells squared, and boxes as large (see `PrototypeNetwork`)."""
+    mean of so many cells squared, and boxes as large; `hidden` is the width of a rectified layer in the add-on layers
+    (null: they are one convolution; see `PrototypeNetwork`). `zero` is the squared distance at which the similarity is
+    0 (null: as published; see `PrototypeHead`)."""
 
     kind: Literal["hierarchical", "flat", "autoencoder"] = "hierarchical"
     backbone: str = "mobilenet_v2"
@@ -38,6 +40,8 @@ class ModelConfig(Section):
     similarity: Similarity = "log1p"
     latent: Latent = "sigmoid"
     smoothing: int = Field(default=1, ge=1)
+    hidden: int | None = Field(default=None, ge=1)
+    zero: float | None = Field(default=None, gt=0)
     epsilon: float = Field(default=0.1, gt=0)
     dropout: float = Field(default=0.3, ge=0, lt=1)
 

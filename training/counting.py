@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.similarity import similarity
 from protoserve.run import write_bytes_whole, write_text_whole
 from training.analysis import fit_patches, own_patches, own_weights
 from training.charts import as_png, counts_figure
@@ -134,7 +133,7 @@ def mean_similarities(head: PrototypeHead, distance: Tensor, leaves: NDArray[np.
     """
     below = torch.from_numpy(head.taxonomy.leaves_below.T[leaves]).to(distance.device)  # [images, nodes]
     passes = torch.nn.functional.pad(below, (0, 1))[:, head.member_node].any(dim=2).double()  # [images, groups]
-    sums = torch.matmul(passes.t(), similarity(distance, head.form, head.epsilon).double())  # [groups, P]
+    sums = torch.matmul(passes.t(), head.similarity_of(distance).double())  # [groups, P]
     group = head.prototype_group
     mean = sums[group, torch.arange(len(group), device=group.device)] / passes.sum(0)[group]
     return mean.cpu().numpy()

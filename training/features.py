@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protoserve.errors import InputError
-from protoserve.networks.network import PrototypeNetwork
+from protoserve.networks.network import AddOn, PrototypeNetwork
 from protoserve.run import write_text_whole
 
 Advance = Callable[[int], None]
@@ -175,7 +175,8 @@ def fit_reduction(
         advance(len(numbers))
     weight, bias, variances = moments.principal_components(network.reduction.out_channels)
     set_affine(network.reduction, weight, bias)
-    convolution = network.add_on[1]
+    mapping = network.add_on[1]
+    convolution = mapping.direct if isinstance(mapping, AddOn) else mapping
     assert isinstance(convolution, nn.Conv2d)
     kept = variances[: convolution.out_channels].sum().clamp_min(1e-12)
     # Two independent cells differ by twice the variance; the sigmoid's slope at 0 is 1/4.
@@ -185,6 +186,10 @@ def fit_reduction(
         scale * torch.eye(convolution.out_channels, convolution.in_channels),
         torch.zeros(convolution.out_channels),
     )
+    if isinstance(mapping, AddOn):
+        # The rectified layer sees its input at the same scale.
+        with torch.no_grad():
+            mapping.hidden.weight.mul_(scale)
 
 
 def epoch_order(count: int, seed: tuple[int, ...]) -> NDArray[np.int64]:

@@ -91,6 +91,7 @@ def smaller_head(head: PrototypeHead, kept: NDArray[np.int64]) -> PrototypeHead:
         form=head.form,
         epsilon=head.epsilon,
         sphere=head.sphere,
+        zero=head.zero,
     ).to(head.prototypes.device)
     smaller.prototypes.copy_(head.prototypes[chosen])
     smaller.centre.copy_(head.centre)

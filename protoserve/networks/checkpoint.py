@@ -39,6 +39,8 @@ class NetworkDescription(Contract):
     similarity: Similarity = "log1p"
     latent: Latent = "sigmoid"
     smoothing: int = Field(default=1, ge=1)
+    hidden: int | None = None
+    zero: float | None = None
     epsilon: float = 1e-4
     dropout: float = 0.0
     prototype_child: list[int] = Field(default_factory=list)
@@ -80,8 +82,11 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
         form=description.similarity,
         epsilon=description.epsilon,
         sphere=description.latent == "sphere",
+        zero=description.zero,
     )
-    return PrototypeNetwork(body, head, description.reduced, description.dropout, description.smoothing)
+    return PrototypeNetwork(
+        body, head, description.reduced, description.dropout, description.smoothing, description.hidden
+    )
 
 
 def _take_backbone(body: Backbone, description: NetworkDescription, run: Path) -> None:

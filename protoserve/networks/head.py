@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protoserve.networks.similarity import Similarity, on_sphere, similarity
+from protoserve.networks.similarity import Similarity, on_sphere, similarity, similarity_at
 from protoserve.taxonomy import Group, Taxonomy
 
 Kind = Literal["hierarchical", "flat"]
@@ -61,6 +61,9 @@ class PrototypeHead(nn.Module):
     """Prototypes and last layers over a taxonomy.
 
     With the similarity `negative-distance`, `reference` [P] is added to it: 0 unless `speak_where_near` was called.
+    With `zero`, what the similarity is at this squared distance is subtracted from it, so that a prototype farther than
+    that speaks against its child. As published the logarithms are positive everywhere, so a child gains from every
+    prototype that it has, whether that matches or not. Two random directions stand 2 apart.
     With `sphere`, which the similarity `cosine` implies, latent cells must come at unit length, as
     `PrototypeNetwork.latent` gives them.
 
@@ -96,8 +99,11 @@ class PrototypeHead(nn.Module):
         form: Similarity = "log1p",
         epsilon: float = 1e-4,
         sphere: bool = False,
+        zero: float | None = None,
     ) -> None:
         super().__init__()
+        self.zero = zero
+        self.shift = 0.0 if zero is None else -similarity_at(zero, form, epsilon)
         self.sphere = sphere or form == "cosine"
         self.taxonomy = taxonomy
         self.kind = kind
@@ -163,8 +169,11 @@ class PrototypeHead(nn.Module):
         """Set the last layers to their published start.
 
         Where siblings have different numbers of prototypes, each prototype counts in inverse proportion, or the
-        child with more of them would start ahead.
+        child with more of them would start ahead; not so where one that does not match adds nothing (`zero`).
         """
+        if self.zero is not None:
+            self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask)
+            return
         owned = self.own_mask.sum(2).float()  # [G, M]
         fewest = torch.where(owned > 0, owned, torch.inf).amin(1)
         share = (self.own_mask * (fewest[:, None] / owned.clamp_min(1.0))[:, :, None]).sum(1)  # [G, Q]
@@ -226,6 +235,11 @@ class PrototypeHead(nn.Module):
         difference = matched - vectors
         return (difference * difference).sum(2), cell
 
+    def similarity_of(self, distance: Tensor) -> Tensor:
+        """The similarities of squared distances of any shape, before any prototype's own `reference`."""
+        found = similarity(distance, self.form, self.epsilon)
+        return found + self.shift if self.shift != 0.0 else found
+
     # ---- probabilities ---------------------------------------------------------------------------------------
 
     def slot_similarity(self, similarities: Tensor) -> Tensor:
@@ -260,7 +274,7 @@ class PrototypeHead(nn.Module):
 
     def classify(self, distance: Tensor, cell: Tensor) -> HeadOutput:
         """The rest of `forward`, from distances and cells [N, P]."""
-        similarities = similarity(distance, self.form, self.epsilon)
+        similarities = self.similarity_of(distance)
         if self.form == "negative-distance":
             similarities = similarities + self.reference
         slots = self.slot_similarity(similarities)
@@ -314,7 +328,7 @@ class PrototypeHead(nn.Module):
         # at the best cell.
         vectors = self.vectors().index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, latent.shape[1], 1)
         difference = latent.flatten(2)[:, None] - vectors
-        maps = similarity((difference * difference).sum(2), self.form, self.epsilon)
+        maps = self.similarity_of((difference * difference).sum(2))
         if self.form == "negative-distance":
             maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, 1)
         maps = torch.where(found.reshape(-1, levels * top_k, 1), maps, 0.0)

@@ -30,6 +30,26 @@ class Normalise(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
 
 
+class AddOn(nn.Module):
+    """An affine map of every cell, and beside it one through `hidden` rectified values, which starts at 0: a network
+    that begins with the linear map's distances and learns where to bend them. Both papers put a rectified layer
+    between two 1×1 convolutions."""
+
+    def __init__(self, width: int, dimensions: int, hidden: int) -> None:
+        super().__init__()
+        self.direct = nn.Conv2d(width, dimensions, 1)
+        self.hidden = nn.Conv2d(width, hidden, 1)
+        self.bend = nn.Conv2d(hidden, dimensions, 1)
+        nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+        for zero in (self.hidden.bias, self.bend.weight, self.bend.bias):
+            assert zero is not None
+            nn.init.zeros_(zero)
+
+    def forward(self, features: Tensor) -> Tensor:
+        mapped: Tensor = self.direct(features) + self.bend(self.hidden(features).relu())
+        return mapped
+
+
 class PrototypeNetwork(nn.Module):
     """Backbone → reduction → add-on layers → prototype head.
 
@@ -39,11 +59,18 @@ class PrototypeNetwork(nn.Module):
     no longer counts. For the similarity `cosine` they end in a hyperbolic tangent before that.
 
     `smoothing` (odd) makes every cell the mean of the smoothing × smoothing cells around it, as far as they lie on the
-    map: less local, steadier.
+    map: less local, steadier. `hidden` is the width of the add-on layers' rectified layer; without it they are one
+    convolution.
     """
 
     def __init__(
-        self, backbone: Backbone, head: PrototypeHead, reduced: int | None, dropout: float = 0.0, smoothing: int = 1
+        self,
+        backbone: Backbone,
+        head: PrototypeHead,
+        reduced: int | None,
+        dropout: float = 0.0,
+        smoothing: int = 1,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.smoothing: nn.AvgPool2d | None = None
@@ -54,7 +81,8 @@ class PrototypeNetwork(nn.Module):
         self.reduction: nn.Conv2d | None = nn.Conv2d(backbone.channels, reduced, 1) if reduced else None
         width, dimensions = reduced or backbone.channels, head.prototypes.shape[1]
         squash = nn.Tanh() if head.form == "cosine" else nn.Identity() if head.sphere else nn.Sigmoid()
-        self.add_on = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(width, dimensions, 1), squash)
+        mapping = AddOn(width, dimensions, hidden) if hidden else nn.Conv2d(width, dimensions, 1)
+        self.add_on = nn.Sequential(nn.Dropout(dropout), mapping, squash)
         self.head = head
 
     def features(self, images: Tensor) -> Tensor:

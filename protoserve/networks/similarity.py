@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -35,6 +36,15 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
     if form == "negative-distance":
         return -distance
     raise InputError(f"no similarity {form!r}{nearest(form, SIMILARITIES)}; it is one of {', '.join(SIMILARITIES)}")
+
+
+def similarity_at(distance: float, form: Similarity, epsilon: float) -> float:
+    """The similarity of one squared distance, as `similarity` gives it."""
+    if form == "log1p":
+        return math.log1p(1.0 / (distance + epsilon))
+    if form == "log-ratio":
+        return math.log((distance + 1.0) / (distance + epsilon))
+    return 1.0 - 0.5 * distance if form == "cosine" else -distance
 
 
 def on_sphere(vectors: Tensor, dimension: int) -> Tensor:

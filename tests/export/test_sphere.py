@@ -1,4 +1,4 @@
-"""Directions and smoothed cells, from run to prediction: both targets keep them, boxes show all that counts."""
+"""Directions, smoothed cells and a hidden layer from run to prediction: both targets keep them, boxes show it all."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests.conftest import make_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "sphere", latent="sphere", smoothing=3)
+    return make_run(tmp_path_factory.mktemp("runs") / "sphere", latent="sphere", smoothing=3, hidden=20, zero=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def bundle(run, tmp_path_factory):
 def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bundle, target):
     graph = bundle.manifest.graph
     outputs = TARGETS[target].run(bundle.file(target))(np.load(run / "samples.npy"))
-    greatest = math.log1p(1 / graph.epsilon)
+    assert graph.zero == 2.0
+    greatest = math.log1p(1 / graph.epsilon) - math.log1p(1 / (2 + graph.epsilon))
     # Picture number i of the samples is the source image of prototype i.
     for record in bundle.manifest.prototypes:
         assert outputs["similarity"][record.id, record.id] == pytest.approx(greatest, abs=1e-3)

@@ -1,8 +1,10 @@
 """Every target in its own runtime: what it answers, what it holds, and what it says about itself."""
 
 import json
+import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -258,3 +260,11 @@ def test_web_without_npm_says_so(tmp_path, monkeypatch):
             {"protoserve": "{}", "options": "{}"},
             tmp_path / "pictures",
         )
+
+
+def test_the_readme_s_table_is_this_one():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    for name, target in TARGETS.items():
+        file, runtime = re.escape(target.file), re.escape(target.runtime)
+        row = rf"^\| `{name}` \| `{file}` \| {runtime}.* \| {target.precision.name} \|"
+        assert re.search(row, readme, re.MULTILINE), name

@@ -23,6 +23,10 @@ def random_head(kind, leaves=UNEVEN, per_child=3, dimensions=8, seed=0, **option
     return head.eval()
 
 
+def formula(head, d):
+    return np.log(1 + 1 / (d + head.epsilon)) if head.form == "log1p" else np.log((d + 1) / (d + head.epsilon))
+
+
 def reference(head, latent):
     """Everything by loops in float64: distances, cells, logits and log-probabilities of every node."""
     taxonomy = head.taxonomy
@@ -36,7 +40,7 @@ def reference(head, latent):
     else:
         distance = ((z[:, None] - prototypes[None, :, :, None]) ** 2).sum(2)
         d, cell = distance.min(2), distance.argmin(2)
-        s = np.log(1 + 1 / (d + head.epsilon)) if head.form == "log1p" else np.log((d + 1) / (d + head.epsilon))
+        s = formula(head, d) - (0 if head.zero is None else formula(head, head.zero))
     weight = head.effective_weight().detach().double().numpy()
     logit = np.zeros((len(z), len(taxonomy.nodes)))
     groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
@@ -61,9 +65,9 @@ def reference(head, latent):
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-@pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
-def test_everything_agrees_with_loops_in_double_precision(kind, form):
-    head = random_head(kind, form=form, epsilon=1e-3)
+@pytest.mark.parametrize(("form", "zero"), [("log1p", None), ("log-ratio", None), ("cosine", None), ("log1p", 0.5)])
+def test_everything_agrees_with_loops_in_double_precision(kind, form, zero):
+    head = random_head(kind, form=form, epsilon=1e-3, zero=zero)
     latent = torch.rand(5, 8, 3, 4)
     if form == "cosine":
         latent = on_sphere(latent - 0.5, 1)
@@ -200,16 +204,16 @@ def test_the_similarity_of_an_exact_match_survives_cancellation():
     assert torch.all((found - math.log(1 + 1e4)).abs() < 1e-3)
 
 
-def test_maps_hold_the_similarity_at_every_cell():
-    head = random_head("hierarchical")
+@pytest.mark.parametrize("zero", [None, 0.7])
+def test_maps_hold_the_similarity_at_every_cell(zero):
+    head = random_head("hierarchical", zero=zero)
     latent = torch.rand(3, 8, 4, 6)
     with torch.inference_mode():
         explained = head.explain(latent, 2)
     prototype = int(explained.evidence_prototype[1, 0, 0])
     distance = (latent[1].double() - head.prototypes[prototype].detach().double()[:, None, None]).square().sum(0)
-    np.testing.assert_allclose(
-        explained.evidence_map[1, 0, 0], np.log1p(1 / (distance.numpy() + head.epsilon)), atol=1e-4
-    )
+    expected = formula(head, distance.numpy()) - (0 if zero is None else formula(head, zero))
+    np.testing.assert_allclose(explained.evidence_map[1, 0, 0], expected, atol=1e-4)
 
 
 def test_weights_start_as_published_and_never_leave_their_group():
@@ -239,6 +243,29 @@ def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_l
     # ⌈√5⌉ = 3 is over the limit, ⌈√2⌉ = 2 is not, a leaf counts once.
     assert (counts["A"], counts["B"], counts["Q"], counts["A/1"]) == (6, 6, 3, 3)
     assert {prototype_children(taxonomy, "flat", 3, inner_factor=4).count(leaf) for leaf in taxonomy.leaves} == {3}
+
+
+@pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine", "negative-distance"])
+def test_the_similarity_is_0_at_the_distance_asked_for(form):
+    head = random_head("hierarchical", form=form, epsilon=0.1, zero=1.5)
+    found = head.similarity_of(torch.tensor([1.5, 1.4, 1.6]))
+    assert float(found[0]) == pytest.approx(0, abs=1e-6) and found[1] > 0 > found[2]
+
+
+def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match():
+    """A has twice as many prototypes as Q, and half of them match; the others stand where the similarity is 0."""
+    taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
+    owners = prototype_children(taxonomy, "hierarchical", 3, inner_factor=2)
+    a, q = taxonomy.index["A"], taxonomy.index["Q"]
+    found = {}
+    for matching in (a, q):
+        head = PrototypeHead(taxonomy, owners, 4, zero=2.0).eval()
+        distance = torch.full((1, len(owners)), 2.0)
+        distance[0, [place for place, owner in enumerate(owners) if owner == matching][:3]] = 0.3
+        with torch.inference_mode():
+            output = head.classify(distance, torch.zeros_like(distance, dtype=torch.int64))
+        found[matching] = float(output.conditional[0, matching])
+    assert found[a] == pytest.approx(found[q], abs=1e-6) and found[a] < -1e-6
 
 
 def test_a_child_with_more_prototypes_does_not_start_ahead():

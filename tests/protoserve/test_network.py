@@ -15,10 +15,10 @@ def body():
     return backbone("squeezenet1_1")
 
 
-def network_of(body, form, *, sphere=False, smoothing=1):
+def network_of(body, form, *, sphere=False, smoothing=1, hidden=None):
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "Q"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 2), 8, form=form, sphere=sphere)
-    return PrototypeNetwork(body, head, reduced=None, smoothing=smoothing).eval()
+    return PrototypeNetwork(body, head, reduced=None, smoothing=smoothing, hidden=hidden).eval()
 
 
 @pytest.mark.parametrize("form", ["log1p", "log-ratio"])
@@ -69,3 +69,29 @@ def test_smoothing_is_the_mean_of_the_cells_around_that_lie_on_the_map(body):
         for column in range(5):
             around = maps[:, :, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
             torch.testing.assert_close(smoothed[:, :, row, column], around.mean((2, 3)))
+
+
+def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body):
+    network = network_of(body, "log1p", sphere=True, hidden=12)
+    mapping = network.add_on[1]
+    features = torch.randn(3, body.channels, 4, 5)
+    linear = mapping.direct(features)
+    torch.testing.assert_close(mapping(features), linear)
+    torch.nn.init.ones_(mapping.bend.weight)
+    # Written out cell by cell in double precision.
+    cells = features.double().movedim(1, -1)
+    weight, bias = mapping.hidden.weight.double()[:, :, 0, 0], mapping.hidden.bias.double()
+    bent = (cells @ weight.t() + bias).clamp_min(0).sum(-1)
+    torch.testing.assert_close(
+        (mapping(features) - linear).double(), bent[:, None].expand(linear.shape), rtol=1e-4, atol=1e-4
+    )
+    assert bent.min() > 0
+
+
+def test_single_cells_meet_the_same_layers_as_maps(body):
+    network = network_of(body, "log1p", sphere=True, hidden=12)
+    torch.nn.init.normal_(network.add_on[1].bend.weight)
+    features = torch.randn(3, body.channels, 4, 5)
+    with torch.inference_mode():
+        maps, cells = network.latent(features), network.latent_of_cells(features[:, :, 2, 3])
+    torch.testing.assert_close(cells, maps[:, :, 2, 3])
