@@ -52,7 +52,7 @@ def test_a_lost_point_is_named_with_its_level():
 
 def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apart():
     leaves = np.array([1, 2])
-    other = answer(leaves, {(0, 0): [1, 0]})
+    other = answer(leaves, {(0, 0): [11, 10]})
     there, same = first_evidence(answer(leaves), other)
     assert there.all()
     assert same.tolist() == [[False, True], [True, True]]
