@@ -149,7 +149,7 @@ def test_eight_bits_that_miss_are_refused_with_their_figures(learned, tmp_path, 
         honest(source, file, np.zeros_like(calibration), *rest)
 
     monkeypatch.setattr(quantising, "write_int8", blind)
-    with pytest.raises(ParityError, match=r"\d %"):
+    with pytest.raises(ParityError, match=r"parity: .+ \d"):
         export_bundle(open_run(run), tmp_path / "bundle", ("onnx", "onnx-int8"), data=data)
     assert list(tmp_path.iterdir()) == []
 
@@ -259,6 +259,16 @@ def test_web_without_npm_says_so(tmp_path, monkeypatch):
             {"protoserve": "{}", "options": "{}"},
             tmp_path / "pictures",
         )
+
+
+def test_the_command_shows_the_table():
+    from typer.testing import CliRunner
+
+    from protoserve.cli import build_app
+
+    shown = CliRunner().invoke(build_app(), ["export", "--list-targets"])
+    assert shown.exit_code == 0
+    assert all(target.file in shown.output for target in TARGETS.values())
 
 
 def test_the_readme_s_table_is_this_one():
