@@ -45,7 +45,8 @@ def write_int8(
     """
     import onnx
 
-    batches = in_batches(calibration, batch or _BATCH, whole=batch is not None)
+    # Whole batches, for the calibrator takes no others.
+    batches = in_batches(calibration, batch or _BATCH, whole=True)
     if len(batches) < 3:
         raise InputError(f"8 bits need more than {len(calibration)} training pictures for their ranges; add some")
     third = len(batches) // 3
