@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,27 @@ class RoutedGraph(nn.Module):
         return tuple(self.head(self.network.latent(self.network.features(image))))
 
 
-def write_onnx(graph: ExplainedGraph | RoutedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    """Write the graph as one ONNX file with a dynamic batch and `metadata` (text) inside.
+def write_onnx(
+    graph: nn.Module,
+    example: Tensor,
+    file: Path,
+    metadata: dict[str, str],
+    *,
+    dynamic: Mapping[int, Any] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> None:
+    """Write the graph as one ONNX file with `metadata` (text) inside.
 
-    `example` is uint8 [N ≥ 2, H, W, 3]; its batch size leaves no trace.
+    `example` is uint8 [N, H, W, 3]. `dynamic` are the `torch.export.Dim` of the axes that stay open: by default the
+    batch alone, for which the example must hold two pictures or more; of an open axis its size leaves no trace.
+    `outputs` are the names of what the graph gives, by default those of an explained or routed one.
     """
     import onnx
+
+    if dynamic is None:
+        dynamic = {0: torch.export.Dim("batch", min=1)}
+    if outputs is None:
+        outputs = ROUTED_OUTPUTS if isinstance(graph, RoutedGraph) else OUTPUTS
 
     with quiet():
         program = torch.onnx.export(
@@ -70,8 +86,8 @@ def write_onnx(graph: ExplainedGraph | RoutedGraph, example: Tensor, file: Path,
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=list(ROUTED_OUTPUTS if isinstance(graph, RoutedGraph) else OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            output_names=list(outputs),
+            dynamic_shapes=(dict(dynamic),) if dynamic else None,
             external_data=False,
             verbose=False,
         )
@@ -82,7 +98,7 @@ def write_onnx(graph: ExplainedGraph | RoutedGraph, example: Tensor, file: Path,
     onnx.save_model(model, str(file))
 
 
-def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
+def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
     with quiet(), torch.inference_mode():
         traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
