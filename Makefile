@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo serve check format test test-faults container test-container bench-service clean distclean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
 
 install: $(INSTALLED) ## Make the environment in .venv, with the versions of constraints.txt
 
