@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test test-faults container test-container bench-service clean distclean
+.PHONY: help install demo serve check format test test-faults container test-container bench-head bench-service clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); ProtoServe needs Python 3.11, 3.12 or 3.13: make install PYTHON=python3.12" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' can't make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,client,score,dev]'
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,client,score,targets,dev]'
 	@touch $@
 
 demo: install ## Draw pictures, train, export, validate, serve, ask over HTTP, explain
@@ -40,6 +40,10 @@ format: install ## Let ruff mend what it can
 
 test: install ## All tests
 	$(BIN)/python -m pytest
+
+bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/scale.py
 
 test-faults: install ## Hostile uploads (10,000), kills, full disks, slow and vanishing clients, Ray
 	PROTOSERVE_HOSTILE_UPLOADS=10000 $(BIN)/python -m pytest tests/service/test_hostile.py --timeout 3000

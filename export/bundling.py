@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.graph import OUTPUTS, ExplainedGraph, write_onnx, write_torchscript
-from export.parity import Runtime, check
-from protoserve.bundle import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
-from protoserve.errors import InputError, nearest
+from export.accuracy import held_back, judge_target, pictures
+from export.graph import ExplainedGraph
+from export.parity import BATCHES, FLOAT32, INT8, check
+from export.resizing import check_fitted
+from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
+from export.targets.table import TARGETS, Target, target_named
+from protoserve.bundle import (
+    FORMAT,
+    Bundle,
+    GraphRecord,
+    InputRule,
+    Manifest,
+    read_bundle,
+    write_bundle,
+    write_manifest,
+)
+from protoserve.errors import InputError
+from protoserve.images import decode, fit
 from protoserve.networks.checkpoint import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.head import PrototypeHead, groups_of
 from protoserve.networks.network import LinearNetwork
@@ -26,7 +42,6 @@ from protoserve.schema import PrototypeRecord
 
 TOP_K = 10
 WEIGHTS = "weights.npy"
-FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript"}
 
 
 def export_bundle(
@@ -35,19 +50,23 @@ def export_bundle(
     targets: tuple[str, ...] = ("onnx",),
     *,
     name: str | None = None,
+    data: Path | None = None,
+    options: EdgeOptions | None = None,
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Export a finished run into a bundle at `directory`; `report` is told each step.
 
-    Raises InputError for an unknown target, a run without prototypes or a place that is taken, and ParityError
-    when a target's answers differ from the network's; then no bundle is written.
+    `data` is the data set of the run, for targets of less precision than float32; `options` hold for all targets but
+    `onnx`, which the service runs; `size` (height, width) is another input size than that of training.
+
+    Raises InputError for an unknown target, a run without prototypes, options that don't fit or a place that is taken,
+    and ParityError when a target's answers differ from the network's; then no bundle is written.
     """
-    for target in targets:
-        if target not in FILES:
-            raise InputError(f"no target {target!r}{nearest(target, FILES)}; --to takes {', '.join(FILES)}")
-    if "onnx" not in targets:
-        raise InputError(f"--to {','.join(targets)}: a bundle always holds 'onnx', which the service runs; add it")
+    chosen = {target: target_named(target) for target in targets}
+    options = options or EdgeOptions()
+    _check_options(chosen, data, options)
     network, description, sources = load_network(run.model)
     if isinstance(network, LinearNetwork):
         raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes to export")
@@ -57,30 +76,81 @@ def export_bundle(
         if not run.picture(number).is_file():
             raise InputError(f"{run.picture(number)}: the picture of prototype {number} is missing; train again")
     samples = run.samples()
+    if size is not None:
+        if description.kind == "autoencoder":
+            raise InputError("--image-size: an autoencoder's code is of one picture size; train another")
+        rule = description.input.model_copy(update={"height": size[0], "width": size[1]})
+        description = description.model_copy(update={"input": rule})
+        samples = _resized(samples, size)
+    rule = description.input
     top_k = min(TOP_K, network.head.top_k_limit)
-    graph = ExplainedGraph(network, top_k).eval()
-    example = torch.from_numpy(samples[:2])
-    manifest = _manifest(network, description, sources, run, directory.name if name is None else name, targets, top_k)
-    metadata = {"protoserve": manifest("").model_dump_json()}
+    graph = ExplainedGraph(network, top_k, torch.from_numpy(samples[:2])).eval()
+    manifest = _manifest(
+        network, description, sources, run, directory.name if name is None else name, targets, top_k, resized=bool(size)
+    )
+    held = None
+    if any(target.precision is not FLOAT32 for target in chosen.values()) and data is not None:
+        report(f"reading {data}")
+        held = held_back(run, data, network.head.taxonomy)
 
-    with write_bundle(directory, overwrite=overwrite) as draft:
+    with write_bundle(directory, overwrite=overwrite) as draft, TemporaryDirectory() as folder:
         parity: dict[str, Any] = {}
-        for target in targets:
-            report(f"writing {FILES[target]}")
-            file = draft / FILES[target]
-            if target == "onnx":
-                write_onnx(graph, example, file, metadata)
-            else:
-                write_torchscript(graph, example, file, metadata)
-            report(f"comparing {FILES[target]} with the network on {len(samples)} pictures")
-            parity[target] = check(network, top_k, RUNTIMES[target](file), samples)
-        (draft / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+        graphs: dict[EdgeOptions, Graphs] = {}
         np.save(draft / WEIGHTS, _weights(network.head), allow_pickle=False)
         (draft / "prototypes").mkdir()
         for record in manifest("").prototypes:
             shutil.copyfile(run.picture(record.id), draft / record.picture)
+        for target, row in chosen.items():
+            report(f"writing {row.file}")
+            # The service's own file takes any batch at model size, whatever the others are made for.
+            taken = EdgeOptions() if target == "onnx" else replace(options, resize=options.resize or row.resizes)
+            if taken not in graphs:
+                place = Path(folder) / str(len(graphs))
+                place.mkdir()
+                graphs[taken] = write_graphs(graph, rule, samples, taken, place)
+            source = Source(
+                graphs[taken],
+                metadata=file_metadata(manifest(""), run.model, target, row.precision.name, taken),
+                calibration=pictures(held.calibration, rule) if held and row.precision is INT8 else None,
+                pictures=draft / "prototypes",
+                report=report,
+            )
+            file = draft / row.file
+            row.write(source, file)
+            report(f"comparing {row.file} with the network on {len(samples)} pictures")
+            runtime = row.run(file)
+            if taken.resize:
+                parity[target] = check_fitted(network, top_k, runtime, rule, samples, precision=row.precision)
+            else:
+                batches = BATCHES if taken.batch is None else (taken.batch,)
+                parity[target] = check(network, top_k, runtime, samples, precision=row.precision, batches=batches)
+            if row.precision is not FLOAT32 and held is not None:
+                report(f"comparing {row.file} with the network on {len(held.validation)} validation pictures")
+                parity[target]["validation"] = judge_target(
+                    network, top_k, runtime, held.validation, rule, taken, row.precision
+                )
+        (draft / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
         write_manifest(draft, manifest)
     return read_bundle(directory)
+
+
+def _check_options(chosen: Mapping[str, Target], data: Path | None, options: EdgeOptions) -> None:
+    """Raise InputError for options and targets that don't fit each other, before anything is done."""
+    if "onnx" not in chosen:
+        raise InputError(f"--to {','.join(chosen)}: a bundle always holds 'onnx', which the service runs; add it")
+    for name, target in chosen.items():
+        if target.precision is not FLOAT32 and data is None:
+            raise InputError(f"the target {name} is compared on pictures of the run's data set; add --data DIR")
+    if options.batch is not None and options.resize:
+        raise InputError("--fixed-batch and --resize-in-graph: pictures of any size come one by one; leave one out")
+    if options != EdgeOptions() and set(chosen) == {"onnx"}:
+        raise InputError("--fixed-batch and --resize-in-graph leave the service's graph alone; add --to onnx,onnx-edge")
+
+
+def _resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The run's sample pictures at another size."""
+    rule = InputRule(height=size[0], width=size[1], resize="stretch")
+    return np.stack([fit(decode(sample), rule).array for sample in samples])
 
 
 def _manifest(
@@ -91,8 +161,14 @@ def _manifest(
     name: str,
     targets: tuple[str, ...],
     top_k: int,
+    *,
+    resized: bool,
 ) -> Callable[[str], Manifest]:
     head = network.head
+    rule = description.input
+    with torch.inference_mode():
+        blank = torch.zeros((1, rule.height, rule.width, 3), dtype=torch.uint8)
+        rows, columns = network.latent(network.features(blank)).shape[2:]
     taxonomy = head.taxonomy
     weight = head.effective_weight().detach()
     records = []
@@ -114,9 +190,10 @@ def _manifest(
         )
     provenance = run.read_json("provenance.json")
     provenance["export"] = {
-        "versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu")
+        "versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "openvino")
     }
-    metrics = run.read_json("metrics.json")
+    # What was measured at the training's picture size says nothing of another one, and thresholds do not carry over.
+    metrics = {} if resized else run.read_json("metrics.json")
     parents = parent_names(groups_of(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
 
@@ -129,8 +206,8 @@ def _manifest(
             taxonomy=taxonomy.to_dict(),
             input=description.input,
             graph=GraphRecord(
-                rows=sources[0].rows,
-                columns=sources[0].columns,
+                rows=rows,
+                columns=columns,
                 prototypes=len(records),
                 top_k=top_k,
                 similarity=description.similarity,
@@ -138,7 +215,7 @@ def _manifest(
                 zero=description.zero,
                 span=description.smoothing,
             ),
-            files={target: FILES[target] for target in targets},
+            files={target: TARGETS[target].file for target in targets},
             prototypes=records,
             weights=WEIGHTS,
             temperature=temperature,
@@ -166,35 +243,3 @@ def library_versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def onnx_runtime(file: Path) -> Runtime:
-    """An ONNX file in onnxruntime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-
-    def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": pictures}), strict=True))
-
-    return run
-
-
-def torchscript_runtime(file: Path) -> Runtime:
-    """A TorchScript file in libtorch on the CPU."""
-    import warnings
-
-    with warnings.catch_warnings():
-        # torch marks its own TorchScript calls as deprecated; the target stays.
-        warnings.simplefilter("ignore")
-        module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
-
-    def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        with torch.inference_mode():
-            outputs = module(torch.from_numpy(pictures))
-        return {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
-
-    return run
-
-
-RUNTIMES: dict[str, Callable[[Path], Runtime]] = {"onnx": onnx_runtime, "torchscript": torchscript_runtime}

@@ -15,20 +15,55 @@ def commands(app: typer.Typer) -> None:
     app.command("validate")(validate)
 
 
+def _list_targets(wanted: bool) -> None:
+    if wanted:
+        from rich.console import Console
+
+        from export.targets.listing import listing
+
+        Console(highlight=False, width=140).print(listing())
+        raise typer.Exit
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     bundle: Annotated[Path, typer.Option(help="The folder to write.")],
-    to: Annotated[str, typer.Option(help="Targets, separated by commas: onnx (always), torchscript.")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help="Targets, separated by commas: onnx (always), and any of --list-targets.")
+    ] = "onnx",
     name: Annotated[str | None, typer.Option(help="The model's name; by default the folder's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The run's data set; onnx-fp16 and onnx-int8 are judged on its validation part.")
+    ] = None,
+    fixed_batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="All targets but onnx take batches of just so many pictures."),
+    ] = None,
+    resize_in_graph: Annotated[
+        bool,
+        typer.Option("--resize-in-graph", help="All targets but onnx take one picture of any size, and resize it."),
+    ] = False,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Another input size, 160 or 160x224 (height x width); measure it with validate."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    list_targets: Annotated[
+        bool,
+        typer.Option("--list-targets", callback=_list_targets, is_eager=True, help="Show the table of targets."),
+    ] = False,
 ) -> None:
     """Write a run's network as one fused graph in a bundle, once every target passed the parity gate.
 
-    Example: protoserve export runs/grocery --to onnx,torchscript --bundle bundles/grocery
+    Example: protoserve export runs/grocery --to onnx,onnx-int8 --data grocery-store --bundle bundles/grocery
     """
     from rich.console import Console
 
     from export.bundling import export_bundle
+    from export.sources import EdgeOptions, parse_size
+    from export.targets.listing import next_steps, summary
     from protoserve.errors import InputError
     from protoserve.run import open_run
 
@@ -42,20 +77,19 @@ def export(
             bundle,
             targets,
             name=name,
+            data=data,
+            options=EdgeOptions(fixed_batch, resize_in_graph),
+            size=None if image_size is None else parse_size(image_size),
             overwrite=overwrite,
             report=lambda message: status.update(message),
         )
     parity = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))
     for target in targets:
-        size = written.file(target).stat().st_size / 1e6
-        worst = max(
-            value for batch in (1, 3, 8) for value in parity[target][f"batch_{batch}"]["worst_difference"].values()
-        )
-        typer.echo(f"{written.manifest.files[target]:<20}{size:7.1f} MB   worst difference {worst:.1e}")
+        typer.echo(summary(written, target, parity[target]))
     typer.echo(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
     screen.print("Next:")
-    screen.print(f"  protoserve predict {bundle} PHOTO.jpg", soft_wrap=True)
-    screen.print(f"  protoserve serve {bundle} --port 3000", soft_wrap=True)
+    for line in next_steps(written, data):
+        screen.print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def validate(

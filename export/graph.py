@@ -5,48 +5,89 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from protoserve.networks.checkpoint import ExplainedNetwork
-from protoserve.networks.head import Explanation
+from protoserve.networks.head import Explanation, FusedHead
+from protoserve.networks.routing import RoutedExplanation, RoutedHead
 
 OUTPUTS: tuple[str, ...] = Explanation._fields
+ROUTED_OUTPUTS: tuple[str, ...] = RoutedExplanation._fields
 OPSET = 20
 
 
 class ExplainedGraph(nn.Module):
-    """uint8 `image` [N, H, W, 3] → the outputs of `PrototypeHead.explain`, in the order of `OUTPUTS`."""
+    """uint8 `image` [N, H, W, 3] → the outputs of `FusedHead`, in the order of `OUTPUTS`.
 
-    def __init__(self, network: ExplainedNetwork, top_k: int) -> None:
+    `example` is an image batch of the size that the graph is made for.
+    """
+
+    def __init__(self, network: ExplainedNetwork, top_k: int, example: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.top_k = top_k
+        with torch.inference_mode():
+            rows, columns = self._latent(example[:1]).shape[2:]
+        self.head = FusedHead(network.head, top_k, cells=rows * columns)
+
+    def _latent(self, image: Tensor) -> Tensor:
+        return self.network.latent(self.network.features(image))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network.explain(image, self.top_k))
+        return tuple(self.head(self._latent(image)))
 
 
-def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    """Write the graph as one ONNX file with a dynamic batch and `metadata` (text) inside.
+class RoutedGraph(nn.Module):
+    """uint8 `image` [N, H, W, 3] → the outputs of `RoutedHead`, in the order of `ROUTED_OUTPUTS`.
 
-    `example` is uint8 [N ≥ 2, H, W, 3]; its batch size leaves no trace.
+    `width` nodes of every level are expanded.
+    """
+
+    def __init__(self, network: ExplainedNetwork, top_k: int, width: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = RoutedHead(network.head, top_k, width)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.head(self.network.latent(self.network.features(image))))
+
+
+def write_onnx(
+    graph: nn.Module,
+    example: Tensor,
+    file: Path,
+    metadata: dict[str, str],
+    *,
+    dynamic: Mapping[int, Any] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> None:
+    """Write the graph as one ONNX file with `metadata` (text) inside.
+
+    `example` is uint8 [N, H, W, 3]. `dynamic` are the `torch.export.Dim` of the axes that stay open: by default the
+    batch alone, for which the example must hold two pictures or more; of an open axis its size leaves no trace.
+    `outputs` are the names of what the graph gives, by default those of an explained or routed one.
     """
     import onnx
 
-    with _quiet():
+    if dynamic is None:
+        dynamic = {0: torch.export.Dim("batch", min=1)}
+    if outputs is None:
+        outputs = ROUTED_OUTPUTS if isinstance(graph, RoutedGraph) else OUTPUTS
+
+    with quiet():
         program = torch.onnx.export(
             graph,
             (example,),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            output_names=list(outputs),
+            dynamic_shapes=(dict(dynamic),) if dynamic else None,
             external_data=False,
             verbose=False,
         )
@@ -57,9 +98,9 @@ def write_onnx(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dic
     onnx.save_model(model, str(file))
 
 
-def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
+def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
-    with _quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
         buffer = io.BytesIO()
@@ -68,7 +109,7 @@ def write_torchscript(graph: ExplainedGraph, example: Tensor, file: Path, metada
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     # Exporters report progress and their own deprecations on the console; the parity gate is the judge.
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -278,8 +278,17 @@ class Taxonomy:
     @cached_property
     def leaves_below(self) -> NDArray[np.bool_]:
         """[nodes, leaves] whether the leaf is the node or lies below it."""
-        table = self.path_at_level[list(self.leaves)]
-        return np.asarray((table[None] == np.arange(len(self.nodes))[:, None, None]).any(axis=2))
+        # One row more for the −1 of levels below the leaf; a table per level would not fit for thousands of leaves.
+        below = np.zeros((len(self.nodes) + 1, len(self.leaves)), dtype=np.bool_)
+        for level in self.path_at_level[list(self.leaves)].T:
+            below[level, np.arange(len(self.leaves))] = True
+        return below[:-1]
+
+    @cached_property
+    def leaf_counts(self) -> NDArray[np.int64]:
+        """[nodes] how many leaves are the node or lie below it."""
+        places = self.path_at_level[list(self.leaves)]
+        return np.bincount(places[places >= 0], minlength=len(self.nodes)).astype(np.int64)
 
     # ---- as JSON ---------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -179,3 +180,52 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pictures") / "photograph.jpg"
     Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC).save(file, quality=95)
     return file
+
+
+def write_data(run: Path, directory: Path) -> None:
+    """A data set for a run without one: its sample pictures in train and val, each under the leaf that the network
+    gives it, and every leaf with some. The run then says that it learned from there."""
+    import torch
+
+    from protoserve.dataset import read_split, read_taxonomy
+    from protoserve.networks.checkpoint import load_network
+
+    network, _, _ = load_network(run / "model.pt")
+    samples = np.load(run / "samples.npy")
+    with torch.inference_mode():
+        path = network.explain(torch.from_numpy(samples), 1).path.numpy()
+    taxonomy = network.head.taxonomy
+    names = [taxonomy.names[nodes[nodes >= 0][-1]] for nodes in path]
+    names[: len(taxonomy.leaves)] = [taxonomy.names[leaf] for leaf in taxonomy.leaves]
+    for split in ("train", "val"):
+        for number, (name, sample) in enumerate(zip(names, samples, strict=True)):
+            (directory / split / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sample).save(directory / split / name / f"{number:02d}.png")
+    learned = read_split(directory, "train", read_taxonomy(directory))
+    provenance = {
+        "config": {"seed": 0, "data": {"hold_out": 0.0, "seed": None}},
+        "data": {"root": directory.name, "fingerprint": learned.fingerprint()},
+    }
+    (run / "provenance.json").write_text(json.dumps(provenance))
+
+
+@pytest.fixture(scope="session")
+def learned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run, data): the tiny run, and a data set that it says to have learned from."""
+    place = tmp_path_factory.mktemp("learned")
+    shutil.copytree(tiny_run, place / "run")
+    write_data(place / "run", place / "data")
+    return place / "run", place / "data"
+
+
+@pytest.fixture(scope="session")
+def edge_bundle(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run as a bundle with all targets that take any batch."""
+    from export.bundling import export_bundle
+    from protoserve.run import open_run
+
+    run, data = learned
+    directory = tmp_path_factory.mktemp("bundles") / "edge"
+    targets = ("onnx", "onnx-edge", "onnx-fp16", "onnx-int8", "ort", "torchscript", "torch-export", "openvino")
+    export_bundle(open_run(run), directory, targets, data=data)
+    return directory

@@ -175,7 +175,13 @@ def distributions(names: set[str]) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("protoserve", ()), ("training", ("train",)), ("export", ("export",)), ("service", ("serve",)), ("tests", "*")],
+    [
+        ("protoserve", ()),
+        ("training", ("train",)),
+        ("export", ("export", "targets")),
+        ("service", ("serve",)),
+        ("tests", "*"),
+    ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_what_is_imported_is_required(package: str, extras: tuple[str, ...]) -> None:

@@ -9,19 +9,27 @@ group, V nodes of the taxonomy, L levels.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protoserve.networks.distances import closeness, exact, most_looks, near, nearest_cells, squares
+from protoserve.networks.grouping import NEGATIVE, Grouping, Kind, groups_of, taken
 from protoserve.networks.similarity import Similarity, on_sphere, similarity, similarity_at
-from protoserve.taxonomy import Group, Taxonomy
+from protoserve.taxonomy import Taxonomy
 
-Kind = Literal["hierarchical", "flat"]
-# Stands for "no such place" in products and top-k; −inf would turn into NaN under multiplication.
-NEGATIVE = -1e30
+__all__ = [
+    "NEGATIVE",
+    "Explanation",
+    "FusedHead",
+    "HeadOutput",
+    "Kind",
+    "PrototypeHead",
+    "groups_of",
+    "prototype_children",
+]
 
 
 class HeadOutput(NamedTuple):
@@ -37,7 +45,7 @@ class HeadOutput(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The outputs of the exported graph, in their order; see `PrototypeHead.explain`."""
+    """The outputs of the exported graph, in their order; see `FusedHead`."""
 
     log_probability: Tensor
     logit: Tensor
@@ -50,11 +58,6 @@ class Explanation(NamedTuple):
     evidence_map: Tensor
     similarity: Tensor
     cell: Tensor
-
-
-def groups_of(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
-    """Which nodes compete: siblings (Hase et al. 2019), or all leaves at once (Chen et al. 2019)."""
-    return taxonomy.groups if kind == "hierarchical" else (taxonomy.leaf_group,)
 
 
 class PrototypeHead(nn.Module):
@@ -72,22 +75,12 @@ class PrototypeHead(nn.Module):
     of its own group. It starts at +1 own, −0.5 other (both papers).
     """
 
-    prototype_child: Tensor
-    prototype_group: Tensor
-    prototype_slot: Tensor
-    slot_prototype: Tensor
-    member_node: Tensor
-    node_member: Tensor
-    node_group: Tensor
     weight_mask: Tensor
     own_mask: Tensor
-    ancestors: Tensor
-    leaf_node: Tensor
-    leaf_path: Tensor
-    leaves_below: Tensor
     temperature: Tensor
     centre: Tensor
     reference: Tensor
+    _leaves_below: Tensor | None
 
     def __init__(
         self,
@@ -109,55 +102,73 @@ class PrototypeHead(nn.Module):
         self.kind = kind
         self.form: Similarity = form
         self.epsilon = epsilon
-        groups = groups_of(taxonomy, kind)
-        nodes, depth = len(taxonomy.nodes), taxonomy.depth
-        group_of = {node: number for number, group in enumerate(groups) for node in group.children}
-        member_of = {node: place for group in groups for place, node in enumerate(group.children)}
-        children = np.array(prototype_child, dtype=np.int64)
-        owners = np.array([group_of[child] for child in prototype_child], dtype=np.int64)
-        sizes = np.bincount(owners, minlength=len(groups))
-        members, slots = max(len(group.children) for group in groups), int(sizes.max())
-        order = np.argsort(owners, kind="stable")
-        slot = np.empty_like(owners)
-        slot[order] = np.concatenate([np.arange(size) for size in sizes])
-        count = len(children)
-
-        slot_prototype = np.full((len(groups), slots), count, dtype=np.int64)
-        slot_prototype[owners, slot] = np.arange(count)
-        member_node = np.full((len(groups), members), nodes, dtype=np.int64)
-        for number, group in enumerate(groups):
-            member_node[number, : len(group.children)] = group.children
-        node_member = np.array([member_of.get(node, 0) for node in range(nodes + 1)], dtype=np.int64)
-        node_group = np.array([group_of.get(node, len(groups)) for node in range(nodes + 1)], dtype=np.int64)
-        valid = (member_node < nodes)[:, :, None] & (slot_prototype < count)[:, None, :]
-        child_of_slot = np.append(children, -2)[slot_prototype]
-        own = member_node[:, :, None] == child_of_slot[:, None, :]
-        ancestors = np.where(taxonomy.path_at_level < 0, nodes, taxonomy.path_at_level)
-
-        for name, table in {
-            "prototype_child": children,
-            "prototype_group": owners,
-            "prototype_slot": slot,
-            "slot_prototype": slot_prototype,
-            "member_node": member_node,
-            "node_member": node_member,
-            "node_group": node_group,
-            "weight_mask": valid,
-            "own_mask": own & valid,
-            "ancestors": ancestors,
-            "leaf_node": np.array(taxonomy.leaves, dtype=np.int64),
-            "leaf_path": taxonomy.path_at_level[list(taxonomy.leaves)],
-            "leaves_below": taxonomy.leaves_below.astype(np.float32),
-        }.items():
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
-        self.register_buffer("temperature", torch.ones(len(groups)))
+        self.depth = taxonomy.depth
+        self.grouping = Grouping(taxonomy, prototype_child, kind)
+        nodes, count = len(taxonomy.nodes), len(prototype_child)
+        member = self.member_node[:, :, None]
+        slot_child = functional.pad(self.prototype_child, (0, 1), value=-1)[self.slot_prototype][:, None, :]
+        valid = (member < nodes) & (slot_child >= 0)
+        self.register_buffer("weight_mask", valid, persistent=False)
+        self.register_buffer("own_mask", valid & (member == slot_child), persistent=False)
+        self.register_buffer("_leaves_below", None, persistent=False)
+        groups, members, slots = valid.shape
+        self.register_buffer("temperature", torch.ones(groups))
         self.register_buffer("centre", torch.zeros(dimensions))
         if form == "negative-distance":
             self.register_buffer("reference", torch.zeros(count))
         self.prototypes = nn.Parameter(torch.rand(count, dimensions))
-        self.weight = nn.Parameter(torch.zeros(len(groups), members, slots))
-        self.depth = depth
+        self.weight = nn.Parameter(torch.zeros(groups, members, slots))
         self.reset_weight()
+
+    # ---- the tables that training reads, see Grouping ----------------------------------------------------------
+
+    @property
+    def prototype_child(self) -> Tensor:
+        """int64 [P] the node that each prototype belongs to."""
+        return self.grouping.prototype_child
+
+    @property
+    def prototype_group(self) -> Tensor:
+        """int64 [P] the group of each prototype."""
+        return self.grouping.prototype_group
+
+    @property
+    def prototype_slot(self) -> Tensor:
+        """int64 [P] the place of each prototype in its group."""
+        return self.grouping.prototype_slot
+
+    @property
+    def slot_prototype(self) -> Tensor:
+        """int64 [G, Q] the prototype in each slot of a group, P in its padding."""
+        return self.grouping.slot_prototype
+
+    @property
+    def member_node(self) -> Tensor:
+        """int64 [G, M] the members of each group, V in its padding."""
+        return self.grouping.member_node
+
+    @property
+    def node_member(self) -> Tensor:
+        """int64 [V + 1] the place of each node in its group."""
+        return self.grouping.node_member
+
+    @property
+    def node_group(self) -> Tensor:
+        """int64 [V + 1] the group of each node, G where it has none."""
+        return self.grouping.node_group
+
+    @property
+    def leaf_node(self) -> Tensor:
+        """int64 [leaves] the leaves' nodes."""
+        return self.grouping.leaf_node
+
+    @property
+    def leaves_below(self) -> Tensor:
+        """[V, leaves] 1 where the leaf is the node or lies below it. Made when first asked for: it is large where there
+        are many leaves, and no graph needs it."""
+        if self._leaves_below is None:
+            self._leaves_below = torch.from_numpy(self.taxonomy.leaves_below).to(self.weight)
+        return self._leaves_below
 
     @property
     def top_k_limit(self) -> int:
@@ -212,60 +223,43 @@ class PrototypeHead(nn.Module):
         """[P, D] the prototypes as cells are compared with them: at unit length on the sphere, else as they are."""
         return on_sphere(self.prototypes, 1) if self.sphere else self.prototypes
 
+    def shifted_vectors(self) -> Tensor:
+        """[P, D] the prototypes as the product takes them. Distances do not change when both sides are shifted, and
+        smaller numbers lose less to cancellation; at unit length they are small already."""
+        return self.vectors() if self.sphere else self.vectors() - self.centre
+
+    def shifted_cells(self, latent: Tensor) -> Tensor:
+        """[N, C, D] cells of `latent` [N, D, rows, columns], shifted as the prototypes are."""
+        cells = latent.flatten(2).transpose(1, 2)
+        return cells if self.sphere else cells - self.centre
+
     def nearest_cells(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """distance [N, P] and cell int64 [N, P] of each prototype's best cell in `latent` [N, D, rows, columns].
 
-        The best cell comes from one matrix product, ‖z‖² − 2zp + ‖p‖²; that loses about 4e-5 to cancellation, as
-        much as the published ε, so the distance at that cell is then computed from the difference. While training,
-        the product's own distance is used: gradients then cost two more products instead of a scatter.
+        While training, distances are those of the matrix product alone: gradients then cost two more products.
         """
-        cells = latent.flatten(2)
-        # Distances do not change when both sides are shifted; smaller numbers lose less to cancellation.
-        shifted = cells - self.centre[:, None]
-        vectors = self.vectors()
-        prototypes = vectors - self.centre
-        closeness = 2.0 * torch.matmul(prototypes, shifted) - (shifted * shifted).sum(1, keepdim=True)
-        # min(d) as max(−d): edge runtimes lack ReduceMin and ArgMin.
-        closest, cell = closeness.max(dim=2)
+        cells, vectors = self.shifted_cells(latent), self.shifted_vectors()
         if self.training:
-            return ((prototypes * prototypes).sum(1) - closest).clamp_min(0.0), cell
-        first = torch.arange(latent.shape[0], device=latent.device)[:, None] * cells.shape[2]
-        rows = cells.transpose(1, 2).reshape(-1, cells.shape[1])
-        matched = rows.index_select(0, (cell + first).reshape(-1)).reshape(latent.shape[0], -1, cells.shape[1])
-        difference = matched - vectors
-        return (difference * difference).sum(2), cell
+            closest, cell = closeness(cells, vectors, self.sphere).max(1)
+            return (squares(vectors, self.sphere) - 2.0 * closest).clamp_min(0.0), cell
+        return nearest_cells(
+            cells, vectors, squares(vectors, self.sphere), self.sphere, near(self.form, self.epsilon, vectors)
+        )
 
     def similarity_of(self, distance: Tensor) -> Tensor:
         """The similarities of squared distances of any shape, before any prototype's own `reference`."""
-        found = similarity(distance, self.form, self.epsilon)
-        return found + self.shift if self.shift != 0.0 else found
+        return similarity(distance, self.form, self.epsilon, self.shift)
 
     # ---- probabilities ---------------------------------------------------------------------------------------
 
-    def slot_similarity(self, similarities: Tensor) -> Tensor:
-        """[N, P] → [N, G, Q]: each group's own similarities, 0 in its padding."""
-        padded = functional.pad(similarities, (0, 1))
-        groups, slots = self.slot_prototype.shape
-        return padded.index_select(1, self.slot_prototype.reshape(-1)).reshape(-1, groups, slots)
-
     def node_log_probability(self, group_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional log-probabilities [N, V] from `group_logits` [N, G, M].
+        """Conditional and unconditional log-probabilities [N, V] from `group_logits` [N, G, M]; an only child's
+        conditional is 1."""
+        return self._node_log_probability(self.grouping.logits_of_groups(group_logits))
 
-        An only child's conditional is 1. Hierarchical: a node's probability is the product along its path. Flat:
-        an inner node's is the sum over its leaves.
-        """
-        logits = group_logits / self.temperature[:, None]
-        conditionals = torch.log_softmax(logits, dim=2).flatten(1)
-        place = self.node_group * self.member_node.shape[1] + self.node_member
-        conditional_and_none = functional.pad(conditionals, (0, self.member_node.shape[1])).index_select(1, place)
-        conditional = conditional_and_none[:, :-1]
-        if self.kind == "hierarchical":
-            levels = conditional_and_none.index_select(1, self.ancestors.reshape(-1))
-            return conditional, levels.reshape(-1, *self.ancestors.shape).sum(2)
-        leaves = conditional.index_select(1, self.leaf_node)
-        sums = torch.matmul(leaves.exp(), self.leaves_below.t()).clamp_min(1e-37).log()
-        is_leaf = self.node_group[:-1] < self.weight.shape[0]
-        return conditional, torch.where(is_leaf, conditional, sums)
+    def _node_log_probability(self, logits: list[Tensor]) -> tuple[Tensor, Tensor]:
+        conditional = self.grouping.rows_of(self.grouping.conditionals(logits, self.temperature))
+        return self.grouping.node_values(conditional), self.grouping.log_probability(conditional)
 
     def forward(self, latent: Tensor) -> HeadOutput:
         """Everything training needs from `latent` [N, D, rows, columns]."""
@@ -277,75 +271,106 @@ class PrototypeHead(nn.Module):
         similarities = self.similarity_of(distance)
         if self.form == "negative-distance":
             similarities = similarities + self.reference
-        slots = self.slot_similarity(similarities)
-        products = torch.matmul(slots.transpose(0, 1), self.effective_weight().transpose(1, 2)).transpose(0, 1)
-        present = self.member_node < len(self.taxonomy.nodes)
-        group_logits = products.masked_fill(~present, NEGATIVE)
-        conditional, log_probability = self.node_log_probability(group_logits)
+        logits = self.grouping.logits(similarities, self.grouping.weights(self.effective_weight()))
+        conditional, log_probability = self._node_log_probability(logits)
+        group_logits = self.grouping.group_logits(logits)
         return HeadOutput(distance, similarities, cell, group_logits, conditional, log_probability)
 
-    # ---- evidence --------------------------------------------------------------------------------------------
-
     def explain(self, latent: Tensor, top_k: int) -> Explanation:
-        """The graph's outputs for `latent` [N, D, rows, columns], with the `top_k` evidence of every level.
+        """What the exported graph answers for `latent` [N, D, rows, columns]; see `FusedHead`."""
+        explanation: Explanation = FusedHead(self, top_k)(latent)
+        return explanation
 
-        log_probability, logit float [N, V] (logit 0 where a node has no head); path int64 [N, L] (−1 below the
+
+class FusedHead(nn.Module):
+    """The head as graphs hold it: a frozen copy of its parameters, in the form that is computed with.
+
+    For `latent` [N, D, rows, columns] the `top_k` evidence of every level. With `cells` (rows × columns), the graph
+    looks a second time at as many small distances as a picture of so many cells can have; without, which no graph can,
+    at as many as there are.
+    """
+
+    vectors: Tensor
+    squares: Tensor
+    weights: Tensor
+    temperature: Tensor
+    centre: Tensor
+    reference: Tensor
+
+    def __init__(self, head: PrototypeHead, top_k: int, cells: int | None = None) -> None:
+        super().__init__()
+        self.grouping = head.grouping
+        self.form, self.epsilon, self.shift = head.form, head.epsilon, head.shift
+        self.unit, self.top_k = head.sphere, top_k
+        self.slots = head.top_k_limit
+        with torch.no_grad():
+            vectors = head.shifted_vectors().clone()
+            self.register_buffer("vectors", vectors)
+            self.register_buffer("squares", squares(vectors, head.sphere))
+            # So many slots may be read past the start of any row.
+            flat = head.grouping.flat_weights(head.effective_weight())
+            self.register_buffer("weights", functional.pad(flat, (0, self.slots)))
+            self.register_buffer("temperature", head.temperature.clone())
+            if not head.sphere:
+                self.register_buffer("centre", head.centre.clone())
+            if head.form == "negative-distance":
+                self.register_buffer("reference", head.reference.clone())
+            self.radius = near(self.form, self.epsilon, vectors)
+            self.looks = None if cells is None else most_looks(vectors, self.radius, cells)
+
+    def forward(self, latent: Tensor) -> Explanation:
+        """log_probability, logit float [N, V] (logit 0 where a node has no head); path int64 [N, L] (−1 below the
         leaf); evidence_prototype, evidence_cell int64 and evidence_similarity, _weight, _contribution float
         [N, L, top_k] by falling contribution (−1 and 0 where there is none); evidence_map [N, L, top_k, rows,
         columns], the similarity at every cell; similarity, cell [N, P].
         """
-        output = self(latent)
-        output = cast(HeadOutput, output)
-        groups, members, _ = self.weight.shape
-        leaf = output.log_probability.index_select(1, self.leaf_node).argmax(1)
-        path = self.leaf_path.index_select(0, leaf)
-        levels = path.shape[1]
-        node = torch.where(path < 0, len(self.taxonomy.nodes), path).reshape(-1)
+        grouping = self.grouping
+        cells = latent.flatten(2).transpose(1, 2)
+        if not self.unit:
+            cells = cells - self.centre
+        distance, cell = nearest_cells(cells, self.vectors, self.squares, self.unit, self.radius, self.looks)
+        similarities = similarity(distance, self.form, self.epsilon, self.shift)
+        if self.form == "negative-distance":
+            similarities = similarities + self.reference
+        logits = grouping.logits(similarities, grouping.split_weights(self.weights[: -self.slots]))
+        logit = grouping.node_values(grouping.rows_of(logits))
+        conditional = grouping.rows_of(grouping.conditionals(logits, self.temperature))
+        log_probability = grouping.log_probability(conditional)
+        leaf = taken(log_probability, grouping.leaf_node).argmax(1)
 
-        present = functional.pad(output.group_logits.flatten(1), (0, members))
-        place = self.node_group * members + self.node_member
-        logit = present.index_select(1, place)[:, :-1]
-
-        # One row of last-layer weights and one row of similarities per picture and level; the row past the last
-        # group stands for "no head" and is empty.
-        group = self.node_group.index_select(0, node)
-        weights = functional.pad(self.effective_weight().flatten(0, 1), (0, 0, 0, members))
-        weight = weights.index_select(0, group * members + self.node_member.index_select(0, node))
-        slot_similarities = functional.pad(self.slot_similarity(output.similarity), (0, 0, 0, 1)).flatten(0, 1)
-        picture = torch.arange(latent.shape[0], device=latent.device)[:, None].expand(-1, levels).reshape(-1)
-        similarities = slot_similarities.index_select(0, picture * (groups + 1) + group)
-        none = self.prototypes.shape[0]
-        identity = functional.pad(self.slot_prototype, (0, 0, 0, 1), value=none).index_select(0, group)
-        contributions = torch.where(identity < none, weight * similarities, NEGATIVE)
-        contribution, slot = contributions.topk(top_k, dim=1)
-        prototype = identity.gather(1, slot)
-        found = prototype < none
-        chosen = torch.where(found, prototype, 0)
-        per_picture = chosen.reshape(-1, levels * top_k)
-        cell = output.cell.gather(1, per_picture).reshape(-1, top_k)
+        # One row of last-layer weights and of similarities per picture and level.
+        levels = grouping.leaf_path.shape[1]
+        first, count = (table.index_select(0, leaf)[:, :, None] for table in (grouping.leaf_first, grouping.leaf_count))
+        slots = torch.arange(self.slots, device=latent.device)
+        places = grouping.leaf_weight.index_select(0, leaf)[:, :, None] + slots
+        weight = self.weights.gather(0, places.reshape(-1)).reshape(-1, levels, self.slots)
+        prototypes = (first + slots).clamp_max(self.vectors.shape[0] - 1)
+        found_similarities = similarities.gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
+        contributions = torch.where(slots < count, weight * found_similarities, NEGATIVE)
+        contribution, slot = contributions.topk(self.top_k, dim=2)
+        found = slot < count
+        chosen = torch.where(found, first + slot, 0).flatten(1)
 
         # The maps of the few prototypes shown are computed from differences, so they agree with the similarity
         # at the best cell.
-        vectors = self.vectors().index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, latent.shape[1], 1)
-        difference = latent.flatten(2)[:, None] - vectors
-        maps = self.similarity_of((difference * difference).sum(2))
+        vectors = self.vectors.index_select(0, chosen.reshape(-1))
+        vectors = vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1])
+        maps = similarity(exact(cells[:, None], vectors), self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
-            maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * top_k, 1)
-        maps = torch.where(found.reshape(-1, levels * top_k, 1), maps, 0.0)
-
-        shape = (-1, levels, top_k)
+            maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
+        maps = torch.where(found.reshape(-1, levels * self.top_k, 1), maps, 0.0)
         return Explanation(
-            log_probability=output.log_probability,
+            log_probability=log_probability,
             logit=logit,
-            path=path,
-            evidence_prototype=torch.where(found, prototype, -1).reshape(shape),
-            evidence_similarity=torch.where(found, similarities.gather(1, slot), 0.0).reshape(shape),
-            evidence_weight=torch.where(found, weight.gather(1, slot), 0.0).reshape(shape),
-            evidence_contribution=torch.where(found, contribution, 0.0).reshape(shape),
-            evidence_cell=torch.where(found, cell, -1).reshape(shape),
-            evidence_map=maps.reshape(-1, levels, top_k, latent.shape[2], latent.shape[3]),
-            similarity=output.similarity,
-            cell=output.cell,
+            path=grouping.leaf_path.index_select(0, leaf),
+            evidence_prototype=torch.where(found, first + slot, -1),
+            evidence_similarity=torch.where(found, found_similarities.gather(2, slot), 0.0),
+            evidence_weight=torch.where(found, weight.gather(2, slot), 0.0),
+            evidence_contribution=torch.where(found, contribution, 0.0),
+            evidence_cell=torch.where(found, cell.gather(1, chosen).reshape(-1, levels, self.top_k), -1),
+            evidence_map=maps.reshape(-1, levels, self.top_k, latent.shape[2], latent.shape[3]),
+            similarity=similarities,
+            cell=cell,
         )
 
 
@@ -355,7 +380,7 @@ def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int, inner_fac
     An inner node stands for more varied pictures than a leaf: it gets ⌈√leaves below⌉ times as many, at most
     `inner_factor` times (1: as published).
     """
-    below = taxonomy.leaves_below.sum(axis=1)
+    below = taxonomy.leaf_counts
     return [
         node
         for group in groups_of(taxonomy, kind)

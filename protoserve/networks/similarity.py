@@ -7,7 +7,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from protoserve.errors import InputError, nearest
 
@@ -15,8 +14,8 @@ Similarity = Literal["log1p", "log-ratio", "cosine", "negative-distance"]
 SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 
-def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
-    """The similarity of squared distances ‖z−p‖² ≥ 0, elementwise and falling.
+def similarity(distance: Tensor, form: Similarity, epsilon: float, shift: float = 0.0) -> Tensor:
+    """The similarity of squared distances ‖z−p‖² ≥ 0, elementwise and falling, plus `shift`.
 
     `log1p`: log(1 + 1/(d + ε)) (Hase et al. 2019, ε = 1e-4), greatest value log(1 + 1/ε).
     `log-ratio`: log((d + 1)/(d + ε)) (Chen et al. 2019, eq. 2, ε = 1e-4), greatest value log(1/ε).
@@ -27,6 +26,11 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
     >>> float(similarity(torch.tensor(0.0), "log-ratio", 0.1))  # doctest: +ELLIPSIS
     2.302...
     """
+    found = _unshifted(distance, form, epsilon)
+    return found + shift if shift != 0.0 else found
+
+
+def _unshifted(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
     if form == "log1p":
         return torch.log1p(1.0 / (distance + epsilon))
     if form == "log-ratio":
@@ -53,4 +57,5 @@ def on_sphere(vectors: Tensor, dimension: int) -> Tensor:
     There ‖z − p‖² = 2 − 2 cos(z, p), so that everything that works with squared distances (the matrix product, the
     losses, projection) works for the cosine, too, and the nearest cell is the one with the smallest angle.
     """
-    return functional.normalize(vectors, dim=dimension)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=dimension, keepdim=True)
+    return vectors / length.clamp_min(1e-12)

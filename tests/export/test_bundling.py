@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from export import bundling
 from export.bundling import export_bundle
+from export.targets.onnx_files import run_onnx
+from export.targets.table import TARGETS
 from protoserve.bundle import read_bundle
 from protoserve.errors import InputError, ParityError
 from protoserve.run import open_run
@@ -38,7 +41,7 @@ def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle):
 
 def test_a_target_that_answers_differently_leaves_no_bundle(tiny_run, tmp_path, monkeypatch):
     def lying(file):
-        honest = bundling.onnx_runtime(file)
+        honest = run_onnx(file)
 
         def run(pictures):
             outputs = honest(pictures)
@@ -47,7 +50,7 @@ def test_a_target_that_answers_differently_leaves_no_bundle(tiny_run, tmp_path, 
 
         return run
 
-    monkeypatch.setitem(bundling.RUNTIMES, "onnx", lying)
+    monkeypatch.setitem(bundling.TARGETS, "onnx", replace(TARGETS["onnx"], run=lying))
     with pytest.raises(ParityError, match=r"logit differs by 0\.01"):
         export_bundle(open_run(tiny_run), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

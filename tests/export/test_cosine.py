@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import protoserve
-from export.bundling import export_bundle, onnx_runtime, torchscript_runtime
+from export.bundling import export_bundle
+from export.targets.onnx_files import run_onnx
+from export.targets.torch_files import run_torchscript
 from protoserve.networks.checkpoint import load_network
 from protoserve.run import open_run
 from tests.conftest import make_run
 
-RUNTIMES = {"onnx": onnx_runtime, "torchscript": torchscript_runtime}
+RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 
 
 @pytest.fixture(scope="module")

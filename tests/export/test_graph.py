@@ -8,11 +8,12 @@ import onnxruntime
 import pytest
 import torch
 
-from export.bundling import onnx_runtime, torchscript_runtime
+from export.targets.onnx_files import run_onnx
+from export.targets.torch_files import run_torchscript
 from protoserve.bundle import read_bundle
 from protoserve.networks.checkpoint import load_network
 
-RUNTIMES = {"onnx": onnx_runtime, "torchscript": torchscript_runtime}
+RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

@@ -1,0 +1,384 @@
+"""What an explanation costs: the exported graph beside the same backbone with a plain linear classifier, and the fused
+head beside one written as in the published code. One command (`make bench-head`):
+
+    python benchmarks/head.py
+
+Everything runs in onnxruntime in this process, in turns, so that whatever else the machine does meets all alike; the
+figures are ratios of medians. Weights are random, which changes no time; answers of the two heads are compared before
+they are timed. Results in benchmarks/results/head.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from measuring import described, machine
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.graph import ExplainedGraph, quiet, write_onnx
+from protoserve.networks.backbones import backbone
+from protoserve.networks.head import FusedHead, PrototypeHead, groups_of
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.taxonomy import Taxonomy
+
+RESULTS = Path(__file__).parent / "results"
+SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
+Session = onnxruntime.InferenceSession
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison with the plain classifier, and the ratio that is asked for."""
+
+    backbone: str
+    prototypes: int
+    batch: int
+    limit: float
+
+
+CASES = (
+    Case("resnet50", 2_000, 1, 1.02),
+    Case("mobilenet_v3_large", 2_000, 1, 1.08),
+    Case("mobilenet_v3_large", 2_000, 8, 1.05),
+    Case("mobilenet_v3_large", 20_000, 1, 1.4),
+    Case("mobilenet_v3_large", 20_000, 8, 1.25),
+)
+# Against the published code: prototypes, parents, and how many times faster is asked for.
+PUBLISHED = ((2_000, 40, 3.0), (20_000, 300, 5.0))
+PARENTS = {2_000: 40, 20_000: 300}
+
+
+def taxonomy(parents: int) -> Taxonomy:
+    """About so many parents on three levels, each with 2 to 12 leaves, drawn at random."""
+    sizes = np.random.default_rng(0).integers(2, 13, parents)
+    top = max(2, round(parents**0.5))
+    return Taxonomy.from_paths(
+        [f"{parent % top}/{parent}/{leaf}" for parent, size in enumerate(sizes) for leaf in range(size)]
+    )
+
+
+def prototype_children(tree: Taxonomy, count: int) -> list[int]:
+    """`count` prototypes, spread evenly over all competing nodes, in the head's order."""
+    nodes = [node for group in groups_of(tree, "hierarchical") for node in group.children]
+    shares = np.diff(np.linspace(0, count, len(nodes) + 1).round().astype(int))
+    return [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
+
+
+def random_head(prototypes: int) -> PrototypeHead:
+    """A head over random prototypes, with random last layers."""
+    torch.manual_seed(0)
+    tree = taxonomy(PARENTS[prototypes])
+    head = PrototypeHead(tree, prototype_children(tree, prototypes), DIMENSIONS)
+    with torch.no_grad():
+        head.weight += 0.1 * torch.randn_like(head.weight)
+        head.centre.copy_(head.prototypes.mean(0))
+    return head.eval()
+
+
+class Plain(nn.Module):
+    """What anybody would serve instead: the backbone, pooled, a linear layer, a softmax over leaves."""
+
+    def __init__(self, network: LinearNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.softmax(self.network.leaf_logits(self.network.features(image)), dim=1)
+
+
+class Fused(nn.Module):
+    """The head of our graphs, from the latent map on."""
+
+    def __init__(self, head: PrototypeHead) -> None:
+        super().__init__()
+        self.head = FusedHead(head, TOP_K, cells=CELLS * CELLS)
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.head(latent))
+
+
+class Published(nn.Module):
+    """A head as the published code has it, with the weights of ours: for every parent in turn a convolution with ones
+    for ‖z‖², one with the prototypes for zp, the similarity at all cells, its maximum, and a dense last layer. Returns
+    the probabilities of every parent's children and all activation maps, as the published code does.
+    """
+
+    def __init__(self, head: PrototypeHead) -> None:
+        super().__init__()
+        self.epsilon = head.epsilon
+        self.prototypes, self.weights, self.ones = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        weight = head.effective_weight().detach()
+        for number, group in enumerate(groups_of(head.taxonomy, head.kind)):
+            own = head.prototype_group == number
+            vectors = head.prototypes.detach()[own][:, :, None, None]
+            self.prototypes.append(nn.Parameter(vectors.clone()))
+            self.ones.append(nn.Parameter(torch.ones_like(vectors)))
+            self.weights.append(nn.Parameter(weight[number, : len(group.children), : int(own.sum())].clone()))
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+        probabilities, maps = [], []
+        for prototypes, ones, weight in zip(self.prototypes, self.ones, self.weights, strict=True):
+            squares = functional.conv2d(latent * latent, ones)
+            products = functional.conv2d(latent, prototypes)
+            lengths = (prototypes * prototypes).sum((1, 2, 3)).reshape(-1, 1, 1)
+            distance = functional.relu(squares - 2.0 * products + lengths)
+            similarities = torch.log(1.0 + 1.0 / (distance + self.epsilon))
+            smallest = -functional.max_pool2d(-distance, distance.shape[2:])
+            pooled = torch.log(1.0 + 1.0 / (smallest.flatten(1) + self.epsilon))
+            probabilities.append(torch.softmax(functional.linear(pooled, weight), dim=1))
+            maps.append(similarities)
+        return torch.cat(probabilities, dim=1), torch.cat(maps, dim=1)
+
+
+def session(file: Path, threads: int) -> Session:
+    """The file in onnxruntime, with so many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def write_module(module: nn.Module, example: Tensor, file: Path, name: str) -> Path:
+    """Any module as an ONNX file with a dynamic batch."""
+    import onnx
+
+    with quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=20,
+            input_names=[name],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    onnx.save_model(program.model_proto, str(file))
+    return file
+
+
+def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every task in every round; the order is turned round from one to the next."""
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()
+    for number in range(rounds):
+        for name in list(tasks)[:: 1 if number % 2 else -1]:
+            began = time.perf_counter()
+            tasks[name]()
+            found[name].append(time.perf_counter() - began)
+    return found
+
+
+def matrix_rate(threads: int, folder: Path, rounds: int) -> float:
+    """Multiply-adds a second of a large product (1024 × 1024 × 1024) in onnxruntime: what the machine can do."""
+    side = 1024
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.right = nn.Parameter(torch.rand(side, side))
+
+        def forward(self, left: Tensor) -> Tensor:
+            return torch.matmul(left, self.right)
+
+    running = session(write_module(Product(), torch.rand(side, side), folder / "product.onnx", "left"), threads)
+    left = np.random.default_rng(0).random((side, side), dtype=np.float32)
+    seconds = in_turns({"product": lambda: running.run(None, {"left": left})}, rounds)["product"]
+    return side**3 / min(seconds)
+
+
+def beside_plain(folder: Path, threads: int, rounds: int, cases: tuple[Case, ...], rate: float) -> list[dict[str, Any]]:
+    """Every case: median milliseconds of both graphs, their ratio, and the floor: the product alone, and the add-on
+    layer's, at the machine's rate."""
+    rows = []
+    example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    sessions: dict[tuple[str, int], tuple[Session, Session, int]] = {}
+    for case in cases:
+        key = (case.backbone, case.prototypes)
+        if key not in sessions:
+            print(f"writing {case.backbone} with {case.prototypes:,} prototypes", file=sys.stderr)
+            head = random_head(case.prototypes)
+            body = backbone(case.backbone)
+            network = PrototypeNetwork(body, head, None).eval()
+            files = folder / f"{case.backbone}-{case.prototypes}.onnx", folder / f"{case.backbone}-plain.onnx"
+            write_onnx(ExplainedGraph(network, TOP_K, example).eval(), example, files[0], {})
+            write_module(Plain(LinearNetwork(body, head.taxonomy)), example, files[1], "image")
+            sessions[key] = session(files[0], threads), session(files[1], threads), body.channels
+        explained, plain, channels = sessions[key]
+        images = np.random.default_rng(0).integers(0, 255, (case.batch, SIZE, SIZE, 3), dtype=np.uint8)
+        seconds = in_turns(
+            {
+                "plain": lambda plain=plain, images=images: plain.run(None, {"image": images}),
+                "explained": lambda explained=explained, images=images: explained.run(None, {"image": images}),
+            },
+            rounds,
+        )
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        multiplied = case.batch * CELLS * CELLS * DIMENSIONS * (case.prototypes + channels)
+        rows.append(
+            {
+                "backbone": case.backbone,
+                "prototypes": case.prototypes,
+                "batch": case.batch,
+                "plain_ms": 1e3 * medians["plain"],
+                "explained_ms": 1e3 * medians["explained"],
+                "ratio": medians["explained"] / medians["plain"],
+                "floor": 1.0 + multiplied / rate / medians["plain"],
+                "limit": case.limit,
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def worst_difference(head: PrototypeHead, ours: Session, theirs: Session) -> float:
+    """The greatest difference of any child's conditional log-probability between the two heads, on random latents."""
+    latent = np.random.default_rng(1).random((4, DIMENSIONS, CELLS, CELLS), dtype=np.float32)
+    outputs = dict(zip([o.name for o in ours.get_outputs()], ours.run(None, {"latent": latent}), strict=True))
+    theirs_conditional = np.log(theirs.run(None, {"latent": latent})[0])
+    parent = head.taxonomy.parent
+    nodes = np.array([node for group in groups_of(head.taxonomy, head.kind) for node in group.children])
+    joint = np.concatenate([outputs["log_probability"], np.zeros((len(latent), 1), np.float32)], axis=1)
+    conditional = joint[:, nodes] - joint[:, parent[nodes]]
+    return float(np.abs(conditional - theirs_conditional).max())
+
+
+def beside_published(folder: Path, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """Both heads alone, from the latent map on: median milliseconds and how many times faster ours is."""
+    rows = []
+    example = torch.rand(2, DIMENSIONS, CELLS, CELLS)
+    for prototypes, _, wanted in PUBLISHED:
+        head = random_head(prototypes)
+        print(f"writing both heads with {prototypes:,} prototypes", file=sys.stderr)
+        ours = session(_write_fused(head, example, folder / f"fused-{prototypes}.onnx"), threads)
+        theirs_file = write_module(Published(head), example, folder / f"published-{prototypes}.onnx", "latent")
+        theirs = session(theirs_file, threads)
+        difference = worst_difference(head, ours, theirs)
+        if difference > 1e-3:
+            raise SystemExit(f"the two heads differ by {difference:.2g} in a log-probability; nothing was timed")
+        for batch in (1, 8):
+            latent = np.random.default_rng(0).random((batch, DIMENSIONS, CELLS, CELLS), dtype=np.float32)
+            seconds = in_turns(
+                {
+                    "published": lambda theirs=theirs, latent=latent: theirs.run(None, {"latent": latent}),
+                    "fused": lambda ours=ours, latent=latent: ours.run(None, {"latent": latent}),
+                },
+                rounds,
+            )
+            medians = {name: statistics.median(values) for name, values in seconds.items()}
+            rows.append(
+                {
+                    "prototypes": prototypes,
+                    "parents": len(groups_of(head.taxonomy, head.kind)),
+                    "batch": batch,
+                    "published_ms": 1e3 * medians["published"],
+                    "fused_ms": 1e3 * medians["fused"],
+                    "times_faster": medians["published"] / medians["fused"],
+                    "wanted": wanted,
+                    "worst_difference": difference,
+                }
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def _write_fused(head: PrototypeHead, example: Tensor, file: Path) -> Path:
+    import onnx
+
+    from export.graph import OUTPUTS
+
+    write_module(Fused(head), example, file, "latent")
+    model = onnx.load(str(file))
+    for output, name in zip(model.graph.output, OUTPUTS, strict=True):
+        for node in model.graph.node:
+            node.output[:] = [name if value == output.name else value for value in node.output]
+            node.input[:] = [name if value == output.name else value for value in node.input]
+        output.name = name
+    onnx.save_model(model, str(file))
+    return file
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# The head",
+        "",
+        "Made by `make bench-head`; all figures in `head.json`.",
+        "",
+        f"onnxruntime on the CPU with {results['threads']} threads, {SIZE} pixels, {DIMENSIONS} dimensions, "
+        f"{CELLS} × {CELLS} cells, random weights; medians of {results['rounds']} rounds, both sides in turns. The "
+        f"graph answers with the probabilities of all nodes, the path, and at every level the {TOP_K} prototypes that "
+        "contribute most, with their activation maps.",
+        "",
+        "Beside the same backbone with a plain linear classifier. The floor is what the multiply-adds of the add-on "
+        "layer and of the product of prototypes and cells would cost at the rate of a large matrix product on this "
+        f"machine ({results['rate'] / 1e9:.0f} · 10⁹ a second) and nothing else.",
+        "",
+        "| backbone | prototypes | batch | plain, ms | explained, ms | ratio | floor | asked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["plain"]:
+        lines.append(
+            f"| {row['backbone']} | {row['prototypes']:,} | {row['batch']} | {row['plain_ms']:.2f} | "
+            f"{row['explained_ms']:.2f} | **{row['ratio']:.3f}** | {row['floor']:.3f} | ≤ {row['limit']} |"
+        )
+    lines += [
+        "",
+        "Beside a head written as in the published code (a loop over parents, a convolution with ones for ‖z‖², "
+        "similarities at all cells, dense last layers, all maps returned), same weights, from the latent map on:",
+        "",
+        "| prototypes | parents | batch | published, ms | fused, ms | times faster | asked | worst difference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["published"]:
+        lines.append(
+            f"| {row['prototypes']:,} | {row['parents']} | {row['batch']} | {row['published_ms']:.2f} | "
+            f"{row['fused_ms']:.2f} | **{row['times_faster']:.1f}** | ≥ {row['wanted']:.0f} | "
+            f"{row['worst_difference']:.1e} |"
+        )
+    lines += ["", described(results["machine"])]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"], help="leave others out")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+        folder = Path(scratch)
+        rate = matrix_rate(options.threads, folder, 20)
+        cases = tuple(case for case in CASES if case.backbone in options.backbones)
+        results: dict[str, Any] = {
+            "machine": machine(),
+            "threads": options.threads,
+            "rounds": options.rounds,
+            "rate": rate,
+            "plain": beside_plain(folder, options.threads, options.rounds, cases, rate),
+            "published": beside_published(folder, options.threads, options.rounds),
+        }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "head.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "head.md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""A taxonomy of 10,000 leaves and 100,000 prototypes: what its graphs cost to write, to load and to ask. One command:
+
+    python benchmarks/scale.py
+
+The tree is drawn at random: four levels, uneven. A process of its own writes the full and the routed graph and tells
+its time and greatest memory; another loads both and asks them in turns. Weights are random but the last layers strong,
+so that one leaf stands out as in a trained network; how often the certificate holds is told. Results in
+benchmarks/results/scale.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import described, machine
+
+RESULTS = Path(__file__).parent / "results"
+SIZE, DIMENSIONS, TOP_K, WIDTH = 224, 128, 10, 5
+FULL, ROUTED = "full.onnx", "routed.onnx"
+
+
+def leaf_paths(leaves: int) -> list[str]:
+    """So many leaves below 20 nodes, about 150 below them and about 1,000 below those, all of uneven sizes; every tenth
+    node of the second and third level is a leaf itself."""
+    generator = np.random.default_rng(0)
+    paths: list[tuple[int, ...]] = [(node,) for node in range(20)]
+    found: list[tuple[int, ...]] = []
+    for wanted in (150, 1_000, leaves):
+        inner = [path for path in paths if len(path) == 1 or generator.random() > 0.1]
+        found += sorted(set(paths) - set(inner))
+        wanted -= len(found) if wanted == leaves else 0
+        shares = generator.gamma(1.5, size=len(inner))
+        sizes = 2 + generator.multinomial(wanted - 2 * len(inner), shares / shares.sum())
+        paths = [(*path, child) for path, size in zip(inner, sizes, strict=True) for child in range(size)]
+    return ["/".join(map(str, path)) for path in (*found, *paths)]
+
+
+def resident() -> float:
+    """MiB that this process has held at most, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def write(folder: str, leaves: int, prototypes: int, backbone_name: str) -> dict[str, Any]:
+    """Write both graphs, each with the backbone."""
+    import torch
+
+    from export.graph import ExplainedGraph, RoutedGraph, write_onnx
+    from protoserve.networks.backbones import backbone
+    from protoserve.networks.head import PrototypeHead, groups_of
+    from protoserve.networks.network import PrototypeNetwork
+    from protoserve.taxonomy import Taxonomy
+
+    torch.manual_seed(0)
+    place = Path(folder)
+    began = time.perf_counter()
+    tree = Taxonomy.from_paths(leaf_paths(leaves))
+    nodes = [node for group in groups_of(tree, "hierarchical") for node in group.children]
+    shares = np.diff(np.linspace(0, prototypes, len(nodes) + 1).round().astype(int))
+    children = [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
+    head = PrototypeHead(tree, children, DIMENSIONS, sphere=True)
+    with torch.no_grad():
+        head.prototypes.normal_()
+        head.weight.copy_(20.0 * torch.randn_like(head.weight) * head.own_mask)
+    network = PrototypeNetwork(backbone(backbone_name), head, None).eval()
+    built = time.perf_counter() - began
+    example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    found: dict[str, Any] = {
+        "leaves": len(tree.leaves),
+        "nodes": len(tree.nodes),
+        "groups": len(tree.groups),
+        "largest_group": max(len(group.children) for group in tree.groups),
+        "prototypes": len(children),
+        "buckets": len(head.grouping.buckets),
+        "build_seconds": built,
+    }
+    # What the graph must hold: backbone, add-on layer, prototypes and the last layers' own weights.
+    weights = sum(value.numel() for value in network.state_dict().values()) - head.weight.numel()
+    weights += int(head.weight_mask.sum())
+    for name, make in (
+        (FULL, lambda: ExplainedGraph(network, TOP_K, example)),
+        (ROUTED, lambda: RoutedGraph(network, TOP_K, WIDTH)),
+    ):
+        began = time.perf_counter()
+        graph = make().eval()
+        write_onnx(graph, example, place / name, {})
+        found[name] = {
+            "seconds": time.perf_counter() - began,
+            "bytes": (place / name).stat().st_size,
+            "over_weights": (place / name).stat().st_size / (4 * weights),
+        }
+        print(json.dumps({name: found[name]}), file=sys.stderr)
+    found["peak_mib"] = resident()
+    return found
+
+
+def ask(folder: str, rounds: int, threads: int) -> dict[str, Any]:
+    """Load both graphs and ask them in turns, one image at a time."""
+    from protoserve.routed import RoutedEngine
+
+    place = Path(folder)
+    began = time.perf_counter()
+    engine = RoutedEngine(place / ROUTED, place / FULL, threads)
+    loaded = time.perf_counter() - began
+    generator = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {"full": [], "routed": []}
+    certain = same = 0
+    for _ in range(rounds):
+        noise = generator.integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
+        image = noise.repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2)
+        began = time.perf_counter()
+        [path] = engine.full.run(["path"], {"image": image})
+        seconds["full"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        routed = dict(zip(("path", "certain"), engine.routed.run(["path", "certain"], {"image": image}), strict=True))
+        seconds["routed"].append(time.perf_counter() - began)
+        certain += int(routed["certain"][0])
+        same += int(routed["certain"][0] and np.array_equal(routed["path"], path))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "load_seconds": loaded,
+        "full_ms": 1e3 * medians["full"],
+        "routed_ms": 1e3 * medians["routed"],
+        "times_faster": medians["full"] / medians["routed"],
+        "certain": certain / rounds,
+        "same_where_certain": same / max(1, certain),
+        "peak_mib": resident(),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    written, asked, setting = results["written"], results["asked"], results["setting"]
+    return "\n".join(
+        [
+            "# Scale",
+            "",
+            "Made by `python benchmarks/scale.py`; all figures in `scale.json`.",
+            "",
+            f"{written['leaves']:,} leaves in {written['groups']:,} groups (the largest of {written['largest_group']} "
+            f"nodes), {written['prototypes']:,} prototypes of {DIMENSIONS} dimensions, {setting['backbone']} at {SIZE} "
+            f"pixels, random weights; onnxruntime with {setting['threads']} threads, one image at a time, medians of "
+            f"{setting['rounds']} rounds, both graphs in turns.",
+            "",
+            "| | full | routed | asked |",
+            "|---|---|---|---|",
+            f"| write, s | {written[FULL]['seconds']:.0f} | {written[ROUTED]['seconds']:.0f} | ≤ 180 |",
+            f"| file over its weights | {written[FULL]['over_weights']:.2f} | {written[ROUTED]['over_weights']:.2f} | "
+            "≤ 1.3 |",
+            f"| answer, ms | {asked['full_ms']:.1f} | {asked['routed_ms']:.1f} | |",
+            "",
+            f"The routed graph is **{asked['times_faster']:.1f}** times faster (asked: 5), backbone included. Writing "
+            f"both held {written['peak_mib']:,.0f} MiB at most, asking both {asked['peak_mib']:,.0f} (asked: 3,072). "
+            f"The certificate held for {100 * asked['certain']:.0f} % of the pictures; of these, "
+            f"{100 * asked['same_where_certain']:.0f} % had the full graph's path.",
+            "",
+            described(results["machine"]),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--leaves", type=int, default=10_000)
+    parser.add_argument("--prototypes", type=int, default=100_000)
+    parser.add_argument("--backbone", default="mobilenet_v3_small")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            written = pool.submit(write, folder, options.leaves, options.prototypes, options.backbone).result()
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            asked = pool.submit(ask, folder, options.rounds, options.threads).result()
+    setting = {"backbone": options.backbone, "rounds": options.rounds, "threads": options.threads}
+    results = {"machine": machine(), "setting": setting, "written": written, "asked": asked}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "scale.md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

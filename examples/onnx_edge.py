@@ -1,0 +1,56 @@
+"""One exported file, one picture, no framework: onnxruntime and numpy answer, Pillow only decodes.
+
+python examples/onnx_edge.py model.int8.onnx PHOTO.jpg      (or any other .onnx or .ort file of a bundle)
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def weights(length, part, size, target):
+    """[target, length]: the antialiased triangle filter along one axis; whole part → `size` centred target pixels."""
+    place = np.arange(target) - (target - size) // 2
+    scale = part / size
+    centre = (length - part) / 2 + (place + 0.5) * scale
+    rows = np.maximum(1 - np.abs(np.arange(length) + 0.5 - centre[:, None]) / max(scale, 1), 0)
+    return rows / np.maximum(rows.sum(1, keepdims=True), 1e-9) * ((place >= 0) & (place < size))[:, None]
+
+
+def fit(picture, rule):
+    """uint8 [H, W, 3] → uint8 [rule height, rule width, 3], by the rule that the file states."""
+    (height, width), (rows, columns) = picture.shape[:2], (rule["height"], rule["width"])
+    down, across, size = height, width, [rows, columns]
+    if rule["resize"] == "crop":
+        down, across = min(height, width * rows / columns), min(width, height * columns / rows)
+        down, across = down * rule["share"], across * rule["share"]
+    elif rule["resize"] == "pad":
+        wider = width * rows >= height * columns
+        part = (2 * height * columns + width) // (2 * width) if wider else (2 * width * rows + height) // (2 * height)
+        size[0 if wider else 1] = max(1, part)
+    narrow = np.floor(np.einsum("xw,hwc->hxc", weights(width, across, size[1], columns), picture) + 0.5)
+    fitted = np.floor(np.einsum("yh,hxc->yxc", weights(height, down, size[0], rows), narrow) + 0.5)
+    grey = np.full((rows, columns, 3), (124, 116, 104), dtype=np.uint8)
+    top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
+    inside = np.s_[top : top + size[0], left : left + size[1]]
+    grey[inside] = fitted[inside].clip(0, 255)
+    return grey
+
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+assert session.get_providers() == ["CPUExecutionProvider"]
+stored = session.get_modelmeta().custom_metadata_map
+model, nodes, options = json.loads(stored["protoserve"]), stored["nodes"].split("\n"), json.loads(stored["options"])
+picture = np.asarray(ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB"))
+image = picture if options["resize_in_graph"] else fit(picture, model["input"])
+outputs = [output.name for output in session.get_outputs()]
+answer = dict(zip(outputs, session.run(None, {"image": np.repeat(image[None], options["batch"] or 1, 0)}), strict=True))
+for level, node in enumerate(node for node in answer["path"][0] if node >= 0):
+    print(f"{np.exp(answer['log_probability'][0, node]):6.1%}  {nodes[node]}")
+    for place, prototype in enumerate(answer["evidence_prototype"][0, level, :3]):
+        if prototype >= 0:
+            added, source = answer["evidence_contribution"][0, level, place], model["prototypes"][prototype]
+            print(f"        {added:+.3f} prototype {prototype}, from {source['source_image']}")

@@ -1,0 +1,140 @@
+"""Targets that stay with ONNX: half precision, and onnxruntime's own format. The head is float32 in all of them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.graph import OUTPUTS
+from export.parity import Runtime
+from protoserve.errors import InputError
+
+# Where torch's exporter writes which module a node came from.
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
+# The parts that may lose precision. Everything after them decides between prototypes that are often nearly equal.
+_BACKBONES: Final = ("network.backbone", "network.encoder")
+
+
+def run_onnx(file: Path) -> Runtime:
+    """An ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": pictures}), strict=True))
+
+    return run
+
+
+def copy(source: Path, file: Path) -> None:
+    """The ONNX file itself; nothing where it is in its place already."""
+    if source != file:
+        shutil.copyfile(source, file)
+
+
+def write_half(source: Path, file: Path) -> None:
+    """Write the ONNX file `source` with its backbone in float16.
+
+    Distances and similarities stay float32: near a prototype a distance is about 1e-4, of which float16 keeps three
+    binary digits.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(source))
+    backbone = set(backbone_nodes(model))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    inside = {name for node in model.graph.node if node.name in backbone for name in node.output}
+    added: dict[str, Any] = {}  # tensors and casts by the name of what they give
+    nodes = []
+
+    def cast(name: str, kind: int, suffix: str) -> str:
+        given = f"{name}.{suffix}"
+        if given not in added:
+            added[given] = helper.make_node("Cast", [name], [given], name=f"cast_{given}", to=kind)
+            nodes.append(added[given])
+        return given
+
+    def half(name: str) -> str:
+        if name not in stored:
+            return name if name in inside or not name else cast(name, TensorProto.FLOAT16, "half")
+        if stored[name].data_type != TensorProto.FLOAT:
+            return name
+        given = f"{name}.half"
+        if given not in added:
+            array = numpy_helper.to_array(stored[name]).astype(np.float16)
+            added[given] = numpy_helper.from_array(array, given)
+            model.graph.initializer.append(added[given])
+        return given
+
+    for node in model.graph.node:
+        if node.name in backbone:
+            node.input[:] = [half(name) for name in node.input]
+        else:
+            node.input[:] = [cast(name, TensorProto.FLOAT, "full") if name in inside else name for name in node.input]
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    for field, content in (("node", nodes), ("initializer", tensors), ("value_info", [])):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(content)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, str(file))
+
+
+def backbone_nodes(model: Any) -> list[str]:
+    """The names of the nodes of an `onnx.ModelProto` that came from the backbone, in the graph's order.
+
+    Raises InputError where there is none.
+    """
+    found = []
+    for node in model.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+        if any(f"'{part}'" in scopes for part in _BACKBONES):
+            found.append(node.name)
+    if not found:
+        raise InputError("the ONNX graph says of no node that it came from the backbone; export 'onnx' again")
+    return found
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    # Converters talk on the console and through loggers of their own; the parity gate is the judge.
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def write_ort(source: Path, file: Path) -> None:
+    """Write the ONNX file `source` in onnxruntime's own format, which its smallest builds read.
+
+    Beside it, `required_operators_and_types.config` names what such a build must hold
+    (`--include_ops_by_config … --enable_reduced_operator_type_support`). Optimisations that fit only this machine's
+    processor are left out.
+    """
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    with TemporaryDirectory() as folder, silent():
+        place = Path(folder)
+        shutil.copyfile(source, place / "model.onnx")
+        convert_onnx_models_to_ort(
+            place, place / "out", [OptimizationStyle.Fixed], target_platform="arm", enable_type_reduction=True
+        )
+        shutil.copyfile(place / "out" / "model.ort", file)
+        (config,) = (place / "out").glob("*.config")
+        shutil.copyfile(config, file.with_suffix(".ort.config"))

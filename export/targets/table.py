@@ -1,0 +1,168 @@
+"""The table of targets: name, file, what runs it, how it is written and what it was checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from export.graph import write_torchscript
+from export.parity import FLOAT16, FLOAT32, INT8, Precision, Runtime
+from export.sources import Source, finish_onnx
+from export.targets import onnx_files, openvino_files, quantising, torch_files, web
+from protoserve.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Target:
+    """One form of the graph.
+
+    `metadata` says where its labels are, `checked` what it passed before it was published. `next_step` is the command
+    that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size.
+    """
+
+    file: str
+    runtime: str
+    metadata: str
+    checked: str
+    write: Callable[[Source, Path], None]
+    run: Callable[[Path], Runtime]
+    next_step: str
+    precision: Precision = FLOAT32
+    resizes: bool = False
+
+
+def _ask(script: str) -> str:
+    return f"python examples/{script} FILE PHOTO.jpg"
+
+
+def _plain(source: Source, file: Path) -> None:
+    onnx_files.copy(source.graphs.onnx, file)
+    finish_onnx(source, file)
+
+
+def _half(source: Source, file: Path) -> None:
+    onnx_files.write_half(source.graphs.onnx, file)
+    finish_onnx(source, file)
+
+
+def _int8(source: Source, file: Path) -> None:
+    assert source.calibration is not None  # asked for before anything was written
+    quantising.write_int8(source.graphs.onnx, file, source.calibration, source.graphs.options.batches, source.report)
+    finish_onnx(source, file)
+
+
+def _by_way_of_onnx(
+    write: Callable[[Source, Path, Path], None], *, stamped: bool = True
+) -> Callable[[Source, Path], None]:
+    """A writer from an ONNX file that holds the resizing and, if `stamped`, the metadata, too."""
+
+    def written(source: Source, file: Path) -> None:
+        with TemporaryDirectory() as folder:
+            whole = Path(folder) / "model.onnx"
+            _plain(source if stamped else replace(source, metadata={}), whole)
+            write(source, whole, file)
+
+    return written
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "onnx": Target(
+        file="model.onnx",
+        runtime="onnxruntime",
+        metadata="inside",
+        checked="parity",
+        write=_plain,
+        run=onnx_files.run_onnx,
+        next_step="protoserve serve FOLDER --port 3000",
+    ),
+    "onnx-edge": Target(
+        file="model.edge.onnx",
+        runtime="onnxruntime",
+        metadata="inside",
+        checked="parity",
+        write=_plain,
+        run=onnx_files.run_onnx,
+        next_step=_ask("onnx_edge.py"),
+    ),
+    "onnx-fp16": Target(
+        file="model.fp16.onnx",
+        runtime="onnxruntime",
+        metadata="inside",
+        checked="parity, accuracy, evidence",
+        write=_half,
+        run=onnx_files.run_onnx,
+        next_step=_ask("onnx_edge.py"),
+        precision=FLOAT16,
+    ),
+    "onnx-int8": Target(
+        file="model.int8.onnx",
+        runtime="onnxruntime",
+        metadata="inside",
+        checked="parity, accuracy, evidence",
+        write=_int8,
+        run=onnx_files.run_onnx,
+        next_step=_ask("onnx_edge.py"),
+        precision=INT8,
+    ),
+    "ort": Target(
+        file="model.ort",
+        runtime="onnxruntime (also its minimal builds)",
+        metadata="inside",
+        checked="parity",
+        write=_by_way_of_onnx(lambda source, whole, file: onnx_files.write_ort(whole, file)),
+        run=onnx_files.run_onnx,
+        next_step=_ask("onnx_edge.py"),
+    ),
+    "torchscript": Target(
+        file="model.torchscript",
+        runtime="libtorch",
+        metadata="inside",
+        checked="parity",
+        write=lambda source, file: write_torchscript(source.graphs.whole, source.graphs.example, file, source.metadata),
+        run=torch_files.run_torchscript,
+        next_step="python -c \"import torch; print(torch.jit.load('FILE'))\"",
+    ),
+    "torch-export": Target(
+        file="model.pt2",
+        runtime="libtorch",
+        metadata="inside",
+        checked="parity",
+        write=lambda source, file: torch_files.write_torch_export(
+            source.graphs.whole, source.graphs.example, source.graphs.dynamic, file, source.metadata
+        ),
+        run=torch_files.run_torch_export,
+        next_step="python -c \"import torch; print(torch.export.load('FILE').graph_signature)\"",
+    ),
+    "openvino": Target(
+        file="model.openvino.xml",
+        runtime="OpenVINO",
+        metadata="inside",
+        checked="parity",
+        # OpenVINO would keep what the ONNX file says of itself a second time.
+        write=_by_way_of_onnx(
+            lambda source, whole, file: openvino_files.write_openvino(whole, file, source.metadata), stamped=False
+        ),
+        run=openvino_files.run_openvino,
+        next_step="benchmark_app -m FILE",
+    ),
+    "web": Target(
+        file="web/index.html",
+        runtime="onnxruntime-web in a browser",
+        metadata="web/model.json",
+        checked="parity of its graph in onnxruntime, the page in Chromium by a test",
+        write=_by_way_of_onnx(lambda source, whole, file: web.write_web(whole, file, source.metadata, source.pictures)),
+        run=web.run_web,
+        next_step="python -m http.server --directory FOLDER/web 8000",
+        resizes=True,
+    ),
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name; raises InputError, with the nearest one, where there is none."""
+    if name not in TARGETS:
+        raise InputError(f"no target {name!r}{nearest(name, TARGETS)}; --to takes {', '.join(TARGETS)}")
+    return TARGETS[name]

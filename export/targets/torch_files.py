@@ -1,0 +1,55 @@
+"""Targets that libtorch runs: TorchScript and torch.export."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.graph import OUTPUTS
+from export.parity import Runtime
+
+
+def run_torchscript(file: Path) -> Runtime:
+    """A TorchScript file in libtorch on the CPU."""
+    with warnings.catch_warnings():
+        # torch marks its own TorchScript calls as deprecated; the target stays.
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+    return _runtime(module)
+
+
+def run_torch_export(file: Path) -> Runtime:
+    """A torch.export file in libtorch on the CPU."""
+    return _runtime(torch.export.load(str(file)).module())
+
+
+def _runtime(module: torch.nn.Module) -> Runtime:
+    def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(pictures))
+        return {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
+
+    return run
+
+
+def write_torch_export(
+    graph: torch.nn.Module, example: Tensor, dynamic: Mapping[int, Any], file: Path, metadata: dict[str, str]
+) -> None:
+    """Write the graph as a torch.export file (.pt2); `metadata` become extra files inside it.
+
+    `dynamic` are the `torch.export.Dim` of those axes of the input that stay open.
+    """
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph, (example,), dynamic_shapes=(dict(dynamic),), strict=False)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files=metadata)
+    file.write_bytes(buffer.getvalue())

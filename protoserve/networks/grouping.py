@@ -1,0 +1,277 @@
+"""Who competes with whom, as tables: from similarities to logits, and from logits to probabilities of all nodes.
+
+Groups differ in size, so their last layers are computed in buckets of groups of about one size, each padded to its
+largest: a batch product per bucket instead of one per group, and without a table that grows with the largest group.
+
+Shapes: N pictures, P prototypes, G groups of competing nodes, M members of the largest group, Q prototypes of the
+largest group, V nodes of the taxonomy, L levels; of bucket b, G_b groups of at most M_b members and Q_b prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from protoserve.errors import InputError
+from protoserve.taxonomy import Group, Taxonomy
+
+Kind = Literal["hierarchical", "flat"]
+# Stands for "no such place" in products and top-k; −inf would turn into NaN under multiplication.
+NEGATIVE = -1e30
+# A bucket more costs about as much as so many weights, and a gathered similarity as 16.
+BUCKET_COST, SLOT_COST = 65_536, 16
+# Up to so many numbers, a table of the leaves below every node is cheaper than adding up leaf by leaf.
+DENSE = 1 << 22
+
+
+class Bucket(NamedTuple):
+    """Groups (their numbers) of at most so many `members` and `slots`."""
+
+    groups: tuple[int, ...]
+    members: int
+    slots: int
+
+
+def groups_of(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
+    """Which nodes compete: siblings (Hase et al. 2019), or all leaves at once (Chen et al. 2019)."""
+    return taxonomy.groups if kind == "hierarchical" else (taxonomy.leaf_group,)
+
+
+def bucketed(members: NDArray[np.int64], slots: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Groups of `members` [G] nodes and `slots` [G] prototypes, put together so that padding and buckets cost least.
+
+    >>> [bucket.tolist() for bucket in bucketed(np.array([300, 2, 3]), np.array([3000, 20, 30]))]
+    [[1, 2], [0]]
+    """
+    order = np.lexsort((members, slots))
+    # least[i]: what the first i groups in this order cost at least; a bucket takes consecutive ones.
+    least, start = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=np.int64)
+    for end in range(1, len(order) + 1):
+        widest = np.maximum.accumulate(members[order[:end]][::-1])[::-1]
+        padded = (end - np.arange(end)) * slots[order[end - 1]] * (widest + SLOT_COST)
+        costs = least[:end] + BUCKET_COST + padded
+        start[end] = costs.argmin()
+        least[end] = costs[start[end]]
+    buckets = []
+    end = len(order)
+    while end:
+        buckets.append(np.sort(order[start[end] : end]))
+        end = int(start[end])
+    return buckets[::-1]
+
+
+def taken(values: Tensor, places: Tensor) -> Tensor:
+    """[N, K] the same `places` [K] of every row of `values` [N, ...]. For single numbers, runtimes gather element by
+    element several times faster than they copy slices."""
+    return values.gather(1, places.expand(values.shape[0], -1))
+
+
+def _parts(values: Tensor, sizes: list[int], dimension: int = 0) -> Sequence[Tensor]:
+    """`values` in parts; a whole costs graphs no node."""
+    return [values] if len(sizes) == 1 else torch.split(values, sizes, dimension)
+
+
+class Grouping(nn.Module):
+    """The tables of a taxonomy whose prototypes belong to `prototype_child` [P], a node number each.
+
+    Prototypes of one group stand side by side, in the order of the groups; in a group they fill its slots in order.
+    Raises InputError where they do not.
+    """
+
+    prototype_child: Tensor
+    prototype_group: Tensor
+    prototype_slot: Tensor
+    slot_prototype: Tensor
+    member_node: Tensor
+    node_member: Tensor
+    node_group: Tensor
+    slot_source: Tensor
+    absent: Tensor
+    group_row: Tensor
+    path_row: Tensor
+    node_row: Tensor
+    leaf_node: Tensor
+    leaf_path: Tensor
+    leaf_first: Tensor
+    leaf_count: Tensor
+    leaf_weight: Tensor
+    bucket_group: Tensor | None
+    below: Tensor | None
+    leaf_ancestor: Tensor | None
+
+    def __init__(self, taxonomy: Taxonomy, prototype_child: list[int], kind: Kind) -> None:
+        super().__init__()
+        self.kind = kind
+        groups = groups_of(taxonomy, kind)
+        nodes, count = len(taxonomy.nodes), len(prototype_child)
+        group_of, member_of = np.full(nodes + 1, len(groups)), np.zeros(nodes + 1, dtype=np.int64)
+        for number, group in enumerate(groups):
+            group_of[list(group.children)] = number
+            member_of[list(group.children)] = np.arange(len(group.children))
+        children = np.array(prototype_child, dtype=np.int64)
+        owners = group_of[children].astype(np.int64)
+        if len(owners) and (owners.max() == len(groups) or (np.diff(owners) < 0).any()):
+            raise InputError(
+                "prototypes must belong to nodes that compete, all of a group side by side and the groups in the "
+                "taxonomy's order; see protoserve.networks.head.prototype_children"
+            )
+        sizes = np.bincount(owners, minlength=len(groups)).astype(np.int64)
+        members = np.array([len(group.children) for group in groups], dtype=np.int64)
+        first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        slot = np.arange(count) - first[owners]
+
+        member_node = np.full((len(groups), members.max()), nodes, dtype=np.int64)
+        for number, group in enumerate(groups):
+            member_node[number, : len(group.children)] = group.children
+        slots = np.arange(sizes.max())
+        slot_prototype = np.where(slots < sizes[:, None], first[:-1, None] + slots, count)
+
+        # ---- buckets: rows of members, slots of prototypes and weights, one bucket after the other
+        self.buckets: list[Bucket] = []
+        row_of, weight_of = np.zeros(len(groups), dtype=np.int64), np.zeros(len(groups), dtype=np.int64)
+        stride_of = np.zeros(len(groups), dtype=np.int64)
+        sources, absent = [], []
+        rows = weights = 0
+        for chosen in bucketed(members, sizes):
+            height, width = int(members[chosen].max()), int(sizes[chosen].max())
+            self.buckets.append(Bucket(tuple(chosen.tolist()), height, width))
+            places = np.arange(len(chosen))
+            row_of[chosen], weight_of[chosen] = rows + places * height, weights + places * height * width
+            stride_of[chosen] = width
+            # A slot without a prototype has no weight, so any prototype will do there.
+            sources.append(
+                np.where(slots[:width] < sizes[chosen, None], first[chosen, None] + slots[:width], 0).ravel()
+            )
+            absent.append(np.where(np.arange(height) < members[chosen, None], 0.0, NEGATIVE).ravel())
+            rows += len(chosen) * height
+            weights += len(chosen) * height * width
+        self.rows = rows
+
+        # ---- where a node, or a leaf's path, finds its row; one row past the last is 0, for what is certain
+        no_group = group_of == len(groups)
+        group_or_first = np.where(no_group, 0, group_of)
+        node_row = np.where(no_group, rows, row_of[group_or_first] + member_of)
+        node_weight = np.where(no_group, 0, weight_of[group_or_first] + member_of * stride_of[group_or_first])
+        path = np.where(taxonomy.path_at_level < 0, nodes, taxonomy.path_at_level)
+        leaves = np.array(taxonomy.leaves, dtype=np.int64)
+        tables = {
+            "prototype_child": children,
+            "prototype_group": owners,
+            "prototype_slot": slot,
+            "slot_prototype": slot_prototype,
+            "member_node": member_node,
+            "node_member": member_of,
+            "node_group": group_of.astype(np.int64),
+            "slot_source": np.concatenate(sources),
+            "absent": np.concatenate(absent).astype(np.float32),
+            "group_row": np.where(member_node < nodes, node_row[member_node], rows),
+            "path_row": node_row[path],
+            "node_row": node_row[:-1],
+            "leaf_node": leaves,
+            "leaf_path": taxonomy.path_at_level[leaves],
+            "leaf_first": first[group_or_first[path[leaves]]],
+            "leaf_count": np.where(no_group, 0, sizes[group_or_first])[path[leaves]],
+            "leaf_weight": node_weight[path[leaves]],
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
+        order = np.concatenate([bucket.groups for bucket in self.buckets])
+        one = len(self.buckets) == 1
+        self.register_buffer("bucket_group", None if one else torch.from_numpy(order), persistent=False)
+        below = ancestor = None
+        if kind == "flat" and nodes * len(leaves) <= DENSE:
+            below = torch.from_numpy(taxonomy.leaves_below.astype(np.float32))
+        elif kind == "flat":
+            ancestor = torch.from_numpy(path[leaves])
+        self.register_buffer("below", below, persistent=False)
+        self.register_buffer("leaf_ancestor", ancestor, persistent=False)
+
+    def flat_weights(self, weight: Tensor) -> Tensor:
+        """The last layers [G, M, Q] as one row of numbers, bucket after bucket."""
+        return torch.cat([table.reshape(-1) for table in self.weights(weight)])
+
+    def weights(self, weight: Tensor) -> list[Tensor]:
+        """[G_b, M_b, Q_b] of every bucket, from the last layers [G, M, Q]."""
+        if len(self.buckets) == 1:
+            return [weight]
+        return [weight[list(bucket.groups), : bucket.members, : bucket.slots] for bucket in self.buckets]
+
+    def weight_places(self) -> list[tuple[int, int]]:
+        """Per group, where in `flat_weights` its first member's weights start, and how far apart members are."""
+        found, start = {}, 0
+        for bucket in self.buckets:
+            for group in bucket.groups:
+                found[group] = start, bucket.slots
+                start += bucket.members * bucket.slots
+        return [found[group] for group in range(len(found))]
+
+    def split_weights(self, flat: Tensor) -> list[Tensor]:
+        """[G_b, M_b, Q_b] of every bucket, from `flat_weights`."""
+        shapes = [(len(bucket.groups), bucket.members, bucket.slots) for bucket in self.buckets]
+        parts = _parts(flat, [groups * members * slots for groups, members, slots in shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def logits(self, similarity: Tensor, weights: list[Tensor]) -> list[Tensor]:
+        """[N, G_b, M_b] of every bucket (−1e30 where a group has no such member), from similarities [N, P]."""
+        slots = _parts(taken(similarity, self.slot_source), [len(b.groups) * b.slots for b in self.buckets], 1)
+        absent = _parts(self.absent, [len(bucket.groups) * bucket.members for bucket in self.buckets])
+        found = []
+        for bucket, weight, slot, none in zip(self.buckets, weights, slots, absent, strict=True):
+            own = slot.reshape(-1, len(bucket.groups), bucket.slots).transpose(0, 1)
+            products = torch.matmul(own, weight.transpose(1, 2)).transpose(0, 1)
+            found.append(products + none.reshape(len(bucket.groups), bucket.members))
+        return found
+
+    def rows_of(self, tables: list[Tensor]) -> Tensor:
+        """[N, rows + 1] the members of every bucket [N, G_b, M_b] one after the other, and a 0."""
+        flat = [table.flatten(1) for table in tables]
+        return functional.pad(flat[0] if len(flat) == 1 else torch.cat(flat, dim=1), (0, 1))
+
+    def group_logits(self, logits: list[Tensor]) -> Tensor:
+        """[N, G, M] the logits of all groups in one table, −1e30 where a group has no such member."""
+        if len(logits) == 1:
+            return logits[0]
+        rows = functional.pad(torch.cat([table.flatten(1) for table in logits], dim=1), (0, 1), value=NEGATIVE)
+        return rows.index_select(1, self.group_row.reshape(-1)).reshape(-1, *self.group_row.shape)
+
+    def logits_of_groups(self, group_logits: Tensor) -> list[Tensor]:
+        """[N, G_b, M_b] of every bucket, from all groups' [N, G, M]."""
+        if len(self.buckets) == 1:
+            return [group_logits]
+        return [group_logits[:, list(bucket.groups), : bucket.members] for bucket in self.buckets]
+
+    def conditionals(self, logits: list[Tensor], temperature: Tensor) -> list[Tensor]:
+        """[N, G_b, M_b] log-probabilities among the members of every group, from their logits and `temperature` [G]."""
+        if self.bucket_group is not None:
+            temperature = temperature.index_select(0, self.bucket_group)
+        parts = _parts(temperature[:, None], [len(bucket.groups) for bucket in self.buckets])
+        return [torch.log_softmax(table / part, dim=2) for table, part in zip(logits, parts, strict=True)]
+
+    def node_values(self, rows: Tensor) -> Tensor:
+        """[N, V] of `rows_of`: 0 for a node that competes with none."""
+        return taken(rows, self.node_row)
+
+    def log_probability(self, conditional_rows: Tensor) -> Tensor:
+        """[N, V] natural logarithms of all nodes' probabilities, from the `rows_of` their conditionals.
+
+        Hierarchical: a node's probability is the product along its path. Flat: an inner node's is the sum over its
+        leaves.
+        """
+        if self.kind == "hierarchical":
+            return taken(conditional_rows, self.path_row.reshape(-1)).reshape(-1, *self.path_row.shape).sum(2)
+        conditional = self.node_values(conditional_rows)
+        leaves = conditional.index_select(1, self.leaf_node).exp()
+        if self.below is not None:
+            sums = torch.matmul(leaves, self.below.t())
+        else:
+            assert self.leaf_ancestor is not None
+            places = self.leaf_ancestor.reshape(1, -1).expand(leaves.shape[0], -1)
+            none = leaves.new_zeros(leaves.shape[0], self.node_row.shape[0] + 1)
+            sums = none.scatter_add(1, places, leaves.repeat_interleave(self.leaf_ancestor.shape[1], dim=1))[:, :-1]
+        return torch.where(self.node_row < self.rows, conditional, sums.clamp_min(1e-37).log())

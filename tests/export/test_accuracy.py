@@ -1,0 +1,110 @@
+"""What less precision may cost, on answers written by hand."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from export.accuracy import first_evidence, held_back, in_batches, judge
+from export.parity import INT8
+from protoserve.errors import InputError, ParityError
+from protoserve.run import open_run
+from protoserve.taxonomy import Taxonomy
+
+# Nodes: Fruit, Milk, Apple, Pear; leaves: Milk, Apple, Pear.
+TREE = Taxonomy.from_paths(["Fruit/Apple", "Fruit/Pear", "Milk"])
+PROBABILITIES = {0: [0.1, 0.9, 0.06, 0.04], 1: [0.9, 0.1, 0.7, 0.2], 2: [0.9, 0.1, 0.2, 0.7]}
+PATHS = {0: [1, -1], 1: [0, 2], 2: [0, 3]}
+
+
+def answer(leaves, evidence=None):
+    """Answers whose most probable leaf is each of `leaves`; the first evidence is that leaf's own prototypes."""
+    prototypes = [[[10 * leaf, 10 * leaf + 1], [10 * leaf + 2, 10 * leaf + 3]] for leaf in leaves]
+    prototypes = np.array(prototypes)
+    prototypes[np.array(leaves) == 0, 1] = -1
+    for place, prototype in (evidence or {}).items():
+        prototypes[place] = prototype
+    return {
+        "log_probability": np.log(np.array([PROBABILITIES[leaf] for leaf in leaves])),
+        "path": np.array([PATHS[leaf] for leaf in leaves]),
+        "evidence_prototype": prototypes,
+        "evidence_contribution": np.where(prototypes < 0, 0.0, np.array([2.0, 1.0])),
+    }
+
+
+def test_the_same_answers_lose_nothing():
+    leaves = np.array([0, 1, 2, 0])
+    report = judge(answer(leaves), answer(leaves), leaves, TREE, INT8)
+    assert report["accuracy"]["network"]["leaf"] == 1.0
+    assert set(report["loss_points"].values()) == {0.0}
+    assert report["first_evidence_same"] == {"level_1": 1.0, "level_2": 1.0, "all": 1.0}
+
+
+def test_a_lost_point_is_named_with_its_level():
+    leaves = np.array([1, 2] * 49 + [0, 0])
+    found = np.array(leaves)
+    found[:2] = [2, 1]  # two of a hundred leaves, and no fruit becomes milk
+    with pytest.raises(ParityError, match=r"leaf loses 2\.00 points of accuracy \(at most 1\)") as raised:
+        judge(answer(leaves), answer(found), leaves, TREE, INT8)
+    assert "level_1" not in str(raised.value)
+
+
+def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apart():
+    leaves = np.array([1, 2])
+    other = answer(leaves, {(0, 0): [11, 10]})
+    there, same = first_evidence(answer(leaves), other)
+    assert there.all()
+    assert same.tolist() == [[False, True], [True, True]]
+    tied = answer(leaves)
+    tied["evidence_contribution"][0, 0] = [2.0, 2.0 - 1e-3]
+    assert first_evidence(tied, other)[1].all()
+
+
+def test_too_much_other_evidence_is_refused():
+    leaves = np.array([1] * 9 + [2])
+    changed = {(place, 0): [5, 6] for place in range(2)}  # 2 of 20 places
+    with pytest.raises(ParityError, match=r"the same in 90\.0 % of cases \(at least 95 %\)"):
+        judge(answer(leaves), answer(leaves, changed), leaves, TREE, INT8)
+
+
+def test_a_level_without_evidence_is_not_counted():
+    there, same = first_evidence(answer(np.array([0])), answer(np.array([0])))
+    assert there.tolist() == same.tolist() == [[True, False]]
+
+
+def test_batches_that_must_be_whole_start_over():
+    pictures = np.arange(5)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.uint8)
+    assert [batch[:, 0, 0, 0].tolist() for batch in in_batches(pictures, 3)] == [[0, 1, 2], [3, 4]]
+    assert [batch[:, 0, 0, 0].tolist() for batch in in_batches(pictures, 3, whole=True)] == [[0, 1, 2], [3, 4, 0]]
+
+
+def test_calibration_pictures_were_learned_from_and_validation_pictures_not(learned):
+    run, data = learned
+    taxonomy = Taxonomy.from_folders(data / "train")
+    held = held_back(open_run(run), data, taxonomy)
+    assert all(image.startswith("train/") for image in held.calibration.images)
+    assert all(image.startswith("val/") for image in held.validation.images)
+
+
+def test_without_val_the_run_s_own_hold_out_is_validated_on(learned, tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(learned[0], run)
+    shutil.copytree(learned[1], data)
+    shutil.rmtree(data / "val")
+    with pytest.raises(InputError, match="held nothing back"):
+        held_back(open_run(run), data, Taxonomy.from_folders(data / "train"))
+    provenance = json.loads((run / "provenance.json").read_text())
+    provenance["config"]["data"]["hold_out"] = 0.3
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    held = held_back(open_run(run), data, Taxonomy.from_folders(data / "train"))
+    assert len(held.validation)
+    assert not set(held.validation.images) & set(held.calibration.images)
+
+
+def test_another_data_set_is_refused(learned, tmp_path):
+    run, data = learned
+    shutil.copytree(data, tmp_path / "data")
+    next((tmp_path / "data" / "train").rglob("*.png")).unlink()
+    with pytest.raises(InputError, match="is not the data set"):
+        held_back(open_run(run), tmp_path / "data", Taxonomy.from_folders(data / "train"))

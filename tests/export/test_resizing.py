@@ -1,0 +1,58 @@
+"""The resize inside the graph against Pillow's, which training and serving use."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.resizing import GREY_LEVELS, Fit, check_fitted
+from protoserve.bundle import InputRule
+from protoserve.errors import ParityError
+from protoserve.images import decode, fit
+from protoserve.networks.checkpoint import load_network
+
+RULES = [("stretch", 1.0), ("crop", 1.0), ("crop", 0.7), ("crop", 0.875), ("pad", 1.0)]
+SHAPES = [(348, 464), (464, 348), (64, 96), (37, 501), (2, 3), (900, 1200), (50, 31)]
+
+
+def picture(height, width):
+    """Smooth, as photographs are, and as strong in contrast as 8 bits allow."""
+    noise = np.random.default_rng(height).integers(0, 256, (max(2, height // 6), max(2, width // 6), 3), dtype=np.uint8)
+    return np.array(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("resize", "share"), RULES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_picture_comes_out_as_from_the_host(resize, share, shape):
+    rule = InputRule(height=64, width=96, resize=resize, share=share)
+    given = picture(*shape)
+    expected = fit(decode(given), rule).array.astype(int)
+    found = Fit(rule)(torch.from_numpy(given)[None])
+    assert found.dtype == torch.uint8
+    difference = np.abs(found[0].numpy().astype(int) - expected)
+    assert difference.max() <= GREY_LEVELS
+    # Enlarged by a simple fraction, many sums lie just between two grey levels.
+    assert (difference > 0).mean() < (0.1 if shape == (64, 96) else 0.03)
+
+
+def test_a_picture_of_model_size_is_left_alone():
+    rule = InputRule(height=64, width=96, resize="crop")
+    given = torch.from_numpy(picture(64, 96))[None]
+    assert torch.equal(Fit(rule)(given), given)
+
+
+def test_sums_are_whole_numbers_that_float32_holds():
+    """So the order of summation can't matter: the reference is the same sum in 64-bit integers."""
+    rule = InputRule(height=16, width=16, resize="stretch")
+    white = np.full((7001, 5003, 3), 255, dtype=np.uint8)
+    assert (Fit(rule)(torch.from_numpy(white)[None]).numpy() == 255).all()
+
+
+def test_a_resize_that_is_off_shuts_the_gate(tiny_run, monkeypatch):
+    network, description, _ = load_network(tiny_run / "model.pt")
+    samples = np.load(tiny_run / "samples.npy")[:2]
+    # The gate compares with the host by the rule of the manifest; a graph made for another rule shows every picture
+    # shifted.
+    monkeypatch.setattr("export.resizing.Fit", lambda rule: Fit(rule.model_copy(update={"resize": "crop"})))
+    with pytest.raises(ParityError, match="grey levels"):
+        check_fitted(network, 3, lambda pictures: {}, description.input, samples)
