@@ -23,6 +23,8 @@ bento=$(bentoml build --output tag | sed -n 's/^__tag__://p')
 options=(--opt "build-arg=VARIANT=$variant")
 if [ -n "${BASE_IMAGE:-}" ]; then options+=(--opt "build-arg=BASE_IMAGE=$BASE_IMAGE"); fi
 if [ -n "${NETWORK:-}" ]; then options+=(--opt "network=$NETWORK"); fi
+# It reads our Dockerfile's template from a copy in a temporary folder, and refuses files that are not below where it runs.
+cd "${TMPDIR:-/tmp}"
 bentoml containerize "$bento" --backend "$backend" \
     --image-tag "protoserve:$variant" --image-tag "protoserve:${bento#*:}-$variant" "${options[@]}"
 echo "protoserve:$variant and protoserve:${bento#*:}-$variant hold $PROTOSERVE_MODEL"
