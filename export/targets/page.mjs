@@ -174,7 +174,7 @@ async function answer(session, manifest, file) {
 }
 
 async function start() {
-  ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
+  ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
   // More threads need headers that a plain file server does not send.
   ort.env.wasm.numThreads = 1;
   const [loaded, session] = await Promise.all([
