@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test test-faults bench-head bench-service clean distclean
+.PHONY: help install demo serve check format test test-faults container test-container bench-head bench-service clean distclean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
 
 install: $(INSTALLED) ## Make the environment in .venv, with the versions of constraints.txt
 
@@ -48,6 +48,16 @@ bench-head: install ## What an explanation costs: time over a plain classifier's
 test-faults: install ## Hostile uploads (10,000), kills, full disks, slow and vanishing clients, Ray
 	PROTOSERVE_HOSTILE_UPLOADS=10000 $(BIN)/python -m pytest tests/service/test_hostile.py --timeout 3000
 	PROTOSERVE_TEST_FAULTS=1 PROTOSERVE_TEST_RAY=1 $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_contract.py tests/protoserve/test_score.py
+
+container: install ## An image that serves BUNDLE= (VARIANT=cpu or gpu, BACKEND=docker, podman or buildah)
+	@scripts/container.sh "$(BUNDLE)" $(or $(VARIANT),cpu) $(or $(BACKEND),docker)
+
+# vfs and chroot work wherever root does, also inside a container; a registry of images is only needed for BASE_IMAGE=.
+test-container: export STORAGE_DRIVER ?= vfs
+test-container: export BUILDAH_ISOLATION ?= chroot
+test-container: install ## Build the CPU image with buildah, run it read-only with crun, ask it (root; BASE_IMAGE= or debootstrap)
+	$(if $(BASE_IMAGE),,@buildah inspect --type image localhost/protoserve-base >/dev/null 2>&1 || scripts/container_base.sh localhost/protoserve-base)
+	PROTOSERVE_TEST_BASE=$(or $(BASE_IMAGE),localhost/protoserve-base) $(BIN)/python -m pytest tests/deploy -rA --timeout 3000
 
 bench-service: install ## Throughput and latency of the service beside others (BUNDLE=, DATA= folder of photographs)
 	$(BIN)/python benchmarks/service.py $(BUNDLE) $(DATA)
