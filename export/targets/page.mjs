@@ -152,7 +152,7 @@ function show(answer, canvas) {
       const image = element("img", "", item);
       image.src = one.source.href;
       image.alt = `prototype ${one.prototype}, from ${one.source.image}`;
-      element("span", `+${one.contribution.toFixed(2)} = ${one.similarity.toFixed(2)} × ${one.weight.toFixed(2)}`, item);
+      element("span", `${one.contribution < 0 ? "" : "+"}${one.contribution.toFixed(2)} = ${one.similarity.toFixed(2)} × ${one.weight.toFixed(2)}`, item);
       for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(one.box));
     }
   }
