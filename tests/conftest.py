@@ -183,8 +183,9 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_data(run: Path, directory: Path) -> None:
-    """A data set for a run without one: its sample pictures in train and val, each under the leaf that the network
-    gives it, and every leaf with some. The run then says that it learned from there."""
+    """A data set for a run without one: its sample pictures, each under the leaf that the network gives it and every
+    leaf with some; in val only those that the network is sure of, as a trained one is of most. The run then says that
+    it learned from there."""
     import torch
 
     from protoserve.dataset import read_split, read_taxonomy
@@ -193,12 +194,15 @@ def write_data(run: Path, directory: Path) -> None:
     network, _, _ = load_network(run / "model.pt")
     samples = np.load(run / "samples.npy")
     with torch.inference_mode():
-        path = network.explain(torch.from_numpy(samples), 1).path.numpy()
-    taxonomy = network.head.taxonomy
+        explained = network.explain(torch.from_numpy(samples), 1)
+    path, taxonomy = explained.path.numpy(), network.head.taxonomy
+    best, second = explained.log_probability[:, list(taxonomy.leaves)].topk(2, dim=1).values.T
     names = [taxonomy.names[nodes[nodes >= 0][-1]] for nodes in path]
     names[: len(taxonomy.leaves)] = [taxonomy.names[leaf] for leaf in taxonomy.leaves]
     for split in ("train", "val"):
         for number, (name, sample) in enumerate(zip(names, samples, strict=True)):
+            if split == "val" and best[number] - second[number] < 0.5:
+                continue
             (directory / split / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(sample).save(directory / split / name / f"{number:02d}.png")
     learned = read_split(directory, "train", read_taxonomy(directory))

@@ -152,7 +152,7 @@ function show(answer, canvas) {
       const image = element("img", "", item);
       image.src = one.source.href;
       image.alt = `prototype ${one.prototype}, from ${one.source.image}`;
-      element("span", `+${one.contribution.toFixed(2)} = ${one.similarity.toFixed(2)} × ${one.weight.toFixed(2)}`, item);
+      element("span", `${one.contribution < 0 ? "" : "+"}${one.contribution.toFixed(2)} = ${one.similarity.toFixed(2)} × ${one.weight.toFixed(2)}`, item);
       for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(one.box));
     }
   }
@@ -174,7 +174,7 @@ async function answer(session, manifest, file) {
 }
 
 async function start() {
-  ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
+  ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
   // More threads need headers that a plain file server does not send.
   ort.env.wasm.numThreads = 1;
   const [loaded, session] = await Promise.all([

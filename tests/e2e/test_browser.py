@@ -82,7 +82,8 @@ def page(address: str) -> Iterator[Any]:
 def ask(page: Any, picture: Path) -> dict[str, Any]:
     page.evaluate("document.getElementById('document').textContent = ''")
     page.set_input_files("#file", str(picture))
-    page.wait_for_function("document.getElementById('document').textContent || document.querySelector('#state.error')")
+    # By selectors: the page's policy lets nobody evaluate a string while it waits.
+    page.wait_for_selector("#document:not(:empty), #state.error", state="attached")
     text = page.text_content("#document")
     assert text, page.text_content("#state")
     document: dict[str, Any] = json.loads(text)
