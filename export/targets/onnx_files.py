@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -129,7 +130,9 @@ def write_ort(source: Path, file: Path) -> None:
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-    with TemporaryDirectory() as folder, silent():
+    with TemporaryDirectory() as folder, silent(), warnings.catch_warnings():
+        # The converter leaves files to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
         place = Path(folder)
         shutil.copyfile(source, place / "model.onnx")
         convert_onnx_models_to_ort(
