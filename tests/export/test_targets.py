@@ -46,7 +46,7 @@ def test_every_target_of_the_table_is_run_by_a_test(bundle):
 
 
 UNSURE = pytest.mark.xfail(
-    reason="8 bits move the tiny network's least probable nodes by more than 1 since the head is fused"
+    reason="8 bits move the tiny network's least probable nodes by more than 1"
 )
 
 
