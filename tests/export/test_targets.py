@@ -45,9 +45,7 @@ def test_every_target_of_the_table_is_run_by_a_test(bundle):
     assert {*bundle.manifest.files, "web"} == set(TARGETS)
 
 
-UNSURE = pytest.mark.xfail(
-    reason="8 bits move the tiny network's least probable nodes by more than 1"
-)
+UNSURE = pytest.mark.xfail(reason="8 bits move the tiny network's least probable nodes by more than 1")
 
 
 @pytest.mark.parametrize("target", [pytest.param(row, marks=UNSURE) if row == "onnx-int8" else row for row in HERE])
