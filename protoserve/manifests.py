@@ -78,7 +78,7 @@ def read_manifest(file: Path) -> Manifest:
 @lru_cache(maxsize=2)
 def _read(file: Path, changed: int) -> Manifest:
     # Taxonomy and splits of one table are asked for one after the other; it is read once.
-    columns = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+    columns = table_columns(file)
     for name in ("image", "split"):
         if name not in columns:
             raise InputError(f"{file}: no column {name!r}{nearest(name, columns)}; it has {', '.join(columns)}")
@@ -110,6 +110,15 @@ def _read(file: Path, changed: int) -> Manifest:
                 "one split"
             )
     return Manifest(file, manifest.images, tuple(paths), manifest.splits)
+
+
+def table_columns(file: Path) -> dict[str, list[str]]:
+    """The columns of a CSV or Parquet file as text, stripped, an absent value empty; of Parquet those that a data set
+    may have, and the others' names.
+
+    Raises InputError, naming the row, for what can't be read.
+    """
+    return _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
 
 
 def _level(name: str) -> int:

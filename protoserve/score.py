@@ -5,13 +5,12 @@ What is wrong with one picture stands in its row (`error`), and the others go on
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +20,11 @@ import pyarrow
 from pyarrow import parquet
 
 from protoserve.classifier import Classifier
-from protoserve.errors import InputError
+from protoserve.cores import usable_cores
+from protoserve.errors import InputError, nearest
 from protoserve.images import FittedImage
+from protoserve.manifests import is_manifest, table_columns
+from protoserve.run import make_folder, remove_drafts, write_text_whole
 from protoserve.schema import Prediction
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -106,22 +108,25 @@ def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
             sorted(
                 file.relative_to(source).as_posix()
                 for file in source.rglob("*")
-                if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in file.parts)
+                if file.suffix.lower() in SUFFIXES
+                and not any(part.startswith(".") for part in file.relative_to(source).parts)
             )
         )
         if not found:
             raise InputError(f"{source}: holds no pictures ({', '.join(sorted(SUFFIXES))}); give another folder")
         return source.resolve(), found
-    suffix = source.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
+    if not is_manifest(source):
         raise InputError(f"{source}: is no folder and no table; give a folder, a .csv or a .parquet file")
-    try:
-        names = _parquet_column(source) if suffix == ".parquet" else _csv_column(source)
-    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
-        raise InputError(f"{source}: can't read it ({error}); give a table with a column 'image'") from error
-    if not names:
+    columns = table_columns(source)
+    if "image" not in columns:
+        hint = nearest("image", columns)
+        raise InputError(f"{source}: no column 'image'{hint}; it has {', '.join(columns) or 'none'}")
+    if not columns["image"]:
         raise InputError(f"{source}: holds no rows; add one per picture")
-    return source.parent.resolve(), tuple(names)
+    if "" in columns["image"]:
+        row = columns["image"].index("") + 1
+        raise InputError(f"{source}, row {row}, column 'image': is empty; fill it or remove the row")
+    return source.parent.resolve(), tuple(columns["image"])
 
 
 def score_part(job: Job, number: int, classifier: Classifier, done: Callable[[int], None] = lambda count: None) -> Any:
@@ -164,7 +169,8 @@ def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, 
     note = directory / JOB
     if restart:
         shutil.rmtree(directory, ignore_errors=True)
-    if directory.is_dir():
+    if directory.is_dir() and any(not file.name.startswith(".") for file in directory.iterdir()):
+        # The note is written first, and whole: without it this is something else's folder.
         stored = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if stored.get("fingerprint") != job.fingerprint:
             raise InputError(
@@ -172,8 +178,9 @@ def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, 
                 "give another --output, or begin anew with --restart"
             )
     else:
-        directory.mkdir(parents=True)
-        note.write_text(json.dumps({"fingerprint": job.fingerprint, "model": job.model}), encoding="utf-8")
+        make_folder(directory)
+        write_text_whole(note, json.dumps({"fingerprint": job.fingerprint, "model": job.model}))
+    remove_drafts(directory)
     return directory, [number for number in job.parts if not part_file(directory, number).is_file()]
 
 
@@ -205,10 +212,9 @@ def _decoded(job: Job, number: int, classifier: Classifier) -> Iterator[list[tup
         except InputError as error:
             return error
 
-    cores = os.cpu_count() or 1
     waiting: deque[tuple[str, Future[FittedImage | InputError]]] = deque()
     names = iter(job.of_part(number))
-    with ThreadPoolExecutor(cores) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         batch: list[tuple[str, FittedImage | InputError]] = []
         while True:
             while len(waiting) < BATCH * 3 and (name := next(names, None)) is not None:
@@ -248,19 +254,3 @@ def _row(name: str, prediction: Prediction) -> dict[str, Any]:
             for one in level.evidence
         ],
     }
-
-
-def _csv_column(file: Path) -> Sequence[str]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        if "image" not in (reader.fieldnames or ()):
-            raise InputError(f"{file}: no column 'image'; it has {', '.join(reader.fieldnames or ['none'])}")
-        return [row["image"].strip() for row in reader]
-
-
-def _parquet_column(file: Path) -> Sequence[str]:
-    names = parquet.read_schema(file).names
-    if "image" not in names:
-        raise InputError(f"{file}: no column 'image'; it has {', '.join(names)}")
-    found: list[str] = parquet.read_table(file, columns=["image"]).column("image").cast(pyarrow.string()).to_pylist()
-    return found

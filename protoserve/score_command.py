@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from protoserve.cores import usable_cores
 from protoserve.errors import InputError, MissingExtraError
 
 EXAMPLE = "Example: protoserve score bundles/grocery photos/ -o scores.parquet"
@@ -71,9 +71,15 @@ def score(
                 raise MissingExtraError("'protoserve score --engine ray'", "ray") from None
             device_in_use = classifier.engine.device
             del classifier
-            cores = os.cpu_count() or 1
             score_parts(
-                job, left, directory, bundle, device=device_in_use, actors=actors or cores, threads=1, done=advance
+                job,
+                left,
+                directory,
+                bundle,
+                device=device_in_use,
+                actors=actors or usable_cores(),
+                threads=1,
+                done=advance,
             )
         else:
             for number in left:

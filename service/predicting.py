@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from protoserve.classifier import Classifier
+from protoserve.cores import usable_cores
 from protoserve.engine import Outputs
 from protoserve.errors import ImageError, ProtoServeError
 from protoserve.evidence import checked_top_k, predictions
@@ -28,7 +29,7 @@ from service.documents import BatchDocument, BatchItem
 from service.problems import Problem, internal_error, problem_of
 from service.queries import PredictQuery, read_query
 from service.record import current_record, stage
-from service.settings import Settings, usable_cores
+from service.settings import Settings
 from service.turns import Places, Turns
 from service.uploads import form_images, read_body, single_image
 
@@ -162,7 +163,7 @@ class Predicting:
 
 
 def batch_of(settings: Settings, classifier: Classifier) -> int:
-    """The most pictures in one inference: on a CPU a batch takes as long as its pictures one by one."""
+    """The most pictures in one inference. On a CPU 1, which docs/decisions/0002-batching.md calls a guess."""
     if settings.max_batch is not None:
         return settings.max_batch
     return BATCH_ON_A_GPU if classifier.engine.device == "cuda" else 1

@@ -17,12 +17,13 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from protoserve.cores import usable_cores
 from protoserve.ensemble import read_model
 from protoserve.errors import InputError, ProtoServeError
 from service.logs import configure_logs
 from service.process import end_with_parent
 from service.publish import bundle_directory, published_model
-from service.settings import read_settings, usable_cores
+from service.settings import read_settings
 
 SETTINGS = read_settings()
 if SETTINGS.metrics_directory is not None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from protoserve.cores import usable_cores
 from protoserve.dataset import Dataset
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from training.config import Config
 from training.distributed import ALONE, Processes
 from training.features import FeatureCache, cache_files, cached_features, slices
-from training.pictures import PLAIN, Views, cores, loaded
+from training.pictures import PLAIN, Views, loaded
 from training.precision import learning_forward
 from training.progress import tracked
 from training.trunk import Cut, cut_at
@@ -70,7 +71,7 @@ class Feed:
         self._shared_names: dict[tuple[Part, str], str] = {}
         self.datasets: dict[Part, Dataset] = {"fit": fit, "selection": selection}
         self.views = Views(config.data, config.image, config.data_seed)
-        self.workers = config.data.workers or max(1, cores() // processes.local_count)
+        self.workers = config.data.workers or max(1, usable_cores() // processes.local_count)
         self.frozen, self.version = True, 0
         self._caches: dict[tuple[str, int], FeatureCache] = {}
 

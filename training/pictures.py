@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +14,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from protoserve.bundle import InputRule
+from protoserve.cores import usable_cores
 from protoserve.dataset import Dataset
 from protoserve.images import DecodedImage, FittedImage, fit
 from training.config import DataConfig
@@ -63,19 +62,12 @@ def fitted(dataset: Dataset, number: int, rule: InputRule) -> FittedImage:
     return fit(dataset.picture(number), rule)
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def batches(
     load: Callable[[int], NDArray[np.uint8]], numbers: Sequence[int], size: int, workers: int | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Batches of pictures in the given order: their numbers and uint8 [batch, H, W, 3]."""
     parts = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
-    return loaded(load, parts, workers or cores())
+    return loaded(load, parts, workers or usable_cores())
 
 
 def loaded(

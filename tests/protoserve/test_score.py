@@ -144,12 +144,49 @@ def test_a_source_without_pictures_is_refused(tmp_path: Path, make: Any, said: s
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("name\na\n", "no column 'image'"), ("image\n", "no rows"), ("", "no column")]
+    ("content", "said"),
+    [
+        ("name\na\n", "no column 'image'"),
+        ("image\n", "no rows"),
+        ("", "no column"),
+        ("note,image\nx,a.png\ny\n", "row 2: 1 cells under 2 columns"),
+        ("image,note\na.png,x\n,y\n", "row 2, column 'image': is empty"),
+    ],
 )
 def test_a_table_without_pictures_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(InputError, match=said):
         find_images(tmp_path / "list.csv")
+
+
+def test_a_row_without_a_picture_in_a_parquet_table_is_named(tmp_path: Path) -> None:
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"image": ["a.png", None]}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="row 2, column 'image': is empty"):
+        find_images(tmp_path / "list.parquet")
+
+
+def test_only_what_is_hidden_below_the_folder_is_left_out(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pictures / ".thumbnails").mkdir()
+    shutil.copy(pictures / "0.png", pictures / ".thumbnails" / "0.png")
+    monkeypatch.chdir(pictures / "more")
+    _, above = find_images(Path(".."))
+    assert above == find_images(pictures)[1]
+    assert len(above) == 9
+    hidden = pictures.rename(pictures.parent / ".pictures")
+    assert find_images(hidden)[1] == above
+
+
+def test_a_run_killed_before_its_first_part_begins_anew(tmp_path: Path) -> None:
+    job, output = Job("/", ("a.png",), "sha256:0", 1), tmp_path / "scores.parquet"
+    directory, _ = open_parts(job, output)
+    # Killed while the note was being written, and before.
+    (directory / "job.json").rename(directory / ".job.json.123")
+    assert open_parts(job, output) == (directory, [0])
+    assert [file.name for file in directory.iterdir()] == ["job.json"]
+    (directory / "job.json").unlink()
+    assert open_parts(job, output) == (directory, [0])
 
 
 def test_without_pyarrow_the_message_names_the_extra(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from protoserve.errors import InputError
-from service.settings import Settings, read_settings, settings_table, usable_cores
+from service.settings import Settings, read_settings, settings_table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -87,7 +87,3 @@ def test_the_document_lists_every_setting() -> None:
     """`python -m service.settings` writes it."""
     assert settings_table() in DOCUMENT.read_text(encoding="utf-8")
     assert all(field.description for field in Settings.model_fields.values())
-
-
-def test_there_is_always_a_core() -> None:
-    assert usable_cores() >= 1
