@@ -38,8 +38,9 @@ class Precision:
     """How far a file may be from its network.
 
     `agreement` are the least shares of places (paths, cells, prototypes rank by rank) that must be equal or
-    near-ties. `accuracy_loss`, in points per level, and `top_evidence`, the least share of pictures whose first piece
-    of evidence is the same prototype, hold on validation pictures; None where float32 makes them certain.
+    near-ties. `accuracy_loss`, in points per level, and `top_evidence`, the least share at every level of pictures
+    whose first piece of evidence is the same prototype, hold on validation pictures; None where float32 makes them
+    certain.
     """
 
     name: str

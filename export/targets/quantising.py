@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from export.accuracy import answers, first_evidence, in_batches
+from export.accuracy import answers, evidence_kept, first_evidence, in_batches
 from export.targets.onnx_files import backbone_nodes, run_onnx, silent
 from protoserve.errors import InputError
 
@@ -65,8 +65,8 @@ def write_int8(
             report(f"8 bits: trying with the first {kept} of {len(layers)} layers in float32")
             _quantise(shaped, file, layers[kept:], learned, ranges)
             _refit(shaped, file, backbone, learned[: len(learned) // 2])
-            there, same = first_evidence(expected, answers(run_onnx(file), held))
-            return float(same.sum() / max(1, there.sum()))
+            kept_at = evidence_kept(*first_evidence(expected, answers(run_onnx(file), held)))
+            return min(kept_at.values(), default=1.0)
 
         # Eight places to cut at are three trials; finer ones would follow the noise of so few pictures.
         places = [len(layers) * eighth // 8 for eighth in range(8)]

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from export.accuracy import first_evidence, held_back, in_batches, judge
+from export.accuracy import evidence_kept, first_evidence, held_back, in_batches, judge
 from export.parity import INT8
 from protoserve.errors import InputError, ParityError
 from protoserve.run import open_run
@@ -38,7 +38,7 @@ def test_the_same_answers_lose_nothing():
     report = judge(answer(leaves), answer(leaves), leaves, TREE, INT8)
     assert report["accuracy"]["network"]["leaf"] == 1.0
     assert set(report["loss_points"].values()) == {0.0}
-    assert report["first_evidence_same"] == {"level_1": 1.0, "level_2": 1.0, "all": 1.0}
+    assert report["first_evidence_same"] == {"level_1": 1.0, "level_2": 1.0}
 
 
 def test_a_lost_point_is_named_with_its_level():
@@ -61,16 +61,18 @@ def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apa
     assert first_evidence(tied, other)[1].all()
 
 
-def test_too_much_other_evidence_is_refused():
-    leaves = np.array([1] * 9 + [2])
-    changed = {(place, 0): [5, 6] for place in range(2)}  # 2 of 20 places
-    with pytest.raises(ParityError, match=r"the same in 90\.0 % of cases \(at least 95 %\)"):
+def test_too_much_other_evidence_at_one_level_is_refused():
+    leaves = np.array([1] * 99 + [2])
+    changed = {(place, 0): [5, 6] for place in range(6)}  # 6 of 100 at level 1, none below
+    message = r"level_1 has the same first piece of evidence in 94\.0 % of pictures \(at least 95 %\); no bundle"
+    with pytest.raises(ParityError, match=message):
         judge(answer(leaves), answer(leaves, changed), leaves, TREE, INT8)
 
 
 def test_a_level_without_evidence_is_not_counted():
     there, same = first_evidence(answer(np.array([0])), answer(np.array([0])))
     assert there.tolist() == same.tolist() == [[True, False]]
+    assert evidence_kept(there, same) == {"level_1": 1.0}
 
 
 def test_batches_that_must_be_whole_start_over():
