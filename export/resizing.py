@@ -26,8 +26,11 @@ from protoserve.networks.checkpoint import ExplainedNetwork
 # Height and width: pictures that shrink and grow, that are wider and higher than most models' input.
 SHAPES: Final = ((480, 640), (500, 333), (301, 300), (96, 150), (64, 48))
 # Weights are whole numbers that add up to this. Their products with grey levels stay below 2²⁴, so that float32 adds
-# them without rounding and every runtime comes to the very same pixels, in whatever order it adds.
+# them without rounding, in whatever order a runtime adds.
 UNIT: Final = 65536.0
+# Just above a half: sums that lie between two grey levels, as many do where a picture grows by a simple fraction, go up
+# also in a runtime that has a weight off by one.
+HALF: Final = 0.5 + 2.0**-7
 # Rounded twice, along each axis, by sums that differ in their last bits.
 GREY_LEVELS: Final = 2
 
@@ -78,8 +81,8 @@ class Fit(nn.Module):
         vertical, seen_down = _weights(rows, height, down, sizes[0], target[0])
         horizontal, seen_across = _weights(columns, width, across, sizes[1], target[1])
         planes = image[0].permute(2, 0, 1).float()
-        narrow = torch.floor(torch.matmul(planes, horizontal.t()) / UNIT + 0.5)
-        fitted = torch.floor(torch.matmul(vertical, narrow) / UNIT + 0.5).clamp(0.0, 255.0)
+        narrow = torch.floor(torch.matmul(planes, horizontal.t()) / UNIT + HALF)
+        fitted = torch.floor(torch.matmul(vertical, narrow) / UNIT + HALF).clamp(0.0, 255.0)
         if self.rule.resize == "pad":
             fitted = torch.where(seen_down[:, None] & seen_across[None, :], fitted, self.colour)
         return fitted.permute(1, 2, 0)[None].to(torch.uint8)
