@@ -37,8 +37,8 @@ def test_every_prototype_is_the_cell_it_was_cut_from(anchored, small_data):
             distance, _ = network.head.nearest_cells(latent)
         vector = latent.flatten(2)[0, :, source.cell]
         torch.testing.assert_close(network.head.prototypes[number], vector, rtol=0, atol=1e-5)
-        # Rounding alone: at the published ε of 1e-4 this moves a similarity by less than 1e-3.
-        assert float(distance[0, number]) < 1e-7
+        # What the matrix product loses where the similarity is too flat for a second look.
+        assert float(distance[0, number]) < 1e-5
         assert source.distance >= 0
 
 
