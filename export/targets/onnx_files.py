@@ -124,7 +124,7 @@ def silent() -> Iterator[None]:
 def write_ort(source: Path, file: Path) -> None:
     """Write the ONNX file `source` in onnxruntime's own format, which its smallest builds read.
 
-    Beside it, `required_operators_and_types.config` names what such a build must hold
+    Beside it, a file of its name that ends in `.ort.config` says what such a build must hold
     (`--include_ops_by_config … --enable_reduced_operator_type_support`). Optimisations that fit only this machine's
     processor are left out.
     """
