@@ -120,7 +120,11 @@ def export_bundle(
             report(f"comparing {row.file} with the network on {len(samples)} pictures")
             runtime = row.run(file)
             if taken.resize:
-                parity[target] = check_fitted(network, top_k, runtime, rule, samples, precision=row.precision)
+                prefix = graphs[taken].prefix
+                fitter = row.fitter(prefix) if row.fitter is not None and prefix is not None else None
+                parity[target] = check_fitted(
+                    network, top_k, runtime, rule, samples, precision=row.precision, fitter=fitter
+                )
             else:
                 batches = BATCHES if taken.batch is None else (taken.batch,)
                 parity[target] = check(network, top_k, runtime, samples, precision=row.precision, batches=batches)

@@ -21,6 +21,8 @@ from protoserve.networks.head import PrototypeHead
 
 Arrays = Mapping[str, NDArray[Any]]
 Runtime = Callable[[NDArray[np.uint8]], Arrays]
+# One picture uint8 [1, H, W, 3] of any size to one at model size.
+Fitter = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 BATCHES = (1, 3, 8)
 
 

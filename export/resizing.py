@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from export.parity import FLOAT32, Precision, Runtime, compare
+from export.parity import FLOAT32, Fitter, Precision, Runtime, compare
 from protoserve.bundle import InputRule
 from protoserve.errors import ParityError
 from protoserve.images import PAD_COLOUR, decode, fit
@@ -96,20 +96,22 @@ def check_fitted(
     samples: NDArray[np.uint8],
     *,
     precision: Precision = FLOAT32,
+    fitter: Fitter | None = None,
 ) -> dict[str, Any]:
     """The parity gate for a graph that resizes: `samples` uint8 [pictures, H, W, 3] as pictures of several shapes.
 
-    The runtime is compared with the network on the pixels that `Fit` makes, and these with the host's. Returns a
+    The runtime is compared with the network on the pixels that it makes itself, and these with the host's: `fitter` is
+    the graph's first part alone in that runtime, or None for one that comes to PyTorch's very pixels. Returns a
     JSON-ready report, with the share of pixels that differ and how often both come to the same path. Raises ParityError
     as `export.parity.check` does, and where a pixel differs by more than two grey levels.
     """
-    module = Fit(rule).eval()
+    fitter = fitter or _in_torch(Fit(rule).eval())
     differing, worst, same = [], 0, []
     pairs = []
     for picture in reshaped(samples):
+        inside = fitter(picture[None])
+        host = fit(decode(picture), rule).array[None]
         with torch.inference_mode():
-            inside = module(torch.from_numpy(picture)[None]).numpy()
-            host = fit(decode(picture), rule).array[None]
             paths = [network.explain(torch.from_numpy(pixels), top_k).path for pixels in (inside, host)]
         difference = np.abs(inside.astype(np.int64) - host)
         differing.append(float((difference > 0).mean()))
@@ -131,6 +133,15 @@ def check_fitted(
         },
         "batch_1": compare(network, top_k, runtime, pairs, precision=precision),
     }
+
+
+def _in_torch(module: Fit) -> Fitter:
+    def run(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        with torch.inference_mode():
+            fitted: NDArray[np.uint8] = module(torch.from_numpy(picture)).numpy()
+        return fitted
+
+    return run
 
 
 def reshaped(samples: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

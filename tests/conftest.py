@@ -233,3 +233,16 @@ def edge_bundle(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
     targets = ("onnx", "onnx-edge", "onnx-fp16", "onnx-int8", "ort", "torchscript", "torch-export", "openvino")
     export_bundle(open_run(run), directory, targets, data=data)
     return directory
+
+
+@pytest.fixture(scope="session")
+def resizing_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run as a bundle whose files for the edge take one picture of any size."""
+    from export.bundling import export_bundle
+    from export.sources import EdgeOptions
+    from protoserve.run import open_run
+
+    directory = tmp_path_factory.mktemp("bundles") / "resizing"
+    targets = ("onnx", "onnx-edge", "torchscript", "torch-export", "openvino")
+    export_bundle(open_run(tiny_run), directory, targets, options=EdgeOptions(resize=True))
+    return directory

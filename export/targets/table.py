@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from export.graph import write_torchscript
-from export.parity import FLOAT16, FLOAT32, INT8, Precision, Runtime
+from export.parity import FLOAT16, FLOAT32, INT8, Fitter, Precision, Runtime
 from export.sources import Source, finish_onnx
 from export.targets import onnx_files, openvino_files, quantising, torch_files, web
 from protoserve.errors import InputError, nearest
@@ -20,7 +20,8 @@ class Target:
     """One form of the graph.
 
     `metadata` says where its labels are, `checked` what it passed before it was published. `next_step` is the command
-    that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size.
+    that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size. `fitter` runs an
+    ONNX file that only resizes, in a runtime whose pixels may differ from PyTorch's.
     """
 
     file: str
@@ -32,6 +33,7 @@ class Target:
     next_step: str
     precision: Precision = FLOAT32
     resizes: bool = False
+    fitter: Callable[[Path], Fitter] | None = None
 
 
 def _ask(script: str) -> str:
@@ -146,6 +148,7 @@ TARGETS: Final[dict[str, Target]] = {
             lambda source, whole, file: openvino_files.write_openvino(whole, file, source.metadata), stamped=False
         ),
         run=openvino_files.run_openvino,
+        fitter=openvino_files.fit_openvino,
         next_step="benchmark_app -m FILE",
     ),
     "web": Target(
