@@ -209,9 +209,13 @@ def start_sides(stack: ExitStack, options: argparse.Namespace, folder: Path) -> 
     if importlib.util.find_spec("fastapi"):
         command = [sys.executable, str(TWINS / "service_twin_fastapi.py")]
         sides.append(stack.enter_context(side("FastAPI + onnxruntime", command, "/predict", False, common, "/docs")))
+    else:
+        print("no FastAPI twin: pip install fastapi", file=sys.stderr)
     if importlib.util.find_spec("litserve"):
         command = [sys.executable, str(TWINS / "service_twin_litserve.py")]
         sides.append(stack.enter_context(side("LitServe", command, "/predict", True, common, "/health")))
+    else:
+        print("no LitServe twin: pip install litserve", file=sys.stderr)
     return sides
 
 

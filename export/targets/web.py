@@ -22,6 +22,8 @@ RUNTIME: Final = "onnxruntime-web@1.30.0"
 RUNTIME_SHA512: Final = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 # The build for processors alone, with its loader in one module, and the WebAssembly itself.
 RUNTIME_FILES: Final = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+# Seconds for 30 MB, on a slow line.
+PATIENCE: Final = 600
 PAGE_FILES: Final = {"page.html": "index.html", "page.mjs": "page.mjs"}
 GRAPH: Final = "model.onnx"
 SIDECAR: Final = "model.json"
@@ -56,7 +58,12 @@ def fetch_runtime(folder: Path) -> None:
         raise InputError(f"the target web takes {RUNTIME} from npm, which is not installed; install Node.js with npm")
     with TemporaryDirectory() as place:
         command = [npm, "pack", RUNTIME, "--ignore-scripts", "--pack-destination", place, "--silent"]
-        ended = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=600)
+        try:
+            ended = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise InputError(
+                f"npm has not fetched {RUNTIME} within {PATIENCE} s; see that npm can reach its registry, and try again"
+            ) from error
         if ended.returncode:
             lines = ended.stderr.strip().splitlines() or ["it says nothing"]
             raise InputError(f"npm can't fetch {RUNTIME} ({lines[-1]}); see that npm can reach its registry")

@@ -258,6 +258,18 @@ def test_web_without_npm_says_so(tmp_path, monkeypatch):
         )
 
 
+def test_an_npm_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    from export.targets import web
+
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\nexec sleep 60\n")
+    npm.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(npm))
+    monkeypatch.setattr(web, "PATIENCE", 1)
+    with pytest.raises(InputError, match="not fetched onnxruntime-web@.+ within 1 s"):
+        web.fetch_runtime(tmp_path)
+
+
 def test_the_command_shows_the_table():
     from typer.testing import CliRunner
 
