@@ -266,7 +266,7 @@ def test_an_npm_that_never_ends_is_given_up(tmp_path, monkeypatch):
     npm.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(npm))
     monkeypatch.setattr(web, "PATIENCE", 1)
-    with pytest.raises(InputError, match="not fetched onnxruntime-web@.+ within 1 s"):
+    with pytest.raises(InputError, match=r"not fetched onnxruntime-web@.+ within 1 s"):
         web.fetch_runtime(tmp_path)
 
 
