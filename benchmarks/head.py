@@ -143,10 +143,11 @@ class Published(nn.Module):
         return torch.cat(probabilities, dim=1), torch.cat(maps, dim=1)
 
 
-def session(file: Path, threads: int) -> Session:
-    """The file in onnxruntime, with so many threads."""
+def session(file: Path) -> Session:
+    """The file in onnxruntime, on the threads that all sessions share: threads of its own go on spinning for a while
+    after a run, at the cost of whoever's turn is next."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.use_per_session_threads = False
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
@@ -184,7 +185,7 @@ def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list
     return found
 
 
-def matrix_rate(threads: int, folder: Path, rounds: int) -> float:
+def matrix_rate(folder: Path, rounds: int) -> float:
     """Multiply-adds a second of a large product (1024 × 1024 × 1024) in onnxruntime: what the machine can do."""
     side = 1024
 
@@ -196,13 +197,13 @@ def matrix_rate(threads: int, folder: Path, rounds: int) -> float:
         def forward(self, left: Tensor) -> Tensor:
             return torch.matmul(left, self.right)
 
-    running = session(write_module(Product(), torch.rand(side, side), folder / "product.onnx", "left"), threads)
+    running = session(write_module(Product(), torch.rand(side, side), folder / "product.onnx", "left"))
     left = np.random.default_rng(0).random((side, side), dtype=np.float32)
     seconds = in_turns({"product": lambda: running.run(None, {"left": left})}, rounds)["product"]
     return side**3 / min(seconds)
 
 
-def beside_plain(folder: Path, threads: int, rounds: int, cases: tuple[Case, ...], rate: float) -> list[dict[str, Any]]:
+def beside_plain(folder: Path, rounds: int, cases: tuple[Case, ...], rate: float) -> list[dict[str, Any]]:
     """Every case: median milliseconds of both graphs, their ratio, and the floor: the product alone, and the add-on
     layer's, at the machine's rate."""
     rows = []
@@ -218,7 +219,7 @@ def beside_plain(folder: Path, threads: int, rounds: int, cases: tuple[Case, ...
             files = folder / f"{case.backbone}-{case.prototypes}.onnx", folder / f"{case.backbone}-plain.onnx"
             write_onnx(ExplainedGraph(network, TOP_K, example).eval(), example, files[0], {})
             write_module(Plain(LinearNetwork(body, head.taxonomy)), example, files[1], "image")
-            sessions[key] = session(files[0], threads), session(files[1], threads), body.channels
+            sessions[key] = session(files[0]), session(files[1]), body.channels
         explained, plain, channels = sessions[key]
         images = np.random.default_rng(0).integers(0, 255, (case.batch, SIZE, SIZE, 3), dtype=np.uint8)
         seconds = in_turns(
@@ -258,16 +259,16 @@ def worst_difference(head: PrototypeHead, ours: Session, theirs: Session) -> flo
     return float(np.abs(conditional - theirs_conditional).max())
 
 
-def beside_published(folder: Path, threads: int, rounds: int) -> list[dict[str, Any]]:
+def beside_published(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Both heads alone, from the latent map on: median milliseconds and how many times faster ours is."""
     rows = []
     example = torch.rand(2, DIMENSIONS, CELLS, CELLS)
     for prototypes, wanted in PUBLISHED:
         head = random_head(prototypes)
         print(f"writing both heads with {prototypes:,} prototypes", file=sys.stderr)
-        ours = session(_write_fused(head, example, folder / f"fused-{prototypes}.onnx"), threads)
+        ours = session(_write_fused(head, example, folder / f"fused-{prototypes}.onnx"))
         theirs_file = write_module(Published(head), example, folder / f"published-{prototypes}.onnx", "latent")
-        theirs = session(theirs_file, threads)
+        theirs = session(theirs_file)
         difference = worst_difference(head, ours, theirs)
         if difference > 1e-3:
             raise SystemExit(f"the two heads differ by {difference:.2g} in a log-probability; nothing was timed")
@@ -362,17 +363,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"], help="leave others out")
     options = parser.parse_args()
+    onnxruntime.set_global_thread_pool_sizes(options.threads, 1)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         folder = Path(scratch)
-        rate = matrix_rate(options.threads, folder, 20)
+        rate = matrix_rate(folder, 20)
         cases = tuple(case for case in CASES if case.backbone in options.backbones)
         results: dict[str, Any] = {
             "machine": machine(),
             "threads": options.threads,
             "rounds": options.rounds,
             "rate": rate,
-            "plain": beside_plain(folder, options.threads, options.rounds, cases, rate),
-            "published": beside_published(folder, options.threads, options.rounds),
+            "plain": beside_plain(folder, options.rounds, cases, rate),
+            "published": beside_published(folder, options.rounds),
         }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "head.json").write_text(json.dumps(results, indent=1) + "\n")

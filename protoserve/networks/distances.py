@@ -147,6 +147,9 @@ def nearest_cells(
         matched = cells.gather(1, cell[:, :, None].expand(-1, -1, cells.shape[2]))
         return exact(matched, vectors), cell
     chosen = distance.topk(looks, dim=1, largest=False, sorted=False).indices
-    place = cell.gather(1, chosen)[:, :, None].expand(-1, -1, cells.shape[2])
-    looked_up = vectors.index_select(0, chosen.reshape(-1)).reshape(-1, looks, vectors.shape[1])
-    return distance.scatter(1, chosen, exact(cells.gather(1, place), looked_up)), cell
+    # As rows of all pictures' cells: gathering along a dimension would need an index for every number of a cell.
+    rows = cell.gather(1, chosen) + cells.shape[1] * torch.arange(cells.shape[0], device=cells.device)[:, None]
+    looked_up = exact(
+        cells.flatten(0, 1).index_select(0, rows.reshape(-1)), vectors.index_select(0, chosen.reshape(-1))
+    )
+    return distance.scatter(1, chosen, looked_up.reshape(-1, looks)), cell
