@@ -106,11 +106,13 @@ def write(folder: str, leaves: int, prototypes: int, backbone_name: str) -> dict
 
 def ask(folder: str, rounds: int, threads: int) -> dict[str, Any]:
     """Load both graphs and ask them in turns, one image at a time."""
-    from protoserve.routed import RoutedEngine
+    import onnxruntime
+    from head import session
 
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
     place = Path(folder)
     began = time.perf_counter()
-    engine = RoutedEngine(place / ROUTED, place / FULL, threads)
+    full_graph, routed_graph = session(place / FULL), session(place / ROUTED)
     loaded = time.perf_counter() - began
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {"full": [], "routed": []}
@@ -119,10 +121,10 @@ def ask(folder: str, rounds: int, threads: int) -> dict[str, Any]:
         noise = generator.integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
         image = noise.repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2)
         began = time.perf_counter()
-        [path] = engine.full.run(["path"], {"image": image})
+        [path] = full_graph.run(["path"], {"image": image})
         seconds["full"].append(time.perf_counter() - began)
         began = time.perf_counter()
-        routed = dict(zip(("path", "certain"), engine.routed.run(["path", "certain"], {"image": image}), strict=True))
+        routed = dict(zip(("path", "certain"), routed_graph.run(["path", "certain"], {"image": image}), strict=True))
         seconds["routed"].append(time.perf_counter() - began)
         certain += int(routed["certain"][0])
         same += int(routed["certain"][0] and np.array_equal(routed["path"], path))

@@ -53,6 +53,16 @@ def exact(cells: Tensor, vectors: Tensor) -> Tensor:
     return (difference * difference).sum(-1)
 
 
+def at_cells(cells: Tensor, places: Tensor) -> Tensor:
+    """[N, K, D] the cells [N, C, D] at `places` int64 [N, K], every picture's own.
+
+    They are taken as rows of all pictures' cells: along the second dimension graphs would gather number by number.
+    """
+    first = cells.shape[1] * torch.arange(cells.shape[0], device=cells.device)[:, None]
+    rows = cells.flatten(0, 1).index_select(0, (places + first).reshape(-1))
+    return rows.reshape(-1, places.shape[1], cells.shape[2])
+
+
 def product_error(vectors: Tensor) -> float:
     """How far a distance from the product is off at most, near a prototype of `vectors` [P, D].
 
@@ -144,12 +154,7 @@ def nearest_cells(
     if looks == 0:
         return distance, cell
     if looks == vectors.shape[0]:
-        matched = cells.gather(1, cell[:, :, None].expand(-1, -1, cells.shape[2]))
-        return exact(matched, vectors), cell
+        return exact(at_cells(cells, cell), vectors), cell
     chosen = distance.topk(looks, dim=1, largest=False, sorted=False).indices
-    # As rows of all pictures' cells: gathering along a dimension would need an index for every number of a cell.
-    rows = cell.gather(1, chosen) + cells.shape[1] * torch.arange(cells.shape[0], device=cells.device)[:, None]
-    looked_up = exact(
-        cells.flatten(0, 1).index_select(0, rows.reshape(-1)), vectors.index_select(0, chosen.reshape(-1))
-    )
-    return distance.scatter(1, chosen, looked_up.reshape(-1, looks)), cell
+    looked_up = vectors.index_select(0, chosen.reshape(-1)).reshape(-1, looks, vectors.shape[1])
+    return distance.scatter(1, chosen, exact(at_cells(cells, cell.gather(1, chosen)), looked_up)), cell

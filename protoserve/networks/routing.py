@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from protoserve.errors import InputError
-from protoserve.networks.distances import exact
+from protoserve.networks.distances import at_cells, exact
 from protoserve.networks.head import NEGATIVE, FusedHead, PrototypeHead
 from protoserve.networks.similarity import similarity
 from protoserve.taxonomy import ROOT, Taxonomy
@@ -50,10 +51,10 @@ class RoutedExplanation(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """One level: parent int64 [N, B]; similarity, cell [N, B, Q]; weight [N, B, M, Q]; slots int64 [N, B] and first
-    prototypes [N, B] of the groups; node int64, logit, log_probability [N, B, M]."""
+    """One level, R = N · B rows, one per picture and parent: similarity, cell [R, Q]; weight [R, M, Q]; slots and first
+    prototypes int64 [R, 1] of the groups; node int64, log_probability [N, B · M], logit [R, M]. Where there is no node,
+    its number is that of the root, which is nobody's child."""
 
-    parent: Tensor
     similarity: Tensor
     cell: Tensor
     weight: Tensor
@@ -70,14 +71,11 @@ class RoutedHead(nn.Module):
     Raises InputError for a flat head, which has one group, and for a width below 1.
     """
 
-    parent_first_child: Tensor
-    parent_children: Tensor
-    parent_first: Tensor
-    parent_slots: Tensor
-    parent_weight: Tensor
-    parent_stride: Tensor
+    weights: Tensor
+    parents: Tensor
     parent_temperature: Tensor
-    is_leaf: Tensor
+    not_inner: Tensor
+    not_leaf: Tensor
     path_at_level: Tensor
 
     def __init__(self, head: PrototypeHead, top_k: int, width: int) -> None:
@@ -92,21 +90,30 @@ class RoutedHead(nn.Module):
         self.nodes = len(taxonomy.nodes)
         level = np.array([len(node) for node in taxonomy.nodes], dtype=np.int64)
         tables = _parent_tables(head)
-        children, slots = tables["parent_children"], tables["parent_slots"]
+        children, slots = tables["children"], tables["slots"]
         # Parents of every level: the root, numbered last, then the inner nodes.
         self.sizes: list[tuple[int, int, int]] = []
         for depth in range(taxonomy.depth):
             parents = np.flatnonzero((level == depth) & (children[:-1] > 0)) if depth else np.array([self.nodes])
             wide = min(width, len(parents))
             self.sizes.append((wide, int(children[parents].max()), max(1, int(slots[parents].max()))))
-        for name, table in tables.items():
-            self.register_buffer(name, torch.from_numpy(table), persistent=False)
+        self.slots = max(top_k, *(most for _, _, most in self.sizes))
+        self.register_buffer("parents", torch.from_numpy(np.stack([*tables.values()], axis=1)), persistent=False)
+        # So many may be read past the end: by the last row of the last group.
+        members, strides = max(most for _, most, _ in self.sizes), int(tables["stride"].max())
+        padded = functional.pad(self.head.weights, (0, members * strides + self.slots))
+        self.register_buffer("weights", padded, persistent=False)
         # Only the temperatures are learnt; a parent whose child is certain has none.
         temperature = torch.ones(self.nodes + 1)
         parents_of_groups = [self.nodes if group.parent == ROOT else group.parent for group in taxonomy.groups]
         temperature[parents_of_groups] = head.temperature.detach().float().cpu()
         self.register_buffer("parent_temperature", temperature, persistent=False)
-        self.register_buffer("is_leaf", torch.from_numpy(children[:-1] == 0), persistent=False)
+        # Added to log-probabilities, they leave only inner nodes or only leaves in question; the root is neither.
+        leaf = torch.from_numpy(children == 0)
+        apart = torch.full((self.nodes + 1,), NEGATIVE)
+        apart[:-1] = torch.where(leaf[:-1], NEGATIVE, 0.0)
+        self.register_buffer("not_inner", apart, persistent=False)
+        self.register_buffer("not_leaf", torch.where(leaf, 0.0, NEGATIVE), persistent=False)
         self.register_buffer("path_at_level", torch.from_numpy(taxonomy.path_at_level), persistent=False)
 
     def forward(self, latent: Tensor) -> RoutedExplanation:
@@ -125,81 +132,75 @@ class RoutedHead(nn.Module):
             if depth + 1 == len(self.sizes):
                 break
             # The most probable inner nodes go on; the best of the others bounds what is left out.
-            node, found = scored.node.flatten(1), scored.log_probability.flatten(1)
-            inner = torch.where(self._leads_on(node), found, NEGATIVE)
+            inner = scored.log_probability + self._of_nodes(self.not_inner, scored.node)
             wide = self.sizes[depth + 1][0]
             best, place = inner.topk(min(wide + 1, inner.shape[1]), dim=1)
-            above, chosen = best[:, :wide], node.gather(1, place[:, :wide])
+            above, chosen = best[:, :wide], scored.node.gather(1, place[:, :wide])
             # Fewer inner nodes than places: the root's group stands in, too improbable to matter.
             parent = torch.where(above > 0.5 * NEGATIVE, chosen, self.nodes)
             if best.shape[1] > wide:
                 left_out.append(best[:, wide:])
         return self._answer(latent, cells, levels, torch.cat(left_out, dim=1).amax(1))
 
-    def _leads_on(self, node: Tensor) -> Tensor:
-        """bool [N, K] which nodes [N, K] have children; −1 has none."""
-        inner = ~self.is_leaf.index_select(0, node.clamp_min(0).reshape(-1)).reshape(-1, node.shape[1])
-        return inner & (node >= 0)
+    def _of_nodes(self, table: Tensor, node: Tensor) -> Tensor:
+        """The rows of a table over nodes for `node` [N, K]."""
+        return table.index_select(0, node.reshape(-1)).reshape(-1, node.shape[1])
 
     def _score(self, cells: Tensor, parent: Tensor, above: Tensor, members: int, slots: int) -> _Scored:
         """Score the children of `parent` [N, B], whose log-probabilities are `above`."""
         head, device = self.head, cells.device
         wide, flat = parent.shape[1], parent.reshape(-1)
-
-        def of_parent(table: Tensor) -> Tensor:
-            return table.index_select(0, flat).reshape(-1, wide)
-
-        first, count = of_parent(self.parent_first), of_parent(self.parent_slots)
+        table = self.parents.index_select(0, flat)
+        first_child, children, first, count, place, stride = (table[:, column : column + 1] for column in range(6))
         slot, member = torch.arange(slots, device=device), torch.arange(members, device=device)
-        prototypes = (first[:, :, None] + slot).clamp_max(head.vectors.shape[0] - 1)
-        vectors = head.vectors.index_select(0, prototypes.reshape(-1)).reshape(-1, wide * slots, cells.shape[2])
+        prototypes = (first + slot).clamp_max(head.vectors.shape[0] - 1).reshape(-1)
+        vectors = head.vectors.index_select(0, prototypes).reshape(-1, wide * slots, cells.shape[2])
         half = 0.0 if head.unit else -0.5 * (cells * cells).sum(2)[:, None]
         cell = (torch.matmul(vectors, cells.transpose(1, 2)) + half).argmax(2)
         # So few prototypes are all looked at a second time.
-        matched = cells.gather(1, cell[:, :, None].expand(-1, -1, cells.shape[2]))
-        found = similarity(exact(matched, vectors), head.form, head.epsilon, head.shift)
+        found = similarity(exact(at_cells(cells, cell), vectors), head.form, head.epsilon, head.shift)
         if head.form == "negative-distance":
-            found = found + head.reference.index_select(0, prototypes.reshape(-1)).reshape(-1, wide * slots)
-        present = slot < count[:, :, None]
-        similarities = torch.where(present, found.reshape(-1, wide, slots), 0.0)
+            found = found + head.reference.index_select(0, prototypes).reshape(-1, wide * slots)
+        similarities = torch.where(slot < count, found.reshape(-1, slots), 0.0)
 
-        stride = of_parent(self.parent_stride)[:, :, None, None]
-        places = of_parent(self.parent_weight)[:, :, None, None] + member[:, None] * stride + slot
-        weight = head.weights.gather(0, places.clamp_max(head.weights.shape[0] - 1).reshape(-1))
-        weight = weight.reshape(-1, wide, members, slots)
-        logit = torch.matmul(weight, similarities[:, :, :, None]).squeeze(3)
-        exists = member < of_parent(self.parent_children)[:, :, None]
-        temperature = of_parent(self.parent_temperature)[:, :, None]
-        conditional = torch.log_softmax(torch.where(exists, logit, NEGATIVE) / temperature, dim=2)
-        node = torch.where(exists, of_parent(self.parent_first_child)[:, :, None] + member, -1)
+        # The weights are padded, so that reading beyond a group's own needs no care.
+        places = (place + member * stride)[:, :, None] + slot
+        weight = self.weights.gather(0, places.reshape(-1)).reshape(-1, members, slots)
+        logit = torch.matmul(weight, similarities[:, :, None]).squeeze(2)
+        exists = member < children
+        temperature = self.parent_temperature.index_select(0, flat)[:, None]
+        conditional = torch.log_softmax(torch.where(exists, logit, NEGATIVE) / temperature, dim=1)
         # Where the root stands in for nobody, nothing was scored.
-        real = exists & (above > 0.5 * NEGATIVE)[:, :, None]
+        own = above.reshape(-1, 1)
+        real = exists & (own > 0.5 * NEGATIVE)
         return _Scored(
-            parent,
             similarities,
-            cell.reshape(-1, wide, slots),
+            cell.reshape(-1, slots),
             weight,
             count,
             first,
-            torch.where(real, node, -1),
+            torch.where(real, first_child + member, self.nodes).reshape(-1, wide * members),
             logit,
-            torch.where(real, above[:, :, None] + conditional, NEGATIVE),
+            torch.where(real, own + conditional, NEGATIVE).reshape(-1, wide * members),
         )
 
     def _answer(self, latent: Tensor, cells: Tensor, levels: list[_Scored], bound: Tensor) -> RoutedExplanation:
         head, top_k, depth = self.head, self.top_k, len(levels)
-        node = torch.cat([level.node.flatten(1) for level in levels], dim=1)
-        found = torch.cat([level.log_probability.flatten(1) for level in levels], dim=1)
-        leaf_here = (node >= 0) & ~self._leads_on(node)
-        best, place = torch.where(leaf_here, found, NEGATIVE).max(1)
+        node = torch.cat([level.node for level in levels], dim=1)
+        found = torch.cat([level.log_probability for level in levels], dim=1)
+        best, place = (found + self._of_nodes(self.not_leaf, node)).max(1)
         path = self.path_at_level.index_select(0, node.gather(1, place[:, None])[:, 0])
 
-        rows: list[tuple[Tensor, ...]] = []
-        for number, level in enumerate(levels):
-            rows.append(self._evidence(level, path[:, number]))
-        prototype, found_similarity, weight, contribution, cell, log_probability, logit = (
+        # One row of similarities and last-layer weights per picture and level, as long as the longest.
+        rows = [self._row(level, path[:, number]) for number, level in enumerate(levels)]
+        similarities, weights, cells_of, first, count, log_probability, logit = (
             torch.stack(parts, dim=1) for parts in zip(*rows, strict=True)
         )
+        slots = torch.arange(self.slots, device=latent.device)
+        contributions = torch.where(slots < count, weights * similarities, NEGATIVE)
+        contribution, slot = contributions.topk(top_k, dim=2)
+        shown = slot < count
+        prototype = torch.where(shown, first + slot, -1)
         chosen = prototype.clamp_min(0).flatten(1)
         vectors = head.vectors.index_select(0, chosen.reshape(-1)).reshape(-1, depth * top_k, 1, cells.shape[2])
         maps = similarity(exact(cells[:, None], vectors), head.form, head.epsilon, head.shift)
@@ -212,46 +213,33 @@ class RoutedHead(nn.Module):
             path_log_probability=log_probability,
             path_logit=logit,
             evidence_prototype=prototype,
-            evidence_similarity=found_similarity,
-            evidence_weight=weight,
-            evidence_contribution=contribution,
-            evidence_cell=cell,
+            evidence_similarity=torch.where(shown, similarities.gather(2, slot), 0.0),
+            evidence_weight=torch.where(shown, weights.gather(2, slot), 0.0),
+            evidence_contribution=torch.where(shown, contribution, 0.0),
+            evidence_cell=torch.where(shown, cells_of.gather(2, slot), -1),
             evidence_map=maps.reshape(-1, depth, top_k, latent.shape[2], latent.shape[3]),
-            scored_node=node,
-            scored_log_probability=torch.where(node >= 0, found, 0.0),
+            scored_node=torch.where(node < self.nodes, node, -1),
+            scored_log_probability=torch.where(node < self.nodes, found, 0.0),
         )
 
-    def _evidence(self, level: _Scored, node: Tensor) -> tuple[Tensor, ...]:
-        """The evidence [N, top_k] of the path's `node` [N] of one level, and its log-probability and logit [N]."""
-        slots, members = level.similarity.shape[2], level.node.shape[2]
-        # Where in the level the node is; a path that has ended has none, and is masked below.
-        place = (level.node.flatten(1) == node[:, None]).int().argmax(1)[:, None]
+    def _row(self, level: _Scored, node: Tensor) -> tuple[Tensor, ...]:
+        """Of one level's `node` [N], −1 where the path has ended: similarities, weights and cells [N, slots], the first
+        prototype and how many there are [N, 1] (0 after the end), log-probability and logit [N] (0 there)."""
+        slots, members = level.similarity.shape[1], level.logit.shape[1]
+        # Where in the level the node is, then which row that is among those of all pictures.
+        place = (level.node == node[:, None]).int().argmax(1)
+        place = place + level.node.shape[1] * torch.arange(node.shape[0], device=node.device)
         group = torch.div(place, members, rounding_mode="floor")
-        alive = (node >= 0)[:, None]
-
-        def of_group(values: Tensor) -> Tensor:
-            return values.gather(1, group[:, :, None].expand(-1, -1, slots)).squeeze(1)
-
-        similarities, cell = of_group(level.similarity), of_group(level.cell)
-        rows = level.weight.flatten(1, 2)
-        weight = rows.gather(1, place[:, :, None].expand(-1, -1, slots)).squeeze(1)
-        slot = torch.arange(slots, device=node.device)
-        present = (slot < level.slots.gather(1, group)) & alive
-        contributions = torch.where(present, weight * similarities, NEGATIVE)
-        kept = min(self.top_k, slots)
-        contribution, chosen = contributions.topk(kept, dim=1)
-        shown = contribution > 0.5 * NEGATIVE
-        lacking = (0, self.top_k - kept)
-        prototype = level.first.gather(1, group) + chosen
-        pad = torch.nn.functional.pad
+        lacking = (0, self.slots - slots)
+        alive = node >= 0
         return (
-            pad(torch.where(shown, prototype, -1), lacking, value=-1),
-            pad(torch.where(shown, similarities.gather(1, chosen), 0.0), lacking),
-            pad(torch.where(shown, weight.gather(1, chosen), 0.0), lacking),
-            pad(torch.where(shown, contribution, 0.0), lacking),
-            pad(torch.where(shown, cell.gather(1, chosen), -1), lacking, value=-1),
-            torch.where(alive, level.log_probability.flatten(1).gather(1, place), 0.0).squeeze(1),
-            torch.where(alive, level.logit.flatten(1).gather(1, place), 0.0).squeeze(1),
+            functional.pad(level.similarity.index_select(0, group), lacking),
+            functional.pad(level.weight.flatten(0, 1).index_select(0, place), lacking),
+            functional.pad(level.cell.index_select(0, group), lacking),
+            level.first.index_select(0, group),
+            torch.where(alive[:, None], level.slots.index_select(0, group), 0),
+            torch.where(alive, level.log_probability.flatten().index_select(0, place), 0.0),
+            torch.where(alive, level.logit.flatten().index_select(0, place), 0.0),
         )
 
 
@@ -263,22 +251,22 @@ def _parent_tables(head: PrototypeHead) -> dict[str, NDArray[np.int64]]:
     tables: dict[str, NDArray[np.int64]] = {
         name: np.zeros(count, dtype=np.int64)
         for name in (
-            "parent_first_child",
-            "parent_children",
-            "parent_first",
-            "parent_slots",
-            "parent_weight",
-            "parent_stride",
+            "first_child",
+            "children",
+            "first",
+            "slots",
+            "weight",
+            "stride",
         )
     }
     parents = np.where(taxonomy.parent == ROOT, count - 1, taxonomy.parent)
     numbers, first, children = np.unique(parents, return_index=True, return_counts=True)
-    tables["parent_first_child"][numbers], tables["parent_children"][numbers] = first, children
+    tables["first_child"][numbers], tables["children"][numbers] = first, children
     sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=len(taxonomy.groups))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     places = head.grouping.weight_places()
     for number, group in enumerate(taxonomy.groups):
         parent = count - 1 if group.parent == ROOT else group.parent
-        tables["parent_first"][parent], tables["parent_slots"][parent] = starts[number], sizes[number]
-        tables["parent_weight"][parent], tables["parent_stride"][parent] = places[number]
+        tables["first"][parent], tables["slots"][parent] = starts[number], sizes[number]
+        tables["weight"][parent], tables["stride"][parent] = places[number]
     return tables
