@@ -46,12 +46,16 @@ def main() -> None:
     parser.add_argument(
         "--lanes", type=int, default=os.cpu_count() or 1, help="inferences at a time, of one thread each"
     )
+    parser.add_argument("--workers", type=int, help="processes of ours, which share the lanes; by default one per lane")
     parser.add_argument("--connections", type=int, default=16, help="at saturation")
     parser.add_argument(
         "--soak", type=float, default=0.0, help="minutes at 70 %% load, for memory and latency over time"
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "service")
     options = parser.parse_args()
+    options.workers = options.workers or options.lanes
+    if options.lanes % options.workers:
+        parser.error(f"{options.lanes} lanes can't be shared by {options.workers} workers; give a divisor")
     if shutil.which("wrk") is None:
         parser.error("wrk makes the load and is not here; install it (apt-get install wrk)")
     photographs = [file.read_bytes() for file in sorted(options.data.rglob("*.jpg"))[: options.photographs]]
@@ -187,7 +191,8 @@ def start_sides(stack: ExitStack, options: argparse.Namespace, folder: Path) -> 
         "PROTOSERVE_BUNDLE": str(options.bundle.resolve()),
         "PROTOSERVE_DEVICE": "cpu",
         "PROTOSERVE_THREADS": "1",
-        "PROTOSERVE_LANES": str(options.lanes),
+        "PROTOSERVE_WORKERS": str(options.workers),
+        "PROTOSERVE_LANES": str(options.lanes // options.workers),
         "PROTOSERVE_LOG_LEVEL": "warning",
         "PROTOSERVE_METRICS_DIRECTORY": str(folder / "metrics"),
         "BENTOML_HOME": str(folder / "bentoml"),
@@ -249,9 +254,9 @@ def report(found: dict[str, Any]) -> str:
         "# The service beside its engine and beside twins",
         "",
         f"`python benchmarks/service.py {given['bundle']} {given['data']}`: {found['photographs']} "
-        f"photographs in turn, {given['lanes']} inferences of one thread at a time on every side, "
-        f"{given['connections']} connections at saturation. Medians of {given['rounds']} rounds in "
-        "which the sides take turns.",
+        f"photographs in turn, {given['lanes']} inferences of one thread at a time on every side (ours in "
+        f"{given['workers']} processes), {given['connections']} connections at saturation. Medians of "
+        f"{given['rounds']} rounds in which the sides take turns.",
         "",
         "| | requests/s at saturation | p50 with one client, ms | p99 at saturation, ms |",
         "|---|---|---|---|",
