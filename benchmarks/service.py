@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, 
     mine = medians[ours.name]
     return {
         "machine": machine(),
-        "options": {key: str(value) for key, value in vars(options).items()},
+        "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
         "load_average": os.getloadavg()[0],
         "photographs": len(photographs),
         "medians": medians,
@@ -253,7 +253,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# The service beside its engine and beside twins",
         "",
-        f"`python benchmarks/service.py {given['bundle']} {given['data']}`: {found['photographs']} "
+        f"`python benchmarks/service.py BUNDLE DIR --workers {given['workers']}`: {found['photographs']} "
         f"photographs in turn, {given['lanes']} inferences of one thread at a time on every side (ours in "
         f"{given['workers']} processes), {given['connections']} connections at saturation. Medians of "
         f"{given['rounds']} rounds in which the sides take turns.",
