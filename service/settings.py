@@ -44,7 +44,12 @@ class Settings(BaseSettings):
 
     # What it computes with.
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the graph runs")
-    workers: int = Field(default=1, ge=1, le=1024, description="processes that answer requests")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="processes that answer requests; on a CPU one per core, with one lane each, answer the most",
+    )
     threads: int | None = Field(
         default=None,
         ge=1,
