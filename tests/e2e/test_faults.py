@@ -270,6 +270,8 @@ def test_a_torn_bundle_is_refused_and_a_good_one_taken_under_load(
         (tmp_path / "draft").replace(link)
 
     with serving(link, tmp_path, "--workers", "2", PROTOSERVE_RELOAD_SECONDS="0.3") as server:
+        # A worker that is still to start has no old model to go on with.
+        wait_until(lambda: server.log.read_text().count('"message": "ready"') == 2, 60, server.log)
         with load(server, photograph) as seen:
             answered(seen, 30)
             torn = renamed(tiny_bundle, tmp_path / "torn")
