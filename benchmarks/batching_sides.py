@@ -63,8 +63,8 @@ class Infer:
         self.classifier = opened()
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One inference."""
-        return self.classifier.engine.run(np.ascontiguousarray(images)).log_probability
+        """One inference; what a service sends to itself goes as JSON, and comes as int64."""
+        return self.classifier.engine.run(np.ascontiguousarray(images, dtype=np.uint8)).log_probability
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:

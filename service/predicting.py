@@ -163,7 +163,7 @@ class Predicting:
 
 
 def batch_of(settings: Settings, classifier: Classifier) -> int:
-    """The most pictures in one inference. On a CPU 1, which docs/decisions/0002-batching.md calls a guess."""
+    """The most pictures in one inference. On a CPU 1: docs/decisions/0002-batching.md says why."""
     if settings.max_batch is not None:
         return settings.max_batch
     return BATCH_ON_A_GPU if classifier.engine.device == "cuda" else 1
