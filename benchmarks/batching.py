@@ -30,7 +30,7 @@ from protoserve.bundle import read_bundle
 
 SIDES = {
     "ours": "in-process batcher of ours",
-    "bentoml": "BentoML's batcher",
+    "bentoml": "BentoML's batcher through self.to_async (JSON)",
     "separate": "BentoML's, separate service",
 }
 
@@ -147,7 +147,8 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# Ways to put pictures together",
         "",
-        "`python benchmarks/batching.py BUNDLE`: raw pixels of the model's size, "
+        f"`python benchmarks/batching.py BUNDLE --rounds {found['options']['rounds']} "
+        f"--seconds {found['options']['seconds']:g}`: raw pixels of the model's size, "
         f"{found['options']['lanes']} lanes of one thread, {found['options']['connections']} connections when busy; "
         f"medians of {found['options']['rounds']} rounds in which the sides take turns.",
         "",

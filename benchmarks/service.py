@@ -253,7 +253,8 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# The service beside its engine and beside twins",
         "",
-        f"`python benchmarks/service.py BUNDLE DIR --workers {given['workers']}`: {found['photographs']} "
+        f"`python benchmarks/service.py BUNDLE DIR --workers {given['workers']} --rounds {given['rounds']} "
+        f"--seconds {given['seconds']:g} --soak {given['soak']:g}`: {found['photographs']} "
         f"photographs in turn, {given['lanes']} inferences of one thread at a time on every side (ours in "
         f"{given['workers']} processes), {given['connections']} connections at saturation. Medians of "
         f"{given['rounds']} rounds in which the sides take turns.",

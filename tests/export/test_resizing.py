@@ -56,3 +56,16 @@ def test_a_resize_that_is_off_shuts_the_gate(tiny_run, monkeypatch):
     monkeypatch.setattr("export.resizing.Fit", lambda rule: Fit(rule.model_copy(update={"resize": "crop"})))
     with pytest.raises(ParityError, match="grey levels"):
         check_fitted(network, 3, lambda pictures: {}, description.input, samples)
+
+
+def test_a_runtime_s_own_pixels_are_compared_with_the_host_s(tiny_run):
+    """Three grey levels are one too many, whatever the runtime then answers on them."""
+    network, description, _ = load_network(tiny_run / "model.pt")
+    samples = np.full((1, 64, 96, 3), 100, dtype=np.uint8)
+    module = Fit(description.input)
+
+    def brighter(given):
+        return module(torch.from_numpy(given)).numpy() + np.uint8(3)
+
+    with pytest.raises(ParityError, match="by 3 grey levels"):
+        check_fitted(network, 3, lambda pictures: {}, description.input, samples, fitter=brighter)
