@@ -55,11 +55,11 @@ REJECTED: Final = Counter(
     "protoserve_rejected", "Requests and pictures of a batch refused, by the problem's code", ["code"]
 )
 IN_FLIGHT: Final = Gauge("protoserve_in_flight", "Requests being answered", multiprocess_mode="livesum")
-QUEUED: Final = Gauge("protoserve_queued", "Pictures decoded that wait for an inference", multiprocess_mode="livesum")
+QUEUED: Final = Gauge("protoserve_queued", "Pictures that wait for a lane", multiprocess_mode="livesum")
 STAGE_SECONDS: Final = Histogram(
     "protoserve_stage_seconds",
-    "Time of one stage of a prediction: read (the body), decode (waiting for a thread included), queue (waiting for "
-    "the engine), infer (the whole batch), evidence, encode",
+    "Time of one stage of a prediction: read (the body), queue (waiting for a lane), decode (waiting for a thread "
+    "included where it has threads of its own), infer (the whole batch), evidence, encode",
     ["stage"],
     buckets=_SECONDS,
 )

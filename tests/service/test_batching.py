@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,39 @@ def test_a_bad_picture_among_good_ones_fails_alone(watched: Classifier, pictures
         assert all(isinstance(answer, Outputs) for answer in answers)
         assert all(map(same, answers, alone[1:]))  # type: ignore[arg-type]
         assert engine.sizes[1] == 9
+
+    run(work)
+
+
+def test_a_call_has_a_lane_to_itself_and_its_callers_context(watched: Classifier, pictures: list[Picture]) -> None:
+    engine = engine_of(watched)
+    who: ContextVar[str] = ContextVar("who")
+
+    async def ask(batcher: Batcher, name: str) -> tuple[str, str, list[int]]:
+        who.set(name)
+        return await batcher.call(lambda: (who.get(), threading.current_thread().name, [*engine.sizes]))
+
+    async def work() -> None:
+        batcher = Batcher(lanes=1, most=8, seconds=30)
+        engine.gate.clear()
+        first = asyncio.create_task(batcher.run(watched, pictures[0]))
+        await until(lambda: engine.sizes == [1])
+        two = [asyncio.create_task(batcher.run(watched, picture)) for picture in pictures[1:3]]
+        await asyncio.sleep(0)
+        called = [asyncio.create_task(ask(batcher, name)) for name in ("one", "other")]
+        await asyncio.sleep(0)
+        last = asyncio.create_task(batcher.run(watched, pictures[3]))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        for name, (given, thread, sizes) in zip(("one", "other"), await asyncio.gather(*called), strict=True):
+            assert given == name
+            assert thread.startswith("inference")
+            # In its turn: what had come before has been computed, what came later has not.
+            assert sizes == [1, 2]
+        await asyncio.gather(first, *two, last)
+        assert engine.sizes == [1, 2, 1]
+        with pytest.raises(ZeroDivisionError):
+            await batcher.call(lambda: 1 // 0)
 
     run(work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,9 +195,34 @@ def test_a_full_queue_and_full_memory_are_told_at_once(
     assert (predicting.pictures.used, predicting.memory.used) == (0, 0)
 
 
-def test_an_answer_that_takes_too_long_is_given_up(
-    client: TestClient, current: CurrentModel, photograph: Path, monkeypatch: pytest.MonkeyPatch
+# A machine of one core, where a picture goes all its way in one thread, and a large one, where every step has its own.
+both_ways = pytest.mark.parametrize("cores", [1, 64])
+
+
+@both_ways
+def test_a_picture_is_answered_the_same_in_one_thread_and_in_several(
+    cores: int,
+    client: TestClient,
+    current: CurrentModel,
+    photograph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr("service.predicting.usable_cores", lambda: cores)
+    data = photograph.read_bytes()
+    with caplog.at_level(logging.INFO, "protoserve.access"):
+        response = ask(client, current).post("/v1/predict", content=data)
+    assert response.json() == json.loads(current().classifier.predict(data).model_dump_json())
+    [line] = [vars(record) for record in caplog.records if record.name == "protoserve.access"]
+    assert set(line["stages"]) == {"read", "decode", "queue", "infer", "evidence", "encode"}
+    assert (line["images"], line["bytes"]) == (1, len(data))
+
+
+@both_ways
+def test_an_answer_that_takes_too_long_is_given_up(
+    cores: int, client: TestClient, current: CurrentModel, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.predicting.usable_cores", lambda: cores)
     asking = ask(client, current, answer_seconds=0.05)
     engine = current().classifier.engine
     run = engine.run
@@ -205,9 +231,39 @@ def test_an_answer_that_takes_too_long_is_given_up(
     assert (response.status_code, response.json()["code"]) == (504, "answer_timeout")
 
 
-def test_a_client_that_goes_away_while_it_waits_costs_no_inference(
-    current: CurrentModel, photograph: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_nobody_waits_for_any_more_is_not_inferred(
+    client: TestClient, current: CurrentModel, photograph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.predicting.usable_cores", lambda: 1)
+    classifier = current().classifier
+    fit, run = classifier.fit, classifier.engine.run
+    given_up = threading.Event()
+    ran: list[bool] = []
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        image = fit(*arguments, **named)
+        assert given_up.wait(30)
+        return image
+
+    def count(images: Any) -> Any:
+        ran.append(True)
+        return run(images)
+
+    monkeypatch.setattr(classifier, "fit", slow)
+    monkeypatch.setattr(classifier.engine, "run", count)
+    asking = ask(client, current, answer_seconds=2, lanes=1)
+    assert asking.post("/v1/predict", content=photograph.read_bytes()).status_code == 504
+    given_up.set()
+    # The only lane is free for this one when it is done with the other.
+    assert asking.post("/v1/predict", content=photograph.read_bytes()).status_code == 200
+    assert ran == [True]
+
+
+@both_ways
+def test_a_client_that_goes_away_while_it_waits_costs_no_inference(
+    cores: int, current: CurrentModel, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.predicting.usable_cores", lambda: cores)
     app = create_app(Settings(lanes=1), current)
     engine = current().classifier.engine
     run, ran = engine.run, []
