@@ -35,6 +35,7 @@ SERVE = (
     "serve",
 )
 CLIENTS = 8
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -359,3 +360,41 @@ def test_a_full_disk_for_temporary_files_costs_nothing(tiny_bundle: Path, photog
             assert httpx.get(f"{server.address}/metrics").status_code == 200
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime sets the clock: apt-get install faketime")
+def test_a_clock_that_jumps_costs_nothing(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n")
+    jumping = {
+        "LD_PRELOAD": str(FAKETIME[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        # As when a clock is set: what counts up since the start goes on.
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    # Looks for another model by the clock of files, too.
+    with serving(tiny_bundle, tmp_path, "--workers", "2", PROTOSERVE_RELOAD_SECONDS="0.2", **jumping) as server:
+        wait_until(lambda: len(server.workers()) == 2, 60, server.log)
+        before = {worker.pid for worker in server.workers()}
+        begun = time.monotonic()
+        with load(server, photograph) as seen:
+            for jump in ("+0", "+36000", "-864000", "+864000000", "+0"):
+                clock.write_text(f"{jump}\n")
+                answered(seen, 40)
+        spent = time.monotonic() - begun
+        assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
+        assert len(seen.paths) == 1
+        assert {worker.pid for worker in server.workers()} == before
+        assert httpx.get(f"{server.address}/readyz").status_code == 200
+        # No time that was measured jumped with the clock, though the log's lines did.
+        years = {str(line["time"])[:4] for line in server.lines()}
+        assert len(years) > 1, years
+        for line in server.lines():
+            assert 0 <= float(str(line["seconds"])) < spent
+        assert 0 <= server.metric("protoserve_request_seconds_sum") < 2 * CLIENTS * spent
+        assert 0 <= server.metric("protoserve_stage_seconds_sum") < 2 * CLIENTS * spent
+        # What comes when the clock is back is answered as ever.
+        response = httpx.post(f"{server.address}/v1/predict", content=photograph.read_bytes())
+        assert response.status_code == 200
+    assert "Traceback" not in server.log.read_text()
