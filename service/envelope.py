@@ -50,6 +50,8 @@ class Envelope:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
+                # Now, for whoever made the span ends it with the last message.
+                _trace(record)
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = record.id
                 for name, value in _HEADERS.items():
@@ -94,18 +96,22 @@ class Envelope:
             facts |= {"bytes": record.bytes, "images": record.images}
         if record.stages:
             facts["stages"] = {name: round(spent, 6) for name, spent in record.stages.items()}
-        span = get_current_span()
-        if span.is_recording():
-            span.set_attribute("protoserve.request_id", record.id)
-            for name, spent in record.stages.items():
-                span.set_attribute(f"protoserve.stage.{name}_seconds", spent)
-            if record.model is not None:
-                span.set_attribute("protoserve.model.version", record.model)
-            if record.code is not None:
-                span.set_attribute("protoserve.problem", record.code)
         # Probes come every few seconds and say nothing while all is well.
         quiet = route in {"/livez", "/readyz", "/metrics"} and status < 400
         LOG.log(logging.DEBUG if quiet else logging.ERROR if status >= 500 else logging.INFO, "request", extra=facts)
+
+
+def _trace(record: RequestRecord) -> None:
+    span = get_current_span()
+    if not span.is_recording():
+        return
+    span.set_attribute("protoserve.request_id", record.id)
+    for name, spent in record.stages.items():
+        span.set_attribute(f"protoserve.stage.{name}_seconds", spent)
+    if record.model is not None:
+        span.set_attribute("protoserve.model.version", record.model)
+    if record.code is not None:
+        span.set_attribute("protoserve.problem", record.code)
 
 
 def _request_id(scope: Scope) -> str:

@@ -14,6 +14,7 @@ from service.app import create_app
 from service.current import CurrentModel
 from service.openapi import openapi_document
 from service.settings import Settings
+from tests.e2e.serving import serving
 
 with warnings.catch_warnings():
     # Deprecations of its own requirements, which come while it is imported.
@@ -29,7 +30,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def contract(tiny_bundle: Path) -> Iterator[Any]:
+def contract(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The routes alone, and for `make test-faults` those of the running service, BentoML and all."""
+    if "PROTOSERVE_TEST_FAULTS" in os.environ:
+        limits = {"PROTOSERVE_MAX_BYTES": "200000", "PROTOSERVE_MAX_IMAGES": "3"}
+        with serving(tiny_bundle, tmp_path_factory.mktemp("contract"), **limits) as server:
+            yield schemathesis.openapi.from_url(f"{server.address}/openapi.json")
+        return
     app = create_app(Settings(max_bytes=200_000, max_images=3), CurrentModel(lambda: tiny_bundle, "cpu", 1))
     yield schemathesis.openapi.from_asgi("/openapi.json", app)
 

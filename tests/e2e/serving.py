@@ -1,0 +1,114 @@
+"""The service as it runs, for tests that need more of it than its routes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE = (
+    sys.executable,
+    "-c",
+    "from protoserve.cli import build_app; from service.commands import commands; "
+    "app = build_app(); commands(app); app(prog_name='protoserve')",
+    "serve",
+)
+
+
+@dataclass
+class Server:
+    """A running service, and where it writes."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer: those that BentoML's supervisor started."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [found for found in family if any("worker" in word for word in command_of(found))]
+
+    def lines(self) -> list[dict[str, object]]:
+        """The access log."""
+        found = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in found if line["logger"] == "protoserve.access"]
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.address}/metrics").text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, flags=re.MULTILINE))
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """A process's command; empty when it has ended."""
+    try:
+        found: list[str] = process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+@contextmanager
+def serving(bundle: Path, home: Path, *options: str, **settings: str) -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROTOSERVE_", "PROMETHEUS_"))}
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*SERVE, str(bundle), "--port", str(port), "--device", "cpu", *options],
+            cwd=ROOT,
+            env={
+                **kept,
+                "BENTOML_HOME": str(home),
+                "PROTOSERVE_LOG_FORMAT": "json",
+                "PROTOSERVE_THREADS": "1",
+                **settings,
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, port, log)
+    try:
+        wait_until(lambda: is_ready(server), 120, log)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
+
+
+def is_ready(server: Server) -> bool:
+    assert server.process.poll() is None, server.log.read_text()
+    try:
+        return httpx.get(f"{server.address}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, log: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-5000:]
+        time.sleep(0.1)
