@@ -1,0 +1,26 @@
+"""A twin of the service for benchmarks/service.py: the same decoding, graph and document behind a native BentoML API.
+
+One process, with as many threads as the others have lanes. What a layer would cost that gives its errors our shape is
+not in it. `bentoml serve service_twin_bentoml:Twin`, with TWIN_BUNDLE and TWIN_LANES in the environment.
+"""
+
+import os
+from pathlib import Path
+
+import bentoml
+
+from protoserve.classifier import load
+from protoserve.schema import Prediction
+
+
+@bentoml.service(name="twin", workers=1, threads=int(os.environ["TWIN_LANES"]), logging={"access": {"enabled": False}})
+class Twin:
+    """Predictions of one bundle."""
+
+    def __init__(self) -> None:
+        self.classifier = load(os.environ["TWIN_BUNDLE"], device="cpu", threads=1)
+
+    @bentoml.api(route="/predict")
+    def predict(self, image: Path) -> Prediction:
+        """One photograph's prediction."""
+        return self.classifier.predict(image)
