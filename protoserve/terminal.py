@@ -107,10 +107,7 @@ def _novelty_report(novel: Mapping[str, Any]) -> Iterator[RenderableType]:
         table.add_row(_parent(parent), str(found["novel_images"]), str(found["known_images"]), *figures, rejected)
     yield table
     if novel["right_level_1"] is not None:
-        yield Text(
-            f"under the right node of level 1: {novel['right_level_1']:.1%}; by the most probable node there, whatever "
-            f"its leaves: {novel['right_level_1_by_node']:.1%}"
-        )
+        yield Text(f"under the right node of level 1: {novel['right_level_1']:.1%}")
     if "detected" in novel:
         yield Text(
             f"by the run's thresholds: {novel['detected']:.1%} of the novel images unknown no deeper than where they "

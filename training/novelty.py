@@ -105,9 +105,7 @@ def novelty_report(
     novel one, and `fpr95`, the share of novel images that reach the threshold that 95 % of these known images reach
     (null without known images). `undecided` counts the novel images below a parent without a group: an only child.
     `right_level_1`, also per parent, is the share of novel images, of those known at level 1, that are put under the
-    right node there: by the path to the most probable leaf, which is what is predicted. `right_level_1_by_node` asks
-    only for the most probable node of level 1. Its leaves may each be improbable, as they should be when the image is
-    of none of them, and then the path leads elsewhere.
+    right node there.
 
     With `thresholds`, per parent `rejected`, the share of the novel images below its threshold, and
     `falsely_rejected`, that of the known ones; and over all novel images `detected`, the share of those that are known
@@ -119,9 +117,7 @@ def novelty_report(
     names = parent_names(table.groups, taxonomy)
     # Where all leaves compete at once there is one question, whatever the deepest known ancestor.
     one = len(table.groups) == 1 and table.groups[0].children == taxonomy.leaves
-    predicted = predicted_path(novel, taxonomy)[:, 0]
-    first = np.flatnonzero([len(node) == 1 for node in taxonomy.nodes])
-    probable = first[novel.log_probability[:, first].argmax(axis=1)]
+    predicted = predicted_path(novel, taxonomy)
     top = np.where(ancestor == ROOT, ROOT, taxonomy.path_at_level[ancestor, 0])
     placed = top != ROOT
     parents: dict[str, Any] = {}
@@ -144,14 +140,12 @@ def novelty_report(
             entry["rejected"] = float((novel.novelty[thresholds.score][own, group] < least).mean())
             familiar = known.novelty[thresholds.score][inside, group]
             entry["falsely_rejected"] = float((familiar < least).mean()) if len(familiar) else None
-        entry["right_level_1"] = _mean((predicted == top)[own & placed])
-        entry["right_level_1_by_node"] = _mean((probable == top)[own & placed])
+        entry["right_level_1"] = _mean((predicted[:, 0] == top)[own & placed])
         parents[parent] = entry
     report: dict[str, Any] = {
         "images": len(ancestor),
         "undecided": len(ancestor) - sum(entry["novel_images"] for entry in parents.values()),
-        "right_level_1": _mean((predicted == top)[placed]),
-        "right_level_1_by_node": _mean((probable == top)[placed]),
+        "right_level_1": _mean((predicted[:, 0] == top)[placed]),
         "parents": parents,
     }
     if thresholds is not None:

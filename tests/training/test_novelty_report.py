@@ -81,15 +81,6 @@ def test_level_1_counts_images_that_are_known_there():
     assert report()["undecided"] == 1 and report()["images"] == 4
 
 
-def test_level_1_by_its_own_node_needs_no_probable_leaf():
-    """A is the most probable node of level 1, though B is more probable than each of A's leaves."""
-    log_probability = np.log(np.array([[0.5, 0.4, 0.1, 0.3, 0.2, 0.1]], dtype=np.float32))
-    novel = Answers(log_probability, log_probability, dict.fromkeys(SCORES, np.ones((1, 2), dtype=np.float32)))
-    found = novelty_report(KNOWN, KNOWN_LEAVES, novel, np.array([TREE.index["A"]]), TABLE, TREE, None)
-    assert (found["right_level_1"], found["right_level_1_by_node"]) == (0.0, 1.0)
-    assert (found["parents"]["A"]["right_level_1"], found["parents"]["A"]["right_level_1_by_node"]) == (0.0, 1.0)
-
-
 def test_a_parent_without_known_images_has_no_auroc():
     found = novelty_report(KNOWN, np.full(4, LEAVES.index("B")), NOVEL, ANCESTOR, TABLE, TREE, RECORD)
     assert found["parents"]["A"]["scores"]["energy"] == {"auroc": None, "fpr95": None}
