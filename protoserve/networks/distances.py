@@ -143,18 +143,38 @@ def nearest_cells(
     the difference. A graph, which can't count them, does so for the `looks` smallest of every picture (see
     `most_looks`).
     """
-    product = closeness(cells, vectors, unit)
+    distance, cell = best_cells(closeness(cells, vectors, unit), offset)
+    return looked_up_again(cells, vectors, distance, cell, radius, looks), cell
+
+
+def best_cells(product: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """distance [N, P], as the `product` [N, C, P] of `closeness` has it, and cell int64 [N, P] of every prototype's
+    best cell; `offset` are the `squares`."""
     # The largest instead of the smallest, and its value by its place: edge runtimes lack ReduceMin and ArgMin, and one
     # pass over the product is saved.
     cell = product.argmax(1, keepdim=True)
-    distance = (offset - 2.0 * product.gather(1, cell).squeeze(1)).clamp_min(0.0)
-    cell = cell.squeeze(1)
+    return (offset - 2.0 * product.gather(1, cell).squeeze(1)).clamp_min(0.0), cell.squeeze(1)
+
+
+def looked_up_again(
+    cells: Tensor, vectors: Tensor, distance: Tensor, cell: Tensor, radius: float, looks: int | None
+) -> Tensor:
+    """The distances [N, P] of best cells, those up to `radius` from the difference; see `nearest_cells`."""
     if looks is None:
         looks = int((distance < radius).sum(1).max()) if radius > 0 else 0
     if looks == 0:
-        return distance, cell
+        return distance
     if looks == vectors.shape[0]:
-        return exact(at_cells(cells, cell), vectors), cell
+        return exact(at_cells(cells, cell), vectors)
     chosen = distance.topk(looks, dim=1, largest=False, sorted=False).indices
     looked_up = vectors.index_select(0, chosen.reshape(-1)).reshape(-1, looks, vectors.shape[1])
-    return distance.scatter(1, chosen, exact(at_cells(cells, cell.gather(1, chosen)), looked_up)), cell
+    return distance.scatter(1, chosen, exact(at_cells(cells, cell.gather(1, chosen)), looked_up))
+
+
+def at_prototypes(product: Tensor, offset: Tensor, chosen: Tensor) -> Tensor:
+    """[N, K, C] the distances of all cells to the prototypes `chosen` int64 [N, K], every picture's own, as the
+    `product` [N, C, P] of `closeness` has them."""
+    found = product.gather(2, chosen[:, None, :].expand(-1, product.shape[1], -1)).transpose(1, 2)
+    if offset.shape[0] > 1:
+        offset = offset.index_select(0, chosen.reshape(-1)).reshape(-1, chosen.shape[1], 1)
+    return (offset - 2.0 * found).clamp_min(0.0)

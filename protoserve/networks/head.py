@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protoserve.networks.distances import closeness, exact, most_looks, near, nearest_cells, squares
+from protoserve.networks.distances import (
+    at_prototypes,
+    best_cells,
+    closeness,
+    exact,
+    looked_up_again,
+    most_looks,
+    near,
+    nearest_cells,
+    squares,
+)
 from protoserve.networks.grouping import NEGATIVE, Grouping, Kind, groups_of, taken
 from protoserve.networks.similarity import Similarity, on_sphere, similarity, similarity_at
 from protoserve.taxonomy import Taxonomy
@@ -328,7 +338,9 @@ class FusedHead(nn.Module):
         cells = latent.flatten(2).transpose(1, 2)
         if not self.unit:
             cells = cells - self.centre
-        distance, cell = nearest_cells(cells, self.vectors, self.squares, self.unit, self.radius, self.looks)
+        product = closeness(cells, self.vectors, self.unit)
+        distance, cell = best_cells(product, self.squares)
+        distance = looked_up_again(cells, self.vectors, distance, cell, self.radius, self.looks)
         similarities = similarity(distance, self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
             similarities = similarities + self.reference
@@ -351,11 +363,13 @@ class FusedHead(nn.Module):
         found = slot < count
         chosen = torch.where(found, first + slot, 0).flatten(1)
 
-        # The maps of the few prototypes shown are computed from differences, so they agree with the similarity
-        # at the best cell.
-        vectors = self.vectors.index_select(0, chosen.reshape(-1))
-        vectors = vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1])
-        maps = similarity(exact(cells[:, None], vectors), self.form, self.epsilon, self.shift)
+        if self.radius == 0.0:
+            apart = at_prototypes(product, self.squares, chosen)
+        else:
+            # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
+            vectors = self.vectors.index_select(0, chosen.reshape(-1))
+            apart = exact(cells[:, None], vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1]))
+        maps = similarity(apart, self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
             maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
         maps = torch.where(found.reshape(-1, levels * self.top_k, 1), maps, 0.0)
