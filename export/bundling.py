@@ -104,6 +104,8 @@ def export_bundle(
             report(f"writing {row.file}")
             # The service's own file takes any batch at model size, whatever the others are made for.
             taken = EdgeOptions() if target == "onnx" else replace(options, resize=options.resize or row.resizes)
+            if row.planned:
+                taken = replace(taken, batch=taken.batch or 1)
             if taken not in graphs:
                 place = Path(folder) / str(len(graphs))
                 place.mkdir()
@@ -145,6 +147,11 @@ def _check_options(chosen: Mapping[str, Target], data: Path | None, options: Edg
     for name, target in chosen.items():
         if target.precision is not FLOAT32 and data is None:
             raise InputError(f"the target {name} is compared on pictures of the run's data set; add --data DIR")
+        if target.planned and options.resize:
+            raise InputError(
+                f"--resize-in-graph: {name} plans its memory for the largest picture that it may be given; write it "
+                "without this option"
+            )
     if options.batch is not None and options.resize:
         raise InputError("--fixed-batch and --resize-in-graph: pictures of any size come one by one; leave one out")
     if options != EdgeOptions() and set(chosen) == {"onnx"}:

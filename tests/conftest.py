@@ -230,7 +230,17 @@ def edge_bundle(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
 
     run, data = learned
     directory = tmp_path_factory.mktemp("bundles") / "edge"
-    targets = ("onnx", "onnx-edge", "onnx-fp16", "onnx-int8", "ort", "torchscript", "torch-export", "openvino")
+    targets = (
+        "onnx",
+        "onnx-edge",
+        "onnx-fp16",
+        "onnx-int8",
+        "ort",
+        "torchscript",
+        "torch-export",
+        "openvino",
+        "executorch",
+    )
     export_bundle(open_run(run), directory, targets, data=data)
     return directory
 

@@ -57,7 +57,6 @@ def _parts(file: Path) -> list[Path]:
 
 # Formats asked for that are no targets, and why.
 ABSENT = {
-    "executorch": "not written: its package installs beside this PyTorch, but was not tried",
     "litert": "not written: its converter needs typing-extensions below 4.13, which pydantic is above",
     "coreml": "not written: its files run on Apple's systems alone, so no gate here could pass them",
 }

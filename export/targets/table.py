@@ -11,7 +11,7 @@ from typing import Final
 from export.graph import write_torchscript
 from export.parity import FLOAT16, FLOAT32, INT8, Fitter, Precision, Runtime
 from export.sources import Source, finish_onnx
-from export.targets import onnx_files, openvino_files, quantising, torch_files, web
+from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, web
 from protoserve.errors import InputError, nearest
 
 
@@ -20,8 +20,10 @@ class Target:
     """One form of the graph.
 
     `metadata` says where its labels are, `checked` what it passed before it was published. `next_step` is the command
-    that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size. `fitter` runs an
-    ONNX file that only resizes, in a runtime whose pixels may differ from PyTorch's.
+    that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size. `planned`: its
+    memory is planned when it is written, so it takes batches of one size alone, of one picture unless told otherwise,
+    and of the model's size. `fitter` runs an ONNX file that only resizes, in a runtime whose pixels may differ from
+    PyTorch's.
     """
 
     file: str
@@ -33,6 +35,7 @@ class Target:
     next_step: str
     precision: Precision = FLOAT32
     resizes: bool = False
+    planned: bool = False
     fitter: Callable[[Path], Fitter] | None = None
 
 
@@ -150,6 +153,19 @@ TARGETS: Final[dict[str, Target]] = {
         run=openvino_files.run_openvino,
         fitter=openvino_files.fit_openvino,
         next_step="benchmark_app -m FILE",
+    ),
+    "executorch": Target(
+        file="model.pte",
+        runtime="ExecuTorch",
+        metadata="inside",
+        checked="parity",
+        write=lambda source, file: executorch_files.write_executorch(
+            source.graphs.whole, source.graphs.example, file, source.metadata
+        ),
+        run=executorch_files.run_executorch,
+        next_step='python -c "from executorch.runtime import Runtime; '
+        "print(Runtime.get().load_program('FILE').method_names)\"",
+        planned=True,
     ),
     "web": Target(
         file="web/index.html",

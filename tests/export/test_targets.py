@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export.bundling import export_bundle
-from export.targets import openvino_files, quantising
+from export.targets import executorch_files, openvino_files, quantising
 from export.targets.listing import listing, next_steps
 from export.targets.onnx_files import backbone_nodes, run_onnx
 from export.targets.table import TARGETS
@@ -48,7 +48,12 @@ def test_every_target_of_the_table_is_run_by_a_test(bundle):
 @pytest.mark.parametrize("target", HERE)
 def test_it_answers_like_the_network_in_its_own_runtime(target, bundle, expected):
     pictures, outputs = expected
-    found = TARGETS[target].run(bundle.file(target))(pictures)
+    run = TARGETS[target].run(bundle.file(target))
+    if TARGETS[target].planned:
+        answers = [run(picture[None]) for picture in pictures]
+        found = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    else:
+        found = run(pictures)
     exact = TARGETS[target].precision.name == "float32"
     assert (found["path"] == outputs["path"]).all()
     if exact:
@@ -74,6 +79,8 @@ def stored_in(target, file):
 
         model = openvino.Core().read_model(str(file))
         return {name: model.get_rt_info(name).astype(str) for name in ("protoserve", "nodes", "options")}
+    if target == "executorch":
+        return {name: executorch_files.stored_text(file, name) for name in ("protoserve", "nodes", "options")}
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return session.get_modelmeta().custom_metadata_map
 
@@ -89,7 +96,7 @@ def test_its_file_alone_names_answers_and_prepares_pictures(target, bundle):
     options = json.loads(stored["options"])
     assert options["target"] == target
     assert options["precision"] == TARGETS[target].precision.name
-    assert options["batch"] is None and options["resize_in_graph"] is False
+    assert options["batch"] == (1 if TARGETS[target].planned else None) and options["resize_in_graph"] is False
 
 
 def test_all_files_of_a_bundle_are_of_one_network(bundle):
@@ -218,6 +225,7 @@ def test_pictures_of_any_size_are_resized_as_by_the_host(target, resizing, expec
         (("onnx",), {"batch": 1}, "add --to onnx,onnx-edge"),
         (("onnx", "ort"), {"batch": 2, "resize": True}, "leave one out"),
         (("onnx", "ort", "tflite"), {}, "no target 'tflite'"),
+        (("onnx", "executorch"), {"resize": True}, "executorch plans its memory"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_done(tiny_run, tmp_path, targets, options, message):
@@ -232,6 +240,9 @@ def test_a_missing_runtime_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"protoserve\[targets\]"):
         openvino_files.write_openvino(tmp_path / "model.onnx", tmp_path / "model.xml", {})
+    monkeypatch.setitem(__import__("sys").modules, "executorch.runtime", None)
+    with pytest.raises(MissingExtraError, match=r"protoserve\[targets\]"):
+        executorch_files.run_executorch(tmp_path / "model.pte")
 
 
 def test_the_table_and_the_next_steps_name_every_target(bundle):
