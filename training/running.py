@@ -92,6 +92,8 @@ def train(
         make_folder(run)
         # The first process writes there; the others have looked at the place by now.
         processes.wait()
+        if resume and processes.first:
+            remove_drafts(run)
         if config.model.kind == "autoencoder":
             if processes.count > 1:
                 raise InputError("model.kind: autoencoder: it trains in one process; start it without torchrun")
@@ -100,8 +102,6 @@ def train(
             config, splits, run, linear=linear, device=chosen, console=console, processes=processes, cache=cache
         )
         if resume:
-            if processes.first:
-                remove_drafts(run)
             trainer.resume()
             processes.wait()
         board = Board(run / "tensorboard", trainer.state.history) if tensorboard and processes.first else None

@@ -155,6 +155,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     print(f"seed {SEED}, {len(stages)} steps, killed in those after {moments}")
     killed_in = []
     for moment in moments:
+        if killed.is_dir():
+            # As one leaves it that is killed while it writes.
+            (killed / ".checkpoint.pt.1").write_bytes(b"half")
         process = train(forkserver, config, data, killed)
         wait_for_checkpoints(process, killed, moment - len(stages_done(killed)))
         process.join(timeout=chance.uniform(0, 0.9 * paces[moment]))
