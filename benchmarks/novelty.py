@@ -22,12 +22,11 @@ from measuring import described, machine, protoserve
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
 
-# Of the candidates below, those that on photographs of train and val (`--candidates`) were told from their siblings by
-# the default score with an AUROC of 0.85 and more, and of which 90 % and more were put under the right node of level 1.
+# Of the candidates below, three that on photographs of train and val (`--candidates`) were told from their siblings and
+# put under the right node of level 1. Cartons were not: AUROC about 0.8 for milk, 0.6 for juice and yoghurt.
 LEAVES = (
     "Fruit/Melon/Watermelon",
-    "Packages/Milk/Arla-Ecological-Medium-Fat-Milk",
-    "Packages/Milk/Garant-Ecological-Medium-Fat-Milk",
+    "Vegetables/Pepper/Orange-Bell-Pepper",
     "Vegetables/Potato/Sweet-Potato",
 )
 # What the leaves and the default score were chosen from, in two runs, since a run should keep most siblings.
