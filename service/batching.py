@@ -106,7 +106,8 @@ class Batcher:
             self._drop(item)
 
     def _give_up(self, item: _Waiting) -> None:
-        if self._drop(item):
+        # Whoever has just been cancelled waits for nothing.
+        if self._drop(item) and not item.answer.done():
             item.answer.set_exception(no_turn(self.seconds))
 
     def _drop(self, item: _Waiting) -> bool:
