@@ -121,6 +121,9 @@ class AnswerAll:
 
 def _tracing() -> dict[str, Any]:
     if SETTINGS.otlp_endpoint is None:
+        # Who configures BentoML's tracing by BentoML's own variables gets it.
+        if any(name.startswith("BENTOML_CONFIG") for name in os.environ):
+            return {}
         # BentoML makes spans for every message all the same, for nobody, and they take longer than our own middleware.
         return {"tracing": {"excluded_urls": [".*"]}}
     return {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from protoserve.errors import InputError
-from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.head import FusedHead, PrototypeHead, prototype_children
 from protoserve.networks.similarity import on_sphere, similarity
 from protoserve.taxonomy import ROOT, Taxonomy
 
@@ -205,15 +205,25 @@ def test_the_similarity_of_an_exact_match_survives_cancellation():
 
 
 @pytest.mark.parametrize("zero", [None, 0.7])
-def test_maps_hold_the_similarity_at_every_cell(zero):
-    head = random_head("hierarchical", zero=zero)
+@pytest.mark.parametrize(
+    ("epsilon", "sphere", "from_product"), [(1e-4, False, False), (0.1, False, True), (0.1, True, True)]
+)
+def test_maps_hold_the_similarity_at_every_cell(zero, epsilon, sphere, from_product):
+    """Both from differences and, where that is exact enough, from the product; for every piece of evidence."""
+    head = random_head("hierarchical", zero=zero, epsilon=epsilon, sphere=sphere)
+    assert (FusedHead(head, 2).radius == 0.0) == from_product
     latent = torch.rand(3, 8, 4, 6)
+    latent = on_sphere(latent, 1) if sphere else latent
     with torch.inference_mode():
         explained = head.explain(latent, 2)
-    prototype = int(explained.evidence_prototype[1, 0, 0])
-    distance = (latent[1].double() - head.prototypes[prototype].detach().double()[:, None, None]).square().sum(0)
-    expected = formula(head, distance.numpy()) - (0 if zero is None else formula(head, zero))
-    np.testing.assert_allclose(explained.evidence_map[1, 0, 0], expected, atol=1e-4)
+        vectors = head.vectors().double()
+    shown = torch.nonzero(explained.evidence_prototype >= 0).tolist()
+    assert len({int(explained.evidence_prototype[*place]) for place in shown}) > 1
+    for place in shown:
+        vector = vectors[explained.evidence_prototype[*place]]
+        distance = (latent[place[0]].double() - vector[:, None, None]).square().sum(0)
+        expected = formula(head, distance.numpy()) - (0 if zero is None else formula(head, zero))
+        np.testing.assert_allclose(explained.evidence_map[*place], expected, atol=1e-4)
 
 
 def test_weights_start_as_published_and_never_leave_their_group():
