@@ -26,20 +26,41 @@ def similarity(distance: Tensor, form: Similarity, epsilon: float, shift: float 
     >>> float(similarity(torch.tensor(0.0), "log-ratio", 0.1))  # doctest: +ELLIPSIS
     2.302...
     """
-    found = _unshifted(distance, form, epsilon)
+    if form in ("log1p", "log-ratio"):
+        # Both are log(1 + c/(d + ε)). A shift goes into the logarithm: one step less over all cells.
+        scale, rise = _scales(form, epsilon, shift)
+        inverse = rise / (distance + epsilon)
+        return torch.log1p(inverse) if shift == 0.0 else torch.log(scale + inverse)
+    found = _linear(distance, form)
     return found + shift if shift != 0.0 else found
 
 
-def _unshifted(distance: Tensor, form: Similarity, epsilon: float) -> Tensor:
-    if form == "log1p":
-        return torch.log1p(1.0 / (distance + epsilon))
-    if form == "log-ratio":
-        return torch.log((distance + 1.0) / (distance + epsilon))
+def _linear(distance: Tensor, form: Similarity) -> Tensor:
     if form == "cosine":
         return 1.0 - 0.5 * distance
     if form == "negative-distance":
         return -distance
     raise InputError(f"no similarity {form!r}{nearest(form, SIMILARITIES)}; it is one of {', '.join(SIMILARITIES)}")
+
+
+def doubling(form: Similarity, epsilon: float, shift: float) -> float:
+    """What to multiply one side of a product of unit vectors with for `similarity_of_product`."""
+    return 2.0 / _scales(form, epsilon, shift)[1] if form in ("log1p", "log-ratio") else 2.0
+
+
+def similarity_of_product(product: Tensor, form: Similarity, epsilon: float, shift: float) -> Tensor:
+    """`similarity` at the squared distance 2 − 2zp of unit vectors, in as few steps as there are: from their product,
+    one side of which was multiplied with `doubling`."""
+    if form in ("log1p", "log-ratio"):
+        scale, rise = _scales(form, epsilon, shift)
+        return torch.log(scale + torch.reciprocal(((2.0 + epsilon) / rise - product).clamp_min(epsilon / rise)))
+    return similarity((2.0 - product).clamp_min(0.0), form, epsilon, shift)
+
+
+def _scales(form: Similarity, epsilon: float, shift: float) -> tuple[float, float]:
+    """s and r of the logarithmic similarities with their shift: log(s + r/(d + ε))."""
+    scale = math.exp(shift)
+    return scale, scale if form == "log1p" else scale * (1.0 - epsilon)
 
 
 def similarity_at(distance: float, form: Similarity, epsilon: float) -> float:

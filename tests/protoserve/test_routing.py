@@ -1,5 +1,7 @@
 """A routed head against the full one: wherever its certificate holds, the same answer."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoserve.errors import InputError
+from protoserve.networks import routing
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.routing import MARGIN, RoutedHead
 from protoserve.networks.similarity import on_sphere
@@ -31,82 +34,97 @@ def random_tree(generator):
     return Taxonomy.from_paths(leaves)
 
 
-def random_head(seed, form="log1p", sphere=False, sharpness=1.0):
+def random_head(seed, form="log1p", sphere=False, dimensions=6, epsilon=1e-3):
     generator = np.random.default_rng(seed)
     tree = random_tree(generator)
     torch.manual_seed(seed)
-    head = PrototypeHead(
-        tree, prototype_children(tree, "hierarchical", 2, inner_factor=3), 6, form=form, sphere=sphere, epsilon=1e-3
-    )
+    children = prototype_children(tree, "hierarchical", 2, inner_factor=3)
+    head = PrototypeHead(tree, children, dimensions, form=form, sphere=sphere, epsilon=epsilon)
     with torch.no_grad():
-        head.weight.copy_(sharpness * torch.randn_like(head.weight))
+        head.weight.copy_(torch.randn_like(head.weight))
         head.temperature.uniform_(0.5, 2.0)
         head.centre.fill_(0.3)
-    latent = torch.rand(7, 6, 3, 4)
+    latent = torch.rand(7, dimensions, 3, 4)
     return head.eval(), on_sphere(latent - 0.5, 1) if head.sphere else latent
 
 
-@settings(max_examples=20, deadline=None)
+def routed(head, top_k, width, trunk=0):
+    """With `trunk` 0 all levels are routed but the first that has siblings."""
+    with patch.object(routing, "TRUNK", trunk):
+        return RoutedHead(head, top_k, width)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     width=st.integers(1, 4),
     form=st.sampled_from(["log1p", "log-ratio", "cosine", "negative-distance"]),
+    sphere=st.booleans(),
+    epsilon=st.sampled_from([1e-3, 0.1]),
+    dimensions=st.sampled_from([6, 96]),
+    trunk=st.sampled_from([0, 0, 12, 1024]),
 )
-def test_where_the_certificate_holds_the_answer_is_the_full_heads(seed, width, form):
-    head, latent = random_head(seed, form)
+def test_where_the_certificate_holds_the_answer_is_the_full_heads(
+    seed, width, form, sphere, epsilon, dimensions, trunk
+):
+    head, latent = random_head(seed, form, sphere, dimensions, epsilon)
     top_k = min(4, head.top_k_limit)
     with torch.inference_mode():
-        full, routed = head.explain(latent, top_k), RoutedHead(head, top_k, width)(latent)
+        full, found = head.explain(latent, top_k), routed(head, top_k, width, trunk)(latent)
     leaf = full.log_probability[:, head.leaf_node]
     runner_up = leaf.topk(2, dim=1).values
     # Two leaves as probable as each other within rounding: either may win.
     clear = (runner_up[:, 0] - runner_up[:, 1]) > 1e-4
-    for image in torch.nonzero(routed.certain & clear)[:, 0].tolist():
+    for image in torch.nonzero(found.certain & clear)[:, 0].tolist():
         path = full.path[image]
-        assert routed.path[image].tolist() == path.tolist()
+        assert found.path[image].tolist() == path.tolist()
         on_path = path >= 0
         nodes = path[on_path]
         expected = full.log_probability[image, nodes]
-        torch.testing.assert_close(routed.path_log_probability[image, on_path], expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(routed.path_logit[image, on_path], full.logit[image, nodes], atol=1e-3, rtol=1e-4)
-        for name in ("evidence_contribution", "evidence_similarity", "evidence_map"):
-            torch.testing.assert_close(
-                getattr(routed, name)[image], getattr(full, name)[image], atol=1e-3, rtol=1e-4, msg=name
-            )
-        assert routed.evidence_prototype[image].tolist() == full.evidence_prototype[image].tolist()
-        assert routed.evidence_cell[image].tolist() == full.evidence_cell[image].tolist()
+        torch.testing.assert_close(found.path_log_probability[image, on_path], expected, atol=1e-4, rtol=0)
+        assert not found.path_log_probability[image, ~on_path].any()
+        torch.testing.assert_close(found.path_logit[image, on_path], full.logit[image, nodes], atol=1e-3, rtol=1e-4)
+        assert not found.path_logit[image, ~on_path].any()
+        for name in ("contribution", "similarity", "weight", "map"):
+            expected = getattr(full, f"evidence_{name}")[image]
+            given = getattr(found, f"evidence_{name}")[image]
+            torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-4, msg=name)
+        assert found.evidence_prototype[image].tolist() == full.evidence_prototype[image].tolist()
+        assert found.evidence_cell[image].tolist() == full.evidence_cell[image].tolist()
 
 
-@settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed):
-    """By brute force: the best leaf found beats every node whose children were not scored."""
-    head, latent = random_head(seed)
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10_000), width=st.integers(1, 3), dimensions=st.sampled_from([6, 96]))
+def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed, width, dimensions):
+    """Against a search of its own over the full head's probabilities, picture by picture."""
+    head, latent = random_head(seed, dimensions=dimensions)
     tree = head.taxonomy
     with torch.inference_mode():
-        full, routed = head(latent), RoutedHead(head, 1, 1)(latent)
-    for image in range(len(latent)):
-        scored = set(routed.scored_node[image].tolist()) - {-1}
-        left_out = [n for n in scored if len(tree.children_of(n)) and not set(tree.children_of(n)) & scored]
-        best = (
-            max(float(full.log_probability[image, n]) for n in scored if n in tree.leaves)
-            if (scored & set(tree.leaves))
-            else -np.inf
-        )
-        bound = max((float(full.log_probability[image, n]) for n in left_out), default=-np.inf)
+        chances, found = head(latent).log_probability.numpy(), routed(head, 1, width)(latent)
+    compared = 0
+    for image, chance in enumerate(chances):
+        level, best, bound = [*tree.children_of(-1)], -np.inf, -np.inf
+        while len(level) == 1:  # a single root is no choice, and the level below it is scored whole as well
+            level = [*tree.children_of(level[0])]
+        while level:
+            best = max([best, *(chance[node] for node in level if not tree.children_of(node))])
+            inner = sorted((node for node in level if tree.children_of(node)), key=lambda node: -chance[node])
+            bound = max([bound, *(chance[node] for node in inner[width:])])
+            level = [child for node in inner[:width] for child in tree.children_of(node)]
         if abs(best - bound) > 10 * MARGIN:
-            assert bool(routed.certain[image]) == (best > bound)
-        values = dict(zip(routed.scored_node[image].tolist(), routed.scored_log_probability[image], strict=True))
-        for node in scored:
-            assert float(values[node]) == pytest.approx(float(full.log_probability[image, node]), abs=1e-3)
+            assert bool(found.certain[image]) == (best > bound)
+            compared += 1
+        if found.certain[image]:
+            assert chance[list(tree.leaves)].max() == pytest.approx(float(best), abs=1e-6)
+    assert compared
 
 
 def test_with_all_nodes_expanded_everything_is_certain():
     head, latent = random_head(3)
     with torch.inference_mode():
-        routed = RoutedHead(head, 1, len(head.taxonomy.nodes))(latent)
-    assert routed.certain.all()
-    assert torch.equal(routed.path, head.explain(latent, 1).path)
+        found = routed(head, 1, len(head.taxonomy.nodes))(latent)
+    assert found.certain.all()
+    assert torch.equal(found.path, head.explain(latent, 1).path)
 
 
 def test_what_cannot_be_routed_is_said():
