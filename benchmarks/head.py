@@ -4,11 +4,13 @@ head beside one written as in the published code. One command (`make bench-head`
     python benchmarks/head.py
 
 Once with latent vectors and a similarity as published (free vectors, ε = 1e-4), and once as the shipped configurations
-have them (unit vectors, ε = 0.08): the first is so steep that distances near a prototype have to be computed again.
+have them (unit vectors, ε = 0.08): the first is so steep that distances near a prototype have to be computed again. The
+third is the shipped form routed (`protoserve export --to onnx-routed`), which scores only what can still win.
 
 Everything runs in onnxruntime in this process, in turns, so that whatever else the machine does meets all alike; the
-figures are ratios of medians. Weights are random, which changes no time; answers of the two heads are compared before
-they are timed. Results in benchmarks/results/head.{json,md}.
+figures are ratios of medians. Weights are random, which changes no time; but a routed head's last layers are drawn so
+wide that its certificate holds as in trained networks (`benchmarks/routing.py`). Answers of the two heads are compared
+before they are timed. Results in benchmarks/results/head.{json,md}.
 """
 
 from __future__ import annotations
@@ -32,14 +34,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.graph import ExplainedGraph, quiet, write_onnx
+from export.graph import OUTPUTS, ROUTED_OUTPUTS, ExplainedGraph, RoutedGraph, quiet, write_onnx
+from export.targets.table import ROUTED_WIDTH
 from protoserve.networks.backbones import backbone
 from protoserve.networks.head import FusedHead, PrototypeHead, groups_of
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.networks.routing import RoutedHead
 from protoserve.taxonomy import Taxonomy
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
+# How long each comparison goes on at least.
+SECONDS = 10.0
+# How many times as wide as usual a routed head's last layers are drawn.
+WIDE = 100.0
 Session = onnxruntime.InferenceSession
 
 
@@ -60,8 +68,10 @@ CASES = (
     Case("mobilenet_v3_large", 20_000, 1, 1.4),
     Case("mobilenet_v3_large", 20_000, 8, 1.25),
 )
+ROUTED = "routed"
 # What a prototype head is told of latent vectors and similarity.
-FORMS: dict[str, dict[str, Any]] = {"published": {}, "shipped": {"sphere": True, "epsilon": 0.08, "zero": 2.0}}
+SHIPPED: dict[str, Any] = {"sphere": True, "epsilon": 0.08, "zero": 2.0}
+FORMS: dict[str, dict[str, Any]] = {"published": {}, "shipped": SHIPPED, ROUTED: SHIPPED}
 # Against the published code: prototypes, and how many times faster is asked for.
 PUBLISHED = ((2_000, 3.0), (20_000, 5.0))
 PARENTS = {2_000: 40, 20_000: 300}
@@ -89,7 +99,10 @@ def random_head(prototypes: int, form: str = "published") -> PrototypeHead:
     tree = taxonomy(PARENTS[prototypes])
     head = PrototypeHead(tree, prototype_children(tree, prototypes), DIMENSIONS, **FORMS[form])
     with torch.no_grad():
-        head.weight += 0.1 * torch.randn_like(head.weight)
+        if form == ROUTED:
+            head.weight.copy_(WIDE * torch.randn_like(head.weight) * head.own_mask)
+        else:
+            head.weight += 0.1 * torch.randn_like(head.weight)
         head.centre.copy_(head.vectors().mean(0))
     return head.eval()
 
@@ -117,9 +130,10 @@ class Plain(nn.Module):
 class Fused(nn.Module):
     """The head of our graphs, from the latent map on."""
 
-    def __init__(self, head: PrototypeHead) -> None:
+    def __init__(self, head: PrototypeHead, form: str) -> None:
         super().__init__()
-        self.head = FusedHead(head, TOP_K, cells=CELLS * CELLS)
+        routed = form == ROUTED
+        self.head = RoutedHead(head, TOP_K, ROUTED_WIDTH) if routed else FusedHead(head, TOP_K, cells=CELLS * CELLS)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.head(latent))
@@ -167,8 +181,9 @@ def session(file: Path) -> Session:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def write_module(module: nn.Module, example: Tensor, file: Path, name: str) -> Path:
-    """Any module as an ONNX file with a dynamic batch."""
+def write_module(module: nn.Module, example: Tensor, file: Path, name: str, *, optimise: bool = True) -> Path:
+    """Any module as an ONNX file with a dynamic batch. Without `optimise`, only onnxruntime looks for what can be done
+    in fewer steps: the exporter's own search takes ten minutes for hundreds of parents in a loop."""
     import onnx
 
     with quiet():
@@ -181,22 +196,27 @@ def write_module(module: nn.Module, example: Tensor, file: Path, name: str) -> P
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             external_data=False,
             verbose=False,
+            optimize=optimise,
         )
     assert program is not None
     onnx.save_model(program.model_proto, str(file))
     return file
 
 
-def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every task in every round; the order is turned round from one to the next."""
+def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of every task in every round; the order is turned round from one to the next. There are so many `rounds`,
+    and more until so many `seconds` have passed: what takes milliseconds would else be measured in one mood of the
+    machine."""
     found: dict[str, list[float]] = {name: [] for name in tasks}
     for task in tasks.values():
         task()
-    for number in range(rounds):
+    started, number = time.perf_counter(), 0
+    while number < rounds or time.perf_counter() - started < seconds:
         for name in list(tasks)[:: 1 if number % 2 else -1]:
             began = time.perf_counter()
             tasks[name]()
             found[name].append(time.perf_counter() - began)
+        number += 1
     return found
 
 
@@ -218,12 +238,19 @@ def matrix_rate(folder: Path, rounds: int) -> float:
     return side**3 / min(seconds)
 
 
+def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
+    """How many prototypes a head multiplies with every cell."""
+    if isinstance(head, FusedHead):
+        return prototypes
+    return head.trunk_prototypes + sum(int(level.width) * int(level.slots) for level in head.levels)
+
+
 def beside_plain(folder: Path, rounds: int, cases: tuple[Case, ...], rate: float, form: str) -> list[dict[str, Any]]:
     """Every case: median milliseconds of both graphs, their ratio, and the floor: the product alone, and the add-on
     layer's, at the machine's rate."""
     rows = []
     example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
-    sessions: dict[tuple[str, int], tuple[Session, Session, int]] = {}
+    sessions: dict[tuple[str, int], tuple[Session, Session, int]] = {}  # and prototypes × cells + add-on layer
     for case in cases:
         key = (case.backbone, case.prototypes)
         if key not in sessions:
@@ -232,10 +259,13 @@ def beside_plain(folder: Path, rounds: int, cases: tuple[Case, ...], rate: float
             body = backbone(case.backbone)
             network = PrototypeNetwork(body, head, None).eval()
             files = folder / f"{case.backbone}-{case.prototypes}.onnx", folder / f"{case.backbone}-plain.onnx"
-            write_onnx(ExplainedGraph(network, TOP_K, example).eval(), example, files[0], {})
+            graph: Any = ExplainedGraph(network, TOP_K, example)
+            if form == ROUTED:
+                graph = RoutedGraph(network, TOP_K, ROUTED_WIDTH)
+            write_onnx(graph.eval(), example, files[0], {})
             write_module(Plain(LinearNetwork(body, head.taxonomy)), example, files[1], "image")
-            sessions[key] = session(files[0]), session(files[1]), body.channels
-        explained, plain, channels = sessions[key]
+            sessions[key] = session(files[0]), session(files[1]), products(graph.head, case.prototypes) + body.channels
+        explained, plain, factors = sessions[key]
         images = np.random.default_rng(0).integers(0, 255, (case.batch, SIZE, SIZE, 3), dtype=np.uint8)
         seconds = in_turns(
             {
@@ -243,9 +273,10 @@ def beside_plain(folder: Path, rounds: int, cases: tuple[Case, ...], rate: float
                 "explained": lambda explained=explained, images=images: explained.run(None, {"image": images}),
             },
             rounds,
+            SECONDS,
         )
         medians = {name: statistics.median(values) for name, values in seconds.items()}
-        multiplied = case.batch * CELLS * CELLS * DIMENSIONS * (case.prototypes + channels)
+        multiplied = case.batch * CELLS * CELLS * DIMENSIONS * factors
         rows.append(
             {
                 "form": form,
@@ -259,17 +290,30 @@ def beside_plain(folder: Path, rounds: int, cases: tuple[Case, ...], rate: float
                 "limit": case.limit,
             }
         )
+        if form == ROUTED:
+            rows[-1]["certain"] = float(np.mean(explained.run(["certain"], {"image": images})[0]))
         print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
 
 def worst_difference(head: PrototypeHead, ours: Session, theirs: Session, form: str) -> float:
-    """The greatest difference of any child's conditional log-probability between the two heads, on random latents."""
+    """The greatest difference of a child's conditional log-probability between the two heads, on random latents: of any
+    child, or of those on the path where a routed head is certain."""
     latent = random_latent(4, 1, form)
     outputs = dict(zip([o.name for o in ours.get_outputs()], ours.run(None, {"latent": latent}), strict=True))
-    theirs_conditional = np.log(theirs.run(None, {"latent": latent})[0])
+    with np.errstate(divide="ignore"):
+        theirs_conditional = np.log(theirs.run(None, {"latent": latent})[0])
     parent = head.taxonomy.parent
     nodes = np.array([node for group in groups_of(head.taxonomy, head.kind) for node in group.children])
+    if form == ROUTED:
+        sure = outputs["certain"]
+        if not sure.any():
+            raise SystemExit("the routed head is certain of no random latent; nothing was timed")
+        place = np.empty(len(head.taxonomy.nodes), dtype=np.int64)
+        place[nodes] = np.arange(len(nodes))
+        along = np.diff(outputs["path_log_probability"][sure], axis=1, prepend=np.float32(0.0))
+        wanted = np.take_along_axis(theirs_conditional[sure], place[outputs["path"][sure]], axis=1)
+        return float(np.abs(along - wanted).max())
     joint = np.concatenate([outputs["log_probability"], np.zeros((len(latent), 1), np.float32)], axis=1)
     conditional = joint[:, nodes] - joint[:, parent[nodes]]
     return float(np.abs(conditional - theirs_conditional).max())
@@ -282,9 +326,9 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
     for prototypes, wanted in PUBLISHED:
         head = random_head(prototypes, form)
         print(f"writing both heads with {prototypes:,} prototypes", file=sys.stderr)
-        ours = session(_write_fused(head, example, folder / f"fused-{prototypes}.onnx"))
-        theirs_file = write_module(Published(head), example, folder / f"published-{prototypes}.onnx", "latent")
-        theirs = session(theirs_file)
+        ours = session(_write_fused(head, example, folder / f"fused-{prototypes}.onnx", form))
+        theirs_file = folder / f"published-{prototypes}.onnx"
+        theirs = session(write_module(Published(head), example, theirs_file, "latent", optimise=False))
         difference = worst_difference(head, ours, theirs, form)
         if difference > 1e-3:
             raise SystemExit(f"the two heads differ by {difference:.2g} in a log-probability; nothing was timed")
@@ -296,6 +340,7 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
                     "fused": lambda ours=ours, latent=latent: ours.run(None, {"latent": latent}),
                 },
                 rounds,
+                SECONDS,
             )
             medians = {name: statistics.median(values) for name, values in seconds.items()}
             rows.append(
@@ -315,14 +360,13 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
     return rows
 
 
-def _write_fused(head: PrototypeHead, example: Tensor, file: Path) -> Path:
+def _write_fused(head: PrototypeHead, example: Tensor, file: Path, form: str) -> Path:
     import onnx
 
-    from export.graph import OUTPUTS
-
-    write_module(Fused(head), example, file, "latent")
+    write_module(Fused(head, form), example, file, "latent")
     model = onnx.load(str(file))
-    for output, name in zip(model.graph.output, OUTPUTS, strict=True):
+    names = ROUTED_OUTPUTS if form == ROUTED else OUTPUTS
+    for output, name in zip(model.graph.output, names, strict=True):
         for node in model.graph.node:
             node.output[:] = [name if value == output.name else value for value in node.output]
             node.input[:] = [name if value == output.name else value for value in node.input]
@@ -339,25 +383,29 @@ def table(results: dict[str, Any]) -> str:
         "Made by `make bench-head`; all figures in `head.json`.",
         "",
         f"onnxruntime on the CPU with {results['threads']} threads, {SIZE} pixels, {DIMENSIONS} dimensions, "
-        f"{CELLS} × {CELLS} cells, random weights; medians of {results['rounds']} rounds, both sides in turns. The "
+        f"{CELLS} × {CELLS} cells, random weights; medians of at least {results['rounds']} rounds in {SECONDS:.0f} seconds, both sides in turns. The "
         f"graph answers with the probabilities of all nodes, the path, and at every level the {TOP_K} prototypes that "
-        "contribute most, with their activation maps.",
+        "contribute most, with their activation maps; a routed one with the probabilities along the path alone.",
         "",
         "Beside the same backbone with a plain linear classifier. The floor is what the multiply-adds of the add-on "
-        "layer and of the product of prototypes and cells would cost at the rate of a large matrix product on this "
-        f"machine ({results['rate'] / 1e9:.0f} · 10⁹ a second) and nothing else.",
+        "layer and of the product of prototypes (of a routed graph: those that it scores) and cells would cost at the "
+        f"rate of a large matrix product on this machine ({results['rate'] / 1e9:.0f} · 10⁹ a second), and nothing "
+        "else.",
         "",
         "*Form*: latent vectors and similarity as published (free vectors, ε = 1e-4, so steep that distances near a "
         "prototype are computed again from the difference), or as the shipped configurations have them (unit vectors, "
-        "ε = 0.08).",
+        f"ε = 0.08), or these routed, with {ROUTED_WIDTH} nodes of every level expanded (*held*: for how many of the "
+        "pictures the certificate did; with the others the full graph has to be asked as well).",
         "",
-        "| form | backbone | prototypes | batch | plain, ms | explained, ms | ratio | floor | asked |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| form | backbone | prototypes | batch | plain, ms | explained, ms | ratio | floor | asked | held |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["plain"]:
+        held = f"{100 * row['certain']:.0f} %" if "certain" in row else ""
         lines.append(
             f"| {row['form']} | {row['backbone']} | {row['prototypes']:,} | {row['batch']} | {row['plain_ms']:.2f} | "
-            f"{row['explained_ms']:.2f} | **{row['ratio']:.3f}** | {row['floor']:.3f} | ≤ {row['limit']} |"
+            f"{row['explained_ms']:.2f} | **{row['ratio']:.3f}** | {row['floor']:.3f} | ≤ {row['limit']} | "
+            f"{held} |"
         )
     lines += [
         "",
@@ -382,6 +430,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forms", nargs="+", default=[*FORMS], choices=[*FORMS], help="leave others out")
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"], help="leave others out")
     options = parser.parse_args()
     onnxruntime.set_global_thread_pool_sizes(options.threads, 1)
@@ -394,8 +443,8 @@ def main() -> None:
             "threads": options.threads,
             "rounds": options.rounds,
             "rate": rate,
-            "plain": [row for form in FORMS for row in beside_plain(folder, options.rounds, cases, rate, form)],
-            "published": [row for form in FORMS for row in beside_published(folder, options.rounds, form)],
+            "plain": [row for form in options.forms for row in beside_plain(folder, options.rounds, cases, rate, form)],
+            "published": [row for form in options.forms for row in beside_published(folder, options.rounds, form)],
         }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "head.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -70,6 +70,11 @@ def export_bundle(
     network, description, sources = load_network(run.model)
     if isinstance(network, LinearNetwork):
         raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes to export")
+    if description.kind != "hierarchical" and (routed := [name for name, row in chosen.items() if row.routed]):
+        raise InputError(
+            f"--to {routed[0]}: {run.directory} is of kind {description.kind}, where all leaves compete at once; a "
+            "routed graph needs a hierarchical one"
+        )
     if sources is None:
         raise InputError(f"{run.directory}: the prototypes are not projected yet; finish the run with --resume")
     for number in range(len(sources)):
@@ -125,11 +130,13 @@ def export_bundle(
                 prefix = graphs[taken].prefix
                 fitter = row.fitter(prefix) if row.fitter is not None and prefix is not None else None
                 parity[target] = check_fitted(
-                    network, top_k, runtime, rule, samples, precision=row.precision, fitter=fitter
+                    network, top_k, runtime, rule, samples, precision=row.precision, fitter=fitter, routed=row.routed
                 )
             else:
                 batches = BATCHES if taken.batch is None else (taken.batch,)
-                parity[target] = check(network, top_k, runtime, samples, precision=row.precision, batches=batches)
+                parity[target] = check(
+                    network, top_k, runtime, samples, precision=row.precision, batches=batches, routed=row.routed
+                )
             if row.precision is not FLOAT32 and held is not None:
                 report(f"comparing {row.file} with the network on {len(held.validation)} validation pictures")
                 parity[target]["validation"] = judge_target(

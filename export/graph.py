@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.networks.head import Explanation, FusedHead
-from protoserve.networks.routing import RoutedExplanation, RoutedHead
+from protoserve.networks.routing import TRUNK, RoutedExplanation, RoutedHead
 
 OUTPUTS: tuple[str, ...] = Explanation._fields
 ROUTED_OUTPUTS: tuple[str, ...] = RoutedExplanation._fields
@@ -45,13 +45,13 @@ class ExplainedGraph(nn.Module):
 class RoutedGraph(nn.Module):
     """uint8 `image` [N, H, W, 3] → the outputs of `RoutedHead`, in the order of `ROUTED_OUTPUTS`.
 
-    `width` nodes of every level are expanded.
+    `width` nodes of every level are expanded below the trunk of `trunk` prototypes.
     """
 
-    def __init__(self, network: ExplainedNetwork, top_k: int, width: int) -> None:
+    def __init__(self, network: ExplainedNetwork, top_k: int, width: int, trunk: int = TRUNK) -> None:
         super().__init__()
         self.network = network
-        self.head = RoutedHead(network.head, top_k, width)
+        self.head = RoutedHead(network.head, top_k, width, trunk)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.head(self.network.latent(self.network.features(image))))

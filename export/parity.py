@@ -79,8 +79,11 @@ def check(
     *,
     precision: Precision = FLOAT32,
     batches: tuple[int, ...] = BATCHES,
+    routed: bool = False,
 ) -> dict[str, Any]:
     """Run `runtime` over `samples` uint8 [pictures, H, W, 3] in batches of these sizes and compare with the network.
+
+    A `routed` one answers along the path alone, and is held to that where its certificate holds.
 
     Returns a JSON-ready report: per batch size the agreement of paths, prototypes and cells (fractions of all
     places), the near-ties among the rest, and the worst absolute differences. Raises ParityError, naming the
@@ -92,7 +95,7 @@ def check(
         count = len(samples) if batches == BATCHES else -(-len(samples) // batch) * batch
         numbers = np.arange(count) % len(samples)
         pairs = ((samples[chosen], samples[chosen]) for chosen in np.split(numbers, range(batch, count, batch)))
-        reports[f"batch_{batch}"] = compare(network, top_k, runtime, pairs, precision=precision)
+        reports[f"batch_{batch}"] = compare(network, top_k, runtime, pairs, precision=precision, routed=routed)
     return {"precision": precision.name, "pictures": len(samples), "tolerance": vars(precision.tolerance), **reports}
 
 
@@ -103,15 +106,40 @@ def compare(
     pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     *,
     precision: Precision = FLOAT32,
+    routed: bool = False,
 ) -> dict[str, Any]:
     """The report of one batch size of `check`, over pairs: what the runtime is given, and what the network is."""
     report = _Comparison(network.head, precision)
+    certain: list[bool] = []
     for given, fitted in pairs:
         with torch.inference_mode():
             latent = network.latent(network.features(torch.from_numpy(fitted)))
             expected = {k: v.numpy() for k, v in network.head.explain(latent, top_k)._asdict().items()}
-        report.add(expected, runtime(given), latent)
-    return report.result()
+        found = runtime(given)
+        if routed:
+            certain += found["certain"].tolist()
+            found = completed(expected, found)
+        report.add(expected, found, latent)
+    return report.result() | ({"certain": sum(certain) / len(certain)} if routed else {})
+
+
+def completed(expected: Arrays, found: Arrays) -> dict[str, NDArray[Any]]:
+    """What a routed graph `found`, in the full graph's `expected` outputs: where it is certain, its path, with that
+    path's probabilities, logits and evidence. The rest is as expected."""
+    whole = {name: array.copy() for name, array in expected.items()}
+    sure = np.flatnonzero(found["certain"])
+    for name in whole.keys() & found.keys():
+        if found[name].shape != whole[name].shape:
+            raise ParityError(f"parity: {name} has the shape {found[name].shape}, expected {whole[name].shape}")
+        whole[name][sure] = found[name][sure]
+    images, levels = np.nonzero(found["certain"][:, None] & (found["path"] >= 0))
+    nodes = found["path"][images, levels]
+    for name in ("log_probability", "logit"):
+        whole[name][images, nodes] = found[f"path_{name}"][images, levels]
+    # The best cell of what is shown is the only one that it tells.
+    places = np.nonzero(found["certain"][:, None, None] & (found["evidence_prototype"] >= 0))
+    whole["cell"][places[0], found["evidence_prototype"][places]] = found["evidence_cell"][places]
+    return whole
 
 
 class _Comparison:

@@ -97,6 +97,7 @@ def check_fitted(
     *,
     precision: Precision = FLOAT32,
     fitter: Fitter | None = None,
+    routed: bool = False,
 ) -> dict[str, Any]:
     """The parity gate for a graph that resizes: `samples` uint8 [pictures, H, W, 3] as pictures of several shapes.
 
@@ -131,7 +132,7 @@ def check_fitted(
             "pixels_differing": float(np.mean(differing)),
             "same_path_as_host": float(np.mean(same)),
         },
-        "batch_1": compare(network, top_k, runtime, pairs, precision=precision),
+        "batch_1": compare(network, top_k, runtime, pairs, precision=precision, routed=routed),
     }
 
 

@@ -42,10 +42,13 @@ class Graphs:
     """The graph with some options, in the forms that targets start from.
 
     `whole` is all of it in PyTorch, in evaluation; `example` uint8 an input of it and `dynamic` those axes that stay
-    open. `onnx` is the graph without its resizing, and `prefix` the resizing alone, where there is any.
+    open. `explained` is the graph without its resizing, `fitted` uint8 an input of that, and `onnx` its file; `prefix`
+    is the resizing alone, where there is any.
     """
 
     options: EdgeOptions
+    explained: ExplainedGraph
+    fitted: Tensor
     whole: nn.Module
     example: Tensor
     dynamic: dict[int, Any]
@@ -79,13 +82,14 @@ def write_graphs(
     dynamic: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch", min=1)}
     write_onnx(graph, example, plain, {}, dynamic=dynamic)
     if not options.resize:
-        return Graphs(options, graph, example, dynamic, plain, None)
+        return Graphs(options, graph, example, graph, example, dynamic, plain, None)
+    fitted = example
     prefix = folder / "fit.onnx"
     # An odd size of its own, so that none of the model's is taken for the picture's.
     example = torch.zeros((1, rule.height + 7, rule.width + 5, 3), dtype=torch.uint8)
     dynamic = {axis: torch.export.Dim(name, min=2, max=LARGEST_SIDE) for axis, name in ((1, "height"), (2, "width"))}
     write_onnx(Fit(rule).eval(), example, prefix, {}, dynamic=dynamic, outputs=["fitted"])
-    return Graphs(options, FittedGraph(graph, rule).eval(), example, dynamic, plain, prefix)
+    return Graphs(options, graph, fitted, FittedGraph(graph, rule).eval(), example, dynamic, plain, prefix)
 
 
 def finish_onnx(source: Source, file: Path) -> None:

@@ -233,6 +233,7 @@ def edge_bundle(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
     targets = (
         "onnx",
         "onnx-edge",
+        "onnx-routed",
         "onnx-fp16",
         "onnx-int8",
         "ort",
@@ -253,6 +254,6 @@ def resizing_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from protoserve.run import open_run
 
     directory = tmp_path_factory.mktemp("bundles") / "resizing"
-    targets = ("onnx", "onnx-edge", "torchscript", "torch-export", "openvino")
+    targets = ("onnx", "onnx-edge", "onnx-routed", "torchscript", "torch-export", "openvino")
     export_bundle(open_run(tiny_run), directory, targets, options=EdgeOptions(resize=True))
     return directory

@@ -6,7 +6,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import OUTPUTS
+from export.graph import OUTPUTS, ROUTED_OUTPUTS
 from export.parity import Runtime
 from protoserve.errors import InputError
 
@@ -25,7 +25,7 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _BACKBONES: Final = ("network.backbone", "network.encoder")
 
 
-def run_onnx(file: Path) -> Runtime:
+def run_onnx(file: Path, outputs: Sequence[str] = OUTPUTS) -> Runtime:
     """An ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU."""
     import onnxruntime
 
@@ -34,9 +34,14 @@ def run_onnx(file: Path) -> Runtime:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": pictures}), strict=True))
+        return dict(zip(outputs, session.run(list(outputs), {"image": pictures}), strict=True))
 
     return run
+
+
+def run_routed(file: Path) -> Runtime:
+    """A routed graph's ONNX file in onnxruntime on the CPU."""
+    return run_onnx(file, ROUTED_OUTPUTS)
 
 
 def copy(source: Path, file: Path) -> None:

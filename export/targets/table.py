@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
-from export.graph import write_torchscript
+import torch
+
+from export.graph import RoutedGraph, write_onnx, write_torchscript
 from export.parity import FLOAT16, FLOAT32, INT8, Fitter, Precision, Runtime
 from export.sources import Source, finish_onnx
 from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, web
 from protoserve.errors import InputError, nearest
+
+# How many nodes of every level a routed graph expands; see benchmarks/routing.py.
+ROUTED_WIDTH: Final = 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Target:
     that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size. `planned`: its
     memory is planned when it is written, so it takes batches of one size alone, of one picture unless told otherwise,
     and of the model's size. `fitter` runs an ONNX file that only resizes, in a runtime whose pixels may differ from
-    PyTorch's.
+    PyTorch's. `routed`: it answers along the path alone, and says where it is not certain (see `RoutedHead`).
     """
 
     file: str
@@ -37,6 +42,7 @@ class Target:
     resizes: bool = False
     planned: bool = False
     fitter: Callable[[Path], Fitter] | None = None
+    routed: bool = False
 
 
 def _ask(script: str) -> str:
@@ -45,6 +51,15 @@ def _ask(script: str) -> str:
 
 def _plain(source: Source, file: Path) -> None:
     onnx_files.copy(source.graphs.onnx, file)
+    finish_onnx(source, file)
+
+
+def _routed(source: Source, file: Path) -> None:
+    whole = source.graphs.explained
+    batch = source.graphs.options.batches
+    dynamic: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch", min=1)}
+    graph = RoutedGraph(whole.network, whole.head.top_k, ROUTED_WIDTH).eval()
+    write_onnx(graph, source.graphs.fitted, file, {}, dynamic=dynamic)
     finish_onnx(source, file)
 
 
@@ -91,6 +106,17 @@ TARGETS: Final[dict[str, Target]] = {
         write=_plain,
         run=onnx_files.run_onnx,
         next_step=_ask("onnx_edge.py"),
+    ),
+    "onnx-routed": Target(
+        file="model.routed.onnx",
+        runtime="onnxruntime",
+        metadata="inside",
+        checked="parity, where its certificate holds",
+        write=_routed,
+        run=onnx_files.run_routed,
+        next_step='python -c "import onnxruntime; '
+        "print([output.name for output in onnxruntime.InferenceSession('FILE').get_outputs()])\"",
+        routed=True,
     ),
     "onnx-fp16": Target(
         file="model.fp16.onnx",

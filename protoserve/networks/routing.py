@@ -25,8 +25,9 @@ from torch.nn import functional
 from protoserve.errors import InputError
 from protoserve.networks.distances import at_cells, exact, near
 from protoserve.networks.head import NEGATIVE, PrototypeHead
+from protoserve.networks.routes import Level, Rows, Tree, tree_of
 from protoserve.networks.similarity import doubling, similarity, similarity_of_product
-from protoserve.taxonomy import ROOT, Taxonomy
+from protoserve.taxonomy import ROOT
 
 # Probabilities of the two heads differ by rounding; within this (natural logarithm) nothing is certain.
 MARGIN = 1e-4
@@ -53,135 +54,10 @@ class RoutedExplanation(NamedTuple):
     evidence_map: Tensor
 
 
-class _Tree(NamedTuple):
-    """A taxonomy as tables: level [V + 1] of each node, that of the root last; first_child, children [V + 1]; and of
-    each node's group of children first, slots [V + 1], its prototypes; group [V + 1] its number, −1 where a node has no
-    children or one."""
-
-    taxonomy: Taxonomy
-    level: NDArray[np.int64]
-    first_child: NDArray[np.int64]
-    children: NDArray[np.int64]
-    first: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    group: NDArray[np.int64]
-
-    def parents_at(self, depth: int) -> NDArray[np.int64]:
-        """The nodes of this depth, the root's 0, that have children; the root's number is V."""
-        return np.flatnonzero((self.level == depth) & (self.children > 0))
-
-
-def _tree(head: PrototypeHead) -> _Tree:
-    taxonomy = head.taxonomy
-    root = len(taxonomy.nodes)
-    parents = np.where(taxonomy.parent == ROOT, root, taxonomy.parent)
-    numbers, first, children = np.unique(parents, return_index=True, return_counts=True)
-    tables = np.zeros((4, root + 1), dtype=np.int64)
-    tables[0, numbers], tables[1, numbers] = first, children
-    group = np.full(root + 1, -1, dtype=np.int64)
-    sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=len(taxonomy.groups))
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    for number, siblings in enumerate(taxonomy.groups):
-        parent = root if siblings.parent == ROOT else siblings.parent
-        tables[2, parent], tables[3, parent], group[parent] = starts[number], sizes[number], number
-    level = np.array([*(len(node) for node in taxonomy.nodes), 0], dtype=np.int64)
-    return _Tree(taxonomy, level, *tables, group)
-
-
-class _Rows(nn.Module):
-    """Every node's row of its group's last layer, 0 past the group's prototypes: of all nodes as one table where that
-    is small beside the prototypes, else out of one row of numbers."""
-
-    table: Tensor | None
-    flat: Tensor
-    start: Tensor
-    count: Tensor
-
-    def __init__(self, head: PrototypeHead) -> None:
-        super().__init__()
-        nodes, slots = len(head.taxonomy.nodes), head.top_k_limit
-        self.dense = 4 * (nodes + 1) * slots <= head.prototypes.numel()
-        weight, member = head.effective_weight().detach(), head.node_member.cpu()
-        group = head.node_group.cpu()
-        alone = group == weight.shape[0]
-        if self.dense:
-            rows = weight[torch.where(alone, 0, group).to(weight.device), member.to(weight.device)].clone()
-            rows[alone.to(weight.device)] = 0.0
-            self.register_buffer("table", rows, persistent=False)
-            return
-        self.register_buffer("table", None, persistent=False)
-        flat = functional.pad(head.grouping.flat_weights(head.effective_weight().detach()), (0, slots))
-        places = np.array([*head.grouping.weight_places(), (0, 0)], dtype=np.int64)[group]
-        sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=weight.shape[0])
-        start = torch.from_numpy(places[:, 0] + places[:, 1] * member.numpy())
-        count = torch.from_numpy(np.where(alone, 0, np.append(sizes, 0)[group]))
-        self.register_buffer("flat", flat[:, None], persistent=False)
-        self.register_buffer("start", start[:, None], persistent=False)
-        self.register_buffer("count", count[:, None], persistent=False)
-
-    def forward(self, nodes: Tensor, slots: int) -> Tensor:
-        """[…, slots] the rows of `nodes` int64 […], V for none."""
-        if self.table is not None:
-            return functional.embedding(nodes, self.table)
-        slot = torch.arange(slots, device=nodes.device)
-        found = functional.embedding(functional.embedding(nodes, self.start) + slot, self.flat).squeeze(-1)
-        return torch.where(slot < functional.embedding(nodes, self.count), found, 0.0)
-
-
-class _Level(nn.Module):
-    """The tables of one routed level over its parents, in their order; one row more is that of no parent.
-
-    below int64 [parents, slots + 2 · members]: the prototypes, P for none; the children, V for none; and their numbers
-    among the leaves, 0 for others. absent [parents, members] 0, or −1e30 where there is no such child; temperature
-    [parents, 1]; not_leaf [parents, members] −1e30 for what is none; inner int64 [parents, members] the place of the
-    child among the next level's parents, their number for others, and not_inner −1e30 for others.
-    """
-
-    below: Tensor
-    absent: Tensor
-    temperature: Tensor
-    not_leaf: Tensor | None
-    inner: Tensor | None
-    not_inner: Tensor | None
-
-    def __init__(self, head: PrototypeHead, tree: _Tree, depth: int, width: int, slots: int | None) -> None:
-        super().__init__()
-        parents = tree.parents_at(depth)
-        self.parents, self.width = len(parents), width
-        self.members = int(tree.children[parents].max())
-        self.slots = slots or max(1, int(tree.slots[parents].max()))
-        nodes, count = len(tree.taxonomy.nodes), head.prototypes.shape[0]
-        slot, member = np.arange(self.slots), np.arange(self.members)
-        rows = [*parents.tolist(), -1]  # of the last one, nothing is used
-        prototype = np.where(slot < tree.slots[rows, None], tree.first[rows, None] + slot, count)
-        child = np.where(member < tree.children[rows, None], tree.first_child[rows, None] + member, nodes)
-        prototype[-1], child[-1] = count, nodes
-        number = np.zeros(nodes + 1, dtype=np.int64)
-        number[list(tree.taxonomy.leaves)] = np.arange(len(tree.taxonomy.leaves))
-        below = tree.parents_at(depth + 1)
-        place = np.full(nodes + 1, len(below), dtype=np.int64)
-        place[below] = np.arange(len(below))
-        is_leaf = np.append(tree.children[:-1] == 0, False)
-        temperature = np.append(head.temperature.detach().cpu().numpy(), 1.0)[tree.group[rows]]
-        temperature[-1] = 1.0
-        tables: dict[str, NDArray[np.generic] | None] = {
-            "below": np.concatenate([prototype, child, number[child]], axis=1),
-            "absent": np.where(child < nodes, 0.0, NEGATIVE),
-            "temperature": temperature[:, None],
-            "not_leaf": None if is_leaf[child[child < nodes]].all() else np.where(is_leaf[child], 0.0, NEGATIVE),
-            "inner": place[child] if len(below) else None,
-            "not_inner": np.where(place[child] < len(below), 0.0, NEGATIVE) if len(below) else None,
-        }
-        self.has_leaves = bool(is_leaf[child].any())
-        for name, table in tables.items():
-            if table is not None and table.dtype == np.float64:
-                table = table.astype(np.float32)
-            self.register_buffer(name, None if table is None else torch.from_numpy(table), persistent=False)
-
-
 class RoutedHead(nn.Module):
-    """`width` parents per level are expanded below the trunk, each with the `top_k` evidence of the path.
+    """`width` parents per level are expanded below the trunk, with the `top_k` evidence of the path.
 
+    The trunk are as many levels as have `trunk` prototypes together; the first that has siblings always is part of it.
     Raises InputError for a flat head, which has one group, and for a width below 1.
     """
 
@@ -198,7 +74,7 @@ class RoutedHead(nn.Module):
     of_group: Tensor
     no_slot: Tensor
 
-    def __init__(self, head: PrototypeHead, top_k: int, width: int) -> None:
+    def __init__(self, head: PrototypeHead, top_k: int, width: int, trunk: int = TRUNK) -> None:
         super().__init__()
         if head.kind != "hierarchical":
             raise InputError("only a hierarchical head can be routed: in a flat one all leaves compete at once")
@@ -218,18 +94,19 @@ class RoutedHead(nn.Module):
                 self.register_buffer("centre", head.centre.clone()[:, None])
             if self.form == "negative-distance":
                 self.register_buffer("reference", functional.pad(head.reference, (0, 1))[:, None])
-            self.rows = _Rows(head)
-        tree = _tree(head)
-        self._make_trunk(head, tree)
-        levels, widest = [], width
+            self.rows = Rows(head)
+        tree = tree_of(head)
+        self._make_trunk(head, tree, trunk)
+        levels: list[Level] = []
+        widest = width
         for depth in range(self.trunk, tree.taxonomy.depth):
             widest = min(widest if levels else width, len(tree.parents_at(depth)))
-            levels.append(_Level(head, tree, depth, widest, self.slots if self.rows.dense else None))
+            levels.append(Level(head, tree, depth, widest, self.slots if self.rows.dense else None))
             widest = min(width, widest * levels[-1].members)
         self.levels = nn.ModuleList(levels)
         self._make_answers(tree, levels)
 
-    def _make_trunk(self, head: PrototypeHead, tree: _Tree) -> None:
+    def _make_trunk(self, head: PrototypeHead, tree: Tree, most: int) -> None:
         """The upper levels as two tables: from similarities to the logits of all groups, side by side and each as long
         as the longest, and from their log-probabilities to the sums along the paths."""
         taxonomy = tree.taxonomy
@@ -239,13 +116,14 @@ class RoutedHead(nn.Module):
         }
         self.trunk = self.trunk_groups = self.trunk_prototypes = self.trunk_members = 0
         for depth in range(1, taxonomy.depth + 1):
-            groups = [number for number in range(len(taxonomy.groups)) if depth_of_group[number] < depth]
-            prototypes = int((head.prototype_group < len(groups)).sum())
-            members = max((len(taxonomy.groups[number].children) for number in groups), default=0)
-            few = prototypes <= TRUNK and prototypes * len(groups) * members <= TRUNK_WEIGHTS
+            # Breadth first, so that the upper levels' groups are the first ones.
+            groups = sum(depth_of_group[number] < depth for number in range(len(taxonomy.groups)))
+            prototypes = int((head.prototype_group < groups).sum())
+            members = max((len(group.children) for group in taxonomy.groups[:groups]), default=0)
+            few = prototypes <= most and prototypes * groups * members <= TRUNK_WEIGHTS
             if self.trunk_groups and not few:
                 break
-            self.trunk, self.trunk_groups = depth, len(groups)
+            self.trunk, self.trunk_groups = depth, groups
             self.trunk_prototypes, self.trunk_members = prototypes, members
         groups, nodes = self.trunk_groups, int((tree.level[:-1] <= self.trunk).sum())
         weight = torch.zeros(self.trunk_prototypes, groups, self.trunk_members)
@@ -272,7 +150,7 @@ class RoutedHead(nn.Module):
             self.register_buffer(name, table, persistent=False)
         self.trunk_nodes = nodes
 
-    def _make_answers(self, tree: _Tree, levels: Sequence[_Level]) -> None:
+    def _make_answers(self, tree: Tree, levels: Sequence[Level]) -> None:
         """What is read of a leaf: its path, the last layers' rows and the groups along it, where the probabilities of
         its nodes stand among all that were computed, and its parents at the routed levels; and of a group, its
         prototypes and where their similarities stand. Both places move by that of the parent among those expanded."""
@@ -310,18 +188,19 @@ class RoutedHead(nn.Module):
             for name, size, wide in (("slot", level.slots, self.slots), ("node", level.members, 1)):
                 shift = np.zeros((len(which), taxonomy.depth, wide), dtype=np.int64)
                 shift[:, depth] = size * which[:, None]
-                shift = shift.reshape(len(which), -1)
-                self.register_buffer(f"{name}_shift_{number}", torch.from_numpy(shift), persistent=False)
+                table = torch.from_numpy(shift.reshape(len(which), -1))
+                self.register_buffer(f"{name}_shift_{number}", table, persistent=False)
             slots_before += level.width * level.slots
             nodes_before += level.width * level.members
         of_leaf = np.concatenate([path, row, group, among, parents], axis=1)
         of_group = np.stack([place, np.where(present, first[:, None] + slot, -1)], axis=1)
-        for name, table in (
-            ("of_leaf", of_leaf),
-            ("of_group", of_group.reshape(len(of_group), -1)),
-            ("no_slot", np.where(present, 0.0, NEGATIVE).astype(np.float32)),
-        ):
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
+        tables: dict[str, NDArray[np.generic]] = {
+            "of_leaf": of_leaf,
+            "of_group": of_group.reshape(len(of_group), -1),
+            "no_slot": np.where(present, 0.0, NEGATIVE).astype(np.float32),
+        }
+        for name, content in tables.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(content)), persistent=False)
         self.depth, self.even = taxonomy.depth, bool((path >= 0).all())
 
     # ---- similarities ----------------------------------------------------------------------------------------
@@ -373,7 +252,7 @@ class RoutedHead(nn.Module):
         if len(self.levels):
             best, parent = self._best(found[0].index_select(1, self.trunk_inner), self.levels[0].width, left_out)
         for number, level in enumerate(self.levels):
-            assert isinstance(level, _Level)
+            assert isinstance(level, Level)
             chosen.append(parent)
             similar, chances, numbers = self._score(cells, level, parent, best)
             similarities.append(similar)
@@ -397,16 +276,16 @@ class RoutedHead(nn.Module):
         best, place = values.topk(min(width + 1, values.shape[1]), dim=1)
         if best.shape[1] <= width:
             return best, place
-        best, next_one = best.split([width, 1], dim=1)
+        best, next_one = torch.split(best, [width, 1], dim=1)
         left_out.append(next_one)
         return best, place[:, :width]
 
-    def _score(self, cells: Tensor, level: _Level, parent: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _score(self, cells: Tensor, level: Level, parent: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Similarities [N, B · slots], log-probabilities [N, B · members] and numbers among the leaves int64 [N, B,
         members] of the children of `parent` int64 [N, B], whose own log-probabilities are `above`."""
         wide = parent.shape[1]
         below = functional.embedding(parent, level.below)
-        prototypes, child, numbers = below.split([level.slots, level.members, level.members], dim=2)
+        prototypes, child, numbers = torch.split(below, [level.slots, level.members, level.members], dim=2)
         vectors = functional.embedding(prototypes, self.vectors).reshape(-1, wide * level.slots, self.vectors.shape[1])
         similar = self._pooled(cells, vectors, prototypes.flatten(1))
         weight = self.rows(child, level.slots)
@@ -432,11 +311,11 @@ class RoutedHead(nn.Module):
         if bound.shape[1] > 1:
             bound = bound.amax(1, keepdim=True)
         leaf = numbers.gather(1, place).squeeze(1)
-        parts = functional.embedding(leaf, self.of_leaf).split([depth] * 4 + [len(chosen)], dim=1)
+        parts = torch.split(functional.embedding(leaf, self.of_leaf), [depth] * 4 + [len(chosen)], dim=1)
         path, row, group, among, parents = parts
 
         of_group = functional.embedding(group, self.of_group)
-        places, prototype = of_group.split([slots, slots], dim=2)
+        places, prototype = torch.split(of_group, [slots, slots], dim=2)
         places = places.flatten(1)
         # Similarities and probabilities stand where the path's parent does among those expanded.
         for number, parent in enumerate(chosen):

@@ -9,6 +9,7 @@ import torch
 from export.parity import check
 from protoserve.errors import ParityError
 from protoserve.networks.checkpoint import load_network
+from protoserve.networks.routing import RoutedHead
 
 TOP_K = 4
 
@@ -102,3 +103,36 @@ def test_equal_cells_are_a_near_tie_and_counted(network, samples):
     report = check(blind, TOP_K, honest(blind, change), samples[:1])
     assert report["batch_1"]["near_ties"]["cell"] == 1
     assert report["batch_1"]["agreement"]["cell"] < 1.0
+
+
+def routed(network, change=lambda outputs: None, certain=True):
+    head = RoutedHead(network.head, TOP_K, 1, trunk=0)
+
+    def run(pictures):
+        with torch.inference_mode():
+            found = head(network.latent(network.features(torch.from_numpy(pictures))))
+        outputs = {name: array.numpy().copy() for name, array in found._asdict().items()}
+        outputs["certain"] &= certain
+        change(outputs)
+        return outputs
+
+    return run
+
+
+def test_a_routed_graph_is_held_to_what_it_is_certain_of(network, samples):
+    report = check(network, TOP_K, routed(network), samples, routed=True)
+    assert 0.0 < report["batch_3"]["certain"] <= 1.0
+    for change in (nudge("path_log_probability", 0.01), nudge("evidence_map", 0.01), nudge("path_logit", 0.01)):
+        with pytest.raises(ParityError):
+            check(network, TOP_K, routed(network, change), samples, routed=True)
+        # Of what it is not certain, the full graph answers.
+        doubtful = check(network, TOP_K, routed(network, change, certain=False), samples, routed=True)
+        assert doubtful["batch_1"]["certain"] == 0.0
+
+
+def test_a_routed_graph_that_shows_another_cell_is_refused(network, samples):
+    def elsewhere(outputs):
+        outputs["evidence_cell"] = np.where(outputs["evidence_cell"] < 0, -1, (outputs["evidence_cell"] + 5) % 96)
+
+    with pytest.raises(ParityError, match="cell differs"):
+        check(network, TOP_K, routed(network, elsewhere), samples, routed=True)

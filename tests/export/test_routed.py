@@ -17,9 +17,8 @@ def files(tiny_run, tiny_bundle, tmp_path_factory):
     network, _, _ = load_network(tiny_run / "model.pt")
     samples = np.load(tiny_run / "samples.npy")
     routed = tmp_path_factory.mktemp("routed") / "routed.onnx"
-    write_onnx(
-        RoutedGraph(network, min(10, network.head.top_k_limit), 1).eval(), torch.from_numpy(samples[:2]), routed, {}
-    )
+    graph = RoutedGraph(network, min(10, network.head.top_k_limit), 1, trunk=0).eval()
+    write_onnx(graph, torch.from_numpy(samples[:2]), routed, {})
     return routed, read_bundle(tiny_bundle), samples
 
 

@@ -1,7 +1,5 @@
 """A routed head against the full one: wherever its certificate holds, the same answer."""
 
-from unittest.mock import patch
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoserve.errors import InputError
-from protoserve.networks import routing
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.routing import MARGIN, RoutedHead
 from protoserve.networks.similarity import on_sphere
@@ -49,9 +46,8 @@ def random_head(seed, form="log1p", sphere=False, dimensions=6, epsilon=1e-3):
 
 
 def routed(head, top_k, width, trunk=0):
-    """With `trunk` 0 all levels are routed but the first that has siblings."""
-    with patch.object(routing, "TRUNK", trunk):
-        return RoutedHead(head, top_k, width)
+    """Unless a `trunk` is asked for, all levels are routed but the first that has siblings."""
+    return RoutedHead(head, top_k, width, trunk)
 
 
 @settings(max_examples=60, deadline=None)
