@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ RESULTS = Path(__file__).parent / "results"
 SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
 # How long each comparison goes on at least.
 SECONDS = 10.0
+# Rows and columns of the product that the machine's rate is measured with.
+SIDE = 1_024
 # How many times as wide as usual a routed head's last layers are drawn.
 WIDE = 100.0
 Session = onnxruntime.InferenceSession
@@ -220,22 +224,29 @@ def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, seconds: float = 
     return found
 
 
+class Product(nn.Module):
+    """A large matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = nn.Parameter(torch.rand(SIDE, SIDE))
+
+    def forward(self, left: Tensor) -> Tensor:
+        return torch.matmul(left, self.right)
+
+
+def write_product(file: Path) -> None:
+    """Write the large product."""
+    write_module(Product(), torch.rand(SIDE, SIDE), file, "left")
+
+
 def matrix_rate(folder: Path, rounds: int) -> float:
-    """Multiply-adds a second of a large product (1024 × 1024 × 1024) in onnxruntime: what the machine can do."""
-    side = 1024
-
-    class Product(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.right = nn.Parameter(torch.rand(side, side))
-
-        def forward(self, left: Tensor) -> Tensor:
-            return torch.matmul(left, self.right)
-
-    running = session(write_module(Product(), torch.rand(side, side), folder / "product.onnx", "left"))
-    left = np.random.default_rng(0).random((side, side), dtype=np.float32)
+    """Multiply-adds a second of a large product in onnxruntime: what the machine can do."""
+    apart(write_product, folder / "product.onnx")
+    running = session(folder / "product.onnx")
+    left = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
     seconds = in_turns({"product": lambda: running.run(None, {"left": left})}, rounds)["product"]
-    return side**3 / min(seconds)
+    return SIDE**3 / min(seconds)
 
 
 def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
@@ -245,26 +256,42 @@ def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
     return head.trunk_prototypes + sum(int(level.width) * int(level.slots) for level in head.levels)
 
 
+def apart(task: Callable[..., Any], *arguments: Any) -> Any:
+    """What the task returns in a process of its own: exporting leaves PyTorch's threads and memory behind, which no
+    process that serves has."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+@torch.no_grad()
+def write_networks(name: str, prototypes: int, form: str, explained: Path, plain: Path) -> int:
+    """Write both graphs over one backbone; returns how many vectors of D numbers a cell is multiplied with: those of
+    prototypes and, in the add-on layer, of the features."""
+    example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    head, body = random_head(prototypes, form), backbone(name)
+    network = PrototypeNetwork(body, head, None).eval()
+    graph: Any = ExplainedGraph(network, TOP_K, example)
+    if form == ROUTED:
+        graph = RoutedGraph(network, TOP_K, ROUTED_WIDTH)
+    write_onnx(graph.eval(), example, explained, {})
+    write_module(Plain(LinearNetwork(body, head.taxonomy)), example, plain, "image")
+    return products(graph.head, prototypes) + body.channels
+
+
 def beside_plain(folder: Path, rounds: int, cases: tuple[Case, ...], rate: float, form: str) -> list[dict[str, Any]]:
     """Every case: median milliseconds of both graphs, their ratio, and the floor: the product alone, and the add-on
     layer's, at the machine's rate."""
     rows = []
-    example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
     sessions: dict[tuple[str, int], tuple[Session, Session, int]] = {}  # and prototypes × cells + add-on layer
     for case in cases:
         key = (case.backbone, case.prototypes)
         if key not in sessions:
             print(f"writing {case.backbone} with {case.prototypes:,} prototypes", file=sys.stderr)
-            head = random_head(case.prototypes, form)
-            body = backbone(case.backbone)
-            network = PrototypeNetwork(body, head, None).eval()
-            files = folder / f"{case.backbone}-{case.prototypes}.onnx", folder / f"{case.backbone}-plain.onnx"
-            graph: Any = ExplainedGraph(network, TOP_K, example)
-            if form == ROUTED:
-                graph = RoutedGraph(network, TOP_K, ROUTED_WIDTH)
-            write_onnx(graph.eval(), example, files[0], {})
-            write_module(Plain(LinearNetwork(body, head.taxonomy)), example, files[1], "image")
-            sessions[key] = session(files[0]), session(files[1]), products(graph.head, case.prototypes) + body.channels
+            files = [
+                folder / f"{name}-{case.backbone}-{case.prototypes}-{form}.onnx" for name in ("explained", "plain")
+            ]
+            factors = apart(write_networks, case.backbone, case.prototypes, form, *files)
+            sessions[key] = session(files[0]), session(files[1]), factors
         explained, plain, factors = sessions[key]
         images = np.random.default_rng(0).integers(0, 255, (case.batch, SIZE, SIZE, 3), dtype=np.uint8)
         seconds = in_turns(
@@ -322,13 +349,12 @@ def worst_difference(head: PrototypeHead, ours: Session, theirs: Session, form: 
 def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any]]:
     """Both heads alone, from the latent map on: median milliseconds and how many times faster ours is."""
     rows = []
-    example = torch.rand(2, DIMENSIONS, CELLS, CELLS)
     for prototypes, wanted in PUBLISHED:
         head = random_head(prototypes, form)
         print(f"writing both heads with {prototypes:,} prototypes", file=sys.stderr)
-        ours = session(_write_fused(head, example, folder / f"fused-{prototypes}.onnx", form))
-        theirs_file = folder / f"published-{prototypes}.onnx"
-        theirs = session(write_module(Published(head), example, theirs_file, "latent", optimise=False))
+        files = [folder / f"{name}-{prototypes}-{form}.onnx" for name in ("fused", "published")]
+        apart(write_heads, prototypes, form, *files)
+        ours, theirs = session(files[0]), session(files[1])
         difference = worst_difference(head, ours, theirs, form)
         if difference > 1e-3:
             raise SystemExit(f"the two heads differ by {difference:.2g} in a log-probability; nothing was timed")
@@ -360,6 +386,14 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
     return rows
 
 
+@torch.no_grad()
+def write_heads(prototypes: int, form: str, fused: Path, published: Path) -> None:
+    """Write both heads."""
+    head, example = random_head(prototypes, form), torch.rand(2, DIMENSIONS, CELLS, CELLS)
+    _write_fused(head, example, fused, form)
+    write_module(Published(head), example, published, "latent", optimise=False)
+
+
 def _write_fused(head: PrototypeHead, example: Tensor, file: Path, form: str) -> Path:
     import onnx
 
@@ -383,7 +417,8 @@ def table(results: dict[str, Any]) -> str:
         "Made by `make bench-head`; all figures in `head.json`.",
         "",
         f"onnxruntime on the CPU with {results['threads']} threads, {SIZE} pixels, {DIMENSIONS} dimensions, "
-        f"{CELLS} × {CELLS} cells, random weights; medians of at least {results['rounds']} rounds in {SECONDS:.0f} seconds, both sides in turns. The "
+        f"{CELLS} × {CELLS} cells, random weights; medians of at least {results['rounds']} rounds and "
+        f"{SECONDS:.0f} seconds, both sides in turns. The "
         f"graph answers with the probabilities of all nodes, the path, and at every level the {TOP_K} prototypes that "
         "contribute most, with their activation maps; a routed one with the probabilities along the path alone.",
         "",

@@ -22,8 +22,8 @@ from measuring import described, machine, protoserve
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
 
-# Of the candidates below, those that on photographs of train and val (`--candidates`) were told from their siblings by the
-# default score (AUROC of at least 0.85) and put under the right node of level 1 (at least 90 %).
+# Of the candidates below, those that on photographs of train and val (`--candidates`) were told from their siblings by
+# the default score (AUROC of at least 0.85) and put under the right node of level 1 (at least 90 %).
 LEAVES = (
     "Packages/Milk/Arla-Ecological-Medium-Fat-Milk",
     "Vegetables/Pepper/Orange-Bell-Pepper",

@@ -192,6 +192,10 @@ class Grouping(nn.Module):
         self.register_buffer("below", below, persistent=False)
         self.register_buffer("leaf_ancestor", ancestor, persistent=False)
 
+    def always(self, count: int) -> bool:
+        """Whether every node of every path competes with `count` prototypes or more, so that no evidence is lacking."""
+        return bool((self.leaf_count >= count).all())
+
     def flat_weights(self, weight: Tensor) -> Tensor:
         """The last layers [G, M, Q] as one row of numbers, bucket after bucket."""
         return torch.cat([table.reshape(-1) for table in self.weights(weight)])

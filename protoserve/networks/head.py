@@ -313,6 +313,7 @@ class FusedHead(nn.Module):
         self.form, self.epsilon, self.shift = head.form, head.epsilon, head.shift
         self.unit, self.top_k = head.sphere, top_k
         self.slots = head.top_k_limit
+        self.always = head.grouping.always(top_k)
         with torch.no_grad():
             vectors = head.shifted_vectors().clone()
             self.register_buffer("vectors", vectors)
@@ -360,8 +361,10 @@ class FusedHead(nn.Module):
         found_similarities = similarities.gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
         contributions = torch.where(slots < count, weight * found_similarities, NEGATIVE)
         contribution, slot = contributions.topk(self.top_k, dim=2)
-        found = slot < count
-        chosen = torch.where(found, first + slot, 0).flatten(1)
+        # Where every group has enough prototypes, nothing is lacking.
+        found = None if self.always else slot < count
+        prototype = first + slot
+        chosen = (prototype if found is None else torch.where(found, prototype, 0)).flatten(1)
 
         if self.radius == 0.0:
             apart = at_prototypes(product, self.squares, chosen)
@@ -372,16 +375,23 @@ class FusedHead(nn.Module):
         maps = similarity(apart, self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
             maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
-        maps = torch.where(found.reshape(-1, levels * self.top_k, 1), maps, 0.0)
+        evidence_similarity, evidence_weight = found_similarities.gather(2, slot), weight.gather(2, slot)
+        evidence_cell = cell.gather(1, chosen).reshape(-1, levels, self.top_k)
+        if found is not None:
+            prototype, evidence_cell = torch.where(found, prototype, -1), torch.where(found, evidence_cell, -1)
+            evidence_similarity = torch.where(found, evidence_similarity, 0.0)
+            evidence_weight = torch.where(found, evidence_weight, 0.0)
+            contribution = torch.where(found, contribution, 0.0)
+            maps = torch.where(found.reshape(-1, levels * self.top_k, 1), maps, 0.0)
         return Explanation(
             log_probability=log_probability,
             logit=logit,
             path=grouping.leaf_path.index_select(0, leaf),
-            evidence_prototype=torch.where(found, first + slot, -1),
-            evidence_similarity=torch.where(found, found_similarities.gather(2, slot), 0.0),
-            evidence_weight=torch.where(found, weight.gather(2, slot), 0.0),
-            evidence_contribution=torch.where(found, contribution, 0.0),
-            evidence_cell=torch.where(found, cell.gather(1, chosen).reshape(-1, levels, self.top_k), -1),
+            evidence_prototype=prototype,
+            evidence_similarity=evidence_similarity,
+            evidence_weight=evidence_weight,
+            evidence_contribution=contribution,
+            evidence_cell=evidence_cell,
             evidence_map=maps.reshape(-1, levels, self.top_k, latent.shape[2], latent.shape[3]),
             similarity=similarities,
             cell=cell,

@@ -82,6 +82,7 @@ class RoutedHead(nn.Module):
             raise InputError(f"a routed head expands at least 1 node of every level, not {width}")
         self.form, self.epsilon, self.shift, self.unit = head.form, head.epsilon, head.shift, head.sphere
         self.top_k, self.width, self.slots = top_k, width, head.top_k_limit
+        self.always = head.grouping.always(top_k)
         with torch.no_grad():
             vectors = head.shifted_vectors().detach()
             # Whether the product is exact enough everywhere; then it is that of multiplied vectors.
@@ -332,8 +333,8 @@ class RoutedHead(nn.Module):
         parts_of_logit = weight * similar
         contribution, slot = (parts_of_logit + functional.embedding(group, self.no_slot)).topk(top_k, dim=2)
         prototype = prototype.gather(2, slot)
-        shown = prototype >= 0
-        numbers = prototype.clamp_min(0).flatten(1)
+        shown = None if self.always else prototype >= 0
+        numbers = (prototype if self.always else prototype.clamp_min(0)).flatten(1)
         vectors = functional.embedding(numbers, self.vectors)
         if self.direct:
             values = torch.matmul(vectors, cells)
@@ -342,17 +343,24 @@ class RoutedHead(nn.Module):
             # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
             values = exact(cells.transpose(1, 2)[:, None], vectors[:, :, None])
             cell = (-values).argmax(2)
-        maps = torch.where(shown.reshape(-1, depth * top_k, 1), self._similarity(values, numbers), 0.0)
+        cell = cell.reshape(-1, depth, top_k)
+        maps = self._similarity(values, numbers)
+        shown_similarity = similar.gather(2, slot)
+        if shown is not None:
+            cell = torch.where(shown, cell, -1)
+            maps = torch.where(shown.reshape(-1, depth * top_k, 1), maps, 0.0)
+            contribution = torch.where(shown, contribution, 0.0)
+            shown_similarity = torch.where(shown, shown_similarity, 0.0)
         return RoutedExplanation(
             certain=(best > bound + MARGIN).squeeze(1),
             path=path,
             path_log_probability=log_probability if self.even else torch.where(path >= 0, log_probability, 0.0),
             path_logit=parts_of_logit.sum(2),
             evidence_prototype=prototype,
-            evidence_similarity=torch.where(shown, similar.gather(2, slot), 0.0),
+            evidence_similarity=shown_similarity,
             evidence_weight=weight.gather(2, slot),
-            evidence_contribution=torch.where(shown, contribution, 0.0),
-            evidence_cell=torch.where(shown, cell.reshape(-1, depth, top_k), -1),
+            evidence_contribution=contribution,
+            evidence_cell=cell,
             evidence_map=maps.reshape(-1, depth, top_k, latent.shape[2], latent.shape[3]),
         )
 

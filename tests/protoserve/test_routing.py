@@ -45,6 +45,22 @@ def random_head(seed, form="log1p", sphere=False, dimensions=6, epsilon=1e-3):
     return head.eval(), on_sphere(latent - 0.5, 1) if head.sphere else latent
 
 
+def even_head(seed, form="log1p", sphere=True, dimensions=16, epsilon=0.1):
+    """Three levels, every group with prototypes enough for any evidence."""
+    generator = np.random.default_rng(seed)
+    tree = Taxonomy.from_paths(
+        [f"{a}/{b}/{c}" for a in range(3) for b in range(int(generator.integers(2, 4))) for c in range(2 + (a + b) % 3)]
+    )
+    torch.manual_seed(seed)
+    children = prototype_children(tree, "hierarchical", 3)
+    head = PrototypeHead(tree, children, dimensions, form=form, sphere=sphere, epsilon=epsilon, zero=2.0)
+    with torch.no_grad():
+        head.weight.copy_(5.0 * torch.randn_like(head.weight))
+        head.temperature.uniform_(0.5, 2.0)
+    latent = torch.rand(7, dimensions, 3, 4)
+    return head.eval(), on_sphere(latent - 0.5, 1) if head.sphere else latent
+
+
 def routed(head, top_k, width, trunk=0):
     """Unless a `trunk` is asked for, all levels are routed but the first that has siblings."""
     return RoutedHead(head, top_k, width, trunk)
@@ -64,6 +80,24 @@ def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     seed, width, form, sphere, epsilon, dimensions, trunk
 ):
     head, latent = random_head(seed, form, sphere, dimensions, epsilon)
+    same_where_certain(head, latent, width, trunk)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.integers(1, 4),
+    form=st.sampled_from(["log1p", "log-ratio", "cosine", "negative-distance"]),
+    sphere=st.booleans(),
+    trunk=st.sampled_from([0, 40, 1024]),
+)
+def test_so_it_does_where_no_evidence_is_lacking(seed, width, form, sphere, trunk):
+    head, latent = even_head(seed, form, sphere)
+    assert head.grouping.always(4) and RoutedHead(head, 4, 1).always
+    same_where_certain(head, latent, width, trunk)
+
+
+def same_where_certain(head, latent, width, trunk):
     top_k = min(4, head.top_k_limit)
     with torch.inference_mode():
         full, found = head.explain(latent, top_k), routed(head, top_k, width, trunk)(latent)
