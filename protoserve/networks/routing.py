@@ -197,7 +197,7 @@ class RoutedHead(nn.Module):
         of_group = np.stack([place, np.where(present, first[:, None] + slot, -1)], axis=1)
         tables: dict[str, NDArray[np.generic]] = {
             "of_leaf": of_leaf,
-            "of_group": of_group.reshape(len(of_group), -1),
+            "of_group": of_group.reshape(len(of_group), -1).astype(np.int64 if self.rows.dense else np.int32),
             "no_slot": np.where(present, 0.0, NEGATIVE).astype(np.float32),
         }
         for name, content in tables.items():
@@ -285,7 +285,7 @@ class RoutedHead(nn.Module):
         """Similarities [N, B · slots], log-probabilities [N, B · members] and numbers among the leaves int64 [N, B,
         members] of the children of `parent` int64 [N, B], whose own log-probabilities are `above`."""
         wide = parent.shape[1]
-        below = functional.embedding(parent, level.below)
+        below = functional.embedding(parent, level.below).long()
         prototypes, child, numbers = torch.split(below, [level.slots, level.members, level.members], dim=2)
         vectors = functional.embedding(prototypes, self.vectors).reshape(-1, wide * level.slots, self.vectors.shape[1])
         similar = self._pooled(cells, vectors, prototypes.flatten(1))
@@ -315,7 +315,7 @@ class RoutedHead(nn.Module):
         parts = torch.split(functional.embedding(leaf, self.of_leaf), [depth] * 4 + [len(chosen)], dim=1)
         path, row, group, among, parents = parts
 
-        of_group = functional.embedding(group, self.of_group)
+        of_group = functional.embedding(group, self.of_group).long()
         places, prototype = torch.split(of_group, [slots, slots], dim=2)
         places = places.flatten(1)
         # Similarities and probabilities stand where the path's parent does among those expanded.
