@@ -31,27 +31,28 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from head_graphs import (
+    CELLS,
+    DIMENSIONS,
+    FORMS,
+    ROUTED,
+    SIDE,
+    SIZE,
+    TOP_K,
+    random_head,
+    write_heads,
+    write_networks,
+    write_product,
+)
 from measuring import described, machine
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
-from export.graph import OUTPUTS, ROUTED_OUTPUTS, ExplainedGraph, RoutedGraph, quiet, write_onnx
 from export.targets.table import ROUTED_WIDTH
-from protoserve.networks.backbones import backbone
-from protoserve.networks.head import FusedHead, PrototypeHead, groups_of
-from protoserve.networks.network import LinearNetwork, PrototypeNetwork
-from protoserve.networks.routing import RoutedHead
-from protoserve.taxonomy import Taxonomy
+from protoserve.networks.head import PrototypeHead, groups_of
 
 RESULTS = Path(__file__).parent / "results"
-SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
 # How long each comparison goes on at least, in how many processes those with a plain classifier are made.
 SECONDS, PROCESSES = 12.0, 6
-# Rows and columns of the product that the machine's rate is measured with.
-SIDE = 1_024
-# How many times as wide as usual a routed head's last layers are drawn.
-WIDE = 100.0
 Session = onnxruntime.InferenceSession
 
 
@@ -72,43 +73,8 @@ CASES = (
     Case("mobilenet_v3_large", 20_000, 1, 1.4),
     Case("mobilenet_v3_large", 20_000, 8, 1.25),
 )
-ROUTED = "routed"
-# What a prototype head is told of latent vectors and similarity.
-SHIPPED: dict[str, Any] = {"sphere": True, "epsilon": 0.08, "zero": 2.0}
-FORMS: dict[str, dict[str, Any]] = {"published": {}, "shipped": SHIPPED, ROUTED: SHIPPED}
 # Against the published code: prototypes, and how many times faster is asked for.
 PUBLISHED = ((2_000, 3.0), (20_000, 5.0))
-PARENTS = {2_000: 40, 20_000: 300}
-
-
-def taxonomy(parents: int) -> Taxonomy:
-    """About so many parents on three levels, each with 2 to 12 leaves, drawn at random."""
-    sizes = np.random.default_rng(0).integers(2, 13, parents)
-    top = max(2, round(parents**0.5))
-    return Taxonomy.from_paths(
-        [f"{parent % top}/{parent}/{leaf}" for parent, size in enumerate(sizes) for leaf in range(size)]
-    )
-
-
-def prototype_children(tree: Taxonomy, count: int) -> list[int]:
-    """`count` prototypes, spread evenly over all competing nodes, in the head's order."""
-    nodes = [node for group in groups_of(tree, "hierarchical") for node in group.children]
-    shares = np.diff(np.linspace(0, count, len(nodes) + 1).round().astype(int))
-    return [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
-
-
-def random_head(prototypes: int, form: str = "published") -> PrototypeHead:
-    """A head over random prototypes, with random last layers, of one of the `FORMS`."""
-    torch.manual_seed(0)
-    tree = taxonomy(PARENTS[prototypes])
-    head = PrototypeHead(tree, prototype_children(tree, prototypes), DIMENSIONS, **FORMS[form])
-    with torch.no_grad():
-        if form == ROUTED:
-            head.weight.copy_(WIDE * torch.randn_like(head.weight) * head.own_mask)
-        else:
-            head.weight += 0.1 * torch.randn_like(head.weight)
-        head.centre.copy_(head.vectors().mean(0))
-    return head.eval()
 
 
 def random_latent(batch: int, seed: int, form: str) -> NDArray[np.float32]:
@@ -120,62 +86,6 @@ def random_latent(batch: int, seed: int, form: str) -> NDArray[np.float32]:
     return np.asarray(latent / np.linalg.norm(latent, axis=1, keepdims=True))
 
 
-class Plain(nn.Module):
-    """What anybody would serve instead: the backbone, pooled, a linear layer, a softmax over leaves."""
-
-    def __init__(self, network: LinearNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.softmax(self.network.leaf_logits(self.network.features(image)), dim=1)
-
-
-class Fused(nn.Module):
-    """The head of our graphs, from the latent map on."""
-
-    def __init__(self, head: PrototypeHead, form: str) -> None:
-        super().__init__()
-        routed = form == ROUTED
-        self.head = RoutedHead(head, TOP_K, ROUTED_WIDTH) if routed else FusedHead(head, TOP_K, cells=CELLS * CELLS)
-
-    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head(latent))
-
-
-class Published(nn.Module):
-    """A head as the published code has it, with the weights of ours: for every parent in turn a convolution with ones
-    for ‖z‖², one with the prototypes for zp, the similarity at all cells, its maximum, and a dense last layer. Returns
-    the probabilities of every parent's children and all activation maps, as the published code does.
-    """
-
-    def __init__(self, head: PrototypeHead) -> None:
-        super().__init__()
-        self.epsilon, self.shift = head.epsilon, head.shift
-        self.prototypes, self.weights, self.ones = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
-        weight, compared = head.effective_weight().detach(), head.vectors().detach()
-        for number, group in enumerate(groups_of(head.taxonomy, head.kind)):
-            own = head.prototype_group == number
-            vectors = compared[own][:, :, None, None]
-            self.prototypes.append(nn.Parameter(vectors.clone()))
-            self.ones.append(nn.Parameter(torch.ones_like(vectors)))
-            self.weights.append(nn.Parameter(weight[number, : len(group.children), : int(own.sum())].clone()))
-
-    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
-        probabilities, maps = [], []
-        for prototypes, ones, weight in zip(self.prototypes, self.ones, self.weights, strict=True):
-            squares = functional.conv2d(latent * latent, ones)
-            products = functional.conv2d(latent, prototypes)
-            lengths = (prototypes * prototypes).sum((1, 2, 3)).reshape(-1, 1, 1)
-            distance = functional.relu(squares - 2.0 * products + lengths)
-            similarities = torch.log(1.0 + 1.0 / (distance + self.epsilon)) + self.shift
-            smallest = -functional.max_pool2d(-distance, distance.shape[2:])
-            pooled = torch.log(1.0 + 1.0 / (smallest.flatten(1) + self.epsilon)) + self.shift
-            probabilities.append(torch.softmax(functional.linear(pooled, weight), dim=1))
-            maps.append(similarities)
-        return torch.cat(probabilities, dim=1), torch.cat(maps, dim=1)
-
-
 def session(file: Path) -> Session:
     """The file in onnxruntime, on the threads that all sessions share: threads of its own go on spinning for a while
     after a run, at the cost of whoever's turn is next."""
@@ -183,28 +93,6 @@ def session(file: Path) -> Session:
     options.use_per_session_threads = False
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
-def write_module(module: nn.Module, example: Tensor, file: Path, name: str, *, optimise: bool = True) -> Path:
-    """Any module as an ONNX file with a dynamic batch. Without `optimise`, only onnxruntime looks for what can be done
-    in fewer steps: the exporter's own search takes ten minutes for hundreds of parents in a loop."""
-    import onnx
-
-    with quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            opset_version=20,
-            input_names=[name],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=False,
-            verbose=False,
-            optimize=optimise,
-        )
-    assert program is not None
-    onnx.save_model(program.model_proto, str(file))
-    return file
 
 
 def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
@@ -224,22 +112,6 @@ def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, seconds: float = 
     return found
 
 
-class Product(nn.Module):
-    """A large matrix product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.right = nn.Parameter(torch.rand(SIDE, SIDE))
-
-    def forward(self, left: Tensor) -> Tensor:
-        return torch.matmul(left, self.right)
-
-
-def write_product(file: Path) -> None:
-    """Write the large product."""
-    write_module(Product(), torch.rand(SIDE, SIDE), file, "left")
-
-
 def matrix_rate(folder: Path, rounds: int) -> float:
     """Multiply-adds a second of a large product in onnxruntime: what the machine can do."""
     apart(write_product, folder / "product.onnx")
@@ -249,33 +121,11 @@ def matrix_rate(folder: Path, rounds: int) -> float:
     return SIDE**3 / min(seconds)
 
 
-def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
-    """How many prototypes a head multiplies with every cell."""
-    if isinstance(head, FusedHead):
-        return prototypes
-    return head.trunk_prototypes + sum(int(level.width) * int(level.slots) for level in head.levels)
-
-
 def apart(task: Callable[..., Any], *arguments: Any) -> Any:
     """What the task returns in a process of its own: exporting leaves PyTorch's threads and memory behind, which no
     process that serves has."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(task, *arguments).result()
-
-
-@torch.no_grad()
-def write_networks(name: str, prototypes: int, form: str, explained: Path, plain: Path) -> int:
-    """Write both graphs over one backbone; returns how many vectors of D numbers a cell is multiplied with: those of
-    prototypes and, in the add-on layer, of the features."""
-    example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
-    head, body = random_head(prototypes, form), backbone(name)
-    network = PrototypeNetwork(body, head, None).eval()
-    graph: Any = ExplainedGraph(network, TOP_K, example)
-    if form == ROUTED:
-        graph = RoutedGraph(network, TOP_K, ROUTED_WIDTH)
-    write_onnx(graph.eval(), example, explained, {})
-    write_module(Plain(LinearNetwork(body, head.taxonomy)), example, plain, "image")
-    return products(graph.head, prototypes) + body.channels
 
 
 def ask_both(
@@ -391,29 +241,6 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
             )
             print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
-
-
-@torch.no_grad()
-def write_heads(prototypes: int, form: str, fused: Path, published: Path) -> None:
-    """Write both heads."""
-    head, example = random_head(prototypes, form), torch.rand(2, DIMENSIONS, CELLS, CELLS)
-    _write_fused(head, example, fused, form)
-    write_module(Published(head), example, published, "latent", optimise=False)
-
-
-def _write_fused(head: PrototypeHead, example: Tensor, file: Path, form: str) -> Path:
-    import onnx
-
-    write_module(Fused(head, form), example, file, "latent")
-    model = onnx.load(str(file))
-    names = ROUTED_OUTPUTS if form == ROUTED else OUTPUTS
-    for output, name in zip(model.graph.output, names, strict=True):
-        for node in model.graph.node:
-            node.output[:] = [name if value == output.name else value for value in node.output]
-            node.input[:] = [name if value == output.name else value for value in node.input]
-        output.name = name
-    onnx.save_model(model, str(file))
-    return file
 
 
 def table(results: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ def summary(bundle: Bundle, target: str, report: dict[str, Any]) -> str:
     batches = [part for name, part in report.items() if name.startswith("batch_")]
     worst = max(value for batch in batches for value in batch["worst_difference"].values())
     line = f"{bundle.manifest.files[target]:<20}{size:7.1f} MB   worst difference {worst:.1e}"
+    if "certain" in batches[0]:
+        line += f"   certain of {100 * min(batch['certain'] for batch in batches):.0f} % of the sample pictures"
     if (validation := report.get("validation")) is not None:
         loss = max(validation["loss_points"].values())
         same = 100 * min(validation["first_evidence_same"].values(), default=1.0)

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
-
-import torch
+from typing import Final
 
 from export.graph import RoutedGraph, write_onnx, write_torchscript
 from export.parity import FLOAT16, FLOAT32, INT8, Fitter, Precision, Runtime
@@ -55,11 +53,9 @@ def _plain(source: Source, file: Path) -> None:
 
 
 def _routed(source: Source, file: Path) -> None:
-    whole = source.graphs.explained
-    batch = source.graphs.options.batches
-    dynamic: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch", min=1)}
-    graph = RoutedGraph(whole.network, whole.head.top_k, ROUTED_WIDTH).eval()
-    write_onnx(graph, source.graphs.fitted, file, {}, dynamic=dynamic)
+    graphs = source.graphs
+    routed = RoutedGraph(graphs.explained.network, graphs.explained.head.top_k, ROUTED_WIDTH).eval()
+    write_onnx(routed, graphs.fitted, file, {}, dynamic={} if graphs.options.batches else None)
     finish_onnx(source, file)
 
 

@@ -104,7 +104,7 @@ class RoutedHead(nn.Module):
             widest = min(widest if levels else width, len(tree.parents_at(depth)))
             levels.append(Level(head, tree, depth, widest, self.slots if self.rows.dense else None))
             widest = min(width, widest * levels[-1].members)
-        self.levels = nn.ModuleList(levels)
+        self.levels, self.widths = nn.ModuleList(levels), [level.width for level in levels]
         self._make_answers(tree, levels)
 
     def _make_trunk(self, head: PrototypeHead, tree: Tree, most: int) -> None:
@@ -251,7 +251,7 @@ class RoutedHead(nn.Module):
             leaves.append((chances, self.trunk_leaf.expand(chances.shape[0], -1)))
         chosen: list[Tensor] = []
         if len(self.levels):
-            best, parent = self._best(found[0].index_select(1, self.trunk_inner), self.levels[0].width, left_out)
+            best, parent = self._best(found[0].index_select(1, self.trunk_inner), self.widths[0], left_out)
         for number, level in enumerate(self.levels):
             assert isinstance(level, Level)
             chosen.append(parent)
@@ -266,14 +266,13 @@ class RoutedHead(nn.Module):
             if level.inner is not None and level.not_inner is not None:
                 inner = chances + functional.embedding(parent, level.not_inner).flatten(1)
                 # Fewer inner nodes than places: what comes for them is no parent, and too improbable to matter.
-                best, place = self._best(inner, self.levels[number + 1].width, left_out)
+                best, place = self._best(inner, self.widths[number + 1], left_out)
                 parent = functional.embedding(parent, level.inner).flatten(1).gather(1, place)
         return self._answer(latent, cells, similarities, found, leaves, left_out, chosen)
 
     @staticmethod
-    def _best(values: Tensor, width: int | Tensor | nn.Module, left_out: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _best(values: Tensor, width: int, left_out: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The `width` greatest of `values` [N, K] and their places; the next one bounds what is left out."""
-        assert isinstance(width, int)
         best, place = values.topk(min(width + 1, values.shape[1]), dim=1)
         if best.shape[1] <= width:
             return best, place

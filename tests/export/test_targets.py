@@ -15,7 +15,7 @@ import torch
 from export.bundling import export_bundle
 from export.parity import completed
 from export.targets import executorch_files, openvino_files, quantising
-from export.targets.listing import listing, next_steps
+from export.targets.listing import listing, next_steps, summary
 from export.targets.onnx_files import backbone_nodes, run_onnx
 from export.targets.table import TARGETS
 from protoserve.bundle import read_bundle
@@ -249,6 +249,14 @@ def test_a_missing_runtime_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "executorch.runtime", None)
     with pytest.raises(MissingExtraError, match=r"protoserve\[targets\]"):
         executorch_files.run_executorch(tmp_path / "model.pte")
+
+
+def test_of_a_routed_file_is_said_how_often_it_is_certain(bundle):
+    parity = json.loads((bundle.directory / "parity.json").read_text())
+    assert "certain of 100 % of the sample pictures" in summary(bundle, "onnx-routed", parity["onnx-routed"])
+    parity["onnx-routed"]["batch_3"]["certain"] = 0.25
+    assert "certain of 25 %" in summary(bundle, "onnx-routed", parity["onnx-routed"])
+    assert "certain" not in summary(bundle, "onnx", parity["onnx"])
 
 
 def test_the_table_and_the_next_steps_name_every_target(bundle):

@@ -1,0 +1,201 @@
+"""What `benchmarks/head.py` compares, and how it is written: our graphs, a plain classifier's, and a head as in the
+published code, over one random taxonomy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.graph import OUTPUTS, ROUTED_OUTPUTS, ExplainedGraph, RoutedGraph, quiet, write_onnx
+from export.targets.table import ROUTED_WIDTH
+from protoserve.networks.backbones import backbone
+from protoserve.networks.head import FusedHead, PrototypeHead, groups_of
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.networks.routing import RoutedHead
+from protoserve.taxonomy import Taxonomy
+
+SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
+# Rows and columns of the product that the machine's rate is measured with.
+SIDE = 1_024
+# How many times as wide as usual a routed head's last layers are drawn.
+WIDE = 100.0
+ROUTED = "routed"
+# What a prototype head is told of latent vectors and similarity.
+SHIPPED: dict[str, Any] = {"sphere": True, "epsilon": 0.08, "zero": 2.0}
+FORMS: dict[str, dict[str, Any]] = {"published": {}, "shipped": SHIPPED, ROUTED: SHIPPED}
+# About how many parents there are, by the number of prototypes.
+PARENTS = {2_000: 40, 20_000: 300}
+
+
+def taxonomy(parents: int) -> Taxonomy:
+    """About so many parents on three levels, each with 2 to 12 leaves, drawn at random."""
+    sizes = np.random.default_rng(0).integers(2, 13, parents)
+    top = max(2, round(parents**0.5))
+    return Taxonomy.from_paths(
+        [f"{parent % top}/{parent}/{leaf}" for parent, size in enumerate(sizes) for leaf in range(size)]
+    )
+
+
+def prototype_children(tree: Taxonomy, count: int) -> list[int]:
+    """`count` prototypes, spread evenly over all competing nodes, in the head's order."""
+    nodes = [node for group in groups_of(tree, "hierarchical") for node in group.children]
+    shares = np.diff(np.linspace(0, count, len(nodes) + 1).round().astype(int))
+    return [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
+
+
+def random_head(prototypes: int, form: str = "published") -> PrototypeHead:
+    """A head over random prototypes, with random last layers, of one of the `FORMS`."""
+    torch.manual_seed(0)
+    tree = taxonomy(PARENTS[prototypes])
+    head = PrototypeHead(tree, prototype_children(tree, prototypes), DIMENSIONS, **FORMS[form])
+    with torch.no_grad():
+        if form == ROUTED:
+            head.weight.copy_(WIDE * torch.randn_like(head.weight) * head.own_mask)
+        else:
+            head.weight += 0.1 * torch.randn_like(head.weight)
+        head.centre.copy_(head.vectors().mean(0))
+    return head.eval()
+
+
+class Plain(nn.Module):
+    """What anybody would serve instead: the backbone, pooled, a linear layer, a softmax over leaves."""
+
+    def __init__(self, network: LinearNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.softmax(self.network.leaf_logits(self.network.features(image)), dim=1)
+
+
+class Fused(nn.Module):
+    """The head of our graphs, from the latent map on."""
+
+    def __init__(self, head: PrototypeHead, form: str) -> None:
+        super().__init__()
+        routed = form == ROUTED
+        self.head = RoutedHead(head, TOP_K, ROUTED_WIDTH) if routed else FusedHead(head, TOP_K, cells=CELLS * CELLS)
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.head(latent))
+
+
+class Published(nn.Module):
+    """A head as the published code has it, with the weights of ours: for every parent in turn a convolution with ones
+    for ‖z‖², one with the prototypes for zp, the similarity at all cells, its maximum, and a dense last layer. Returns
+    the probabilities of every parent's children and all activation maps, as the published code does.
+    """
+
+    def __init__(self, head: PrototypeHead) -> None:
+        super().__init__()
+        self.epsilon, self.shift = head.epsilon, head.shift
+        self.prototypes, self.weights, self.ones = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        weight, compared = head.effective_weight().detach(), head.vectors().detach()
+        for number, group in enumerate(groups_of(head.taxonomy, head.kind)):
+            own = head.prototype_group == number
+            vectors = compared[own][:, :, None, None]
+            self.prototypes.append(nn.Parameter(vectors.clone()))
+            self.ones.append(nn.Parameter(torch.ones_like(vectors)))
+            self.weights.append(nn.Parameter(weight[number, : len(group.children), : int(own.sum())].clone()))
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+        probabilities, maps = [], []
+        for prototypes, ones, weight in zip(self.prototypes, self.ones, self.weights, strict=True):
+            squares = functional.conv2d(latent * latent, ones)
+            products = functional.conv2d(latent, prototypes)
+            lengths = (prototypes * prototypes).sum((1, 2, 3)).reshape(-1, 1, 1)
+            distance = functional.relu(squares - 2.0 * products + lengths)
+            similarities = torch.log(1.0 + 1.0 / (distance + self.epsilon)) + self.shift
+            smallest = -functional.max_pool2d(-distance, distance.shape[2:])
+            pooled = torch.log(1.0 + 1.0 / (smallest.flatten(1) + self.epsilon)) + self.shift
+            probabilities.append(torch.softmax(functional.linear(pooled, weight), dim=1))
+            maps.append(similarities)
+        return torch.cat(probabilities, dim=1), torch.cat(maps, dim=1)
+
+
+def write_module(module: nn.Module, example: Tensor, file: Path, name: str, *, optimise: bool = True) -> Path:
+    """Any module as an ONNX file with a dynamic batch. Without `optimise`, only onnxruntime looks for what can be done
+    in fewer steps: the exporter's own search takes ten minutes for hundreds of parents in a loop."""
+    import onnx
+
+    with quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=20,
+            input_names=[name],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+            optimize=optimise,
+        )
+    assert program is not None
+    onnx.save_model(program.model_proto, str(file))
+    return file
+
+
+class Product(nn.Module):
+    """A large matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = nn.Parameter(torch.rand(SIDE, SIDE))
+
+    def forward(self, left: Tensor) -> Tensor:
+        return torch.matmul(left, self.right)
+
+
+def write_product(file: Path) -> None:
+    """Write the large product."""
+    write_module(Product(), torch.rand(SIDE, SIDE), file, "left")
+
+
+def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
+    """How many prototypes a head multiplies with every cell."""
+    if isinstance(head, FusedHead):
+        return prototypes
+    return head.trunk_prototypes + sum(int(level.width) * int(level.slots) for level in head.levels)
+
+
+@torch.no_grad()
+def write_networks(name: str, prototypes: int, form: str, explained: Path, plain: Path) -> int:
+    """Write both graphs over one backbone; returns how many vectors of D numbers a cell is multiplied with: those of
+    prototypes and, in the add-on layer, of the features."""
+    example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    head, body = random_head(prototypes, form), backbone(name)
+    network = PrototypeNetwork(body, head, None).eval()
+    graph: Any = ExplainedGraph(network, TOP_K, example)
+    if form == ROUTED:
+        graph = RoutedGraph(network, TOP_K, ROUTED_WIDTH)
+    write_onnx(graph.eval(), example, explained, {})
+    write_module(Plain(LinearNetwork(body, head.taxonomy)), example, plain, "image")
+    return products(graph.head, prototypes) + body.channels
+
+
+@torch.no_grad()
+def write_heads(prototypes: int, form: str, fused: Path, published: Path) -> None:
+    """Write both heads."""
+    head, example = random_head(prototypes, form), torch.rand(2, DIMENSIONS, CELLS, CELLS)
+    _write_fused(head, example, fused, form)
+    write_module(Published(head), example, published, "latent", optimise=False)
+
+
+def _write_fused(head: PrototypeHead, example: Tensor, file: Path, form: str) -> Path:
+    import onnx
+
+    write_module(Fused(head, form), example, file, "latent")
+    model = onnx.load(str(file))
+    names = ROUTED_OUTPUTS if form == ROUTED else OUTPUTS
+    for output, name in zip(model.graph.output, names, strict=True):
+        for node in model.graph.node:
+            node.output[:] = [name if value == output.name else value for value in node.output]
+            node.input[:] = [name if value == output.name else value for value in node.input]
+        output.name = name
+    onnx.save_model(model, str(file))
+    return file
