@@ -58,9 +58,11 @@ def tree_of(head: PrototypeHead) -> Tree:
 
 class Rows(nn.Module):
     """Every node's row of its group's last layer, 0 past the group's prototypes: of all nodes as one table where that
-    is small beside the prototypes, else out of one row of numbers."""
+    is small beside the prototypes (`dense`; then `scaled` is the same divided by the group's temperature), else out of
+    one row of numbers."""
 
     table: Tensor | None
+    scaled: Tensor
     flat: Tensor
     start: Tensor
     count: Tensor
@@ -76,6 +78,8 @@ class Rows(nn.Module):
             rows = weight[torch.where(alone, 0, group).to(weight.device), member.to(weight.device)].clone()
             rows[alone.to(weight.device)] = 0.0
             self.register_buffer("table", rows, persistent=False)
+            temperature = functional.pad(head.temperature.detach(), (0, 1), value=1.0)[group.to(weight.device)]
+            self.register_buffer("scaled", rows / temperature[:, None], persistent=False)
             return
         self.register_buffer("table", None, persistent=False)
         flat = functional.pad(head.grouping.flat_weights(head.effective_weight().detach()), (0, slots))
@@ -103,13 +107,13 @@ class Level(nn.Module):
 
     below int64 [parents, slots + 2 · members]: the prototypes, P for none; the children, V for none; and their numbers
     among the leaves, 0 for others. absent [parents, members] 0, or −1e30 where there is no such child; temperature
-    [parents, 1]; not_leaf [parents, members] −1e30 for what is none; inner int64 [parents, members] the place of the
+    [parents, 1], None with `slots`, where rows are scaled; not_leaf [parents, members] −1e30 for what is none; inner int64 [parents, members] the place of the
     child among the next level's parents, their number for others, and not_inner −1e30 for others.
     """
 
     below: Tensor
     absent: Tensor
-    temperature: Tensor
+    temperature: Tensor | None
     not_leaf: Tensor | None
     inner: Tensor | None
     not_inner: Tensor | None
@@ -139,7 +143,7 @@ class Level(nn.Module):
         tables: dict[str, NDArray[np.generic] | None] = {
             "below": np.concatenate([prototype, child, number[child]], axis=1),
             "absent": np.where(child < nodes, 0.0, NEGATIVE),
-            "temperature": temperature[:, None],
+            "temperature": None if slots else temperature[:, None],
             "not_leaf": None if is_leaf[child[child < nodes]].all() else np.where(is_leaf[child], 0.0, NEGATIVE),
             "inner": place[child] if len(below) else None,
             "not_inner": np.where(place[child] < len(below), 0.0, NEGATIVE) if len(below) else None,

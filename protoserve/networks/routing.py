@@ -169,31 +169,37 @@ class RoutedHead(nn.Module):
         first[tree.group[competing]] = tree.first[competing]
         present = slot < sizes[:, None]
         place = np.where(present, first[:, None] + slot, 0)
-        among = np.where(path < 0, 0, path)
-        # Where only the last level has leaves, the best one's place tells that of its parent.
+        # Where only the last level has leaves, the best one's place tells that of its parent, and its probability is
+        # that of the path's last node.
         self.only_last = not len(self.trunk_leaf_node) and not any(level.has_leaves for level in levels[:-1])
-        parents = np.full((len(leaves), len(levels)), -1, dtype=np.int64)
+        among = np.where(path < 0, 0, path)[:, : taxonomy.depth - self.only_last]
+        parents = np.full((len(leaves), len(levels) - self.only_last), -1, dtype=np.int64)
         slots_before, nodes_before = self.trunk_prototypes, self.trunk_nodes
         for number, level in enumerate(levels):
             depth = self.trunk + number
             local = np.full(nodes + 1, -1, dtype=np.int64)
             local[tree.parents_at(depth)] = np.arange(level.parents)
             there = path[:, depth] >= 0
-            parents[there, number] = local[path[there, depth - 1]]
             own = np.unique(group[there, depth])
             place[own] = np.where(present[own], slots_before + slot, 0)
-            among[there, depth] = nodes_before + path[there, depth] - tree.first_child[path[there, depth - 1]]
+            if number < parents.shape[1]:
+                parents[there, number] = local[path[there, depth - 1]]
+                among[there, depth] = nodes_before + path[there, depth] - tree.first_child[path[there, depth - 1]]
             which = np.arange(level.width)
             if self.only_last and number + 1 == len(levels):
                 which = which.repeat(level.members)
             for name, size, wide in (("slot", level.slots, self.slots), ("node", level.members, 1)):
-                shift = np.zeros((len(which), taxonomy.depth, wide), dtype=np.int64)
+                columns = taxonomy.depth if name == "slot" else among.shape[1]
+                if depth >= columns:
+                    continue
+                shift = np.zeros((len(which), columns, wide), dtype=np.int64)
                 shift[:, depth] = size * which[:, None]
                 table = torch.from_numpy(shift.reshape(len(which), -1))
                 self.register_buffer(f"{name}_shift_{number}", table, persistent=False)
             slots_before += level.width * level.slots
             nodes_before += level.width * level.members
         of_leaf = np.concatenate([path, row, group, among, parents], axis=1)
+        self.columns = [taxonomy.depth] * 3 + [among.shape[1]] + [1] * parents.shape[1]
         of_group = np.stack([place, np.where(present, first[:, None] + slot, -1)], axis=1)
         tables: dict[str, NDArray[np.generic]] = {
             "of_leaf": of_leaf,
@@ -278,7 +284,8 @@ class RoutedHead(nn.Module):
             return best, place
         best, next_one = torch.split(best, [width, 1], dim=1)
         left_out.append(next_one)
-        return best, place[:, :width]
+        # Graphs split in less time than they slice.
+        return best, torch.split(place, [width, 1], dim=1)[0]
 
     def _score(self, cells: Tensor, level: Level, parent: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Similarities [N, B · slots], log-probabilities [N, B · members] and numbers among the leaves int64 [N, B,
@@ -288,9 +295,13 @@ class RoutedHead(nn.Module):
         prototypes, child, numbers = torch.split(below, [level.slots, level.members, level.members], dim=2)
         vectors = functional.embedding(prototypes, self.vectors).reshape(-1, wide * level.slots, self.vectors.shape[1])
         similar = self._pooled(cells, vectors, prototypes.flatten(1))
-        weight = self.rows(child, level.slots)
-        logit = torch.matmul(weight, similar.reshape(-1, wide, level.slots, 1)).squeeze(3)
-        logit = logit / functional.embedding(parent, level.temperature) + functional.embedding(parent, level.absent)
+        rows = similar.reshape(-1, wide, level.slots, 1)
+        if level.temperature is None:
+            logit = torch.matmul(functional.embedding(child, self.rows.scaled), rows).squeeze(3)
+        else:
+            logit = torch.matmul(self.rows(child, level.slots), rows).squeeze(3)
+            logit = logit / functional.embedding(parent, level.temperature)
+        logit = logit + functional.embedding(parent, level.absent)
         # Below no parent nothing is: all are as improbable as that.
         return similar, (above[:, :, None] + torch.log_softmax(logit, dim=2)).flatten(1), numbers
 
@@ -306,13 +317,12 @@ class RoutedHead(nn.Module):
     ) -> RoutedExplanation:
         depth, top_k, slots = self.depth, self.top_k, self.slots
         chances, numbers = (_joined([*parts]) for parts in zip(*leaves, strict=True))
-        best, place = chances.amax(1, keepdim=True), chances.argmax(1, keepdim=True)
+        best, place = chances.topk(1, dim=1)
         bound = _joined(left_out) if left_out else torch.full_like(best, NEGATIVE)
         if bound.shape[1] > 1:
             bound = bound.amax(1, keepdim=True)
         leaf = numbers.gather(1, place).squeeze(1)
-        parts = torch.split(functional.embedding(leaf, self.of_leaf), [depth] * 4 + [len(chosen)], dim=1)
-        path, row, group, among, parents = parts
+        path, row, group, among, *parents = torch.split(functional.embedding(leaf, self.of_leaf), self.columns, dim=1)
 
         of_group = functional.embedding(group, self.of_group).long()
         places, prototype = torch.split(of_group, [slots, slots], dim=2)
@@ -322,10 +332,13 @@ class RoutedHead(nn.Module):
             if self.only_last and number + 1 == len(chosen):
                 where = place.squeeze(1)
             else:
-                where = (parent == parents[:, number : number + 1]).int().argmax(1)
+                where = (parent == parents[number]).int().argmax(1)
+                among = among + functional.embedding(where, self.get_buffer(f"node_shift_{number}"))
             places = places + functional.embedding(where, self.get_buffer(f"slot_shift_{number}"))
-            among = among + functional.embedding(where, self.get_buffer(f"node_shift_{number}"))
-        log_probability = _joined(found).gather(1, among)
+        if self.only_last:
+            log_probability = torch.cat([_joined(found[:-1]).gather(1, among), best], dim=1)
+        else:
+            log_probability = _joined(found).gather(1, among)
         similar = _joined(similarities).gather(1, places).reshape(-1, depth, slots)
 
         weight = self.rows(row, slots)

@@ -50,10 +50,14 @@ def doubling(form: Similarity, epsilon: float, shift: float) -> float:
 
 def similarity_of_product(product: Tensor, form: Similarity, epsilon: float, shift: float) -> Tensor:
     """`similarity` at the squared distance 2 − 2zp of unit vectors, in as few steps as there are: from their product,
-    one side of which was multiplied with `doubling`."""
+    one side of which was multiplied with `doubling`.
+
+    For a logarithm, ε must be large beside the product's rounding (see `near`), for nothing keeps the distance from
+    falling below 0 by that much.
+    """
     if form in ("log1p", "log-ratio"):
         scale, rise = _scales(form, epsilon, shift)
-        return torch.log(scale + torch.reciprocal(((2.0 + epsilon) / rise - product).clamp_min(epsilon / rise)))
+        return torch.log(scale + torch.reciprocal((2.0 + epsilon) / rise - product))
     return similarity((2.0 - product).clamp_min(0.0), form, epsilon, shift)
 
 
