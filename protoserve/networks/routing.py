@@ -72,6 +72,7 @@ class RoutedHead(nn.Module):
     trunk_leaf: Tensor
     of_leaf: Tensor
     of_group: Tensor
+    first: Tensor
     no_slot: Tensor
 
     def __init__(self, head: PrototypeHead, top_k: int, width: int, trunk: int = TRUNK) -> None:
@@ -198,54 +199,64 @@ class RoutedHead(nn.Module):
                 self.register_buffer(f"{name}_shift_{number}", table, persistent=False)
             slots_before += level.width * level.slots
             nodes_before += level.width * level.members
-        of_leaf = np.concatenate([path, row, group, among, parents], axis=1)
-        self.columns = [taxonomy.depth] * 3 + [among.shape[1]] + [1] * parents.shape[1]
-        of_group = np.stack([place, np.where(present, first[:, None] + slot, -1)], axis=1)
+        self.depth, self.even = taxonomy.depth, bool((path >= 0).all())
+        # Where no path ends early, the rows of the last layers are those of the path.
+        rows = row[:, :0] if self.even else row
+        of_leaf = np.concatenate([path, group, among, rows, parents], axis=1)
+        widths = [taxonomy.depth, taxonomy.depth, among.shape[1], rows.shape[1]]
+        self.columns = [width for width in widths if width] + [1] * parents.shape[1]
         tables: dict[str, NDArray[np.generic]] = {
             "of_leaf": of_leaf,
-            "of_group": of_group.reshape(len(of_group), -1).astype(np.int64 if self.rows.dense else np.int32),
+            "of_group": place.astype(np.int64 if self.rows.dense else np.int32),
+            "first": first[:, None],
             "no_slot": np.where(present, 0.0, NEGATIVE).astype(np.float32),
         }
         for name, content in tables.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(content)), persistent=False)
-        self.depth, self.even = taxonomy.depth, bool((path >= 0).all())
 
     # ---- similarities ----------------------------------------------------------------------------------------
 
     def _similarity(self, values: Tensor, prototypes: Tensor | None) -> Tensor:
-        """From products, where these are exact enough, or distances [N, K, …] to the `prototypes` int64 [N, K], or to
-        those of the trunk."""
+        """From products, where these are exact enough, or distances: [N, …, 1 or C] to the `prototypes` int64 [N, …],
+        or [N, K] to those of the trunk."""
         formula = similarity_of_product if self.direct else similarity
         found = formula(values, self.form, self.epsilon, self.shift)
         if self.form == "negative-distance":
             if prototypes is None:
                 return found + self.reference[: self.trunk_prototypes, 0]
-            own = functional.embedding(prototypes, self.reference)
-            found = found + (own if found.dim() == 3 else own.squeeze(2))
+            found = found + functional.embedding(prototypes, self.reference)
         return found
 
-    def _pooled(self, cells: Tensor, vectors: Tensor, prototypes: Tensor | None) -> Tensor:
-        """[N, K] the similarities at the best of `cells` [N, D, C] of `vectors` [K, D] or [N, K, D]."""
+    def _of_trunk(self, cells: Tensor) -> Tensor:
+        """[N, K] the similarities of the trunk's prototypes at the best of `cells` [N, 1, D, C]."""
+        vectors = self.vectors[: self.trunk_prototypes]
         if self.direct:
-            product = (
-                torch.matmul(cells.transpose(1, 2), vectors.t()).amax(1)
-                if vectors.dim() == 2
-                else torch.matmul(vectors, cells).amax(2)
-            )
-            return self._similarity(product, prototypes)
+            return self._similarity(torch.matmul(cells.transpose(2, 3), vectors.t()).amax((1, 2)), None)
+        return self._similarity(self._nearest(cells[:, 0], vectors), None)
+
+    def _of_level(self, cells: Tensor, prototypes: Tensor) -> Tensor:
+        """[N, B, slots, 1] the similarities of `prototypes` int64 [N, B, slots] at the best of `cells` [N, 1, D, C]."""
+        vectors = functional.embedding(prototypes, self.vectors)
+        if self.direct:
+            return self._similarity(torch.matmul(vectors, cells).amax(3, keepdim=True), prototypes)
+        nearest = self._nearest(cells[:, 0], vectors.flatten(1, 2))
+        return self._similarity(nearest.reshape(-1, *prototypes.shape[1:], 1), prototypes)
+
+    def _nearest(self, cells: Tensor, vectors: Tensor) -> Tensor:
+        """[N, K] the distances of `vectors` [K, D] or [N, K, D] to the nearest of `cells` [N, D, C]."""
         half = 0.0 if self.unit else -0.5 * (cells * cells).sum(1, keepdim=True)
         cell = (torch.matmul(vectors, cells) + half).argmax(2)
         # So few prototypes are all looked at a second time.
-        return self._similarity(exact(at_cells(cells.transpose(1, 2), cell), vectors), prototypes)
+        return exact(at_cells(cells.transpose(1, 2), cell), vectors)
 
     # ---- the way down ----------------------------------------------------------------------------------------
 
     def forward(self, latent: Tensor) -> RoutedExplanation:
         """The answer for `latent` [N, D, rows, columns]."""
-        cells = latent.flatten(2)
+        cells = latent.reshape(-1, 1, latent.shape[1], latent.shape[2] * latent.shape[3])
         if not self.unit:
             cells = cells - self.centre
-        similarities = [self._pooled(cells, self.vectors[: self.trunk_prototypes], None)]
+        similarities = [self._of_trunk(cells)]
         logits = torch.matmul(similarities[0], self.trunk_weight) + self.trunk_absent
         conditional = torch.log_softmax(logits.reshape(-1, self.trunk_groups, self.trunk_members), dim=2)
         found = [torch.matmul(conditional.flatten(1), self.trunk_path)]
@@ -290,20 +301,17 @@ class RoutedHead(nn.Module):
     def _score(self, cells: Tensor, level: Level, parent: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Similarities [N, B · slots], log-probabilities [N, B · members] and numbers among the leaves int64 [N, B,
         members] of the children of `parent` int64 [N, B], whose own log-probabilities are `above`."""
-        wide = parent.shape[1]
         below = functional.embedding(parent, level.below).long()
         prototypes, child, numbers = torch.split(below, [level.slots, level.members, level.members], dim=2)
-        vectors = functional.embedding(prototypes, self.vectors).reshape(-1, wide * level.slots, self.vectors.shape[1])
-        similar = self._pooled(cells, vectors, prototypes.flatten(1))
-        rows = similar.reshape(-1, wide, level.slots, 1)
+        similar = self._of_level(cells, prototypes)
         if level.temperature is None:
-            logit = torch.matmul(functional.embedding(child, self.rows.scaled), rows).squeeze(3)
+            logit = torch.matmul(functional.embedding(child, self.rows.scaled), similar).squeeze(3)
         else:
-            logit = torch.matmul(self.rows(child, level.slots), rows).squeeze(3)
+            logit = torch.matmul(self.rows(child, level.slots), similar).squeeze(3)
             logit = logit / functional.embedding(parent, level.temperature)
         logit = logit + functional.embedding(parent, level.absent)
         # Below no parent nothing is: all are as improbable as that.
-        return similar, (above[:, :, None] + torch.log_softmax(logit, dim=2)).flatten(1), numbers
+        return similar.flatten(1), (above[:, :, None] + torch.log_softmax(logit, dim=2)).flatten(1), numbers
 
     def _answer(
         self,
@@ -322,11 +330,10 @@ class RoutedHead(nn.Module):
         if bound.shape[1] > 1:
             bound = bound.amax(1, keepdim=True)
         leaf = numbers.gather(1, place).squeeze(1)
-        path, row, group, among, *parents = torch.split(functional.embedding(leaf, self.of_leaf), self.columns, dim=1)
+        path, group, among, *others = torch.split(functional.embedding(leaf, self.of_leaf), self.columns, dim=1)
+        row, parents = (path, others) if self.even else (others[0], others[1:])
 
-        of_group = functional.embedding(group, self.of_group).long()
-        places, prototype = torch.split(of_group, [slots, slots], dim=2)
-        places = places.flatten(1)
+        places = functional.embedding(group, self.of_group).long().flatten(1)
         # Similarities and probabilities stand where the path's parent does among those expanded.
         for number, parent in enumerate(chosen):
             if self.only_last and number + 1 == len(chosen):
@@ -344,23 +351,22 @@ class RoutedHead(nn.Module):
         weight = self.rows(row, slots)
         parts_of_logit = weight * similar
         contribution, slot = (parts_of_logit + functional.embedding(group, self.no_slot)).topk(top_k, dim=2)
-        prototype = prototype.gather(2, slot)
-        shown = None if self.always else prototype >= 0
-        numbers = (prototype if self.always else prototype.clamp_min(0)).flatten(1)
+        prototype = functional.embedding(group, self.first) + slot
+        shown = None if self.always else contribution > 0.5 * NEGATIVE
+        numbers = prototype if shown is None else torch.where(shown, prototype, 0)
         vectors = functional.embedding(numbers, self.vectors)
         if self.direct:
             values = torch.matmul(vectors, cells)
-            cell = values.argmax(2)
+            cell = values.argmax(3)
         else:
             # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
-            values = exact(cells.transpose(1, 2)[:, None], vectors[:, :, None])
-            cell = (-values).argmax(2)
-        cell = cell.reshape(-1, depth, top_k)
+            values = exact(cells.transpose(2, 3)[:, :, None], vectors[:, :, :, None])
+            cell = (-values).argmax(3)
         maps = self._similarity(values, numbers)
         shown_similarity = similar.gather(2, slot)
         if shown is not None:
-            cell = torch.where(shown, cell, -1)
-            maps = torch.where(shown.reshape(-1, depth * top_k, 1), maps, 0.0)
+            prototype, cell = torch.where(shown, prototype, -1), torch.where(shown, cell, -1)
+            maps = torch.where(shown[:, :, :, None], maps, 0.0)
             contribution = torch.where(shown, contribution, 0.0)
             shown_similarity = torch.where(shown, shown_similarity, 0.0)
         return RoutedExplanation(
