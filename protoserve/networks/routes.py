@@ -107,8 +107,9 @@ class Level(nn.Module):
 
     below int64 [parents, slots + 2 · members]: the prototypes, P for none; the children, V for none; and their numbers
     among the leaves, 0 for others. absent [parents, members] 0, or −1e30 where there is no such child; temperature
-    [parents, 1], None with `slots`, where rows are scaled; not_leaf [parents, members] −1e30 for what is none; inner int64 [parents, members] the place of the
-    child among the next level's parents, their number for others, and not_inner −1e30 for others.
+    [parents, 1], None with `slots`, where rows are scaled; not_leaf [parents, members] −1e30 for what is none; inner
+    int64 [parents, members] the place of the child among the next level's parents, their number for others, and
+    not_inner −1e30 for others.
     """
 
     below: Tensor
