@@ -154,8 +154,8 @@ class RoutedHead(nn.Module):
 
     def _make_answers(self, tree: Tree, levels: Sequence[Level]) -> None:
         """What is read of a leaf: its path, the last layers' rows and the groups along it, where the probabilities of
-        its nodes stand among all that were computed, and its parents at the routed levels; and of a group, its
-        first prototype and where their similarities stand. Both places move by that of the parent among those expanded."""
+        its nodes stand among all that were computed, and its parents at the routed levels; and of a group, its first
+        prototype and where their similarities stand. Both places move by that of the parent among those expanded."""
         taxonomy = tree.taxonomy
         leaves, nodes = np.array(taxonomy.leaves), len(taxonomy.nodes)
         path = taxonomy.path_at_level[leaves]
