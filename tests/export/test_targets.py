@@ -176,7 +176,8 @@ def small(tiny_run, tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("bundles") / "small"
     run = open_run(tiny_run)
-    return export_bundle(run, directory, ("onnx", "onnx-edge"), options=EdgeOptions(batch=2), size=(32, 48))
+    targets = ("onnx", "onnx-edge", "executorch")
+    return export_bundle(run, directory, targets, options=EdgeOptions(batch=2), size=(32, 48))
 
 
 def test_a_fixed_batch_leaves_no_open_size(small):
@@ -186,6 +187,15 @@ def test_a_fixed_batch_leaves_no_open_size(small):
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
     assert not {node.op_type for node in model.graph.node} & {"Shape", "Range"}
     assert list(json.loads((small.directory / "parity.json").read_text())["onnx-edge"])[-1] == "batch_2"
+
+
+def test_memory_is_planned_for_as_many_pictures_as_asked_for(small):
+    pictures = np.random.default_rng(3).integers(0, 255, (2, 32, 48, 3), dtype=np.uint8)
+    found = executorch_files.run_executorch(small.file("executorch"))(pictures)
+    wanted = run_onnx(small.file("onnx"))(pictures)
+    assert found["path"].shape[0] == 2 and (found["path"] == wanted["path"]).all()
+    np.testing.assert_allclose(found["log_probability"], wanted["log_probability"], atol=1e-3, rtol=0)
+    assert json.loads(stored_in("executorch", small.file("executorch"))["options"])["batch"] == 2
 
 
 def test_the_service_s_own_graph_takes_any_batch_all_the_same(small):
