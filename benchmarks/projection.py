@@ -179,8 +179,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# Projection",
         "",
-        f"Made by `python benchmarks/projection.py --data DIR --weights FILE --rounds {setting['rounds']}`; all figures "
-        "in `projection.json`.",
+        f"Made by `python benchmarks/projection.py --data DIR --weights FILE --rounds {setting['rounds']}`; all "
+        "figures in `projection.json`.",
         "",
         f"{setting['images']:,} training pictures of {setting['data']} ({setting['leaves']} leaves), "
         f"{setting['backbone']}, 224 pixels, 128 dimensions, batches of {setting['batch']}, {setting['threads']} "
