@@ -126,7 +126,7 @@ def table(results: dict[str, dict[str, Any]], found: dict[str, Any]) -> str:
     lines = [
         "# Recipes for the frozen hierarchical network, on folds of train",
         "",
-        "Made by `python benchmarks/folds.py --data DIR --weights FILE --runs RUNS`, which says how and gives the rule; "
+        "Made by `python benchmarks/folds.py --data DIR --weights FILE --runs RUNS`, which says how, and the rule; "
         f"all figures in `folds.json`. Grocery Store, {FOLDS} folds, {images} training photographs, each scored by the "
         "network that has not learned from it; test is not looked at.",
         "",
