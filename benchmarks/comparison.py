@@ -6,7 +6,8 @@ or `hpnet15`, or `similarities` for the hierarchical network with each form of t
 
 All settings are fixed in training/configs and were compared on images outside test (see README); this trains every
 system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
-benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on.
+benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on. With `--systems` or `--seeds`, and `--keep`, only
+these are measured and the rest of the results stay.
 """
 
 from __future__ import annotations
@@ -152,6 +153,17 @@ def described_seeds(seeds: list[int]) -> str:
     return f"Mean ± sample standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
+def kept(earlier: dict[str, Any], rows: list[System], seeds: list[int]) -> list[str]:
+    """Which rows, and of rows asked for which seeds, earlier results stay for."""
+    asked, found = {row.name for row in rows}, []
+    for name, runs in earlier.items():
+        if name not in asked:
+            found.append(name)
+        elif others := [seed for seed in runs if int(seed) not in seeds]:
+            found.append(f"{name} (seeds {', '.join(others)})")
+    return found
+
+
 def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
     """The results as Markdown."""
     lines = [
@@ -175,6 +187,11 @@ def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
         runs = [results["systems"][system.name][str(seed)] for seed in seeds]
         cells = [cell([figure(run) for run in runs]) for figure in COLUMNS.values()]
         lines.append(f"| {system.label} | {' | '.join(cells)} |")
+    if results["kept"]:
+        lines += [
+            "",
+            f"Kept from an earlier run of this command, with unchanged settings: {', '.join(results['kept'])}.",
+        ]
     lines += ["", "Leaf accuracy on test of a run and of its exported bundle, and the worst difference of any output:"]
     for system, found in results["bundles"].items():
         run = results["systems"][system][str(seeds[0])]
@@ -197,22 +214,35 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", help="only the rows whose names start so, as frozen or tuned-plain")
     parser.add_argument("--runs", type=Path, help="keep the runs here; finished ones are not trained again")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="rows and seeds not asked for stay as the results have them; only where their settings are still those",
+    )
     options = parser.parse_args()
+    file = HERE / "results" / f"{options.name}.json"
+    earlier = json.loads(file.read_text()) if options.keep and file.is_file() else {"systems": {}, "bundles": {}}
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)
         runs.mkdir(parents=True, exist_ok=True)
         wanted = tuple(options.systems or [""])
         rows = [row for row in systems(options.name) if row.name.startswith(wanted)]
-        results: dict[str, Any] = {"machine": machine(), "systems": {row.name: {} for row in rows}, "bundles": {}}
+        results: dict[str, Any] = {
+            **earlier,
+            "machine": machine(),
+            "kept": kept(earlier["systems"], rows, options.seeds),
+        }
         for seed in options.seeds:
             for row in rows:
-                results["systems"][row.name][str(seed)] = measure(row, seed, options.data, options.weights, runs)
+                found = measure(row, seed, options.data, options.weights, runs)
+                results["systems"].setdefault(row.name, {})[str(seed)] = found
+        seeds = sorted(set.intersection(*(set(map(int, row)) for row in results["systems"].values())))
         for row in rows:
-            if row.head == "prototypes":
-                results["bundles"][row.name] = export(row, options.seeds[0], options.data, runs)
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = table(options.name, results, options.seeds)
+            if row.head == "prototypes" and seeds[0] in options.seeds:
+                results["bundles"][row.name] = export(row, seeds[0], options.data, runs)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    text = table(options.name, results, seeds)
     (HERE / "results" / f"{options.name}.md").write_text(text)
     print(text)
 
