@@ -6,8 +6,8 @@ or `hpnet15`, or `similarities` for the hierarchical network with each form of t
 
 All settings are fixed in training/configs and were compared on images outside test (see README); this trains every
 system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
-benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on. With `--systems` or `--seeds`, and `--keep`, only
-these are measured and the rest of the results stay.
+benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on. With
+`--systems` or `--seeds`, and `--keep`, only these are measured and the rest of the results stays.
 """
 
 from __future__ import annotations
