@@ -43,9 +43,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "512 dimensions": ("model.reduced=512",),
     "teacher at 2": ("loss.distillation_temperature=2",),
     "teacher twice": ("loss.distillation=2",),
-    "Chen's similarity": ("model.similarity=log-ratio",),
-    "8 anchored epochs": ("anchored.epochs=8",),
-    "parents alike": ("loss.average=parent",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
@@ -74,7 +71,7 @@ def write_folds(data: Path, folder: Path) -> list[Path]:
 
 def measure(recipe: str, fold: int, table: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one recipe without a fold's block, or take the finished run, and return its scores on the block."""
-    run = runs / f"{recipe.lower().replace(' ', '-').replace(chr(39), '')}-{fold}"
+    run = runs / f"{recipe.lower().replace(' ', '-')}-{fold}"
     if not (run / "model.pt").is_file():
         head = "linear" if recipe == PLAIN else "prototypes"
         options = ["--data", table, "--weights", weights, "--run", run, "--seed", str(fold), "--head", head]
