@@ -2,15 +2,15 @@
 
     python benchmarks/folds.py --data DIR --weights FILE --runs RUNS
 
-`val` (296 photographs) can't tell two recipes apart that differ by a picture at level 1. Every leaf's training
-photographs, in the order of their names, are cut into consecutive blocks, so that the shots of one shelf mostly stay
-together; each fold learns from the other blocks, selects on val as a run does, and is scored on its own block. All
-2,640 photographs are so answered once by a network that has not learned from them.
+`val` (296 photographs) can't tell two recipes apart that differ by a picture at level 1. Photographs of train that look
+alike, mostly shots of one shelf, are put together (by their mean features, leaf by leaf), and whole such groups into
+one of four parts. A fold learns from three parts, selects on val as a run does, and is scored on the fourth; two of the
+four folds are run. (Cut by the order of file names instead, the parts are too easy: 99.4 % at level 1 and 95 % of leaves
+for the recipe as it stands, the only one that was measured so, where test has 98.4 and 83.)
 
-The rule, written down before the first of these runs: of the recipes whose negative log-likelihood of leaves is no
-higher than that of training/configs/grocery.yaml as it stands, the one with the fewest photographs under a wrong node
-of level 1; where two have as many, the one with the lower negative log-likelihood at level 1. First single changes;
-then those that are better so, together. Test is scored once, by comparison.py, with what the rule takes.
+The rule, written down before any other recipe was run: of the recipes whose negative log-likelihood of leaves is no
+higher than that of training/configs/grocery.yaml as it stands, the one whose negative log-likelihood at level 1 is
+lowest. Test is scored once, by comparison.py, with what the rule takes.
 
 Finished runs below RUNS are not trained again, unfinished ones go on; results in benchmarks/results/folds.{json,md}.
 """
@@ -26,11 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from measuring import described, machine, protoserve
+from numpy.typing import NDArray
+
+from protoserve.dataset import Dataset, read_split, read_taxonomy
+from protoserve.networks.backbones import backbone
+from protoserve.networks.network import Normalise
+from training.config import read_config
+from training.pictures import batches, fitted
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
-FOLDS = 4
+PARTS, FOLDS = 4, 2
 STANDING = "as it stands"
 PLAIN = "plain softmax"
 # What each recipe changes of the configuration. The plain classifier is here to look at; the rule does not concern it.
@@ -42,30 +50,54 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "inner factor 8": ("model.inner_factor=8",),
     "512 dimensions": ("model.reduced=512",),
     "teacher at 2": ("loss.distillation_temperature=2",),
-    "teacher twice": ("loss.distillation=2",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
 
-def write_folds(data: Path, folder: Path) -> list[Path]:
-    """One table per fold: train without a block of every leaf, val as it is, and the block as test."""
+def parts(data: Path, weights: str) -> tuple[Dataset, NDArray[np.int64]]:
+    """The training photographs, and into which part each one falls. Groups are clusters (Ward's) of one leaf's
+    photographs by direction of mean features, about one for every six; the largest go first, each into the part that
+    has the fewest of that leaf."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    config = read_config(CONFIG)
+    dataset = read_split(data, "train", read_taxonomy(data))
+    body, normalise = backbone(config.model.backbone, weights).eval(), Normalise()
+    found = []
+    with torch.inference_mode():
+        for _, pictures in batches(lambda number: fitted(dataset, number, config.image).array, range(len(dataset)), 64):
+            found.append(torch.nn.functional.normalize(body(normalise(pictures)).mean((2, 3))).numpy())
+    features = np.concatenate(found)
+    part = np.zeros(len(dataset), dtype=np.int64)
+    for leaf in np.unique(dataset.leaves):
+        numbers = np.flatnonzero(dataset.leaves == leaf)
+        groups = AgglomerativeClustering(max(PARTS, len(numbers) // 6)).fit_predict(features[numbers])
+        filled = np.zeros(PARTS, dtype=np.int64)
+        for group in np.argsort(-np.bincount(groups), kind="stable"):
+            # Leaves begin with different parts, or the first would get every largest group.
+            chosen = (int(leaf) + int(np.argmin(np.roll(filled, -int(leaf) % PARTS)))) % PARTS
+            part[numbers[groups == group]] = chosen
+            filled[chosen] += np.count_nonzero(groups == group)
+    return dataset, part
+
+
+def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
+    """One table per fold: train without a part, val as it is, and the part as test; what is there already is taken."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for fold in range(FOLDS):
-        file = folder / f"fold-{fold}.csv"
+    files = [folder / f"fold-{fold}.csv" for fold in range(FOLDS)]
+    if all(file.is_file() for file in files):
+        return files
+    dataset, part = parts(data, weights)
+    validation = read_split(data, "val", dataset.taxonomy)
+    for fold, file in enumerate(files):
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(("image", "split", "path"))
-            for split in ("train", "val"):
-                leaves = sorted({picture.parent for picture in (data / split).rglob("*.jpg")})
-                for leaf in leaves:
-                    path = leaf.relative_to(data / split).as_posix()
-                    pictures = sorted(leaf.glob("*.jpg"))
-                    first, last = len(pictures) * fold // FOLDS, len(pictures) * (fold + 1) // FOLDS
-                    for place, picture in enumerate(pictures):
-                        held = split == "train" and first <= place < last
-                        writer.writerow((picture.resolve(), "test" if held else split, path))
-        files.append(file)
+            for one in (dataset, validation):
+                for number, leaf in enumerate(one.leaves):
+                    split = "val" if one is validation else "test" if part[number] == fold else "train"
+                    path = one.taxonomy.names[one.taxonomy.leaves[leaf]]
+                    writer.writerow((one.file(number).resolve(), split, path))
     return files
 
 
@@ -113,7 +145,7 @@ def by_the_rule(results: dict[str, dict[str, Any]]) -> list[str]:
     ]
     return sorted(
         allowed,
-        key=lambda recipe: (results[recipe]["wrong_level_1"], results[recipe]["negative_log_likelihood"]["level_1"]),
+        key=lambda recipe: results[recipe]["negative_log_likelihood"]["level_1"],
     )
 
 
@@ -125,7 +157,7 @@ def table(results: dict[str, dict[str, Any]], found: dict[str, Any]) -> str:
         "",
         "Made by `python benchmarks/folds.py --data DIR --weights FILE --runs RUNS`, which says how, and the rule; "
         f"all figures in `folds.json`. Grocery Store, {FOLDS} folds, {images} training photographs, each scored by the "
-        "network that has not learned from it; test is not looked at.",
+        "network that has learned neither from it nor from any that looks like it; test is not looked at.",
         "",
         "| recipe | leaf | level 2 | level 1 | severity | NLL leaf | level 2 | level 1 | wrong at level 1 (per fold) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -149,7 +181,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    tables = write_folds(options.data, options.runs)
+    tables = write_folds(options.data, options.weights, options.runs)
     found = machine()
     results: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(options.jobs) as workers:
