@@ -5,8 +5,8 @@
 `val` (296 photographs) can't tell two recipes apart that differ by a picture at level 1. Photographs of train that look
 alike, mostly shots of one shelf, are put together (by their mean features, leaf by leaf), and whole such groups into
 one of four parts. A fold learns from three parts, selects on val as a run does, and is scored on the fourth; two of the
-four folds are run. (Cut by the order of file names instead, the parts are too easy: 99.4 % at level 1 and 95 % of leaves
-for the recipe as it stands, the only one that was measured so, where test has 98.4 and 83.)
+four folds are run. (Cut by the order of file names instead, the parts are too easy: 99.4 % at level 1 and 95 % of
+leaves for the recipe as it stands, the only one that was measured so, where test has 98.4 and 83.)
 
 The rule, written down before any other recipe was run: of the recipes whose negative log-likelihood of leaves is no
 higher than that of training/configs/grocery.yaml as it stands, the one whose negative log-likelihood at level 1 is
