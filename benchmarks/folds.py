@@ -46,10 +46,9 @@ RECIPES: dict[str, tuple[str, ...]] = {
     STANDING: (),
     PLAIN: (),
     "10 joint epochs": ("joint.epochs=10",),
-    "12 prototypes per child": ("model.prototypes_per_child=12",),
-    "inner factor 8": ("model.inner_factor=8",),
-    "512 dimensions": ("model.reduced=512",),
+    "teacher four times": ("loss.distillation=4",),
     "teacher at 2": ("loss.distillation_temperature=2",),
+    "inner factor 8": ("model.inner_factor=8",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
