@@ -48,7 +48,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "10 joint epochs": ("joint.epochs=10",),
     "teacher four times": ("loss.distillation=4",),
     "teacher at 2": ("loss.distillation_temperature=2",),
+    "512 dimensions": ("model.reduced=512",),
+    "512 dimensions, 10 joint epochs": ("model.reduced=512", "joint.epochs=10"),
     "inner factor 8": ("model.inner_factor=8",),
+    "no teacher": ("loss.distillation=0",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
@@ -102,7 +105,7 @@ def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
 
 def measure(recipe: str, fold: int, table: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one recipe without a fold's block, or take the finished run, and return its scores on the block."""
-    run = runs / f"{recipe.lower().replace(' ', '-')}-{fold}"
+    run = runs / f"{recipe.lower().replace(',', '').replace(' ', '-')}-{fold}"
     if not (run / "model.pt").is_file():
         head = "linear" if recipe == PLAIN else "prototypes"
         options = ["--data", table, "--weights", weights, "--run", run, "--seed", str(fold), "--head", head]
