@@ -50,8 +50,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "teacher at 2": ("loss.distillation_temperature=2",),
     "512 dimensions": ("model.reduced=512",),
     "512 dimensions, 10 joint epochs": ("model.reduced=512", "joint.epochs=10"),
+    "dropout 0.3": ("model.dropout=0.3",),
+    "dropout 0.3, 10 joint epochs": ("model.dropout=0.3", "joint.epochs=10"),
+    "128 dimensions": ("model.reduced=128",),
     "inner factor 8": ("model.inner_factor=8",),
-    "no teacher": ("loss.distillation=0",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
@@ -105,7 +107,7 @@ def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
 
 def measure(recipe: str, fold: int, table: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one recipe without a fold's block, or take the finished run, and return its scores on the block."""
-    run = runs / f"{recipe.lower().replace(',', '').replace(' ', '-')}-{fold}"
+    run = runs / f"{recipe.lower().replace(',', '').replace('.', '').replace(' ', '-')}-{fold}"
     if not (run / "model.pt").is_file():
         head = "linear" if recipe == PLAIN else "prototypes"
         options = ["--data", table, "--weights", weights, "--run", run, "--seed", str(fold), "--head", head]
