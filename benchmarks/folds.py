@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from comparison import PROTOPNET
 from measuring import described, machine, protoserve
 from numpy.typing import NDArray
 
@@ -40,8 +41,8 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
 PARTS, FOLDS = 4, 2
 STANDING = "as it stands"
-PLAIN = "plain softmax"
-# What each recipe changes of the configuration. The plain classifier is here to look at; the rule does not concern it.
+PLAIN, FLAT = "plain softmax", "ProtoPNet"
+# What each recipe changes of the configuration. The rule does not concern the two that are no hierarchical network.
 RECIPES: dict[str, tuple[str, ...]] = {
     STANDING: (),
     PLAIN: (),
@@ -51,9 +52,12 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "512 dimensions": ("model.reduced=512",),
     "512 dimensions, 10 joint epochs": ("model.reduced=512", "joint.epochs=10"),
     "dropout 0.3": ("model.dropout=0.3",),
-    "dropout 0.3, 10 joint epochs": ("model.dropout=0.3", "joint.epochs=10"),
-    "128 dimensions": ("model.reduced=128",),
     "inner factor 8": ("model.inner_factor=8",),
+    FLAT: PROTOPNET,
+    "add-on layers without a rectified one": ("model.hidden=null",),
+    "128 dimensions": ("model.reduced=128",),
+    "a third of the rate": ("joint.learning_rate=1e-3",),
+    "Chen's similarity": ("model.similarity=log-ratio",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
@@ -107,7 +111,7 @@ def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
 
 def measure(recipe: str, fold: int, table: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one recipe without a fold's block, or take the finished run, and return its scores on the block."""
-    run = runs / f"{recipe.lower().replace(',', '').replace('.', '').replace(' ', '-')}-{fold}"
+    run = runs / f"{recipe.lower().replace(',', '').replace('.', '').replace("'", '').replace(' ', '-')}-{fold}"
     if not (run / "model.pt").is_file():
         head = "linear" if recipe == PLAIN else "prototypes"
         options = ["--data", table, "--weights", weights, "--run", run, "--seed", str(fold), "--head", head]
@@ -145,7 +149,7 @@ def by_the_rule(results: dict[str, dict[str, Any]]) -> list[str]:
     allowed = [
         recipe
         for recipe, found in results.items()
-        if recipe != PLAIN and found["negative_log_likelihood"]["leaf"] <= limit
+        if recipe not in (PLAIN, FLAT) and found["negative_log_likelihood"]["leaf"] <= limit
     ]
     return sorted(
         allowed,
