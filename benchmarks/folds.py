@@ -21,6 +21,7 @@ import argparse
 import csv
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
 
 def measure(recipe: str, fold: int, table: Path, weights: str, runs: Path) -> dict[str, Any]:
     """Train one recipe without a fold's block, or take the finished run, and return its scores on the block."""
-    run = runs / f"{recipe.lower().replace(',', '').replace('.', '').replace("'", '').replace(' ', '-')}-{fold}"
+    name = "-".join(re.findall(r"[a-z0-9]+", recipe.lower().replace(".", "").replace("'", "")))
+    run = runs / f"{name}-{fold}"
     if not (run / "model.pt").is_file():
         head = "linear" if recipe == PLAIN else "prototypes"
         options = ["--data", table, "--weights", weights, "--run", run, "--seed", str(fold), "--head", head]
