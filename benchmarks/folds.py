@@ -56,9 +56,11 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "inner factor 8": ("model.inner_factor=8",),
     FLAT: PROTOPNET,
     "add-on layers without a rectified one": ("model.hidden=null",),
-    "128 dimensions": ("model.reduced=128",),
-    "a third of the rate": ("joint.learning_rate=1e-3",),
+    "similarity 0 at 1": ("model.zero=1.0",),
+    "one projection": ("joint.project_every=0",),
     "Chen's similarity": ("model.similarity=log-ratio",),
+    "a third of the rate": ("joint.learning_rate=1e-3",),
+    "128 dimensions": ("model.reduced=128",),
 }
 LEVELS = ("leaf", "level_2", "level_1")
 
