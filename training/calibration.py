@@ -78,6 +78,12 @@ def gentler(found: Temperatures) -> list[NDArray[np.float64]]:
     return [np.exp(logarithm) for logarithm in (own, (own + common) / 2, common, common / 2, 0 * common)]
 
 
+def tolerated(images: int) -> float:
+    """What calibration may cost of the accuracy on so many selection images: `TOLERANCE`, but always one image, which
+    of a hundred or fewer says nothing; the least bit more covers the rounding of a difference of accuracies."""
+    return max(TOLERANCE, 1.0 / images) + 1e-9
+
+
 def _log_likelihood(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """[grid] the log-likelihood of the true members at every log-temperature."""
     # Only differences count; the greatest at 0 keeps the exponentials finite.
@@ -93,7 +99,7 @@ def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
     """The stage: fit the temperatures on the selection images and set them.
 
     They change no choice among siblings, but across branches the most probable leaf may become another one. Where that
-    costs more than `TOLERANCE` of the accuracy on the selection images, the parents are brought nearer to their common
+    costs more than `tolerated` of the accuracy on the selection images, the parents are brought nearer to their common
     temperature, and that nearer to 1. The scores before and after are kept for the run's metrics; both are of the
     images that it was fitted on.
     """
@@ -119,7 +125,7 @@ def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
     before, accuracy = selection_scores(), selected()["selection_leaf"]
     for temperatures in gentler(found):
         temperature(network).copy_(torch.from_numpy(temperatures))
-        if selected()["selection_leaf"] >= accuracy - TOLERANCE:
+        if selected()["selection_leaf"] >= accuracy - tolerated(len(selection)):
             break
     after = selection_scores()
     names = parent_names(groups, taxonomy)

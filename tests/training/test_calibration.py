@@ -9,7 +9,7 @@ from protoserve.metrics import expected_calibration_error
 from protoserve.networks.checkpoint import NetworkDescription, build, load_network, save_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.taxonomy import Taxonomy
-from training.calibration import Temperatures, fit_temperatures, gentler, plot_reliability
+from training.calibration import Temperatures, fit_temperatures, gentler, plot_reliability, tolerated
 
 
 def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
@@ -151,3 +151,12 @@ def test_temperatures_grow_gentler_from_each_groups_own_to_none():
     np.testing.assert_allclose(tried[2], 0.81)
     np.testing.assert_allclose(tried[3], 0.9)
     np.testing.assert_allclose(tried[4], 1.0)
+
+
+def test_one_image_of_a_small_selection_is_no_reason_to_leave_the_probabilities_as_they_are():
+    for images in (1, 10, 96, 100):
+        for right in range(1, images + 1):
+            assert (right - 1) / images >= right / images - tolerated(images)
+            assert images < 3 or right < 2 or (right - 2) / images < right / images - tolerated(images)
+    # Of many images, one in a hundred as ever.
+    assert tolerated(1000) == pytest.approx(0.01)
