@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,29 @@ def machine() -> dict[str, Any]:
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
-    packages = ("torch", "torchvision", "onnxruntime-gpu", "numpy", "pillow")
+    versions = {}
+    for package in ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "numpy", "pillow"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {
         "processor": processor,
+        "gpu": _gpu(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
+        "versions": versions,
     }
+
+
+def _gpu() -> str | None:
+    """The GPU that torch would use."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def described(found: dict[str, Any]) -> str:
     """The machine as a sentence."""
     versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
-    return f"Machine: {found['processor']}, {found['cores']} cores, Python {found['python']}, {versions}."
+    processor = f"{found['gpu']}, {found['processor']}" if found.get("gpu") else found["processor"]
+    return f"Machine: {processor}, {found['cores']} cores, Python {found['python']}, {versions}."

@@ -83,8 +83,12 @@ class DataConfig(Section):
 class LossConfig(Section):
     """Weights of the terms; `average` says whether every image or every parent counts the same (see losses). `noise`
     pushes pictures of uniform noise towards uniform conditionals in the warm and joint stages; 0 leaves them out.
+    `outside` pushes every image towards uniform conditionals at the parents that it does not lie below, and `leaf`
+    weighs a cross-entropy over all leaves at once, on the sums of the logits along their paths (see losses); 0 is as
+    published.
     `distillation` pulls the conditionals towards those of a plain linear classifier on the same features, trained
-    first, wherever the backbone stands still; 0 is as published."""
+    first, wherever the backbone stands still; 0 is as published. With `distillation_parts` > 1 each image is taught by
+    a classifier that has learned from the other parts of the images, look-alikes kept together."""
 
     cross_entropy: float = Field(default=1.0, ge=0)
     cluster: float = Field(default=0.2, ge=0)
@@ -92,8 +96,11 @@ class LossConfig(Section):
     l1: float = Field(default=1e-4, ge=0)
     l2: float = Field(default=1e-5, ge=0)
     noise: float = Field(default=0.0, ge=0)
+    outside: float = Field(default=0.0, ge=0)
+    leaf: float = Field(default=0.0, ge=0)
     distillation: float = Field(default=0.0, ge=0)
     distillation_temperature: float = Field(default=2.0, gt=0)
+    distillation_parts: int = Field(default=1, ge=1, le=16)
     average: Literal["image", "parent"] = "image"
 
 

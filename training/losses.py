@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from protoserve.networks.grouping import taken
 from protoserve.networks.head import HeadOutput, PrototypeHead
 from training.config import LossConfig
 
@@ -35,6 +36,8 @@ class Losses(NamedTuple):
     separation: Tensor
     l1: Tensor
     l2: Tensor
+    outside: Tensor
+    leaf: Tensor
 
 
 def loss_tables(head: PrototypeHead) -> LossTables:
@@ -58,6 +61,12 @@ def losses(head: PrototypeHead, output: HeadOutput, leaves: Tensor, tables: Loss
     mean of the smallest one to a sibling's. With `average: parent` each parent's terms are means over the images
     below it, summed over the parents in the batch (as published); with `image` every image counts once per
     level, so that the cross-entropies add up to −log P(leaf).
+
+    Two terms are not in the papers, and 0 where their weights are. Outside is the mean over images of the mean
+    `divergence` from uniform conditionals at the parents that they do not lie below: the published terms leave open
+    what a parent says of other branches' images, and the most probable leaf is then found among guesses. Leaf is the
+    mean of −log of the softmax over all leaves of the sum of the logits along a leaf's path: leaves of different
+    branches compete, too.
     """
     passes = tables.passes[leaves]
     weight = _weights(passes, config.average)
@@ -69,14 +78,19 @@ def losses(head: PrototypeHead, output: HeadOutput, leaves: Tensor, tables: Loss
     cluster = (weight * _smallest(distance, tables.own[leaves])).sum()
     separation = -(weight * _smallest(distance, tables.other[leaves])).sum()
     l1, l2 = regularisation(head)
+    zero = cross_entropy.new_zeros(())
+    outside = _outside(head, output, passes) if config.outside > 0 else zero
+    leaf = _leaf(head, output, leaves) if config.leaf > 0 else zero
     total = (
         config.cross_entropy * cross_entropy
         + config.cluster * cluster
         + config.separation * separation
         + config.l1 * l1
         + config.l2 * l2
+        + config.outside * outside
+        + config.leaf * leaf
     )
-    return Losses(total, cross_entropy, cluster, separation, l1, l2)
+    return Losses(total, cross_entropy, cluster, separation, l1, l2, outside, leaf)
 
 
 def noise_loss(head: PrototypeHead, output: HeadOutput, config: LossConfig) -> Tensor:
@@ -86,11 +100,16 @@ def noise_loss(head: PrototypeHead, output: HeadOutput, config: LossConfig) -> T
     gradient, parents of many and of few children compare, and 0 means unsure of everything. The mean over the
     pictures, summed over all parents with `average: parent` as the other terms are, else their mean.
     """
+    found = divergence(head, output).mean(0)
+    return found.sum() if config.average == "parent" else found.mean()
+
+
+def divergence(head: PrototypeHead, output: HeadOutput) -> Tensor:
+    """[batch, G] how far the conditionals of every parent are from uniform: KL(uniform ‖ conditional) ≥ 0."""
     present = head.member_node < len(head.taxonomy.nodes)
     members = present.sum(1)
     logarithms = torch.where(present, output.group_logits.log_softmax(2), 0.0)
-    divergence = (-logarithms.sum(2) / members - members.log()).mean(0)
-    return divergence.sum() if config.average == "parent" else divergence.mean()
+    return -logarithms.sum(2) / members - members.log()
 
 
 def distillation(
@@ -125,6 +144,21 @@ def regularisation(head: PrototypeHead) -> tuple[Tensor, Tensor]:
     l1 = torch.where(head.own_mask, 0.0, weight).abs().sum()
     own = torch.where(head.own_mask, weight, 0.0)
     return l1, (own * own).sum()
+
+
+def _outside(head: PrototypeHead, output: HeadOutput, passes: Tensor) -> Tensor:
+    """The mean over images of the mean divergence at the parents that they do not pass; 0 with one parent."""
+    found = torch.where(passes, 0.0, divergence(head, output))
+    return (found.sum(1) / (~passes).sum(1).clamp_min(1)).mean()
+
+
+def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor) -> Tensor:
+    """The cross-entropy over all leaves on the sums of the logits along their paths."""
+    grouping = head.grouping
+    rows = grouping.rows_of(grouping.logits_of_groups(output.group_logits))
+    path = grouping.path_row[grouping.leaf_node]
+    sums = taken(rows, path.reshape(-1)).reshape(-1, *path.shape).sum(2)
+    return torch.nn.functional.cross_entropy(sums, leaves)
 
 
 def _weights(passes: Tensor, average: str) -> Tensor:
