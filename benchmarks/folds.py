@@ -42,7 +42,6 @@ from protoserve.networks.backbones import backbone
 from protoserve.networks.network import Normalise
 from protoserve.run import write_text_whole
 from training.config import read_config
-from training.lookalikes import parts_of_look_alikes
 from training.pictures import batches, fitted
 
 HERE = Path(__file__).parent
@@ -92,7 +91,11 @@ LEVELS = ("leaf", "level_2", "level_1")
 
 
 def parts(data: Path, weights: str) -> tuple[Dataset, NDArray[np.int64]]:
-    """The training photographs, and into which part each one falls."""
+    """The training photographs, and into which part each one falls. Groups are clusters (Ward's) of one leaf's
+    photographs by direction of mean features, about one for every six; the largest go first, each into the part that
+    has the fewest of that leaf."""
+    from sklearn.cluster import AgglomerativeClustering
+
     config = read_config(CONFIG)
     dataset = read_split(data, "train", read_taxonomy(data))
     body, normalise = backbone(config.model.backbone, weights).eval(), Normalise()
@@ -100,7 +103,18 @@ def parts(data: Path, weights: str) -> tuple[Dataset, NDArray[np.int64]]:
     with torch.inference_mode():
         for _, pictures in batches(lambda number: fitted(dataset, number, config.image).array, range(len(dataset)), 64):
             found.append(torch.nn.functional.normalize(body(normalise(pictures)).mean((2, 3))).numpy())
-    return dataset, parts_of_look_alikes(np.concatenate(found), dataset.leaves, FOLDS)
+    features = np.concatenate(found)
+    part = np.zeros(len(dataset), dtype=np.int64)
+    for leaf in np.unique(dataset.leaves):
+        numbers = np.flatnonzero(dataset.leaves == leaf)
+        groups = AgglomerativeClustering(max(FOLDS, len(numbers) // 6)).fit_predict(features[numbers])
+        filled = np.zeros(FOLDS, dtype=np.int64)
+        for group in np.argsort(-np.bincount(groups), kind="stable"):
+            # Leaves begin with different parts, or the first would get every largest group.
+            chosen = (int(leaf) + int(np.argmin(np.roll(filled, -int(leaf) % FOLDS)))) % FOLDS
+            part[numbers[groups == group]] = chosen
+            filled[chosen] += np.count_nonzero(groups == group)
+    return dataset, part
 
 
 def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:

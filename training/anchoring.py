@@ -61,7 +61,7 @@ def anchor(trainer: Trainer) -> dict[str, float]:
             output: HeadOutput = functional_call(head, {"prototypes": vectors}, (network.latent(features),))
             targets = trainer.targets(numbers)
             terms = losses(head, output, targets, trainer.tables, config.loss)._asdict()
-            add_distillation(trainer, terms, output, numbers, features)
+            add_distillation(trainer, terms, output, targets, features)
             trainer.minimise(terms["total"], optimiser, batch.weight)
             values = torch.stack([term.detach() for term in terms.values()]).tolist()
             averages.add(dict(zip(terms, values, strict=True)), batch.own)

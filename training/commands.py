@@ -97,6 +97,9 @@ def train(
         Path | None,
         typer.Option(help="A folder in which runs share the features of backbones that stand still; kept."),
     ] = None,
+    cache_limit: Annotated[
+        float, typer.Option(metavar="GB", min=0, help="How much --cache may hold; what was unused for longest goes.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Train a network and write a run folder: checkpoint, metrics per level, curves, prototype pictures.
@@ -108,6 +111,7 @@ def train(
     from training import running
     from training.config import read_config, read_settings
     from training.progress import console
+    from training.sharing import GIGABYTE, SharedCache
 
     overrides = read_settings(settings or [])
     if seed is not None:
@@ -128,7 +132,7 @@ def train(
         device=device,
         console=screen,
         tensorboard=tensorboard,
-        cache=cache,
+        cache=None if cache is None else SharedCache(cache, int(cache_limit * GIGABYTE)),
     )
     # Of several processes the first alone speaks.
     if not metrics:

@@ -87,8 +87,7 @@ class LossConfig(Section):
     weighs a cross-entropy over all leaves at once, on the sums of the logits along their paths (see losses); 0 is as
     published.
     `distillation` pulls the conditionals towards those of a plain linear classifier on the same features, trained
-    first, wherever the backbone stands still; 0 is as published. With `distillation_parts` > 1 each image is taught by
-    a classifier that has learned from the other parts of the images, look-alikes kept together."""
+    first, wherever the backbone stands still; 0 is as published."""
 
     cross_entropy: float = Field(default=1.0, ge=0)
     cluster: float = Field(default=0.2, ge=0)
@@ -100,7 +99,6 @@ class LossConfig(Section):
     leaf: float = Field(default=0.0, ge=0)
     distillation: float = Field(default=0.0, ge=0)
     distillation_temperature: float = Field(default=2.0, gt=0)
-    distillation_parts: int = Field(default=1, ge=1, le=16)
     average: Literal["image", "parent"] = "image"
 
 

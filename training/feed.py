@@ -26,6 +26,7 @@ from training.features import FeatureCache, cache_files, cached_features, slices
 from training.pictures import PLAIN, Views, loaded
 from training.precision import learning_forward
 from training.progress import tracked
+from training.sharing import GIGABYTE, SharedCache
 from training.trunk import Cut, cut_at
 
 Part = Literal["fit", "selection"]
@@ -57,7 +58,7 @@ class Feed:
         device: torch.device,
         console: Console,
         processes: Processes,
-        shared: Path | None = None,
+        shared: SharedCache | None = None,
     ) -> None:
         self.config, self.device, self.console, self.processes = config, device, console, processes
         # Each process keeps a stripe of the images, and reads those of the others.
@@ -240,7 +241,7 @@ class Feed:
             directories = self._shared_directories(self.shared, part, "trunk", [cut.trunk])
         return self._kept(self._trunk_key(part), part, view, label, trunk, dtype=np.float16, directories=directories)
 
-    def _shared_directories(self, shared: Path, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
+    def _shared_directories(self, shared: SharedCache, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
         """Where the output of `modules` for a part lies for all runs: in a folder named by a hash of their weights, the
         pictures, the rule that fits them and how they are varied."""
         if (part, of) not in self._shared_names:
@@ -252,7 +253,7 @@ class Feed:
                 for name, tensor in sorted(module.state_dict().items()):
                     digest.update(name.encode() + tensor.cpu().numpy().tobytes())
             self._shared_names[part, of] = digest.hexdigest()[:32]
-        folder = shared / self._shared_names[part, of]
+        folder = shared.used(self._shared_names[part, of])
         if self.processes.count == 1:
             return [folder]
         count = self.processes.count
@@ -300,4 +301,13 @@ class Feed:
         files = [cache_files(directory, key, view)[0] for directory in directories]
         arrays = tuple(np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
         self._caches[key, view] = FeatureCache(arrays)
+        if self.shared is not None and self.processes.first:
+            removed = self.shared.trim(self._shared_names.values())
+            if removed:
+                where, limit = self.shared.directory, f"{self.shared.limit / GIGABYTE:g} GB"
+                self.console.print(
+                    f"note: {where}: {len(removed)} older sets of features removed; it may hold {limit}",
+                    markup=False,
+                    soft_wrap=True,
+                )
         return self._caches[key, view]

@@ -101,7 +101,7 @@ def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool)
             output = network.head(network.latent(features))
             targets = trainer.targets(numbers)
             terms = losses(network.head, output, targets, trainer.tables, config.loss)._asdict()
-            add_distillation(trainer, terms, output, numbers, features)
+            add_distillation(trainer, terms, output, targets, features)
             if noise is not None:
                 unsure = network.head(network.latent(noise(numbers)))
                 terms["noise"] = noise_loss(network.head, unsure, config.loss)

@@ -34,6 +34,7 @@ from training.distributed import joined_processes
 from training.finishing import finish, write_config
 from training.novelty import evaluate_novelty
 from training.scoring import answer_dataset
+from training.sharing import SharedCache
 from training.stages import Stage
 from training.tensorboard import Board
 from training.trainer import Splits, Trainer
@@ -69,11 +70,11 @@ def train(
     device: Device,
     console: Console,
     tensorboard: bool = False,
-    cache: Path | None = None,
+    cache: SharedCache | None = None,
 ) -> dict[str, Any]:
     """Train a run from a data set and return its metrics; with `resume`, go on where it stopped.
 
-    `cache` is a folder in which runs share features (see `Feed`).
+    `cache` is where runs share features (see `Feed`).
     As one of several processes (`torchrun … -m training`) only the first returns metrics, the others an empty mapping.
     Raises InputError when the place is taken, DeviceError when the device asked for is not there, MissingExtraError for
     `tensorboard` without it.

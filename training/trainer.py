@@ -30,6 +30,7 @@ from training.losses import LossTables, loss_tables
 from training.pictures import PLAIN
 from training.precision import half_precision
 from training.projection import Projection
+from training.sharing import SharedCache
 from training.stages import Averages, Stage, Step, adam, epoch_batches, plan
 from training.tensorboard import Board
 
@@ -97,7 +98,7 @@ class Trainer:
         device: torch.device,
         console: Console,
         processes: Processes = ALONE,
-        cache: Path | None = None,
+        cache: SharedCache | None = None,
     ) -> None:
         self.config, self.splits, self.directory = config, splits, directory
         self.linear, self.device, self.console, self.processes = linear, device, console, processes

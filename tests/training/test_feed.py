@@ -9,6 +9,7 @@ from training.building import learn_only, learning_groups
 from training.distributed import Processes
 from training.pictures import PLAIN
 from training.running import read_splits
+from training.sharing import GIGABYTE, SharedCache
 from training.trainer import Trainer
 
 TRAIN_FROM = "stage2.2"
@@ -125,7 +126,7 @@ def shared_folders(trainer):
     numbers = np.arange(4)
     for part in ("fit", "selection"):
         trainer.feed.still(part, numbers)
-    return {file.parent.name for file in trainer.feed.shared.rglob("*.npy")}
+    return {file.parent.name for file in trainer.feed.shared.directory.rglob("*.npy")}
 
 
 def test_runs_share_features_of_the_same_weights_and_pictures_alone(small_data, small_config, tmp_path):
@@ -138,7 +139,7 @@ def test_runs_share_features_of_the_same_weights_and_pictures_alone(small_data, 
             **{key: {**settings.get(key, {}), **value} for key, value in changed.items()}
             | {key: value for key, value in settings.items() if key not in changed}
         )
-        trainer = make(config, small_data, tmp_path / name, cache=shared)
+        trainer = make(config, small_data, tmp_path / name, cache=SharedCache(shared, GIGABYTE))
         # The weights are random: the same in every run of this test.
         torch.manual_seed(0)
         with torch.no_grad():

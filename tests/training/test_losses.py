@@ -70,24 +70,51 @@ class Reference:
     def among(self, group):
         return [p for p, child in enumerate(self.owner) if child in self.groups[group]]
 
+    def logit(self, image, group, member):
+        """The sum of the contributions to one child."""
+        slots = enumerate(self.among(group))
+        return sum(self.weight[group, member, slot] * self.similarity(image, p) for slot, p in slots)
+
     def conditionals(self, image, group):
         """The probability of each child given the parent."""
-        logits = []
-        for member in range(len(self.groups[group])):
-            products = [
-                self.weight[group, member, slot] * self.similarity(image, p) for slot, p in enumerate(self.among(group))
-            ]
-            logits.append(sum(products))
-        powers = [torch.exp(logit) for logit in logits]
+        powers = [torch.exp(self.logit(image, group, member)) for member in range(len(self.groups[group]))]
         return [power / sum(powers) for power in powers]
+
+    def on_path(self, group, leaf):
+        return [child for child in self.groups[group] if self.taxonomy.leaves_below[child, leaf]]
+
+    def outside(self, leaves):
+        """The mean KL(uniform ‖ conditional) at the parents that are not above an image's leaf."""
+        total = torch.zeros(()).double()
+        for image, leaf in enumerate(leaves.tolist()):
+            others = [group for group in range(len(self.groups)) if not self.on_path(group, leaf)]
+            for group in others:
+                for chance in self.conditionals(image, group):
+                    uniform = 1 / len(self.groups[group])
+                    total = total + uniform * torch.log(uniform / chance) / len(others) / len(leaves)
+        return total
+
+    def leaf(self, leaves):
+        """−log of the softmax over all leaves of the sums of the logits along their paths."""
+        total = torch.zeros(()).double()
+        for image, leaf in enumerate(leaves.tolist()):
+            powers = []
+            for other in range(len(self.taxonomy.leaves)):
+                path = [
+                    self.logit(image, group, self.groups[group].index(child))
+                    for group in range(len(self.groups))
+                    for child in self.on_path(group, other)
+                ]
+                powers.append(torch.exp(sum(path)))
+            total = total - torch.log(powers[leaf] / sum(powers)) / len(leaves)
+        return total
 
     def terms(self, leaves, average):
         terms = dict.fromkeys(("cross_entropy", "cluster", "separation", "l1", "l2"), torch.zeros(()).double())
         for group, children in enumerate(self.groups):
             rows = []
             for image, leaf in enumerate(leaves.tolist()):
-                on_path = [child for child in children if self.taxonomy.leaves_below[child, leaf]]
-                if on_path:
+                if on_path := self.on_path(group, leaf):
                     own = [self.distance[image][p] for p in self.among(group) if self.owner[p] == on_path[0]]
                     other = [self.distance[image][p] for p in self.among(group) if self.owner[p] != on_path[0]]
                     chance = self.conditionals(image, group)[children.index(on_path[0])]
@@ -152,6 +179,28 @@ def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, av
         inward = (given[0].double() * cells).sum(1, keepdim=True) * cells
         given = (given[0].double() - inward, *given[1:])
     assert_gradients_agree(given, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("term", ["outside", "leaf"])
+def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form, term):
+    head = random_head(kind, form)
+    latent = random_latent(5, form, seed=7)
+    leaves = torch.tensor([0, 3, 4, 5, 7])
+    nothing = {"cross_entropy": 0.0, "cluster": 0.0, "separation": 0.0, "l1": 0.0, "l2": 0.0}
+    found = losses(head, head(latent), leaves, loss_tables(head), LossConfig(**nothing, **{term: 3.0}))
+    reference = Reference(head, latent)
+    expected = getattr(reference, term)(leaves)
+    assert float(getattr(found, term).detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
+    assert float(found.total.detach()) == pytest.approx(3.0 * float(expected.detach()), rel=1e-5, abs=1e-6)
+    if (kind, term) == ("flat", "outside"):
+        # One softmax over all leaves has no outside.
+        assert float(found.outside.detach()) == 0.0
+        return
+    given = torch.autograd.grad(found.total, [head.prototypes, head.weight])
+    for one, other in zip(given, reference.gradients(3.0 * expected)[1:], strict=True):
+        torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
