@@ -57,6 +57,9 @@ PROTOPNET = (
     "model.prototypes_per_child=10",
     "joint.project_every=0",
     "loss.distillation_temperature=2",
+    "joint.epochs=6",
+    "start.share=1",
+    "loss.leaf=0",
 )
 
 

@@ -102,6 +102,15 @@ class LossConfig(Section):
     average: Literal["image", "parent"] = "image"
 
 
+class StartConfig(Section):
+    """Where prototypes start: at cluster centres of their own class's training cells. With `share` < 1, not of all
+    cells, but of this share of every picture's, those that speak most for its leaf by a plain linear classifier on the
+    same features (class activation, Zhou et al. 2016); `inner_nodes` does so for these alone."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    inner_nodes: bool = True
+
+
 class FinetuneConfig(Section):
     """Plain classification first: the backbone with a linear head. `train_from` names the first part of the backbone
     that learns, here and in `joint` (for example `features.14`); null trains all of it.
@@ -260,6 +269,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
+    start: StartConfig = StartConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     linear: LinearConfig = LinearConfig()
     warm: WarmConfig = WarmConfig()
@@ -288,7 +298,8 @@ class Config(Section):
                 "an autoencoder has no backbone: beside model.kind leave the section model (and --weights) out, and "
                 "write the network into the section autoencoder"
             )
-        for name in ("loss", "finetune", "linear", "warm", "joint", "anchored", "last_layers", "prune", "prototypes"):
+        stages = ("start", "finetune", "linear", "warm", "joint", "anchored", "last_layers", "prune", "prototypes")
+        for name in ("loss", *stages):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"the section {name} is none of an autoencoder's; remove it")
         return self

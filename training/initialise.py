@@ -20,13 +20,14 @@ def start_from_data(
     latent: Callable[[NDArray[np.int64]], Tensor],
     leaves: NDArray[np.int64],
     seed: int,
+    telling: Callable[[int, NDArray[np.int64]], Tensor | None],
     advance: Callable[[int], None],
 ) -> None:
     """Set the prototypes of every child to cluster centres of its own training cells.
 
     `latent(numbers)` gives latent maps [n, D, rows, columns]; `leaves` [images] are places in `taxonomy.leaves`.
-    At most 8,192 cells of a child are looked at. Where a child has fewer distinct cells than prototypes, cells
-    repeat with a small jitter.
+    At most 8,192 cells of a child are looked at, of those where `telling(child, numbers)`, bool [n, rows, columns],
+    holds (None: of all). Where a child has fewer distinct cells than prototypes, cells repeat with a small jitter.
     """
     from sklearn.cluster import KMeans
 
@@ -36,8 +37,9 @@ def start_from_data(
     for child in np.unique(children):
         places = np.flatnonzero(children == child)
         numbers = np.flatnonzero(below[child][leaves])
-        sample = latent(np.sort(generator.choice(numbers, min(len(numbers), 512), replace=False)))
-        cells = sample.movedim(1, -1).flatten(0, 2).cpu().numpy()
+        numbers = np.sort(generator.choice(numbers, min(len(numbers), 512), replace=False))
+        found, chosen = latent(numbers).movedim(1, -1).flatten(0, 2), telling(int(child), numbers)
+        cells = (found if chosen is None else found[chosen.flatten()]).cpu().numpy()
         cells = cells[generator.permutation(len(cells))[:CELLS_PER_CHILD]]
         distinct = np.unique(cells, axis=0)
         if len(distinct) > len(places):

@@ -148,7 +148,6 @@ def regularisation(head: PrototypeHead) -> tuple[Tensor, Tensor]:
 
 def _outside(head: PrototypeHead, output: HeadOutput, passes: Tensor) -> Tensor:
     """The mean over images of the mean divergence at the parents that they do not pass; 0 with one parent."""
-
     found = torch.where(passes, 0.0, divergence(head, output))
     return (found.sum(1) / (~passes).sum(1).clamp_min(1)).mean()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.building import learn_only, learning_groups
@@ -17,7 +18,7 @@ from training.pictures import MIRRORED, PLAIN
 from training.progress import tracked
 from training.projection import complete, search
 from training.stages import Averages, last_layer_epoch, set_learning_rate, similarities_of
-from training.teaching import add_distillation
+from training.teaching import add_distillation, forget_teacher, telling_cells
 from training.trainer import Trainer, merit
 
 # Tens of thousands of cells: more change the principal components no further.
@@ -35,9 +36,19 @@ def reduce(trainer: Trainer) -> dict[str, float]:
 
 def initialise(trainer: Trainer) -> dict[str, float]:
     """Start the prototypes from clusters of their own classes' cells."""
-    head = trainer.prototype_network.head
+    head, config = trainer.prototype_network.head, trainer.config
+    everywhere = set(head.taxonomy.leaves) if config.start.inner_nodes else set()
+
+    def telling(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
+        if config.start.share == 1 or child in everywhere:
+            return None
+        return telling_cells(trainer, numbers, config.start.share)
+
     with tracked(trainer.console, "prototypes from data", len(head.prototype_child)) as advance:
-        start_from_data(head, trainer.latent, trainer.splits.fit.leaves, trainer.config.seed, advance)
+        start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, telling, advance)
+    # The teacher's features are another backbone's as soon as that learns.
+    if config.loss.distillation == 0 or config.joint.backbone_learning_rate > 0:
+        forget_teacher(trainer)
     with torch.no_grad():
         head.centre.copy_(head.vectors().mean(0))
     return trainer.select_prototypes()

@@ -52,7 +52,7 @@ class Step(NamedTuple):
 def plan(config: Config, linear: bool) -> list[Step]:
     """All steps of a run, in order.
 
-    Prototypes: (plain fine-tuning) → reduction → start from data (→ teacher) → warm → joint, projections in between →
+    Prototypes: (plain fine-tuning) → reduction → start from data, teacher → warm → joint, projections in between →
     projection → anchored training → last layers (→ the number of prototypes, or pruning and last layers) → nearest
     patches → temperatures → novelty thresholds. A linear head: (fine-tuning) → the linear layer on the same features →
     its temperature.
@@ -64,11 +64,14 @@ def plan(config: Config, linear: bool) -> list[Step]:
         epochs = config.linear.epochs
         steps += [Step("linear", epoch, epochs) for epoch in range(epochs)]
         return [*steps, *calibrate, Step("finish")]
-    steps += [Step("reduce"), Step("initialise")]
     teach = [Step("teach")] if config.loss.distillation > 0 else []
     learns = config.joint.backbone_learning_rate > 0 and config.joint.epochs > 0
-    # The teacher needs features that stand still.
-    steps += [] if learns else teach
+    # The teacher needs features that stand still; the start may need one, too.
+    steps.append(Step("reduce"))
+    if config.start.share < 1:
+        steps += [Step("teach"), Step("initialise")]
+    else:
+        steps += [Step("initialise"), *([] if learns else teach)]
     steps += [Step("warm", epoch, config.warm.epochs) for epoch in range(config.warm.epochs)]
     last = [Step("last layers", epoch, config.last_layers.epochs) for epoch in range(config.last_layers.epochs)]
     for epoch in range(config.joint.epochs):

@@ -1,9 +1,10 @@
-"""A plain linear classifier on the features that prototypes see, for the prototypes to learn from."""
+"""A plain linear classifier on the features that prototypes see, for the prototypes to start and to learn from."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protoserve.networks.head import HeadOutput
@@ -65,6 +66,27 @@ def add_distillation(
         )
         terms["distillation"] = term
         terms["total"] = terms["total"] + setting.distillation * term
+
+
+@torch.inference_mode()
+def telling_cells(trainer: Trainer, numbers: NDArray[np.int64], share: float) -> Tensor:
+    """bool [n, rows, columns] the `share` of each fit image's cells that speak most for its leaf in the teacher: by the
+    leaf's weights, less the mean over all leaves, on the cell's features (class activation maps, Zhou et al. 2016)."""
+    weight = trainer.state.kept[WEIGHT]
+    weight = weight - weight.mean(0)
+    found = []
+    for part in slices(numbers, trainer.config.batch):
+        features = trainer.feed.still("fit", part)
+        activation = torch.einsum("nwrc,nw->nrc", features, weight[trainer.targets(part)])
+        least = activation.flatten(1).quantile(1 - share, dim=1)
+        found.append(activation >= least[:, None, None])
+    return torch.cat(found)
+
+
+def forget_teacher(trainer: Trainer) -> None:
+    """Go on without a teacher."""
+    for name in (WEIGHT, BIAS):
+        trainer.state.kept.pop(name, None)
 
 
 @torch.inference_mode()

@@ -193,7 +193,6 @@ class PrototypeHead(nn.Module):
         child with more of them would start ahead; not so where one that does not match adds nothing (`zero`).
         """
         if self.zero is not None:
-
             self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask)
             return
         owned = self.own_mask.sum(2).float()  # [G, M]
