@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison import PROTOPNET
+from comparison import FROZEN_PROTOPNET
 from measuring import described, machine, protoserve
 from numpy.typing import NDArray
 
@@ -55,7 +55,7 @@ BRANCHES = ("loss.outside=1", "loss.leaf=0.3", "joint.epochs=10")
 RECIPES: dict[str, tuple[str, ...]] = {
     STANDING: (),
     PLAIN: (),
-    FLAT: PROTOPNET,
+    FLAT: FROZEN_PROTOPNET,
     "10 joint epochs": ("joint.epochs=10",),
     "outside 0.1": ("loss.outside=0.1",),
     "outside 0.3": ("loss.outside=0.3",),
