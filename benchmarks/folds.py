@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparison import FROZEN_PROTOPNET
-from measuring import described, machine, protoserve
+from measuring import described_rows, machine, protoserve
 from numpy.typing import NDArray
 
 from protoserve.dataset import Dataset, read_split, read_taxonomy
@@ -205,12 +205,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             f"| {one['mistake_severity']:.3f} | {likelihood} | {one['wrong_level_1']:.1f} |"
         )
     lines += ["", f"By the rule, best first: {'; '.join(by_the_rule(results))}."]
-    of_machine: dict[str, list[str]] = {}
-    for recipe, one in results.items():
-        of_machine.setdefault(described(one["machine"]), []).append(recipe)
-    for machine_line, recipes in of_machine.items():
-        rows = "" if len(of_machine) == 1 else f" Rows: {'; '.join(recipes)}."
-        lines += ["", f"{machine_line}{rows}"]
+    lines += described_rows({recipe: one["machine"] for recipe, one in results.items()})
     return "\n".join(lines) + "\n"
 
 

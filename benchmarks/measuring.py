@@ -54,3 +54,15 @@ def described(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     processor = f"{found['gpu']}, {found['processor']}" if found.get("gpu") else found["processor"]
     return f"Machine: {processor}, {found['cores']} cores, Python {found['python']}, {versions}."
+
+
+def described_rows(machines: dict[str, dict[str, Any]]) -> list[str]:
+    """The machine of every row of a table as lines of Markdown, the rows named where there are several machines."""
+    rows: dict[str, list[str]] = {}
+    for row, found in machines.items():
+        rows.setdefault(described(found), []).append(row)
+    return [
+        line
+        for sentence, names in rows.items()
+        for line in ("", sentence if len(rows) == 1 else f"{sentence} Rows: {'; '.join(names)}.")
+    ]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import described, machine
+from measuring import described_rows, machine
 from rich.progress import track
 from torch import Tensor
 
@@ -93,13 +93,13 @@ def table(results: dict[str, Any]) -> str:
     ]
     for row in results["runs"]:
         for width in WIDTHS:
-            certain = row["certain"][width]
+            certain = row["certain"][str(width)]
             share = f"{certain} ({100 * certain / row['photographs']:.2f} %)"
             lines.append(
-                f"| {row['run']} | {row['photographs']} | {width} | {share} | {row['same_path'][width]} | "
-                f"{row['same_evidence'][width]} |"
+                f"| {row['run']} | {row['photographs']} | {width} | {share} | {row['same_path'][str(width)]} | "
+                f"{row['same_evidence'][str(width)]} |"
             )
-    return "\n".join([*lines, "", described(results["machine"])]) + "\n"
+    return "\n".join([*lines, *described_rows({row["run"]: row["machine"] for row in results["runs"]})]) + "\n"
 
 
 def main() -> None:
@@ -107,10 +107,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="finished hierarchical runs")
     parser.add_argument("--data", type=Path, required=True, help="their data set, with a folder test")
+    parser.add_argument("--keep", action="store_true", help="the rows of runs not named stay as the results have them")
     options = parser.parse_args()
-    results = {"machine": machine(), "runs": [measure(run, options.data) for run in options.runs]}
+    file, named = RESULTS / "routing.json", {run.name for run in options.runs}
+    earlier = json.loads(file.read_text())["runs"] if options.keep and file.is_file() else []
+    measured = [{**measure(run, options.data), "machine": machine()} for run in options.runs]
+    # As read from a file, where keys are texts.
+    measured = json.loads(json.dumps(measured))
+    results = {"runs": [*measured, *(row for row in earlier if row["run"] not in named)]}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "routing.json").write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n")
     (RESULTS / "routing.md").write_text(table(results))
     print(table(results))
 
