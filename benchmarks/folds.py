@@ -53,8 +53,8 @@ STANDING = "as it stood"
 EARLIER = ("start.share=1", "loss.outside=0", "loss.leaf=0", "joint.epochs=6")
 PLAIN, FLAT = "plain softmax", "ProtoPNet"
 WITHDRAWN = (
-    "*Four teachers*: each image is taught by a classifier that has learned neither from it nor from what looks like it. "
-    "The key `loss.distillation_parts` was taken out again after these figures; commit c70aebe has it."
+    "*Four teachers*: each image is taught by a classifier that has learned neither from it nor from what looks like "
+    "it. The key `loss.distillation_parts` was taken out again after these figures; commit c70aebe has it."
 )
 BOTH = "outside 1, leaf 0.3, 10 joint epochs"
 BRANCHES = ("loss.outside=1", "loss.leaf=0.3", "joint.epochs=10")
