@@ -60,7 +60,7 @@ def anchor(trainer: Trainer) -> dict[str, float]:
             vectors = network.latent_of_cells(anchors)
             output: HeadOutput = functional_call(head, {"prototypes": vectors}, (network.latent(features),))
             targets = trainer.targets(numbers)
-            terms = losses(head, output, targets, trainer.tables, config.loss)._asdict()
+            terms = losses(head, output, targets, trainer.tables, config.loss).asked_for(config.loss)
             add_distillation(trainer, terms, output, targets, features)
             trainer.minimise(terms["total"], optimiser, batch.weight)
             values = torch.stack([term.detach() for term in terms.values()]).tolist()

@@ -39,6 +39,14 @@ class Losses(NamedTuple):
     outside: Tensor
     leaf: Tensor
 
+    def asked_for(self, config: LossConfig) -> dict[str, Tensor]:
+        """All by name, without the two that are not in the papers where they have no weight."""
+        return {
+            name: term
+            for name, term in self._asdict().items()
+            if name not in ("outside", "leaf") or getattr(config, name) > 0
+        }
+
 
 def loss_tables(head: PrototypeHead) -> LossTables:
     """The tables of a head; computed once per run."""

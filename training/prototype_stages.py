@@ -111,7 +111,7 @@ def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool)
             set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine)
             output = network.head(network.latent(features))
             targets = trainer.targets(numbers)
-            terms = losses(network.head, output, targets, trainer.tables, config.loss)._asdict()
+            terms = losses(network.head, output, targets, trainer.tables, config.loss).asked_for(config.loss)
             add_distillation(trainer, terms, output, targets, features)
             if noise is not None:
                 unsure = network.head(network.latent(noise(numbers)))

@@ -194,6 +194,7 @@ def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form,
     expected = getattr(reference, term)(leaves)
     assert float(getattr(found, term).detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
     assert float(found.total.detach()) == pytest.approx(3.0 * float(expected.detach()), rel=1e-5, abs=1e-6)
+    assert set(found.asked_for(LossConfig(**{term: 3.0}))) == {"total", *nothing, term}
     if (kind, term) == ("flat", "outside"):
         # One softmax over all leaves has no outside.
         assert float(found.outside.detach()) == 0.0
