@@ -151,6 +151,12 @@ def assert_gradients_agree(given, wanted):
         torch.testing.assert_close(one.double(), other, atol=2e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def assert_the_heads_gradients_agree(total, head, wanted):
+    given = torch.autograd.grad(total, [head.prototypes, head.weight])
+    for one, other in zip(given, wanted[1:], strict=True):
+        torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
@@ -199,9 +205,7 @@ def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form,
         # One softmax over all leaves has no outside.
         assert float(found.outside.detach()) == 0.0
         return
-    given = torch.autograd.grad(found.total, [head.prototypes, head.weight])
-    for one, other in zip(given, reference.gradients(3.0 * expected)[1:], strict=True):
-        torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
+    assert_the_heads_gradients_agree(found.total, head, reference.gradients(3.0 * expected))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,9 +218,7 @@ def test_noise_agrees_with_loops_in_double_precision(kind, form, average):
     reference = Reference(head, latent)
     expected = reference.noise(average)
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    given = torch.autograd.grad(found, [head.prototypes, head.weight])
-    for one, other in zip(given, reference.gradients(expected)[1:], strict=True):
-        torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
+    assert_the_heads_gradients_agree(found, head, reference.gradients(expected))
 
 
 def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there():
