@@ -37,7 +37,8 @@ CASES = [
         {
             "model": {"reduced": 24},
             "prune": {"enabled": True},
-            "loss": {"noise": 0.1, "distillation": 0.5},
+            "loss": {"noise": 0.1, "outside": 0.5, "leaf": 0.2, "distillation": 0.5},
+            "start": {"share": 0.5},
             "joint": {"patience": 1},
         },
         id="frozen",
@@ -45,6 +46,7 @@ CASES = [
     pytest.param(
         {
             "model": {"reduced": None},
+            "start": {"share": 0.5, "inner_nodes": False},
             "joint": {"backbone_learning_rate": 1e-4, "patience": 2},
             "prototypes": {"auto": True, "start": 3, "epochs": 1},
         },
