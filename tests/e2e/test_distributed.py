@@ -27,6 +27,8 @@ image: {height: 32, width: 32, resize: stretch}
 model: {backbone: shufflenet_v2_x0_5, weights: null, stride: 8, dimensions: 16, prototypes_per_child: 2, reduced: 24,
   dropout: 0}
 data: {hold_out: 0.25, views: 3}
+start: {share: 0.5}
+loss: {outside: 0.5, leaf: 0.2, distillation: 0.5}
 finetune: {epochs: 1, batch_norm: fixed, train_from: stage2.2}
 warm: {epochs: 1}
 joint: {epochs: 2, project_every: 1}
