@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from measuring import described, machine, protoserve
 
+from protoserve.run import write_text_whole
+
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "training" / "configs"
 NOTES = {
@@ -243,9 +245,9 @@ def main() -> None:
             if row.head == "prototypes" and seeds[0] in options.seeds:
                 results["bundles"][row.name] = export(row, seeds[0], options.data, runs)
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    write_text_whole(file, json.dumps(results, indent=1) + "\n")
     text = table(options.name, results, seeds)
-    (HERE / "results" / f"{options.name}.md").write_text(text)
+    write_text_whole(file.with_suffix(".md"), text)
     print(text)
 
 

@@ -231,7 +231,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
     tables = write_folds(options.data, options.weights, options.runs)
     file, found = HERE / "results" / "folds.json", machine()
-    results: dict[str, dict[str, Any]] = json.loads(file.read_text())["recipes"] if options.recipes else {}
+    earlier = json.loads(file.read_text())["recipes"] if options.recipes and file.is_file() else {}
+    results: dict[str, dict[str, Any]] = earlier
     # The first recipe goes first alone: the others find its features, instead of computing the same beside it.
     wanted = [STANDING, *(recipe for recipe in options.recipes or RECIPES if recipe != STANDING)]
     with ThreadPoolExecutor(options.jobs) as workers:

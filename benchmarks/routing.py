@@ -27,7 +27,7 @@ from protoserve.images import fit
 from protoserve.networks.checkpoint import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.networks.routing import RoutedHead
-from protoserve.run import open_run
+from protoserve.run import open_run, write_text_whole
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (1, 2, 3, 5)
@@ -116,8 +116,8 @@ def main() -> None:
     measured = json.loads(json.dumps(measured))
     results = {"runs": [*measured, *(row for row in earlier if row["run"] not in named)]}
     RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "routing.md").write_text(table(results))
+    write_text_whole(file, json.dumps(results, indent=1) + "\n")
+    write_text_whole(file.with_suffix(".md"), table(results))
     print(table(results))
 
 

@@ -95,7 +95,7 @@ def train(
     device: DeviceOption = "auto",
     cache: Annotated[
         Path | None,
-        typer.Option(help="A folder in which runs share the features of backbones that stand still; kept."),
+        typer.Option(help="A folder in which runs share the features of backbones that stand still."),
     ] = None,
     cache_limit: Annotated[
         float, typer.Option(metavar="GB", min=0, help="How much --cache may hold; what was unused for longest goes.")

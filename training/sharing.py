@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import stat
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -33,25 +35,28 @@ class SharedCache:
 
         A run that has such features open goes on with them; one that asks for them later computes them anew.
         """
-        folders = [folder for folder in self.directory.iterdir() if folder.is_dir()]
-        sizes = {folder: _size(folder) for folder in folders}
-        excess, removed = sum(sizes.values()) - self.limit, []
-        for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
+        found = {folder: _size_and_use(folder) for folder in self.directory.iterdir() if folder.is_dir()}
+        excess, removed = sum(size for size, _ in found.values()) - self.limit, []
+        for folder, (size, used) in sorted(found.items(), key=lambda item: item[1][1]):
             if excess <= 0:
                 break
-            if folder.name not in own and folder.stat().st_mtime < time.time() - LATELY_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-                excess -= sizes[folder]
+            if folder.name in own or used >= time.time() - LATELY_SECONDS:
+                continue
+            # Another run may be removing it, too; what can't be removed still counts.
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                excess -= size
                 removed.append(folder)
         return removed
 
 
-def _size(folder: Path) -> int:
-    """The bytes below a folder; a file that another run removes meanwhile counts nothing."""
-    total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
+def _size_and_use(folder: Path) -> tuple[int, float]:
+    """The bytes below a folder, and when it or anything in it was last written or noted as used, in seconds since the
+    epoch; a draft that grows for hours is in use. What another run removes meanwhile counts nothing."""
+    size, used = 0, 0.0
+    for entry in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            facts = entry.stat()
+            size += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+            used = max(used, facts.st_mtime)
+    return size, used

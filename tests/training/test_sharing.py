@@ -1,6 +1,7 @@
 """The bound of the folder in which runs share features."""
 
 import os
+import shutil
 import time
 
 import pytest
@@ -13,7 +14,8 @@ def filled(cache, name, size, hours_ago):
     (folder / "deeper").mkdir()
     (folder / "deeper" / "features.npy").write_bytes(b"0" * size)
     then = time.time() - 3600 * hours_ago
-    os.utime(folder, (then, then))
+    for entry in (*folder.rglob("*"), folder):
+        os.utime(entry, (then, then))
     return folder
 
 
@@ -38,3 +40,26 @@ def test_use_makes_a_folder_the_last_to_go(tmp_path):
         filled(cache, name, 100, hours)
     cache.used("one")
     assert [folder.name for folder in cache.trim(())] == ["two"]
+
+
+def test_what_is_still_being_written_stays(tmp_path):
+    cache = SharedCache(tmp_path, 0)
+    folder = filled(cache, "growing", 100, 5)
+    with (folder / "deeper" / "features.npy").open("ab") as draft:
+        draft.write(b"0")
+    assert cache.trim(()) == []
+    assert folder.exists()
+
+
+def test_what_cannot_be_removed_is_not_said_to_be(tmp_path, monkeypatch):
+    cache = SharedCache(tmp_path, 150)
+    for name, hours in (("stuck", 9), ("old", 5)):
+        filled(cache, name, 100, hours)
+    remove = shutil.rmtree
+
+    def some(folder, **given):
+        if folder.name != "stuck":
+            remove(folder, **given)
+
+    monkeypatch.setattr("training.sharing.shutil.rmtree", some)
+    assert [folder.name for folder in cache.trim(())] == ["old"]
