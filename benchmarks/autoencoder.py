@@ -22,9 +22,9 @@ import torch
 from measuring import machine, protoserve
 from PIL import Image
 
-from protoserve.dataset import read_split
+from protoserve.data.dataset import read_split
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "training" / "configs"
@@ -49,7 +49,7 @@ def measure(config: str, data: Path, runs: Path) -> dict[str, Any]:
     if not (run / "model.pt").is_file():
         protoserve("train", CONFIGS / f"{config}.yaml", "--data", data, "--run", run, "--resume")
     export = ["export", str(run), "--to", "onnx,torchscript", "--bundle", str(bundle), "--name", config, "--overwrite"]
-    subprocess.run([sys.executable, "-c", "from protoserve.cli import main; main()", *export], check=True)
+    subprocess.run([sys.executable, "-c", "from protoserve.cli.root import main; main()", *export], check=True)
     return {
         "run": json.loads((run / "metrics.json").read_text()),
         "config": json.loads((run / "provenance.json").read_text())["config"],

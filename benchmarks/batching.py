@@ -26,7 +26,7 @@ import numpy as np
 from measuring import described, machine
 from service_load import OPENER, RESULTS, ROOT, Side, side, wrk, wrk_script
 
-from protoserve.bundle import read_bundle
+from protoserve.bundle.folder import read_bundle
 
 SIDES = {
     "ours": "in-process batcher of ours",

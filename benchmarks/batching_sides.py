@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from protoserve.classifier import Classifier, load
-from protoserve.engine import Outputs
 from protoserve.errors import DeviceError
+from protoserve.inference.classifier import Classifier, load
+from protoserve.inference.engine import Outputs
 from service.batching import Batcher
 
 SIDE = os.environ["BATCHING_SIDE"]

@@ -132,7 +132,7 @@ def export(system: System, seed: int, data: Path, runs: Path) -> dict[str, Any]:
     run, bundle = runs / f"{system.name}-{seed}", runs / f"bundle-{system.name}-{seed}"
     if not bundle.is_dir():
         command = ["export", str(run), "--to", "onnx,torchscript", "--bundle", str(bundle)]
-        subprocess.run([sys.executable, "-c", "from protoserve.cli import main; main()", *command], check=True)
+        subprocess.run([sys.executable, "-c", "from protoserve.cli.root import main; main()", *command], check=True)
     return {
         "validate": protoserve("validate", bundle, "--data", data, "--split", "test"),
         "parity": json.loads((bundle / "parity.json").read_text()),

@@ -21,7 +21,7 @@ from measuring import described, machine
 from PIL import Image
 from service_load import RESULTS
 
-from protoserve.classifier import load
+from protoserve.inference.classifier import load
 
 
 def main() -> None:

@@ -38,12 +38,12 @@ from comparison import FROZEN_PROTOPNET
 from measuring import described_rows, machine, protoserve
 from numpy.typing import NDArray
 
-from protoserve.dataset import Dataset, read_split, read_taxonomy
+from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.networks.backbones import backbone
 from protoserve.networks.network import Normalise
 from protoserve.run import write_text_whole
 from training.config import read_config
-from training.pictures import batches, fitted
+from training.data.pictures import batches, fitted
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"

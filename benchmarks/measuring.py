@@ -15,7 +15,7 @@ from typing import Any
 
 def protoserve(*arguments: str | Path) -> dict[str, Any]:
     """Run a command with `--json` and return its document."""
-    command = [sys.executable, "-c", "from protoserve.cli import main; main()", *map(str, arguments), "--json"]
+    command = [sys.executable, "-c", "from protoserve.cli.root import main; main()", *map(str, arguments), "--json"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     document: dict[str, Any] = json.loads(finished.stdout)
     return document

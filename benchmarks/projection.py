@@ -26,14 +26,14 @@ import torch
 from measuring import described, machine
 from torch import Tensor
 
-from protoserve.bundle import InputRule
-from protoserve.dataset import Dataset, read_split, read_taxonomy
+from protoserve.bundle.folder import InputRule
+from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.images import fit
-from protoserve.networks.checkpoint import NetworkDescription, build
 from protoserve.networks.head import PrototypeHead, groups_of
+from protoserve.networks.model_file import NetworkDescription, build
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.taxonomy import Taxonomy
-from training.projection import find_nearest
+from training.prototypes.projection import find_nearest
 from training.rendered import render_dataset
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,9 +22,9 @@ from measuring import described_rows, machine
 from rich.progress import track
 from torch import Tensor
 
-from protoserve.dataset import read_split
+from protoserve.data.dataset import read_split
 from protoserve.images import fit
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.networks.routing import RoutedHead
 from protoserve.run import open_run, write_text_whole

@@ -31,7 +31,7 @@ import psutil
 from measuring import described, machine
 from service_load import RESULTS, ROOT, Side, open_loop, paced, side, wrk, wrk_script
 
-from protoserve.classifier import Classifier, load
+from protoserve.inference.classifier import Classifier, load
 
 TWINS = Path(__file__).parent
 # At 70 % load, so many times so many seconds: one pause of the machine would decide a single 99th percentile.

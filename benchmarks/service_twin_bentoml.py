@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bentoml
 
-from protoserve.classifier import load
+from protoserve.inference.classifier import load
 from protoserve.schema import Prediction
 
 

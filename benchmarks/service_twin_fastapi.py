@@ -11,7 +11,7 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from protoserve.classifier import load
+from protoserve.inference.classifier import load
 
 classifier = load(os.environ["TWIN_BUNDLE"], device="cpu", threads=1)
 # More threads than lanes would only take turns at the same cores.

@@ -11,7 +11,7 @@ from typing import Any
 import litserve
 from fastapi import Request, Response
 
-from protoserve.classifier import load
+from protoserve.inference.classifier import load
 
 
 class Predict(litserve.LitAPI):

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from export.parity import Arrays, Precision, Runtime, Tolerance
 from export.sources import EdgeOptions
-from protoserve.bundle import InputRule
-from protoserve.dataset import Dataset, hold_out, holds_split, read_split
+from protoserve.bundle.folder import InputRule
+from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
 from protoserve.errors import InputError, ParityError
 from protoserve.images import fit
-from protoserve.metrics import scores
-from protoserve.networks.checkpoint import ExplainedNetwork
+from protoserve.networks.model_file import ExplainedNetwork
 from protoserve.run import Run
+from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 
 CALIBRATION_IMAGES: Final = 256

@@ -21,7 +21,7 @@ from export.parity import BATCHES, FLOAT32, INT8, check
 from export.resizing import check_fitted
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
 from export.targets.table import TARGETS, Target, target_named
-from protoserve.bundle import (
+from protoserve.bundle.folder import (
     FORMAT,
     Bundle,
     GraphRecord,
@@ -33,8 +33,8 @@ from protoserve.bundle import (
 )
 from protoserve.errors import InputError
 from protoserve.images import decode, fit
-from protoserve.networks.checkpoint import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.head import PrototypeHead, groups_of
+from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import parent_names
 from protoserve.run import Run, novelty_record

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.networks.head import Explanation, FusedHead
+from protoserve.networks.model_file import ExplainedNetwork
 from protoserve.networks.routing import TRUNK, RoutedExplanation, RoutedHead
 
 OUTPUTS: tuple[str, ...] = Explanation._fields

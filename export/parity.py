@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.errors import ParityError
-from protoserve.networks.checkpoint import ExplainedNetwork
 from protoserve.networks.head import PrototypeHead
+from protoserve.networks.model_file import ExplainedNetwork
 
 Arrays = Mapping[str, NDArray[Any]]
 Runtime = Callable[[NDArray[np.uint8]], Arrays]

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.parity import FLOAT32, Fitter, Precision, Runtime, compare
-from protoserve.bundle import InputRule
+from protoserve.bundle.folder import InputRule
 from protoserve.errors import ParityError
 from protoserve.images import PAD_COLOUR, decode, fit
-from protoserve.networks.checkpoint import ExplainedNetwork
+from protoserve.networks.model_file import ExplainedNetwork
 
 # Height and width: pictures that shrink and grow, that are wider and higher than most models' input.
 SHAPES: Final = ((480, 640), (500, 333), (301, 300), (96, 150), (64, 48))

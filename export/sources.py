@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from export.graph import ExplainedGraph, write_onnx
 from export.resizing import Fit, FittedGraph
-from protoserve.bundle import InputRule, Manifest
+from protoserve.bundle.folder import InputRule, Manifest
 from protoserve.errors import InputError
 from protoserve.taxonomy import Taxonomy
 

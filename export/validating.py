@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from protoserve.classifier import open_model
-from protoserve.dataset import read_split
-from protoserve.engine import Device
-from protoserve.ensemble_engine import open_engine
+from protoserve.data.dataset import read_split
 from protoserve.images import fit
-from protoserve.metrics import scores
+from protoserve.inference.classifier import open_model
+from protoserve.inference.engine import Device
+from protoserve.inference.ensemble_engine import open_engine
+from protoserve.scores import scores
 
 
 def validate(
@@ -27,7 +27,7 @@ def validate(
     batch: int = 16,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """`protoserve.metrics.scores` of a bundle's `model.onnx` on one split, with the `seconds` it took.
+    """`protoserve.scores.scores` of a bundle's `model.onnx` on one split, with the `seconds` it took.
 
     `bundle` is the folder of a bundle or an ensemble, or those of several bundles, which then answer as one.
     `advance(done, total)` is called after each batch.

@@ -9,7 +9,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from protoserve.classifier import Classifier, load
+    from protoserve.inference.classifier import Classifier, load
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "__version__", "load"]
@@ -18,7 +18,7 @@ __all__ = ["Classifier", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     # Training and the command line's help must not pay for importing onnxruntime.
     if name in {"Classifier", "load"}:
-        from protoserve import classifier
+        from protoserve.inference import classifier
 
         return getattr(classifier, name)
     raise AttributeError(f"module 'protoserve' has no attribute {name!r}")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoserve.bundle import InputRule
+from protoserve.bundle.folder import InputRule
 from protoserve.errors import ImageError, InputError
 
 ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | NDArray[np.uint8]

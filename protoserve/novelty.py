@@ -90,7 +90,7 @@ class NoveltyTable:
         """[images, groups]: the greater, the better a picture fits one of the group's members.
 
         `log_probability` and `logit` [images, nodes], `similarity` [images, prototypes] as in
-        `protoserve.engine.Outputs`.
+        `protoserve.inference.engine.Outputs`.
 
         - `energy`: log Σ exp(logit), minus the free energy at temperature 1 (Liu et al. 2020, eq. 4);
         - `similarity`: the greatest similarity to any of the group's prototypes;
@@ -178,7 +178,7 @@ class Thresholds:
         logit: NDArray[np.floating[Any]],
         similarity: NDArray[np.floating[Any]],
     ) -> NDArray[np.bool_]:
-        """`known` from the arrays of `protoserve.engine.Outputs`."""
+        """`known` from the arrays of `protoserve.inference.engine.Outputs`."""
         return self.known(path, self.table.scores(self.score, log_probability, logit, similarity))
 
 

@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.classifier import Classifier
-from protoserve.engine import Outputs
 from protoserve.errors import ProtoServeError
+from protoserve.inference.classifier import Classifier
+from protoserve.inference.engine import Outputs
 from service import metrics
 from service.record import RequestRecord, current_record
 from service.turns import no_turn

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protoserve.ensemble import Model
+from protoserve.bundle.ensemble import Model
 from protoserve.errors import nearest
 from service.current import Current
 from service.documents import PAGE, PrototypePage, model_document, prototype_document, taxonomy_document

@@ -41,7 +41,7 @@ def serve(
     Example: protoserve serve bundles/grocery --port 3000
     """
     _require("serve")
-    from protoserve.classifier import load
+    from protoserve.inference.classifier import load
     from service.settings import read_settings
 
     read_settings()

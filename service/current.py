@@ -12,9 +12,9 @@ from typing import Literal
 
 from PIL import Image
 
-from protoserve.classifier import Classifier, load
-from protoserve.ensemble import ENSEMBLE
+from protoserve.bundle.ensemble import ENSEMBLE
 from protoserve.errors import ProtoServeError
+from protoserve.inference.classifier import Classifier, load
 from service import metrics
 from service.metrics import PredictionCounts
 

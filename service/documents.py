@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from protoserve.bundle import InputRule
-from protoserve.ensemble import Ensemble, Model
+from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.folder import InputRule
 from protoserve.schema import Contract, EvidenceSource, Prediction
 from service.problems import ProblemDocument
 from service.settings import Settings

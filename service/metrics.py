@@ -16,9 +16,9 @@ from prometheus_client import REGISTRY as PROCESS_REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, mmap_dict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from protoserve.engine import Outputs
 from protoserve.errors import InputError
-from protoserve.evidence import EvidenceTable
+from protoserve.inference.engine import Outputs
+from protoserve.inference.evidence import EvidenceTable
 from protoserve.schema import Prediction
 
 Stage = Literal["read", "decode", "queue", "infer", "evidence", "encode"]

@@ -19,12 +19,12 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from protoserve.classifier import Classifier
 from protoserve.cores import usable_cores
-from protoserve.engine import Outputs
 from protoserve.errors import ImageError, ProtoServeError
-from protoserve.evidence import checked_top_k, predictions
 from protoserve.images import FittedImage, Limits
+from protoserve.inference.classifier import Classifier
+from protoserve.inference.engine import Outputs
+from protoserve.inference.evidence import checked_top_k, predictions
 from protoserve.schema import Prediction
 from service import metrics
 from service.batching import Batcher

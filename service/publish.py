@@ -11,7 +11,7 @@ from typing import Any, Final
 import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 
-from protoserve.ensemble import read_model
+from protoserve.bundle.ensemble import read_model
 from protoserve.errors import InputError
 
 LABEL: Final = "protoserve"

@@ -17,8 +17,8 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from protoserve.bundle.ensemble import read_model
 from protoserve.cores import usable_cores
-from protoserve.ensemble import read_model
 from protoserve.errors import InputError, ProtoServeError
 from service.logs import configure_logs
 from service.process import end_with_parent

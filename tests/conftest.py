@@ -40,10 +40,10 @@ def make_run(
     """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
     import torch
 
-    from protoserve.bundle import InputRule
+    from protoserve.bundle.folder import InputRule
     from protoserve.images import decode, fit
-    from protoserve.networks.checkpoint import NetworkDescription, PrototypeSource, build, save_network
     from protoserve.networks.head import prototype_children
+    from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build, save_network
     from protoserve.networks.network import AddOn, PrototypeNetwork
     from protoserve.taxonomy import Taxonomy
 
@@ -188,8 +188,8 @@ def write_data(run: Path, directory: Path) -> None:
     it learned from there."""
     import torch
 
-    from protoserve.dataset import read_split, read_taxonomy
-    from protoserve.networks.checkpoint import load_network
+    from protoserve.data.dataset import read_split, read_taxonomy
+    from protoserve.networks.model_file import load_network
 
     network, _, _ = load_network(run / "model.pt")
     samples = np.load(run / "samples.npy")

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from protoserve import __version__
-from protoserve.cli import build_app
+from protoserve.cli.root import build_app
 from protoserve.schema import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +120,7 @@ def test_commands_import_no_more_than_they_need(
     arguments: list[str], unwanted: set[str], tiny_bundle: Path, photograph: Path
 ) -> None:
     places = {"BUNDLE": str(tiny_bundle), "PHOTOGRAPH": str(photograph)}
-    code = "from protoserve.cli import main; main()"
+    code = "from protoserve.cli.root import main; main()"
     ended = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, *(places.get(word, word) for word in arguments)],
         capture_output=True,
@@ -139,16 +139,16 @@ def test_commands_import_no_more_than_they_need(
 
 # Of the core, what only the commands of `train` and `export` come to: data sets (a class tree in YAML) and scores.
 LENT = {
-    "protoserve/manifests.py": {"pyarrow"},
-    "protoserve/metrics.py": {"sklearn"},
+    "protoserve/data/tables.py": {"pyarrow"},
+    "protoserve/scores.py": {"sklearn"},
     "protoserve/taxonomy.py": {"yaml"},
 }
 # What asks for an extra of its own.
 OWN_EXTRA = {
     "protoserve/client.py": "client",
-    "protoserve/score.py": "score",
-    "protoserve/score_command.py": "score",
-    "protoserve/score_ray.py": "ray",
+    "protoserve/scoring/local.py": "score",
+    "protoserve/cli/score.py": "score",
+    "protoserve/scoring/ray.py": "ray",
 }
 
 

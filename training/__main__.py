@@ -7,7 +7,7 @@ The lone `--` keeps torchrun from taking `--run` for one of its own options.
 
 import sys
 
-from protoserve.cli import main
+from protoserve.cli.root import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

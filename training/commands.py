@@ -110,8 +110,8 @@ def train(
     """
     from training import running
     from training.config import read_config, read_settings
+    from training.features.shared_cache import GIGABYTE, SharedCache
     from training.progress import console
-    from training.sharing import GIGABYTE, SharedCache
 
     overrides = read_settings(settings or [])
     if seed is not None:
@@ -177,7 +177,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from protoserve.terminal import scores_report
+    from protoserve.cli.terminal import scores_report
     from training import running
     from training.progress import console
 
@@ -239,7 +239,7 @@ def report(
 
     Example: protoserve report runs/grocery -o grocery.html
     """
-    from training.report import write_report
+    from training.outcome.report import write_report
 
     file = run / "report.html" if output is None else output
     size = write_report(run, file)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
-from protoserve.bundle import InputRule
+from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError, nearest
 from protoserve.networks.network import Latent
 from protoserve.networks.similarity import Similarity

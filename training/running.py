@@ -10,48 +10,48 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from protoserve.dataset import Dataset, hold_out, holds_split, read_novel, read_split, read_taxonomy
+from protoserve.data.dataset import Dataset, hold_out, holds_split, read_novel, read_split, read_taxonomy
 from protoserve.errors import DeviceError, InputError
-from protoserve.metrics import scores
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.run import make_folder, novelty_record, open_run, remove_drafts
+from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
-from training import (
+from training.config import Config
+from training.features.shared_cache import SharedCache
+from training.loop.answers import answer_dataset
+from training.loop.checkpoints import CHECKPOINT
+from training.loop.plan import Stage
+from training.loop.tensorboard import Board
+from training.loop.trainer import Splits, Trainer
+from training.outcome.decoded import train_autoencoder
+from training.outcome.finishing import finish, write_config
+from training.processes import joined_processes
+from training.stages import (
     analysis,
     anchoring,
     calibration,
     counting,
     novelty,
-    plain_stages,
-    prototype_stages,
+    plain,
+    prototypes,
     pruning,
     teaching,
 )
-from training.autoencoder.finishing import train_autoencoder
-from training.checkpoints import CHECKPOINT
-from training.config import Config
-from training.distributed import joined_processes
-from training.finishing import finish, write_config
-from training.novelty import evaluate_novelty
-from training.scoring import answer_dataset
-from training.sharing import SharedCache
-from training.stages import Stage
-from training.tensorboard import Board
-from training.trainer import Splits, Trainer
+from training.stages.novelty import evaluate_novelty
 
 Device = Literal["auto", "cpu", "cuda"]
-# What does each step of a run; `training.stages.plan` says in which order they come. `finish` is what remains.
+# What does each step of a run; `training.loop.plan.plan` says in which order they come. `finish` is what remains.
 STAGES: dict[Stage, Callable[[Trainer], dict[str, float]]] = {
-    "finetune": plain_stages.finetune,
-    "linear": plain_stages.linear,
-    "reduce": prototype_stages.reduce,
-    "initialise": prototype_stages.initialise,
-    "warm": prototype_stages.warm,
-    "joint": prototype_stages.joint,
-    "project": prototype_stages.project,
+    "finetune": plain.finetune,
+    "linear": plain.linear,
+    "reduce": prototypes.reduce,
+    "initialise": prototypes.initialise,
+    "warm": prototypes.warm,
+    "joint": prototypes.joint,
+    "project": prototypes.project,
     "teach": teaching.teach,
     "anchor": anchoring.anchor,
-    "last layers": prototype_stages.last_layers,
+    "last layers": prototypes.last_layers,
     "count": counting.count,
     "prune": pruning.prune,
     "analyse": analysis.analyse,
@@ -149,7 +149,7 @@ def evaluate(
     """Score a finished run's network on one split; `seconds` is the time it took.
 
     With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the document gets
-    `novel`: see `training.novelty.novelty_report`.
+    `novel`: see `training.stages.novelty.novelty_report`.
     """
     chosen = torch_device(device)
     opened = open_run(run)

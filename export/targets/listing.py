@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from export.targets.table import TARGETS
-from protoserve.bundle import Bundle
+from protoserve.bundle.folder import Bundle
 
 
 def listing() -> Table:

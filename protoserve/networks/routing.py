@@ -25,7 +25,7 @@ from torch.nn import functional
 from protoserve.errors import InputError
 from protoserve.networks.distances import at_cells, exact, near
 from protoserve.networks.head import NEGATIVE, PrototypeHead
-from protoserve.networks.routes import Level, Rows, Tree, tree_of
+from protoserve.networks.route_tables import Level, Rows, Tree, tree_of
 from protoserve.networks.similarity import doubling, similarity, similarity_of_product
 from protoserve.taxonomy import ROOT
 

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from protoserve.classifier import load
+from protoserve.inference.classifier import load
 
 ROOT = Path(__file__).resolve().parents[2]
 BENTO_PATH = Path("home/bentoml/bento")

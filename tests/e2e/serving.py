@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVE = (
     sys.executable,
     "-c",
-    "from protoserve.cli import build_app; from service.commands import commands; "
+    "from protoserve.cli.root import build_app; from service.commands import commands; "
     "app = build_app(); commands(app); app(prog_name='protoserve')",
     "serve",
 )

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from export.bundling import export_bundle
 from export.validating import validate
-from protoserve.classifier import Classifier, load
-from protoserve.cli import build_app
-from protoserve.dataset import read_split, read_taxonomy
+from protoserve.cli.root import build_app
+from protoserve.data.dataset import read_split, read_taxonomy
+from protoserve.inference.classifier import Classifier, load
 from protoserve.run import open_run
 from protoserve.schema import Prediction
 from service.app import create_app

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from protoserve.cli import main
-from protoserve.networks.checkpoint import NetworkDescription, build, save_network
+from protoserve.cli.root import main
+from protoserve.networks.model_file import NetworkDescription, build, save_network
 
 CONFIG = """
 name: tiny

@@ -22,14 +22,14 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from protoserve.classifier import load
+from protoserve.inference.classifier import load
 
 ROOT = Path(__file__).resolve().parents[2]
 # Also in a checkout that is not installed, where the root command has no entry points to find this room by.
 PROTOSERVE = (
     sys.executable,
     "-c",
-    "from protoserve.cli import build_app; from service.commands import commands; "
+    "from protoserve.cli.root import build_app; from service.commands import commands; "
     "app = build_app(); commands(app); app(prog_name='protoserve')",
 )
 BENTOML = (sys.executable, "-m", "bentoml")

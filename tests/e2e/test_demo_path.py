@@ -72,7 +72,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 def protoserve(*arguments: str | Path) -> str:
     """What a command prints on standard output; it must succeed."""
-    command = [sys.executable, "-c", "from protoserve.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from protoserve.cli.root import main; main()", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.cli import main
+from protoserve.cli.root import main
 from training.rendered import render_dataset
 
 pytestmark = pytest.mark.slow
@@ -97,8 +97,8 @@ def exchange(rank: int, count: int, port: int, folder: str) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    from training.distributed import joined_processes
-    from training.projection import search
+    from training.processes import joined_processes
+    from training.prototypes.projection import search
 
     with joined_processes(cuda=False) as processes:
         head, latent, leaves, numbers = problem()
@@ -144,7 +144,7 @@ def problem() -> tuple[Any, torch.Tensor, torch.Tensor, np.ndarray[Any, Any]]:
 def test_what_processes_exchange_is_what_one_would_have_found(
     count: int, forkserver: ForkServerContext, tmp_path: Path
 ) -> None:
-    from training.projection import find_nearest
+    from training.prototypes.projection import find_nearest
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

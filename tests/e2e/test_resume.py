@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from protoserve.cli import main
+from protoserve.cli.root import main
 from training.rendered import render_dataset
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from export import bundling
 from export.bundling import export_bundle
 from export.targets.onnx_files import run_onnx
 from export.targets.table import TARGETS
-from protoserve.bundle import read_bundle
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError, ParityError
 from protoserve.run import open_run
 

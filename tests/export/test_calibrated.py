@@ -13,14 +13,14 @@ from rich.console import Console
 
 import protoserve
 from export.bundling import export_bundle
-from protoserve.bundle import read_bundle
-from protoserve.engine import Engine
+from protoserve.bundle.folder import read_bundle
+from protoserve.cli.figures import explain_figure
+from protoserve.cli.terminal import prediction_tree
 from protoserve.errors import BundleError
-from protoserve.figures import explain_figure
 from protoserve.images import decode
-from protoserve.networks.checkpoint import load_network, save_network
+from protoserve.inference.engine import Engine
+from protoserve.networks.model_file import load_network, save_network
 from protoserve.run import open_run
-from protoserve.terminal import prediction_tree
 
 TEMPERATURE = [0.5, 2.0, 3.0]
 # Of the random network's conditionals every one passes at the root, none among Animal's children.

@@ -10,7 +10,7 @@ import protoserve
 from export.bundling import export_bundle
 from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.run import open_run
 from tests.conftest import make_run
 

@@ -10,8 +10,8 @@ import torch
 
 from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
-from protoserve.bundle import read_bundle
-from protoserve.networks.checkpoint import load_network
+from protoserve.bundle.folder import read_bundle
+from protoserve.networks.model_file import load_network
 
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 

@@ -8,7 +8,7 @@ import torch
 
 from export.parity import check
 from protoserve.errors import ParityError
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.networks.routing import RoutedHead
 
 TOP_K = 4

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from export.resizing import GREY_LEVELS, Fit, check_fitted
-from protoserve.bundle import InputRule
+from protoserve.bundle.folder import InputRule
 from protoserve.errors import ParityError
 from protoserve.images import decode, fit
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 
 RULES = [("stretch", 1.0), ("crop", 1.0), ("crop", 0.7), ("crop", 0.875), ("pad", 1.0)]
 SHAPES = [(348, 464), (464, 348), (64, 96), (37, 501), (2, 3), (900, 1200), (50, 31)]

@@ -7,9 +7,9 @@ import torch
 from export.graph import ExplainedGraph, RoutedGraph, write_onnx
 from export.targets.onnx_files import run_onnx
 from protoserve.errors import BundleError, InputError
-from protoserve.networks.checkpoint import load_network
+from protoserve.inference.routed_engine import RoutedEngine
 from protoserve.networks.head import PrototypeHead, prototype_children
-from protoserve.routed import RoutedEngine
+from protoserve.networks.model_file import load_network
 from protoserve.taxonomy import Taxonomy
 
 TOP_K = 4

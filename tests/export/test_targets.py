@@ -18,9 +18,9 @@ from export.targets import executorch_files, openvino_files, quantising
 from export.targets.listing import listing, next_steps, summary
 from export.targets.onnx_files import backbone_nodes, run_onnx
 from export.targets.table import TARGETS
-from protoserve.bundle import read_bundle
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError, MissingExtraError, ParityError
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.run import open_run
 
 HERE = tuple(name for name in TARGETS if name != "web")
@@ -308,7 +308,7 @@ def test_an_npm_that_never_ends_is_given_up(tmp_path, monkeypatch):
 def test_the_command_shows_the_table():
     from typer.testing import CliRunner
 
-    from protoserve.cli import build_app
+    from protoserve.cli.root import build_app
 
     shown = CliRunner().invoke(build_app(), ["export", "--list-targets"])
     assert shown.exit_code == 0

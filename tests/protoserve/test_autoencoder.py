@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.bundle import InputRule
+from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size, map_sizes
-from protoserve.networks.checkpoint import NetworkDescription, build_autoencoder, load_network, save_network
 from protoserve.networks.head import PrototypeHead
+from protoserve.networks.model_file import NetworkDescription, build_autoencoder, load_network, save_network
 from protoserve.taxonomy import Taxonomy
 
 LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Knife", "Scuba")

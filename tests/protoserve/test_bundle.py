@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from protoserve.bundle import read_bundle
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import BundleError, InputError
 
 

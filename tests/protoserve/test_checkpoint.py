@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from protoserve.errors import InputError
-from protoserve.networks.checkpoint import NetworkDescription, build, load_network, save_network, save_whole
+from protoserve.networks.model_file import NetworkDescription, build, load_network, save_network, save_whole
 from protoserve.networks.network import PrototypeNetwork
 
 

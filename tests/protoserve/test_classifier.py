@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import protoserve
-from protoserve.bundle import read_bundle
-from protoserve.classifier import BATCH, Classifier, load
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import ImageError, InputError
+from protoserve.inference.classifier import BATCH, Classifier, load
 from protoserve.schema import Prediction
 
 

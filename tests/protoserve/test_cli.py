@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import protoserve
-from protoserve import cli
-from protoserve.bundle import read_bundle
-from protoserve.cli import COMMANDS_OF_EXTRA, main
+from protoserve.bundle.folder import read_bundle
+from protoserve.cli import root as cli
+from protoserve.cli.root import COMMANDS_OF_EXTRA, main
 from protoserve.schema import Prediction
 
 Captured = pytest.CaptureFixture[str]
@@ -72,8 +72,8 @@ def test_predict_prints_a_readable_tree(tiny_bundle: Path, photograph: Path, cap
 def test_a_label_with_brackets_is_printed_as_it_is(photograph: Path) -> None:
     from rich.console import Console
 
+    from protoserve.cli.terminal import prediction_tree
     from protoserve.schema import ImageSize, Level, ModelReference
-    from protoserve.terminal import prediction_tree
 
     level = Level(level=1, node="[bold]x[/]", label="[bold]x[/]", probability=1.0, conditional=1.0)
     prediction = Prediction(
@@ -301,12 +301,12 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 # ---- as a process ------------------------------------------------------------------------------------------
 
-MAIN = "from protoserve.cli import main; main()"
+MAIN = "from protoserve.cli.root import main; main()"
 
 
 def test_help_is_light() -> None:
     code = (
-        "import sys\nfrom protoserve.cli import main\n"
+        "import sys\nfrom protoserve.cli.root import main\n"
         "try:\n    main(['predict', '--help'])\nexcept SystemExit:\n"
         "    print(sorted(set(sys.modules) & {'torch', 'bentoml', 'onnxruntime'}), file=sys.stderr)"
     )
@@ -316,7 +316,7 @@ def test_help_is_light() -> None:
 
 def test_predict_needs_no_torch(tiny_bundle: Path, photograph: Path) -> None:
     code = (
-        "import sys\nsys.modules['torch'] = None\nfrom protoserve.cli import main\n"
+        "import sys\nsys.modules['torch'] = None\nfrom protoserve.cli.root import main\n"
         f"main(['predict', {str(tiny_bundle)!r}, {str(photograph)!r}, '--json', '--device', 'cpu'])"
     )
     finished = process(code)

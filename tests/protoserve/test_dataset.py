@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from protoserve.dataset import hold_out, read_novel, read_split, read_taxonomy
+from protoserve.data.dataset import hold_out, read_novel, read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from protoserve.bundle import Bundle, read_bundle
-from protoserve.engine import OUTPUTS, Engine, Outputs
+from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import BundleError, DeviceError, InputError
+from protoserve.inference.engine import OUTPUTS, Engine, Outputs
 
 
 @pytest.fixture(scope="module")

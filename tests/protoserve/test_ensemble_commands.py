@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import protoserve
-from protoserve.cli import main
+from protoserve.cli.root import main
 
 Captured = pytest.CaptureFixture[str]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import protoserve
-from protoserve.bundle import read_bundle
-from protoserve.classifier import Classifier, load
-from protoserve.engine import Engine
-from protoserve.ensemble import ensemble_of
-from protoserve.ensemble_engine import EnsembleEngine, Joining
+from protoserve.bundle.ensemble import ensemble_of
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError
-from protoserve.networks.checkpoint import load_network
+from protoserve.inference.classifier import Classifier, load
+from protoserve.inference.engine import Engine
+from protoserve.inference.ensemble_engine import EnsembleEngine, Joining
+from protoserve.networks.model_file import load_network
 from protoserve.schema import NoveltyRecord
 
 TEMPERATURES = ({"": 2.0, "Animal": 0.5}, {"Animal/Ape": 3.0})

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from protoserve.bundle import Bundle, GraphRecord, InputRule, Manifest
-from protoserve.engine import OUTPUTS, Outputs
+from protoserve.bundle.folder import Bundle, GraphRecord, InputRule, Manifest
 from protoserve.errors import BundleError, InputError
-from protoserve.evidence import EvidenceTable, predictions
 from protoserve.images import Geometry
+from protoserve.inference.engine import OUTPUTS, Outputs
+from protoserve.inference.evidence import EvidenceTable, predictions
 from protoserve.novelty import Score
 from protoserve.schema import NoveltyRecord, Prediction, PrototypeRecord
 from protoserve.taxonomy import Taxonomy

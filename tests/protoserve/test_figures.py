@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoserve.bundle import Bundle, read_bundle
-from protoserve.classifier import Classifier, load
-from protoserve.figures import explain_figure, prototype_picture
+from protoserve.bundle.folder import Bundle, read_bundle
+from protoserve.cli.figures import explain_figure, prototype_picture
 from protoserve.images import decode
+from protoserve.inference.classifier import Classifier, load
 from protoserve.schema import Prediction
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protoserve.dataset import hold_out, holds_split, read_split, read_taxonomy
+from protoserve.data.dataset import hold_out, holds_split, read_split, read_taxonomy
+from protoserve.data.idx import holds_idx, read_idx, read_idx_split
 from protoserve.errors import InputError, TaxonomyError
-from protoserve.idx import holds_idx, read_idx, read_idx_split
 from protoserve.taxonomy import Taxonomy
 
 

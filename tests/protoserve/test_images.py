@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoserve.bundle import InputRule
+from protoserve.bundle.folder import InputRule
 from protoserve.errors import ImageError, InputError
 from protoserve.images import PAD_COLOUR, DecodedImage, Geometry, Limits, decode, fit
 

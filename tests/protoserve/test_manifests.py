@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoserve.dataset import hold_out, holds_split, read_split, read_taxonomy
+from protoserve.data.dataset import hold_out, holds_split, read_split, read_taxonomy
+from protoserve.data.tables import is_manifest, read_manifest
 from protoserve.errors import InputError, TaxonomyError
-from protoserve.manifests import is_manifest, read_manifest
 
 PATHS = """image,path,split,remark
 a.png,Fruit/Apple/Gala,train,"red, ripe"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from protoserve.metrics import calibration_scores, expected_calibration_error, reliability, scores, sibling_confusion
+from protoserve.scores import calibration_scores, expected_calibration_error, reliability, scores, sibling_confusion
 from protoserve.taxonomy import Taxonomy
 
 # Leaves at depths 1, 2 and 3.

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from protoserve.classifier import load
 from protoserve.errors import InputError
-from protoserve.score import Job, find_images, open_parts
+from protoserve.inference.classifier import load
+from protoserve.scoring.local import Job, find_images, open_parts
 
-COMMAND = (sys.executable, "-c", "from protoserve.cli import main; main()", "score")
+COMMAND = (sys.executable, "-c", "from protoserve.cli.root import main; main()", "score")
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_run_killed_before_its_first_part_begins_anew(tmp_path: Path) -> None:
 
 
 def test_without_pyarrow_the_message_names_the_extra(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['pyarrow'] = None; from protoserve.cli import main; main()"
+    code = "import sys; sys.modules['pyarrow'] = None; from protoserve.cli.root import main; main()"
     words = ["score", str(tiny_bundle), str(pictures), "-o", str(tmp_path / "x.parquet")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 2

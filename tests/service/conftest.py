@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from protoserve.classifier import Classifier
+from protoserve.inference.classifier import Classifier
 from service.app import create_app
 from service.current import CurrentModel
 from service.settings import Settings

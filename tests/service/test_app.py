@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from protoserve.classifier import Classifier
+from protoserve.inference.classifier import Classifier
 from protoserve.schema import Prediction
 from service import catalogue
 from service.app import create_app

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from protoserve.classifier import Classifier
-from protoserve.engine import Outputs
 from protoserve.errors import DeviceError
+from protoserve.inference.classifier import Classifier
+from protoserve.inference.engine import Outputs
 from service.batching import Batcher
 from service.problems import Problem
 from service.turns import Places, Turns

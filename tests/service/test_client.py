@@ -12,9 +12,9 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from protoserve.classifier import Classifier
 from protoserve.client import AsyncClient, Client
 from protoserve.errors import InputError, ServiceError
+from protoserve.inference.classifier import Classifier
 from service.access import new_key
 from service.app import create_app
 from service.current import CurrentModel

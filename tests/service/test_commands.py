@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Also in a checkout that is not installed, where the root command has no entry points to find this room by.
 PROTOSERVE = (
-    "from protoserve.cli import build_app; from service.commands import commands; "
+    "from protoserve.cli.root import build_app; from service.commands import commands; "
     "app = build_app(); commands(app); app(prog_name='protoserve')"
 )
 

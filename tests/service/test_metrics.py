@@ -12,7 +12,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-from protoserve.classifier import Classifier
+from protoserve.inference.classifier import Classifier
 from service import metrics
 from service.metrics import PredictionCounts
 

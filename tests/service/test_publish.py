@@ -11,7 +11,7 @@ import bentoml
 import pytest
 from bentoml.exceptions import NotFound
 
-from protoserve.bundle import read_bundle
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import BundleError, InputError
 from service.publish import bundle_directory, publish_bundle, published_model, tag_name
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from protoserve.bundle import read_bundle
-from protoserve.classifier import Classifier
-from protoserve.ensemble import read_model, write_ensemble
+from protoserve.bundle.ensemble import read_model, write_ensemble
+from protoserve.bundle.folder import read_bundle
+from protoserve.inference.classifier import Classifier
 from protoserve.schema import Prediction
 from service.app import create_app
 from service.current import CurrentModel

@@ -6,8 +6,8 @@ import torch
 
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
-from training import analysis
-from training.analysis import nearest_patches, own_patches, own_weights
+from training.stages import analysis
+from training.stages.analysis import nearest_patches, own_patches, own_weights
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 

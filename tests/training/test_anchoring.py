@@ -5,11 +5,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.run import Run
-from training.pictures import fitted
+from training.data.pictures import fitted
+from training.loop.plan import plan
 from training.running import read_splits, train
-from training.stages import plan
 
 
 def settings(small_config, **sections):

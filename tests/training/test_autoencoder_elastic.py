@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.autoencoder.elastic import deform, displacements, move
+from training.data.elastic import deform, displacements, move
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from protoserve.networks.head import PrototypeHead
 from protoserve.taxonomy import Taxonomy
-from training.autoencoder.losses import Weights, autoencoder_losses
+from training.stages.autoencoder_losses import Weights, autoencoder_losses
 
 Array = NDArray[np.float64]
 LEAVES, PICTURES, PROTOTYPES, LENGTH = 4, 5, 6, 3

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from protoserve.dataset import read_split, read_taxonomy
+from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.checkpoint import load_network
+from protoserve.networks.model_file import load_network
 from protoserve.run import Run
 from training import running
-from training.autoencoder import trainer as trainer_module
-from training.autoencoder.finishing import for_people
-from training.autoencoder.trainer import AutoencoderTrainer, codes_of, in_memory
 from training.config import Config, parse_config
+from training.outcome.decoded import for_people
+from training.stages import autoencoder as trainer_module
+from training.stages.autoencoder import AutoencoderTrainer, codes_of, in_memory
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -199,7 +199,7 @@ def test_the_form_for_people_gives_every_picture_the_same_answer(tiny_idx: Path,
 
 
 def test_pictures_of_another_size_and_in_folders_are_read_into_memory(tiny_idx: Path, tmp_path: Path) -> None:
-    from protoserve.bundle import InputRule
+    from protoserve.bundle.folder import InputRule
     from protoserve.images import fit
 
     dataset = read_split(tiny_idx, "test", read_taxonomy(tiny_idx))

@@ -4,7 +4,7 @@ import pytest
 
 from protoserve.errors import InputError
 from protoserve.networks.backbones import backbone
-from training.building import block_of, learn_only, learning_groups, learning_parts
+from training.features.building import block_of, learn_only, learning_groups, learning_parts
 
 
 @pytest.fixture(scope="module")

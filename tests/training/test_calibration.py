@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.bundle import InputRule
-from protoserve.metrics import expected_calibration_error
-from protoserve.networks.checkpoint import NetworkDescription, build, load_network, save_network
+from protoserve.bundle.folder import InputRule
+from protoserve.networks.model_file import NetworkDescription, build, load_network, save_network
 from protoserve.networks.network import LinearNetwork
+from protoserve.scores import expected_calibration_error
 from protoserve.taxonomy import Taxonomy
-from training.calibration import Temperatures, fit_temperatures, gentler, plot_reliability, tolerated
+from training.stages.calibration import Temperatures, fit_temperatures, gentler, plot_reliability, tolerated
 
 
 def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:

@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from protoserve.errors import InputError
 from training.config import Config, parse_config, read_config, read_settings
-from training.stages import plan
+from training.loop.plan import plan
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from protoserve.taxonomy import Taxonomy
-from training.confusion import COLUMNS, SHOWN, plot_confusion
+from training.outcome.confusion import COLUMNS, SHOWN, plot_confusion
 
 
 def picture(taxonomy: Taxonomy, parents: list[str]) -> Image.Image:

@@ -7,8 +7,8 @@ from PIL import Image
 from rich.console import Console
 
 from training.config import parse_config
+from training.loop.trainer import Trainer
 from training.running import STAGES, read_splits
-from training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from protoserve.cli import build_app
+from protoserve.cli.root import build_app
 from protoserve.errors import InputError
-from protoserve.networks.checkpoint import load_network
 from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.model_file import load_network
 from protoserve.networks.similarity import similarity
 from protoserve.taxonomy import Taxonomy
 from training.config import parse_config
-from training.counting import heirs, mean_similarities, near_duplicates, pick, strongest, with_inherited_weights
-from training.pruning import smaller_head
-from training.stages import plan
+from training.loop.plan import plan
+from training.stages.counting import heirs, mean_similarities, near_duplicates, pick, strongest, with_inherited_weights
+from training.stages.pruning import smaller_head
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from protoserve.errors import InputError
-from training.distributed import ALONE, Processes, joined_processes
+from training.processes import ALONE, Processes, joined_processes
 
 
 def processes(count):

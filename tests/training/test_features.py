@@ -10,11 +10,11 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from protoserve.bundle import InputRule
-from protoserve.dataset import read_split, read_taxonomy
+from protoserve.bundle.folder import InputRule
+from protoserve.data.dataset import read_split, read_taxonomy
 from training.config import DataConfig
-from training.features import CellMoments, cached_features
-from training.pictures import Views, batches
+from training.data.pictures import Views, batches
+from training.features.cache import CellMoments, cached_features
 from training.progress import tracked
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from training.building import learn_only, learning_groups
-from training.distributed import Processes
-from training.pictures import PLAIN
+from training.data.pictures import PLAIN
+from training.features.building import learn_only, learning_groups
+from training.features.shared_cache import GIGABYTE, SharedCache
+from training.loop.trainer import Trainer
+from training.processes import Processes
 from training.running import read_splits
-from training.sharing import GIGABYTE, SharedCache
-from training.trainer import Trainer
 
 TRAIN_FROM = "stage2.2"
 

@@ -7,10 +7,10 @@ from PIL import Image
 from rich.console import Console
 
 from training.config import LossConfig, parse_config
+from training.loop.trainer import Trainer
 from training.losses import noise_loss
-from training.noise import noise_pictures
 from training.running import STAGES, read_splits
-from training.trainer import Trainer
+from training.stages.noise import noise_pictures
 
 
 def test_noise_is_uniform_over_all_values_and_follows_from_its_seed():

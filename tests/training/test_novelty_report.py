@@ -10,17 +10,17 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from protoserve.cli import build_app
-from protoserve.dataset import read_split, read_taxonomy
+from protoserve.cli.root import build_app
+from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.novelty import SCORES, NoveltyTable
 from protoserve.schema import NoveltyRecord
 from protoserve.taxonomy import ROOT, Taxonomy
 from training.config import parse_config
-from training.novelty import images_below, novelty_report
+from training.loop.answers import Answers
 from training.rendered import render_dataset
 from training.running import read_splits, train
-from training.scoring import Answers
+from training.stages.novelty import images_below, novelty_report
 
 # A(0) B(1) C(2) | A/x(3) A/y(4) C/only(5); leaves B, A/x, A/y, C/only.
 TREE = Taxonomy.from_paths(["A/x", "A/y", "B", "C/only"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.patches import TILE, patch_picture
+from training.outcome.patches import TILE, patch_picture
 
 
 def blue_with_red(size, box):

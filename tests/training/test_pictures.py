@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from training.pictures import loaded
+from training.data.pictures import loaded
 
 
 def picture(number):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from protoserve.errors import DeviceError
-from training import precision
-from training.precision import compiles, half_precision, learning_forward
+from training.features import precision
+from training.features.precision import compiles, half_precision, learning_forward
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
-from training import projection
-from training.projection import NO_IMAGE, complete, find_nearest, merge, own_prototypes, search
+from training.prototypes import projection
+from training.prototypes.projection import NO_IMAGE, complete, find_nearest, merge, own_prototypes, search
 
 LEAVES = ("A/x", "A/y", "B/u", "B/v", "Q")
 # Leaves at depths 1 to 4, so that leaves have different numbers of prototypes.

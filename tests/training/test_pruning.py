@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from protoserve.networks.checkpoint import load_network
 from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.model_file import load_network
 from protoserve.taxonomy import Taxonomy
 from training import running
 from training.config import parse_config
-from training.pruning import class_sizes, pure_prototypes, smaller_head
+from training.stages.pruning import class_sizes, pure_prototypes, smaller_head
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 

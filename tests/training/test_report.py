@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from protoserve.cli import build_app
+from protoserve.cli.root import build_app
 from protoserve.errors import InputError
 from protoserve.run import open_run
-from training.report import render, write_report
+from training.outcome.report import render, write_report
 
 
 class Page(HTMLParser):

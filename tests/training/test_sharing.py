@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from training.sharing import SharedCache
+from training.features.shared_cache import SharedCache
 
 
 def filled(cache, name, size, hours_ago):
@@ -61,5 +61,5 @@ def test_what_cannot_be_removed_is_not_said_to_be(tmp_path, monkeypatch):
         if folder.name != "stuck":
             remove(folder, **given)
 
-    monkeypatch.setattr("training.sharing.shutil.rmtree", some)
+    monkeypatch.setattr("training.features.shared_cache.shutil.rmtree", some)
     assert [folder.name for folder in cache.trim(())] == ["old"]

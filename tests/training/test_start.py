@@ -7,11 +7,11 @@ from rich.console import Console
 
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
-from training.initialise import start_from_data
+from training.loop.plan import plan
+from training.loop.trainer import Trainer
+from training.prototypes.starting import start_from_data
 from training.running import STAGES, read_splits
-from training.stages import plan
-from training.teaching import BIAS, WEIGHT, telling_cells
-from training.trainer import Trainer
+from training.stages.teaching import BIAS, WEIGHT, telling_cells
 
 
 def trainer_of(config, data, directory, until=None):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.tensorboard import Board
+from training.loop.tensorboard import Board
 
 pytest.importorskip("tensorboard")
 # tensorboard's own use of what its dependencies deprecate.

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from protoserve.errors import InputError
 from protoserve.run import remove_drafts
+from training.loop.plan import adam, epoch_batches
+from training.loop.trainer import Trainer
 from training.running import STAGES, read_splits
-from training.stages import adam, epoch_batches
-from training.trainer import Trainer
 
 
 def train(config, data, run, *, linear=False, resume=False):

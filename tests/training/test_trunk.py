@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from protoserve.networks.backbones import backbone
-from training.building import learning_parts
-from training.trunk import cut_at
+from training.features.building import learning_parts
+from training.features.trunk import cut_at
 
 CASES = [
     ("mobilenet_v2", "features.14"),

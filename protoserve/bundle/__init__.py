@@ -1,0 +1,1 @@
+"""The deployable folder: manifest, graph, prototype pictures; and ensembles of such folders."""

@@ -1,0 +1,218 @@
+"""Several bundles on one taxonomy that answer as one (Chen et al. 2019, section 3.3): what they are together, and the
+folder that holds them.
+
+An ensemble's prototypes are numbered member by member, so that an id names one prototype of one member. Its folder,
+`ensemble.json` and a copy of every member below `members/`, is taken wherever a bundle is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from pydantic import Field, ValidationError
+
+from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_folder
+from protoserve.errors import BundleError, InputError
+from protoserve.schema import Contract
+from protoserve.taxonomy import Taxonomy
+
+ENSEMBLE: Final = "ensemble.json"
+ENSEMBLE_FORMAT: Final = 1
+
+
+class MemberRecord(Contract):
+    """A member in `ensemble.json`: its folder, relative to the ensemble's, and its content version."""
+
+    directory: str
+    version: str
+
+
+class EnsembleFile(Contract):
+    """What `ensemble.json` holds."""
+
+    format: int
+    name: str = Field(min_length=1)
+    members: list[MemberRecord] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Verified bundles that answer as one; made by `ensemble_of` or `read_ensemble`.
+
+    `manifest` describes the whole as one model: its prototypes are all members', numbered on. `directory` is the
+    ensemble's folder, None where the members were named one by one.
+    """
+
+    members: tuple[Bundle, ...]
+    manifest: Manifest
+    directory: Path | None = None
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The class tree that all members share."""
+        return self.members[0].taxonomy
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The ensemble's number of every member's first prototype."""
+        counts = (len(member.manifest.prototypes) for member in self.members)
+        return tuple(accumulate(counts, initial=0))[:-1]
+
+    def member_of(self, prototype: int) -> int:
+        """The member that a prototype belongs to."""
+        return bisect_right(self.starts, prototype) - 1
+
+    def picture(self, prototype: int) -> Path:
+        """The picture of a prototype, in its member's bundle."""
+        member = self.member_of(prototype)
+        return self.members[member].picture(prototype - self.starts[member])
+
+
+# Whatever answers: code that only describes or shows a model takes either.
+Model: TypeAlias = Bundle | Ensemble
+
+
+def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory: Path | None = None) -> Ensemble:
+    """The ensemble of bundles that can answer as one: the same kind, class tree and input rule.
+
+    By default it is named after its members. Its version is the hash of theirs, in order. Raises InputError naming
+    the members that don't fit together and what differs, or a bundle given twice.
+    """
+    if not members:
+        raise InputError("an ensemble needs bundles to be made of; name at least one")
+    first = members[0]
+    seen: dict[str, Bundle] = {}
+    for member in members:
+        if twin := seen.get(member.manifest.version):
+            raise InputError(f"{member.directory} and {twin.directory} are the same bundle; give each member once")
+        seen[member.manifest.version] = member
+        _check_fits(first, member)
+    manifests = [member.manifest for member in members]
+    digest = hashlib.sha256("\n".join(manifest.version for manifest in manifests).encode())
+    prototypes = [record for manifest in manifests for record in manifest.prototypes]
+    graphs = [manifest.graph for manifest in manifests]
+    left_out = {leaf: folder for one in manifests for leaf, folder in (one.provenance.get("left_out") or {}).items()}
+    manifest = Manifest(
+        format=FORMAT,
+        name=_name(manifests) if name is None else name,
+        version=f"sha256:{digest.hexdigest()}",
+        kind=first.manifest.kind,
+        taxonomy=first.manifest.taxonomy,
+        input=first.manifest.input,
+        graph=GraphRecord(
+            rows=max(graph.rows for graph in graphs),
+            columns=max(graph.columns for graph in graphs),
+            prototypes=len(prototypes),
+            # Each member's graph gives its own best, so what all of them give holds the best of all.
+            top_k=min(graph.top_k for graph in graphs),
+            similarity=", ".join(dict.fromkeys(graph.similarity for graph in graphs)),
+            epsilon=graphs[0].epsilon,
+            zero=graphs[0].zero,
+        ),
+        files={},
+        provenance={"left_out": left_out} if left_out else {},
+        prototypes=[record.model_copy(update={"id": number}) for number, record in enumerate(prototypes)],
+    )
+    return Ensemble(tuple(members), manifest, directory)
+
+
+def read_model(directory: Path | str) -> Model:
+    """Open and verify a bundle or an ensemble's folder; raises as `read_bundle` and `ensemble_of` do."""
+    directory = Path(directory)
+    return read_ensemble(directory) if (directory / ENSEMBLE).is_file() else read_bundle(directory)
+
+
+def read_ensemble(directory: Path) -> Ensemble:
+    """Open an ensemble's folder and verify every member.
+
+    Raises BundleError when `ensemble.json` is damaged, newer than this version knows, or names a member that is not
+    there in that version or lies outside the folder; else as `read_bundle` and `ensemble_of` do.
+    """
+    file = directory / ENSEMBLE
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        given = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: no description of an ensemble ({error!r}); make it again") from error
+    if not isinstance(given, int) or given > ENSEMBLE_FORMAT:
+        raise BundleError(
+            f"{file}: format {given!r} is newer than {ENSEMBLE_FORMAT}, which this version knows; update it"
+        )
+    try:
+        stored = EnsembleFile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {place}: {first['msg']}; make the ensemble again") from error
+    members = []
+    for record in stored.members:
+        folder = directory / record.directory
+        if not folder.resolve().is_relative_to(directory.resolve()):
+            raise BundleError(f"{file}: {record.directory!r} points outside the ensemble; don't use it")
+        member = read_bundle(folder)
+        if member.manifest.version != record.version:
+            raise BundleError(
+                f"{file}: {record.directory} is {member.manifest.version[:19]}, not {record.version[:19]} as when the "
+                "ensemble was made; make it again"
+            )
+        members.append(member)
+    return ensemble_of(members, name=stored.name, directory=directory)
+
+
+def write_ensemble(
+    members: Sequence[Bundle], directory: Path, *, name: str | None = None, overwrite: bool = False
+) -> Ensemble:
+    """Copy bundles into one folder, which appears whole or not at all, and open it.
+
+    Raises InputError when they don't fit together (see `ensemble_of`) or the place is taken.
+    """
+    together = ensemble_of(members, name=name)
+    records = [
+        MemberRecord(directory=f"members/{number}", version=member.manifest.version)
+        for number, member in enumerate(members)
+    ]
+    content = EnsembleFile(format=ENSEMBLE_FORMAT, name=together.manifest.name, members=records)
+    with write_folder(directory, marker=ENSEMBLE, what="ensemble", overwrite=overwrite) as draft:
+        for member, record in zip(members, records, strict=True):
+            shutil.copytree(member.directory, draft / record.directory)
+        (draft / ENSEMBLE).write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return read_ensemble(directory)
+
+
+def _name(manifests: Sequence[Manifest]) -> str:
+    names = list(dict.fromkeys(manifest.name for manifest in manifests))
+    return f"{names[0]}-x{len(manifests)}" if len(names) == 1 < len(manifests) else "+".join(names)
+
+
+def _check_fits(first: Bundle, other: Bundle) -> None:
+    one, two = first.manifest, other.manifest
+    pair = f"{first.directory} and {other.directory} can't answer together"
+    if one.kind != two.kind:
+        raise InputError(
+            f"{pair}: the first is {one.kind}, the second {two.kind}, and their scores compete among other nodes; "
+            "take members of one kind"
+        )
+    if first.taxonomy.nodes != other.taxonomy.nodes:
+        names = set(first.taxonomy.names) ^ set(other.taxonomy.names)
+        differing = f"only one knows {min(names)!r}" if names else "their nodes come in another order"
+        raise InputError(f"{pair}: their class trees differ, {differing}; take members trained on one taxonomy")
+    if one.input != two.input:
+        rules = [
+            f"{rule.width} × {rule.height} pixels, {rule.resize} {rule.share:g}" for rule in (one.input, two.input)
+        ]
+        raise InputError(f"{pair}: they take pictures differently, {rules[0]} and {rules[1]}; train them with one rule")
+    for bundle in (first, other):
+        if bundle.manifest.weights is None:
+            raise BundleError(
+                f"{bundle.directory}: was exported by a version that left out the weights that an ensemble needs; "
+                "export it again"
+            )

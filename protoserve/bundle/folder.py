@@ -1,0 +1,246 @@
+"""The deployable folder, format 1: `manifest.json`, graphs, prototype pictures, `parity.json`, `SHA256SUMS`.
+
+Written to a temporary folder beside its place and renamed; read only after every sum is checked. Nothing in it
+is pickled, and no name in it may point outside the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from protoserve.errors import BundleError, InputError
+from protoserve.run import make_folder
+from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
+from protoserve.taxonomy import Taxonomy
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+
+
+class InputRule(Contract):
+    """How a picture becomes the graph's input: resized to `height` × `width` pixels, uint8 RGB, no normalisation.
+
+    `stretch` takes the whole picture, `pad` the whole picture and a grey border, `crop` the largest centred part of
+    the input's shape, or `share` of its sides: 0.875 is what ImageNet weights are usually tested with.
+    """
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    resize: Literal["stretch", "crop", "pad"]
+    share: float = Field(default=1.0, gt=0, le=1)
+    interpolation: Literal["bilinear-antialiased"] = "bilinear-antialiased"
+
+
+class GraphRecord(Contract):
+    """The graph's own sizes: cells of the feature map, prototypes, and the evidence kept per level."""
+
+    rows: int
+    columns: int
+    prototypes: int
+    top_k: int
+    similarity: str
+    epsilon: float
+    zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
+    span: int = Field(default=1, ge=1, description="a cell's features are the mean of so many cells squared")
+
+
+class Manifest(Contract):
+    """Everything a reader needs beside the graph. `version` is the hash of the bundle's other content."""
+
+    format: int
+    name: str
+    version: str
+    kind: Literal["hierarchical", "flat", "autoencoder"]
+    taxonomy: dict[str, Any]
+    input: InputRule
+    graph: GraphRecord
+    files: dict[str, str] = Field(description="target name → file, for example onnx → model.onnx")
+    prototypes: list[PrototypeRecord]
+    weights: str | None = Field(
+        default=None,
+        description="a NumPy file, float32: for every prototype in turn its last-layer weights for all nodes that "
+        "compete with its child, in the taxonomy's order",
+    )
+    temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
+    novelty: NoveltyRecord | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    directory: Path
+    manifest: Manifest
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The class tree of the manifest."""
+        return Taxonomy.from_dict(self.manifest.taxonomy)
+
+    def file(self, target: str) -> Path:
+        """The file of a target such as `onnx`; raises BundleError when the bundle does not hold it."""
+        try:
+            return self.directory / self.manifest.files[target]
+        except KeyError:
+            held = ", ".join(sorted(self.manifest.files))
+            raise BundleError(
+                f"{self.directory}: holds no {target!r} (it holds {held}); export again with --to {target}"
+            ) from None
+
+    def picture(self, prototype: int) -> Path:
+        """The picture of a prototype: its source patch in context."""
+        return self.directory / self.manifest.prototypes[prototype].picture
+
+    def member_of(self, prototype: int) -> int | None:
+        """Which of several models a prototype belongs to: a bundle is one, see `protoserve.bundle.ensemble`."""
+        return None
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_bundle(directory: Path | str) -> Bundle:
+    """Open and verify a bundle.
+
+    Raises InputError when there is none, BundleError when a file is missing, added, altered or outside the folder,
+    when the manifest does not fit, or when its format is newer than this version knows.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
+    for required in (MANIFEST, SUMS):
+        if not (directory / required).is_file():
+            raise BundleError(f"{directory}: {required} is missing, so this is no whole bundle; export it again")
+    sums = _read_sums(directory / SUMS)
+    present = {
+        file.relative_to(directory).as_posix()
+        for file in directory.rglob("*")
+        if not file.is_dir() or file.is_symlink()
+    }
+    if missing := sorted(set(sums) - present):
+        raise BundleError(f"{directory}: {missing[0]} is missing; export or copy the bundle again")
+    if added := sorted(present - set(sums) - {SUMS}):
+        raise BundleError(f"{directory}: {added[0]} is not listed in {SUMS}; remove it or export again")
+    for name, expected in sums.items():
+        file = directory / name
+        if not _inside(directory, file):
+            raise BundleError(f"{directory}: {name} points outside the bundle; don't use this bundle")
+        if file_hash(file) != expected:
+            raise BundleError(f"{directory}: {name} does not match {SUMS}; copy or export the bundle again")
+    return Bundle(directory, _read_manifest(directory))
+
+
+@contextmanager
+def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `directory` to fill; on leaving without an error it becomes the bundle.
+
+    The caller writes all files, `manifest.json` last (`write_manifest`). The sums are written here. An existing
+    bundle is replaced only with `overwrite`, and only once the new one is whole. Raises InputError when the place
+    is taken.
+    """
+    with write_folder(directory, marker=MANIFEST, what="bundle", overwrite=overwrite) as draft:
+        yield draft
+        lines = [f"{file_hash(file)}  {name}\n" for name, file in _content(draft)]
+        (draft / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+@contextmanager
+def write_folder(directory: Path, *, marker: str, what: str, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `directory` to fill; on leaving without an error it takes that name.
+
+    With `overwrite`, an existing folder is replaced if it holds the file `marker`, so if it is a `what`, too. Anything
+    else in that place raises InputError.
+    """
+    if directory.exists() and not overwrite:
+        raise InputError(f"{directory} exists; give another place or allow --overwrite")
+    if directory.exists() and not (directory / marker).is_file():
+        raise InputError(f"{directory} exists and is no {what}; it is not overwritten, give another place")
+    make_folder(directory.parent)
+    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if directory.exists():
+            old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+            directory.rename(old)
+            draft.rename(directory)
+            shutil.rmtree(old)
+        else:
+            draft.rename(directory)
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+
+
+def write_manifest(draft: Path, build: Callable[[str], Manifest]) -> Manifest:
+    """Write the manifest of a draft; `build` is called with the content version of all files already there."""
+    digest = hashlib.sha256()
+    for name, file in _content(draft):
+        digest.update(f"{name}\0{file_hash(file)}\n".encode())
+    # The manifest's own facts count too, or two bundles that differ in a threshold would share a version.
+    digest.update(build("").model_dump_json().encode())
+    manifest = build(f"sha256:{digest.hexdigest()}")
+    (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _content(directory: Path) -> list[tuple[str, Path]]:
+    files = (file for file in directory.rglob("*") if file.is_file() and file.name != SUMS)
+    return sorted((file.relative_to(directory).as_posix(), file) for file in files)
+
+
+def _inside(directory: Path, file: Path) -> bool:
+    return file.resolve().is_relative_to(directory.resolve()) and not file.is_symlink()
+
+
+def _read_sums(file: Path) -> dict[str, str]:
+    sums: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        digest, separator, name = line.partition("  ")
+        path = PurePosixPath(name)
+        if not separator or len(digest) != 64 or not name:
+            raise BundleError(f"{file}, line {number}: {line!r} is no sum; export the bundle again")
+        if path.is_absolute() or ".." in path.parts:
+            raise BundleError(f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle")
+        sums[name] = digest
+    return sums
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    file = directory / MANIFEST
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        given = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: not a manifest ({error!r}); export the bundle again") from error
+    if not isinstance(given, int) or given > FORMAT:
+        raise BundleError(f"{file}: format {given!r} is newer than {FORMAT}, which this version knows; update it")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {place}: {first['msg']}; export the bundle again") from error
+    weights = () if manifest.weights is None else (manifest.weights,)
+    for name in (*manifest.files.values(), *weights, *(record.picture for record in manifest.prototypes)):
+        if not _inside(directory, directory / name) or not (directory / name).is_file():
+            raise BundleError(f"{file}: {name!r} is no file of this bundle; export the bundle again")
+    return manifest

@@ -1,0 +1,1 @@
+"""The root command, what it prints, and the figures that it draws."""

@@ -1,0 +1,226 @@
+"""A prediction and a bundle as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from protoserve.bundle.ensemble import Model
+from protoserve.bundle.folder import Bundle
+from protoserve.schema import Prediction
+from protoserve.taxonomy import ROOT
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def prediction_tree(image: Path, prediction: Prediction) -> Tree:
+    """The predicted path with each level's probability, other nodes and evidence."""
+    size = prediction.image
+    tree = branch = Tree(
+        Text.assemble(
+            (str(image), "bold"),
+            f"  {size.width} × {size.height} pixels  ",
+            (f"{prediction.model.name} {_short(prediction.model.version)}", "dim"),
+        )
+    )
+    for level in prediction.levels:
+        line = Text.assemble((level.label, "bold yellow" if level.known is False else "bold green"))
+        line.append(f"  {level.probability:.1%}")
+        if level.known is False:
+            first = prediction.known_through_level == level.level - 1
+            which = f"the classes of {prediction.path[level.level - 2]}" if level.level > 1 else "these classes"
+            line.append(f"  unknown: like none of {which}" if first else "  unknown", "yellow")
+        if level.forced:
+            line.append("  (an only child)", "dim")
+        elif level.level > 1:
+            line.append(f"  ({level.conditional:.1%} given {prediction.path[level.level - 2]})", "dim")
+        if level.alternatives:
+            others = ", ".join(f"{other.label} {other.probability:.1%}" for other in level.alternatives)
+            line.append(f"  else {others}", "dim")
+        branch = branch.add(line)
+        if level.logit is not None and level.evidence:
+            shown = sum(evidence.contribution for evidence in level.evidence)
+            rest = f"{shown:+.2f} shown, {level.logit - shown:+.2f} from other prototypes"
+            branch.add(Text(f"score {level.logit:.2f} = {rest}", "dim"))
+        for evidence in level.evidence:
+            # A cosine may be negative, and so is an autoencoder's similarity to what is farther than usual.
+            likeness = "looks like" if evidence.similarity >= 0 else "is unlike"
+            line = Text.assemble(
+                (f"{evidence.contribution:+.2f}", "cyan"),
+                f" = {evidence.similarity:.2f} × {evidence.weight:.2f}  {_place(evidence.box)} {likeness} ",
+                (f"prototype {evidence.prototype}", "bold"),
+            )
+            if evidence.member is not None:
+                line.append(f" of member {evidence.member}", "dim")
+            if evidence.source is not None:
+                line.append(f", {_place(evidence.source.box)} of {evidence.source.image}")
+            branch.add(line)
+    return tree
+
+
+def scores_report(metrics: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The scores of a data set (`protoserve.scores.scores`) for people."""
+    table = Table("level", title=f"{metrics['images']} images", title_justify="left", box=None, pad_edge=False)
+    for column in ("accuracy", "calibration error", "−log likelihood"):
+        table.add_column(column, justify="right")
+    for level, accuracy in metrics["accuracy"].items():
+        table.add_row(
+            level.replace("_", " "),
+            f"{accuracy:.1%}",
+            f"{metrics['expected_calibration_error'][level]:.3f}",
+            f"{metrics['negative_log_likelihood'][level]:.3f}",
+        )
+    yield table
+    severity, hierarchical = metrics["mistake_severity"], metrics["hierarchical"]
+    mistakes = "no mistakes" if severity is None else f"mistakes {severity:.2f} levels up on average"
+    yield Text(
+        f"macro accuracy {metrics['macro_accuracy']:.1%}; {mistakes}, {metrics['hierarchical_distance']:.3f} over all "
+        "images; hierarchical " + ", ".join(f"{name} {value:.1%}" for name, value in hierarchical.items())
+    )
+    worst = sorted(metrics["siblings"].items(), key=lambda item: (item[1]["accuracy"], item[0]))[:3]
+    named = (f"{_parent(parent)} {found['accuracy']:.1%} of {found['images']}" for parent, found in worst)
+    yield Text(f"hardest to tell apart: the children of {'; of '.join(named)}")
+    if "novel" in metrics:
+        yield from _novelty_report(metrics["novel"])
+
+
+def _novelty_report(novel: Mapping[str, Any]) -> Iterator[RenderableType]:
+    table = Table(title=f"{novel['images']} novel images: AUROC / FPR at 95 %", title_justify="left", box=None)
+    table.add_column("novel below")
+    for column in ("novel", "known"):
+        table.add_column(column, justify="right")
+    scores = list(dict.fromkeys(score for found in novel["parents"].values() for score in found["scores"]))
+    for column in (*scores, "rejected"):
+        table.add_column(column, justify="right")
+    for parent, found in novel["parents"].items():
+        figures = [
+            "" if one["auroc"] is None else f"{one['auroc']:.3f} / {one['fpr95']:.2f}"
+            for one in (found["scores"][score] for score in scores)
+        ]
+        rejected = f"{found['rejected']:.0%}" if "rejected" in found else ""
+        table.add_row(_parent(parent), str(found["novel_images"]), str(found["known_images"]), *figures, rejected)
+    yield table
+    if novel["right_level_1"] is not None:
+        yield Text(f"under the right node of level 1: {novel['right_level_1']:.1%}")
+    if "detected" in novel:
+        yield Text(
+            f"by the run's thresholds: {novel['detected']:.1%} of the novel images unknown no deeper than where they "
+            f"are, {novel['known_throughout']:.1%} of the known ones known down to the leaf"
+        )
+    if novel["undecided"]:
+        yield Text(f"{novel['undecided']} novel images lie below a parent with one child, where nothing competes")
+
+
+def _parent(name: str) -> str:
+    return name or "the root"
+
+
+def _place(box: tuple[int, int, int, int]) -> str:
+    left, top, right, bottom = box
+    return f"({left}, {top})–({right}, {bottom})"
+
+
+def _short(version: str) -> str:
+    """`sha256:` and the first 12 digits, which tell bundles apart."""
+    return version[:19]
+
+
+def model_document(model: Model) -> dict[str, Any]:
+    """What `inspect --json` prints: of a bundle, `bundle_document`; of an ensemble, its own name and its members'."""
+    if isinstance(model, Bundle):
+        return bundle_document(model)
+    return {
+        "name": model.manifest.name,
+        "version": model.manifest.version,
+        "members": [
+            {"first_prototype": start, **bundle_document(member)}
+            for start, member in zip(model.starts, model.members, strict=True)
+        ],
+    }
+
+
+def model_report(model: Model) -> Iterator[RenderableType]:
+    """The same for people, part by part."""
+    if isinstance(model, Bundle):
+        yield from bundle_report(model)
+        return
+    yield Text.assemble((model.manifest.name, "bold"), f"  an ensemble of {len(model.members)} bundles")
+    yield Text(model.manifest.version, "dim")
+    for number, (start, member) in enumerate(zip(model.starts, model.members, strict=True)):
+        yield Text(f"\nmember {number}, its prototypes numbered from {start}", "bold")
+        yield from bundle_report(member)
+
+
+def bundle_document(bundle: Bundle) -> dict[str, Any]:
+    """The manifest, with counts in place of the prototypes' records."""
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    counts = dict.fromkeys(taxonomy.names, 0)
+    for record in manifest.prototypes:
+        counts[record.child] += 1
+    files = sorted(file for file in bundle.directory.rglob("*") if file.is_file())
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "format": manifest.format,
+        "kind": manifest.kind,
+        "taxonomy": {
+            "nodes": len(taxonomy.nodes),
+            "leaves": len(taxonomy.leaves),
+            "depth": taxonomy.depth,
+            "prototypes": counts,
+        },
+        "input": manifest.input.model_dump(mode="json"),
+        "graph": manifest.graph.model_dump(mode="json"),
+        "targets": manifest.files,
+        "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
+        "temperature": manifest.temperature,
+        "novelty": None if manifest.novelty is None else manifest.novelty.model_dump(mode="json"),
+        "metrics": manifest.metrics,
+        "provenance": manifest.provenance,
+    }
+
+
+def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
+    """The same for people, part by part."""
+    document = bundle_document(bundle)
+    taxonomy, counts = bundle.taxonomy, document["taxonomy"]["prototypes"]
+    rule, graph = bundle.manifest.input, bundle.manifest.graph
+    yield Text.assemble((document["name"], "bold"), f"  {document['kind']}, format {document['format']}")
+    yield Text(document["version"], "dim")
+    yield Text(
+        f"input {rule.width} × {rule.height} pixels, {rule.resize}; {graph.rows} × {graph.columns} cells; "
+        f"{graph.prototypes} prototypes, evidence for up to {graph.top_k} per level"
+    )
+    tree = Tree(f"{len(taxonomy.nodes)} nodes, {len(taxonomy.leaves)} leaves, depth {taxonomy.depth}")
+    branches: dict[int, Tree] = {ROOT: tree}
+    for node, name in enumerate(taxonomy.names):
+        own = f"  {counts[name]} prototypes" if counts[name] else ""
+        line = Text.assemble(taxonomy.nodes[node][-1], (own, "dim"))
+        branches[node] = branches[int(taxonomy.parent[node])].add(line)
+    yield tree
+    files = document["files"]
+    pictures = {record.picture for record in bundle.manifest.prototypes}
+    listed = Tree(f"{len(files)} files, {sum(files.values()):,} bytes")
+    for name, size in files.items():
+        if name not in pictures:
+            listed.add(Text(f"{name}  {size:,}"))
+    listed.add(Text(f"{len(pictures)} prototype pictures  {sum(files[name] for name in pictures):,}"))
+    yield listed
+    for part in ("metrics", "provenance"):
+        branch = Tree(part)
+        _add_values(branch, document[part])
+        yield branch
+
+
+def _add_values(tree: Tree, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _add_values(tree.add(Text(key)), value)
+        else:
+            tree.add(Text(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}"))

@@ -1,0 +1,1 @@
+"""Data sets as folders, tables and IDX files."""

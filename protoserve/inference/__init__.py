@@ -1,0 +1,1 @@
+"""A bundle and a picture → a prediction with its evidence."""

@@ -1,0 +1,277 @@
+"""Arrays → `Prediction`: the levels, the alternatives, and the evidence with its boxes and sources."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.folder import Bundle
+from protoserve.errors import BundleError, InputError
+from protoserve.images import Geometry
+from protoserve.inference.engine import Outputs
+from protoserve.novelty import Thresholds
+from protoserve.schema import (
+    Alternative,
+    Evidence,
+    EvidenceSource,
+    ImageSize,
+    Level,
+    MemberReference,
+    ModelReference,
+    Prediction,
+    PrototypeRecord,
+)
+from protoserve.taxonomy import ROOT
+
+DEFAULT_TOP_K: Final = 5
+
+
+@dataclass(frozen=True)
+class EvidenceTable:
+    """What turning arrays into predictions needs of a bundle, computed once."""
+
+    model: ModelReference
+    names: tuple[str, ...]
+    nodes: tuple[tuple[str, ...], ...]
+    has_head: tuple[bool, ...]
+    """Whether the node competes in a softmax: no only child does; in a flat model or an autoencoder only leaves do."""
+    forced: tuple[bool, ...]
+    levels: tuple[range, ...]
+    """The nodes of every level; consecutive, for nodes are numbered breadth first."""
+    prototypes: tuple[PrototypeRecord, ...]
+    thresholds: Thresholds | None
+    """When a picture is of an unknown class; None where the bundle does not say."""
+    starts: tuple[int, ...]
+    """The first prototype of every member; a bundle is its only one."""
+    grids: tuple[tuple[int, int], ...]
+    """Rows and columns of every member's feature map."""
+    spans: tuple[int, ...]
+    """How many cells wide and high the boxes of each member are."""
+    top_k: int
+
+    @classmethod
+    def of(cls, bundle: Model) -> EvidenceTable:
+        """The table of a bundle or an ensemble; raises BundleError when its prototype records are not numbered from 0
+        up."""
+        manifest, taxonomy = bundle.manifest, bundle.taxonomy
+        members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
+        references = [MemberReference(name=member.manifest.name, version=member.manifest.version) for member in members]
+        ids = [record.id for record in manifest.prototypes]
+        if ids != list(range(manifest.graph.prototypes)):
+            raise BundleError(
+                f"{bundle.directory}: its {len(ids)} prototype records are not numbered 0 to "
+                f"{manifest.graph.prototypes - 1} as in the graph; export the bundle again"
+            )
+        flat = manifest.kind != "hierarchical"
+        headed = set(taxonomy.leaves if flat else (node for group in taxonomy.groups for node in group.children))
+        brood = np.bincount(taxonomy.parent - ROOT)
+        depths = np.array([len(node) for node in taxonomy.nodes])
+        bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
+        return cls(
+            model=ModelReference(
+                name=manifest.name,
+                version=manifest.version,
+                members=references if isinstance(bundle, Ensemble) else None,
+            ),
+            names=taxonomy.names,
+            nodes=taxonomy.nodes,
+            has_head=tuple(node in headed for node in range(len(taxonomy.nodes))),
+            forced=tuple(
+                bool(brood[above - ROOT] == 1) and node not in headed
+                for node, above in enumerate(taxonomy.parent.tolist())
+            ),
+            levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
+            prototypes=tuple(manifest.prototypes),
+            thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
+            starts=bundle.starts if isinstance(bundle, Ensemble) else (0,),
+            grids=tuple((member.manifest.graph.rows, member.manifest.graph.columns) for member in members),
+            spans=tuple(member.manifest.graph.span for member in members),
+            top_k=manifest.graph.top_k,
+        )
+
+
+def predictions(
+    outputs: Outputs,
+    table: EvidenceTable,
+    geometries: Sequence[Geometry],
+    *,
+    top_k: int | None = None,
+    alternatives: int = 3,
+    maps: bool = False,
+) -> list[Prediction]:
+    """One prediction per image, in order; `geometries[i]` leads from image i's cells to its sender's pixels.
+
+    Each level shows up to `top_k` prototypes (0 to the bundle's own limit; by default 5 or that limit) and
+    up to `alternatives` other nodes of that level, the most probable first; a leaf counts at its own level
+    only. With `maps`, each prototype comes with its similarity at every cell. `evidence_share` is the shown
+    contributions' part of the logit, null where the logit is not positive. Raises InputError for a `top_k`
+    or `alternatives` out of range, BundleError when the graph gave no number.
+    """
+    top_k = checked_top_k(table, top_k)
+    if alternatives < 0:
+        raise InputError(f"alternatives must be 0 or more, not {alternatives}")
+    if len(geometries) != len(outputs):
+        raise InputError(f"{len(outputs)} images but {len(geometries)} geometries; give one for each image")
+    path = outputs.path
+    used = path >= 0
+    reached = np.take_along_axis(outputs.log_probability, np.where(used, path, 0), axis=1)
+    if np.isnan(outputs.log_probability).any() or not np.isfinite(reached[used]).all():
+        raise BundleError("the graph gave a probability that is no number; export the bundle again")
+    reached = np.where(used, reached, np.float32(0.0))
+    probability = np.exp(np.minimum(reached, 0.0)).tolist()
+    # Differences of logarithms, for the probabilities themselves may underflow far down.
+    conditional = np.exp(np.minimum(np.diff(reached, axis=1, prepend=np.float32(0.0)), 0.0)).tolist()
+    others = _other_nodes(outputs, table, alternatives)
+    known = None if outputs.known is None else outputs.known.tolist()
+    if table.thresholds is not None:
+        arrays = outputs.log_probability, outputs.logit, outputs.similarity
+        known = table.thresholds.of_outputs(path, *arrays).tolist()
+    shown = np.s_[:, :, :top_k]
+    columns = [
+        outputs.evidence_prototype[shown].tolist(),
+        outputs.evidence_similarity[shown].tolist(),
+        outputs.evidence_weight[shown].tolist(),
+        outputs.evidence_contribution[shown].tolist(),
+        outputs.evidence_cell[shown].tolist(),
+    ]
+    result = []
+    for image, geometry in enumerate(geometries):
+        nodes = [node for node in path[image].tolist() if node >= 0]
+        levels = []
+        for level, node in enumerate(nodes):
+            headed = table.has_head[node]
+            logit = float(outputs.logit[image, node]) if headed else None
+            found = []
+            if headed:
+                rows = zip(*(column[image][level] for column in columns), strict=True)
+                heat = outputs.evidence_map[image, level] if maps else None
+                found = _evidence(rows, heat, table, geometry)
+            share = sum(one.contribution for one in found) / logit if logit is not None and logit > 0 else None
+            levels.append(
+                Level(
+                    level=level + 1,
+                    node=table.names[node],
+                    label=table.nodes[node][-1],
+                    probability=probability[image][level],
+                    conditional=1.0 if table.forced[node] else conditional[image][level],
+                    forced=table.forced[node],
+                    known=None if known is None else known[image][level],
+                    alternatives=others[image][level],
+                    logit=logit,
+                    evidence_share=share,
+                    evidence=found,
+                )
+            )
+        result.append(
+            Prediction(
+                model=table.model,
+                image=ImageSize(width=geometry.picture_width, height=geometry.picture_height),
+                path=list(table.nodes[nodes[-1]]),
+                known_through_level=None if known is None else sum(known[image]),
+                levels=levels,
+            )
+        )
+    return result
+
+
+def _thresholds(bundle: Bundle) -> Thresholds | None:
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    if manifest.novelty is None:
+        return None
+    children = [taxonomy.index.get(record.child) for record in manifest.prototypes]
+    if None in children or not set(manifest.novelty.thresholds) <= {"", *taxonomy.names}:
+        raise BundleError(
+            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not hold; "
+            "export the bundle again"
+        )
+    return Thresholds.of(
+        taxonomy,
+        manifest.kind == "hierarchical",
+        [child for child in children if child is not None],
+        manifest.novelty.score,
+        manifest.novelty.thresholds,
+    )
+
+
+def checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
+    """`top_k` or its default; raises InputError, naming the limit, when the graph keeps fewer prototypes."""
+    if top_k is None:
+        return min(DEFAULT_TOP_K, table.top_k)
+    if not 0 <= top_k <= table.top_k:
+        raise InputError(
+            f"top_k must be from 0 to {table.top_k}, not {top_k}: {table.model.name!r} was exported with "
+            f"{table.top_k} prototypes per level"
+        )
+    return top_k
+
+
+def _evidence(
+    rows: Iterable[tuple[int, float, float, float, int]],
+    heat: NDArray[np.float32] | None,
+    table: EvidenceTable,
+    geometry: Geometry,
+) -> list[Evidence]:
+    found = []
+    for place, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
+        if prototype < 0:
+            break
+        record = table.prototypes[prototype]
+        member = bisect_right(table.starts, prototype) - 1
+        grid = table.grids[member]
+        found.append(
+            Evidence(
+                prototype=prototype,
+                similarity=similarity,
+                weight=weight,
+                contribution=contribution,
+                member=None if table.model.members is None else member,
+                box=geometry.cell_box(cell, *grid, table.spans[member]),
+                map=None if heat is None else _map(heat[place], grid),
+                source=EvidenceSource(
+                    image=record.source_image,
+                    box=record.source_box,
+                    href=f"/v1/prototypes/{prototype}/image",
+                ),
+            )
+        )
+    return found
+
+
+def _map(heat: NDArray[np.float32], grid: tuple[int, int]) -> list[list[float]] | None:
+    """The part of an ensemble's map that is the member's own; None where its graph did not draw one (NaN)."""
+    found: list[list[float]] = heat[: grid[0], : grid[1]].tolist()
+    return None if np.isnan(heat[0, 0]) else found
+
+
+def _other_nodes(outputs: Outputs, table: EvidenceTable, count: int) -> list[list[list[Alternative]]]:
+    """[images][levels] the most probable nodes of each level beside the predicted one, falling."""
+    images = np.arange(len(outputs))
+    result: list[list[list[Alternative]]] = [[] for _ in images]
+    for level, nodes in enumerate(table.levels):
+        # Even a node of probability 0 stays above the predicted one, which is taken out with −∞.
+        candidates = np.maximum(outputs.log_probability[:, nodes.start : nodes.stop], np.finfo(np.float32).min)
+        predicted = outputs.path[:, level]
+        on_path = predicted >= 0
+        candidates[images[on_path], predicted[on_path] - nodes.start] = -np.inf
+        kept = min(count, len(nodes) - 1)
+        best = np.argpartition(-candidates, max(kept - 1, 0), axis=1)[:, :kept]
+        values = np.take_along_axis(candidates, best, axis=1)
+        # By node number among equals, so that the answer does not hang on how numpy partitions.
+        order = np.lexsort((best, -values))
+        best = np.take_along_axis(best, order, axis=1) + nodes.start
+        probability = np.exp(np.minimum(np.take_along_axis(values, order, axis=1), 0.0))
+        for image, (numbers, chances) in enumerate(zip(best.tolist(), probability.tolist(), strict=True)):
+            result[image].append(
+                [
+                    Alternative(node=table.names[node], label=table.nodes[node][-1], probability=chance)
+                    for node, chance in zip(numbers, chances, strict=True)
+                ]
+            )
+    return result

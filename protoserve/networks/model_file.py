@@ -1,0 +1,180 @@
+"""Checkpoints: a network's description and weights in one file, written whole, read without unpickling code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pydantic import Field, ValidationError
+
+from protoserve.bundle.folder import InputRule
+from protoserve.errors import InputError
+from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.backbones import Backbone, backbone
+from protoserve.networks.head import PrototypeHead
+from protoserve.networks.network import Latent, LinearNetwork, PrototypeNetwork
+from protoserve.networks.similarity import Similarity
+from protoserve.schema import Box, Contract
+from protoserve.taxonomy import Taxonomy
+
+FORMAT = 1
+# The networks that explain themselves, and all that a checkpoint may hold.
+ExplainedNetwork: TypeAlias = PrototypeNetwork | PrototypeAutoencoder
+Network: TypeAlias = ExplainedNetwork | LinearNetwork
+
+
+class NetworkDescription(Contract):
+    """All that is needed to build a network again, without its weights."""
+
+    kind: Literal["hierarchical", "flat", "linear", "autoencoder"]
+    taxonomy: dict[str, Any]
+    input: InputRule
+    backbone: str = Field(default="", description="empty for an autoencoder, which has an encoder of its own")
+    stride: int | None = None
+    reduced: int | None = None
+    dimensions: int = Field(default=0, ge=0)
+    similarity: Similarity = "log1p"
+    latent: Latent = "sigmoid"
+    smoothing: int = Field(default=1, ge=1)
+    hidden: int | None = None
+    zero: float | None = None
+    epsilon: float = 1e-4
+    dropout: float = 0.0
+    prototype_child: list[int] = Field(default_factory=list)
+    channels: list[int] = Field(default_factory=list, description="maps of an autoencoder's layers")
+    grey: bool = Field(default=True, description="whether an autoencoder reads one grey plane")
+
+
+class PrototypeSource(Contract):
+    """Where a prototype was projected to: an image of the training split, a cell of its feature map and the box of
+    that cell in the image's pixels; `distance` was its squared distance to the cell before projection."""
+
+    image: str
+    cell: int
+    rows: int
+    columns: int
+    box: Box
+    distance: float
+
+
+def build(description: NetworkDescription, weights: str | Path | None = None) -> PrototypeNetwork | LinearNetwork:
+    """A network of that description, no autoencoder. `weights` are the backbone's start, else it is random: what
+    `backbone` takes, or the folder of a finished run, whose backbone is taken over.
+
+    Raises InputError when that run has another backbone.
+    """
+    assert description.kind != "autoencoder"
+    taxonomy = Taxonomy.from_dict(description.taxonomy)
+    from_run = weights is not None and Path(weights).is_dir()
+    body = backbone(description.backbone, None if from_run else weights, description.stride)
+    if weights is not None and from_run:
+        _take_backbone(body, description, Path(weights))
+    if description.kind == "linear":
+        return LinearNetwork(body, taxonomy, description.dropout)
+    head = PrototypeHead(
+        taxonomy,
+        description.prototype_child,
+        description.dimensions,
+        kind=description.kind,
+        form=description.similarity,
+        epsilon=description.epsilon,
+        sphere=description.latent == "sphere",
+        zero=description.zero,
+    )
+    return PrototypeNetwork(
+        body, head, description.reduced, description.dropout, description.smoothing, description.hidden
+    )
+
+
+def _take_backbone(body: Backbone, description: NetworkDescription, run: Path) -> None:
+    network, source, _ = load_network(run / "model.pt")
+    if isinstance(network, PrototypeAutoencoder) or source.backbone != description.backbone:
+        held = source.backbone or "an encoder of its own"
+        raise InputError(f"{run}: this run's backbone is {held}, not {description.backbone}; name the same in both")
+    state = network.backbone.state_dict()
+    if missing := sorted(set(body.state_dict()) - set(state)):
+        raise InputError(
+            f"{run}: its backbone stops at stride {network.backbone.stride} and lacks {missing[0]}; use the same stride"
+        )
+    body.load_state_dict({name: state[name] for name in body.state_dict()})
+
+
+def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:
+    """An autoencoder of that description, with random weights."""
+    head = PrototypeHead(
+        Taxonomy.from_dict(description.taxonomy),
+        description.prototype_child,
+        description.dimensions,
+        kind="flat",
+        form=description.similarity,
+        epsilon=description.epsilon,
+    )
+    rule = description.input
+    return PrototypeAutoencoder(description.channels, rule.height, rule.width, head, grey=description.grey)
+
+
+def save_whole(content: Mapping[str, Any], file: Path) -> None:
+    """`torch.save` to a temporary file that then takes the name, so that no reader ever sees half a file."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as stream:
+            torch.save(dict(content), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save_network(
+    file: Path,
+    network: Network,
+    description: NetworkDescription,
+    sources: list[PrototypeSource] | None = None,
+) -> None:
+    """Write a network; `sources` (one per prototype) once it has been projected."""
+    save_whole(
+        {
+            "format": FORMAT,
+            "description": description.model_dump_json(),
+            "sources": None if sources is None else [source.model_dump_json() for source in sources],
+            "state": network.state_dict(),
+        },
+        file,
+    )
+
+
+def load_network(
+    file: Path,
+) -> tuple[Network, NetworkDescription, list[PrototypeSource] | None]:
+    """Read `save_network`'s file, in evaluation mode on the CPU.
+
+    Raises InputError when there is none, or when it is torn, of another kind or newer than this version.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such checkpoint; train first, or give the run's folder")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's own words advise to read the file in a way that runs code from it.
+        raise InputError(f"{file}: can't read the checkpoint, it is torn or none of torch's; train again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise InputError(f"{file}: no checkpoint of ProtoServe; give a run's model.pt")
+    if content["format"] > FORMAT:
+        raise InputError(f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows")
+    try:
+        description = NetworkDescription.model_validate_json(content["description"])
+        stored = content["sources"]
+        sources = None if stored is None else [PrototypeSource.model_validate_json(source) for source in stored]
+        network: Network = build_autoencoder(description) if description.kind == "autoencoder" else build(description)
+        state = content["state"]
+        if isinstance(network, LinearNetwork):
+            # Runs of version 0.1 were not calibrated.
+            state.setdefault("temperature", torch.ones(1))
+        network.load_state_dict(state)
+    except (KeyError, ValidationError, RuntimeError) as error:
+        raise InputError(f"{file}: the checkpoint does not fit this version: {str(error)[:300]}") from error
+    return network.eval(), description, sources

@@ -1,0 +1,256 @@
+"""Many pictures, offline, into one Parquet file: in parts that are written whole, so that a run can be taken up again.
+
+What is wrong with one picture stands in its row (`error`), and the others go on. The extra `score` (pyarrow) is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow
+from pyarrow import parquet
+
+from protoserve.cores import usable_cores
+from protoserve.data.tables import is_manifest, table_columns
+from protoserve.errors import InputError, nearest
+from protoserve.images import FittedImage
+from protoserve.inference.classifier import Classifier
+from protoserve.run import make_folder, remove_drafts, write_text_whole
+from protoserve.schema import Prediction
+
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+PART: Final = 1000
+BATCH: Final = 16
+JOB: Final = "job.json"
+
+_LEVEL = pyarrow.struct(
+    [
+        ("node", pyarrow.string()),
+        ("probability", pyarrow.float32()),
+        ("conditional", pyarrow.float32()),
+        ("known", pyarrow.bool_()),
+        ("logit", pyarrow.float32()),
+    ]
+)
+_EVIDENCE = pyarrow.struct(
+    [
+        ("level", pyarrow.int16()),
+        ("prototype", pyarrow.int32()),
+        ("similarity", pyarrow.float32()),
+        ("weight", pyarrow.float32()),
+        ("contribution", pyarrow.float32()),
+        ("box", pyarrow.list_(pyarrow.int32(), 4)),
+    ]
+)
+SCHEMA: Final = pyarrow.schema(
+    [
+        ("image", pyarrow.string()),
+        ("error", pyarrow.string()),
+        ("code", pyarrow.string()),
+        ("model", pyarrow.string()),
+        ("width", pyarrow.int32()),
+        ("height", pyarrow.int32()),
+        ("node", pyarrow.string()),
+        ("probability", pyarrow.float32()),
+        ("known_through_level", pyarrow.int16()),
+        ("levels", pyarrow.list_(_LEVEL)),
+        ("evidence", pyarrow.list_(_EVIDENCE)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be scored, by which model, and how: the same job gives the same parts, wherever they are made."""
+
+    root: str
+    images: tuple[str, ...]
+    """Relative to `root`, or absolute; in the order of the rows."""
+    model: str
+    """The content version of the bundle."""
+    top_k: int
+    """Evidence per level; 0 leaves it out."""
+    part: int = PART
+    """Pictures per part."""
+
+    @property
+    def parts(self) -> range:
+        """The numbers of its parts."""
+        return range((len(self.images) + self.part - 1) // self.part)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    def of_part(self, number: int) -> tuple[str, ...]:
+        """The pictures of a part."""
+        return self.images[number * self.part : (number + 1) * self.part]
+
+
+def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
+    """What to score: all picture files below a folder, sorted, or the column `image` of a CSV or Parquet file.
+
+    Gives the folder that the names are relative to, and the names. Raises InputError when there are none, or the table
+    can't be read.
+    """
+    if source.is_dir():
+        found = tuple(
+            sorted(
+                file.relative_to(source).as_posix()
+                for file in source.rglob("*")
+                if file.suffix.lower() in SUFFIXES
+                and not any(part.startswith(".") for part in file.relative_to(source).parts)
+            )
+        )
+        if not found:
+            raise InputError(f"{source}: holds no pictures ({', '.join(sorted(SUFFIXES))}); give another folder")
+        return source.resolve(), found
+    if not is_manifest(source):
+        raise InputError(f"{source}: is no folder and no table; give a folder, a .csv or a .parquet file")
+    columns = table_columns(source)
+    if "image" not in columns:
+        hint = nearest("image", columns)
+        raise InputError(f"{source}: no column 'image'{hint}; it has {', '.join(columns) or 'none'}")
+    if not columns["image"]:
+        raise InputError(f"{source}: holds no rows; add one per picture")
+    if "" in columns["image"]:
+        row = columns["image"].index("") + 1
+        raise InputError(f"{source}, row {row}, column 'image': is empty; fill it or remove the row")
+    return source.parent.resolve(), tuple(columns["image"])
+
+
+def score_part(job: Job, number: int, classifier: Classifier, done: Callable[[int], None] = lambda count: None) -> Any:
+    """Score one part of a job: a pyarrow table of SCHEMA, a row per picture, in order.
+
+    `done` is told how many pictures were scored, batch by batch. Raises what the engine raises; what is wrong with a
+    picture is in its row.
+    """
+    rows: list[dict[str, Any]] = []
+    for batch in _decoded(job, number, classifier):
+        fitted = [picture for _, picture in batch if isinstance(picture, FittedImage)]
+        predictions = iter(classifier.predict_fitted(fitted, top_k=job.top_k, alternatives=0))
+        for name, picture in batch:
+            if isinstance(picture, FittedImage):
+                rows.append(_row(name, next(predictions)))
+            else:
+                rows.append({"image": name, "error": str(picture), "code": getattr(picture, "code", "unreadable_file")})
+        done(len(batch))
+    return pyarrow.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def write_part(table: Any, directory: Path, number: int) -> None:
+    """Write a part's table into the folder of parts; it appears whole or not at all."""
+    draft = directory / f".{number:06d}.{os.getpid()}"
+    parquet.write_table(table, draft, compression="zstd")
+    draft.replace(part_file(directory, number))
+
+
+def part_file(directory: Path, number: int) -> Path:
+    """Where a part lies."""
+    return directory / f"{number:06d}.parquet"
+
+
+def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, list[int]]:
+    """The folder of a job's parts beside its output, and the numbers of those that are still to be made.
+
+    Raises InputError when another job's parts are there, unless `restart` is to remove them.
+    """
+    directory = output.with_name(output.name + ".parts")
+    note = directory / JOB
+    if restart:
+        shutil.rmtree(directory, ignore_errors=True)
+    if directory.is_dir() and any(not file.name.startswith(".") for file in directory.iterdir()):
+        # The note is written first, and whole: without it this is something else's folder.
+        stored = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        if stored.get("fingerprint") != job.fingerprint:
+            raise InputError(
+                f"{directory} holds parts of another job (other pictures, model or options); finish it as begun, "
+                "give another --output, or begin anew with --restart"
+            )
+    else:
+        make_folder(directory)
+        write_text_whole(note, json.dumps({"fingerprint": job.fingerprint, "model": job.model}))
+    remove_drafts(directory)
+    return directory, [number for number in job.parts if not part_file(directory, number).is_file()]
+
+
+def join_parts(job: Job, directory: Path, output: Path) -> tuple[int, int]:
+    """All parts as one file, written whole, and their folder removed; gives the number of rows and of errors."""
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    rows = errors = 0
+    try:
+        with parquet.ParquetWriter(draft, SCHEMA, compression="zstd") as writer:
+            for number in job.parts:
+                table = parquet.read_table(part_file(directory, number), schema=SCHEMA)
+                rows += table.num_rows
+                errors += table.num_rows - table.column("error").null_count
+                writer.write_table(table)
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+    shutil.rmtree(directory)
+    return rows, errors
+
+
+def _decoded(job: Job, number: int, classifier: Classifier) -> Iterator[list[tuple[str, FittedImage | InputError]]]:
+    """The part's pictures in batches, decoded ahead in threads by no more than a few batches."""
+    root = Path(job.root)
+
+    def read(name: str) -> FittedImage | InputError:
+        try:
+            return classifier.fit(root / name)
+        except InputError as error:
+            return error
+
+    waiting: deque[tuple[str, Future[FittedImage | InputError]]] = deque()
+    names = iter(job.of_part(number))
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        batch: list[tuple[str, FittedImage | InputError]] = []
+        while True:
+            while len(waiting) < BATCH * 3 and (name := next(names, None)) is not None:
+                waiting.append((name, threads.submit(read, name)))
+            if not waiting:
+                break
+            name, picture = waiting.popleft()
+            batch.append((name, picture.result()))
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _row(name: str, prediction: Prediction) -> dict[str, Any]:
+    last = prediction.levels[-1]
+    return {
+        "image": name,
+        "model": prediction.model.version,
+        "width": prediction.image.width,
+        "height": prediction.image.height,
+        "node": last.node,
+        "probability": last.probability,
+        "known_through_level": prediction.known_through_level,
+        "levels": [
+            level.model_dump(include={"node", "probability", "conditional", "known", "logit"})
+            for level in prediction.levels
+        ],
+        "evidence": [
+            {
+                "level": level.level,
+                **one.model_dump(include={"prototype", "similarity", "weight", "contribution"}),
+                "box": list(one.box),
+            }
+            for level in prediction.levels
+            for one in level.evidence
+        ],
+    }

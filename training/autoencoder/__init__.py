@@ -1,1 +1,0 @@
-"""Training the prototype autoencoder (Li, Liu, Chen, Rudin 2018): its losses, its augmentation, its run."""

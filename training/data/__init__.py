@@ -1,0 +1,1 @@
+"""Pictures, batches and their order."""

@@ -1,0 +1,104 @@
+"""Pictures for training: the same decoding and resizing as in serving, and the views that augment them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ImageOps
+from torch import Tensor
+
+from protoserve.bundle.folder import InputRule
+from protoserve.cores import usable_cores
+from protoserve.data.dataset import Dataset
+from protoserve.images import DecodedImage, FittedImage, fit
+from training.config import DataConfig
+
+PLAIN, MIRRORED = 0, 1
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a training image is varied; every view of an image is a function of (seed, image, view) alone."""
+
+    config: DataConfig
+    rule: InputRule
+    seed: int
+
+    def of(self, dataset: Dataset, number: int, view: int) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3]: view 0 is the plain picture, 1 its mirror image, higher ones are random crops."""
+        picture = dataset.picture(number)
+        if view == PLAIN:
+            return fit(picture, self.rule).array
+        if view == MIRRORED and self.config.mirror:
+            return fit(_mirrored(picture), self.rule).array
+        generator = np.random.default_rng((self.seed, view, number))
+        picture = self._crop(picture, generator)
+        if self.config.mirror and generator.random() < 0.5:
+            picture = _mirrored(picture)
+        return fit(picture, self.rule.model_copy(update={"share": 1.0})).array
+
+    def _crop(self, picture: DecodedImage, generator: np.random.Generator) -> DecodedImage:
+        side = self.rule.share * float(generator.uniform(*self.config.zoom))
+        stretch = float(np.exp(generator.uniform(-0.15, 0.15)))
+        width = max(1, min(picture.width, round(picture.width * side * stretch)))
+        height = max(1, min(picture.height, round(picture.height * side / stretch)))
+        left = int(generator.integers(0, picture.width - width + 1))
+        top = int(generator.integers(0, picture.height - height + 1))
+        return replace(picture, picture=picture.picture.crop((left, top, left + width, top + height)))
+
+
+def _mirrored(picture: DecodedImage) -> DecodedImage:
+    return replace(picture, picture=ImageOps.mirror(picture.picture))
+
+
+def fitted(dataset: Dataset, number: int, rule: InputRule) -> FittedImage:
+    """One plain picture at model size, with its geometry."""
+    return fit(dataset.picture(number), rule)
+
+
+def batches(
+    load: Callable[[int], NDArray[np.uint8]], numbers: Sequence[int], size: int, workers: int | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of pictures in the given order: their numbers and uint8 [batch, H, W, 3]."""
+    parts = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    return loaded(load, parts, workers or usable_cores())
+
+
+def loaded(
+    load: Callable[[int], NDArray[np.uint8]], parts: Iterable[Sequence[int]], workers: int, *, pinned: bool = False
+) -> Iterator[tuple[list[int], Tensor]]:
+    """For each part its numbers and its pictures, uint8 [part, H, W, 3]; `pinned` in memory that a GPU reads directly.
+
+    Decoding runs ahead in `workers` threads (Pillow releases the interpreter lock), by two parts and at least two
+    pictures a thread, and one more thread puts parts together, so that who learns from one part finds the next ready.
+    """
+
+    def together(futures: list[Future[NDArray[np.uint8]]]) -> Tensor:
+        stacked = torch.from_numpy(np.stack([future.result() for future in futures]))
+        return stacked.pin_memory() if pinned else stacked
+
+    order = iter(parts)
+    waiting: deque[tuple[list[int], Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(workers) as decoding, ThreadPoolExecutor(1) as stacking:
+        try:
+            while True:
+                while len(waiting) < 3 or sum(len(numbers) for numbers, _ in waiting) < 2 * workers:
+                    part = next(order, None)
+                    if part is None:
+                        break
+                    futures = [decoding.submit(load, number) for number in part]
+                    waiting.append((list(part), stacking.submit(together, futures)))
+                if not waiting:
+                    return
+                numbers, pictures = waiting.popleft()
+                yield numbers, pictures.result()
+        finally:
+            # Whoever stops early, or fails, does not wait for pictures that nobody will look at.
+            decoding.shutdown(wait=False, cancel_futures=True)
+            stacking.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Backbones: what they compute, what is kept of it, what learns."""

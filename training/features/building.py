@@ -1,0 +1,123 @@
+"""From a configuration to the network it asks for, and the parts of a backbone that learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from protoserve.data.dataset import Dataset
+from protoserve.errors import InputError, nearest
+from protoserve.networks.head import prototype_children
+from protoserve.networks.model_file import NetworkDescription
+from training.config import Config
+
+
+def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescription:
+    """The network that a configuration asks for on a data set's taxonomy."""
+    model, taxonomy = config.model, dataset.taxonomy
+    per_child = config.prototypes.start if config.prototypes.auto else model.prototypes_per_child
+    common: dict[str, Any] = {
+        "taxonomy": taxonomy.to_dict(),
+        "input": config.image,
+        "backbone": model.backbone,
+        "stride": model.stride,
+        "dropout": model.dropout,
+    }
+    if linear:
+        return NetworkDescription(kind="linear", **common)
+    assert model.kind != "autoencoder"
+    return NetworkDescription(
+        kind=model.kind,
+        reduced=model.reduced,
+        dimensions=model.dimensions,
+        similarity=model.similarity,
+        latent=model.latent,
+        smoothing=model.smoothing,
+        hidden=model.hidden,
+        zero=model.zero,
+        epsilon=model.epsilon,
+        prototype_child=prototype_children(taxonomy, model.kind, per_child, model.inner_factor),
+        **common,
+    )
+
+
+@torch.inference_mode()
+def check_picture_size(backbone: nn.Module, config: Config, device: torch.device) -> None:
+    """Raise InputError where the configured pictures are too small for the backbone."""
+    height, width = config.image.height, config.image.width
+    try:
+        backbone(torch.zeros(1, 3, height, width, device=device))
+    except RuntimeError as error:
+        raise InputError(
+            f"image: {config.model.backbone!r} has no feature map of {height} × {width} pixels ({error}); "
+            "raise image.height and image.width"
+        ) from error
+
+
+def learning_names(body: nn.Module, train_from: str | None) -> dict[str, nn.Module | nn.Parameter]:
+    """The parts of a backbone that learn, by name and in order: its modules without children from the one named
+    `train_from` on (null: all), and the parameters that larger modules own beside them.
+
+    Raises InputError for a name that is no part, naming the parts there are.
+    """
+    parts = [(name, part) for name, part in body.named_modules() if not list(part.children())]
+    if train_from is None:
+        first = 0
+    else:
+        prefix = f"{train_from}."
+        matches = (place for place, (name, _) in enumerate(parts) if name == train_from or name.startswith(prefix))
+        first = next(matches, -1)
+        if first < 0:
+            top = sorted({block_of(name) for name, _ in parts})
+            raise InputError(
+                f"finetune.train_from: the backbone has no part {train_from!r}{nearest(train_from, top)}; "
+                f"it has {', '.join(top)}"
+            )
+    learning: dict[str, nn.Module | nn.Parameter] = dict(parts[first:])
+    blocks = {block_of(name) for name in learning}
+    leaves = {name for name, _ in parts}
+    for name, parameter in body.named_parameters():
+        if name.rpartition(".")[0] not in leaves and (train_from is None or block_of(name) in blocks):
+            learning[name] = parameter
+    return learning
+
+
+def block_of(name: str) -> str:
+    """The block of a backbone that a part or parameter belongs to: its name up to the first number in it, such as
+    `features.14` or `layer4`, else the first two names."""
+    names = name.split(".")
+    numbered = [place for place, part in enumerate(names) if any(letter.isdigit() for letter in part)]
+    return ".".join(names[: numbered[0] + 1 if numbered else 2])
+
+
+def learning_parts(body: nn.Module, train_from: str | None) -> list[nn.Module]:
+    """The leaf modules of a backbone, in order, from the one named `train_from` on."""
+    return [part for part in learning_names(body, train_from).values() if isinstance(part, nn.Module)]
+
+
+def learning_groups(
+    body: nn.Module, train_from: str | None, rate: float, decay: float
+) -> list[tuple[list[nn.Parameter], float]]:
+    """The parameters of a backbone that learn, by block from the last to the first, each with its learning rate:
+    `rate` × `decay`^depth, where the last block has depth 0 (Howard and Ruder 2018, section 3.2, with 1/2.6)."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for name, part in learning_names(body, train_from).items():
+        parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters(recurse=False))
+        if parameters:
+            found.setdefault(block_of(name), []).extend(parameters)
+    if decay == 1:
+        return [([parameter for block in found.values() for parameter in block], rate)]
+    # In the order of the network, which is not that of the parts where a block owns parameters itself.
+    order = list(dict.fromkeys(block_of(name) for name, _ in body.named_parameters()))
+    blocks = sorted(found, key=order.index, reverse=True)
+    return [(found[block], rate * decay**depth) for depth, block in enumerate(blocks)]
+
+
+def learn_only(backbone: nn.Module, groups: list[tuple[list[nn.Parameter], float]]) -> None:
+    """Let these parameters of a backbone learn and no others."""
+    backbone.requires_grad_(False)
+    for parameters, _ in groups:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,313 @@
+"""What a run learns from and looks at: pictures, and the features that its network has for them.
+
+Features that will be asked for again are computed once and kept on disk: those of a backbone that stands still, and,
+for one whose last parts learn, what the parts before them give (the trunk), so that an epoch costs only what learns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from protoserve.cores import usable_cores
+from protoserve.data.dataset import Dataset
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from training.config import Config
+from training.data.pictures import PLAIN, Views, loaded
+from training.features.cache import FeatureCache, cache_files, cached_features, slices
+from training.features.precision import learning_forward
+from training.features.shared_cache import GIGABYTE, SharedCache
+from training.features.trunk import Cut, cut_at
+from training.processes import ALONE, Processes
+from training.progress import tracked
+
+Part = Literal["fit", "selection"]
+# Views from this number on are random crops that no cache holds.
+FRESH_VIEW = 1000
+
+
+def fresh_view(step: int) -> int:
+    """The view of a step that sees every image anew."""
+    return FRESH_VIEW + step
+
+
+class Feed:
+    """Pictures and features of the fit and selection images, for the network that `take` was given last.
+
+    What is kept goes into `shared`, where there is such a folder, under a name made of all that it depends on: other
+    runs on the same pictures with the same weights find it there.
+
+    `frozen` says whether the backbone stands still for now, so that features are worth keeping; `version` counts how
+    often it has begun to do so, so that features of an earlier time are not taken for its own.
+    """
+
+    def __init__(
+        self,
+        fit: Dataset,
+        selection: Dataset,
+        config: Config,
+        directory: Path,
+        device: torch.device,
+        console: Console,
+        processes: Processes,
+        shared: SharedCache | None = None,
+    ) -> None:
+        self.config, self.device, self.console, self.processes = config, device, console, processes
+        # Each process keeps a stripe of the images, and reads those of the others.
+        self.directories = (
+            [directory]
+            if processes.count == 1
+            else [directory / f"process-{rank + 1}" for rank in range(processes.count)]
+        )
+        self.directory = self.directories[processes.rank]
+        self.shared = shared
+        self._shared_names: dict[tuple[Part, str], str] = {}
+        self.datasets: dict[Part, Dataset] = {"fit": fit, "selection": selection}
+        self.views = Views(config.data, config.image, config.data_seed)
+        self.workers = config.data.workers or max(1, usable_cores() // processes.local_count)
+        self.frozen, self.version = True, 0
+        self._caches: dict[tuple[str, int], FeatureCache] = {}
+
+    def take(self, network: PrototypeNetwork | LinearNetwork) -> None:
+        """Go on with this network."""
+        config = self.config
+        self.network = network
+        self._cut: Cut | None = None
+        if not config.finetune.fresh and config.finetune.train_from is not None:
+            self._cut = cut_at(network.backbone.body, config.finetune.train_from)
+        self._forward: Callable[[Tensor], Tensor] | None = None
+
+    def backbone_state(self, *, frozen: bool, version: int) -> None:
+        """Say whether the backbone stands still, and the how-manieth time; features of earlier times are removed."""
+        self.frozen, self.version = frozen, version
+        for key, view in [*self._caches]:
+            if key in (f"{part}-{old}" for part in self.datasets for old in range(version)):
+                del self._caches[key, view]
+        for old in range(version):
+            for file in self.directory.glob(f"*-{old}-*"):
+                file.unlink(missing_ok=True)
+
+    def go_on_alone(self) -> None:
+        """No other process keeps features any more."""
+        self.processes, self.directories = ALONE, [self.directory]
+
+    # ---- pictures --------------------------------------------------------------------------------------------
+
+    def pictures(self, part: Part, numbers: NDArray[np.int64], view: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of pictures in one view: their numbers and uint8 [batch, H, W, 3], decoded ahead."""
+        return self._pictures(part, slices(numbers, self.config.batch), view)
+
+    def _pictures(
+        self, part: Part, batches: Iterable[NDArray[np.int64]], view: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        dataset = self.datasets[part]
+        return loaded(
+            lambda number: self.views.of(dataset, number, view),
+            (numbers.tolist() for numbers in batches),
+            self.workers,
+            pinned=self.device.type == "cuda",
+        )
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """The tensor on the run's device; from pinned memory while the device goes on computing."""
+        return tensor.to(self.device, non_blocking=tensor.is_pinned())
+
+    # ---- features to learn from ------------------------------------------------------------------------------
+
+    def maps(self, batches: Iterable[NDArray[np.int64]], step: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """The backbone's feature maps of batches of fit images, with gradients; each image in a view drawn for this
+        step, of those kept where there is a trunk, else seen anew."""
+        if self._forward is None:
+            module: nn.Module = self.network.backbone if self._cut is None else self._cut.top
+            self._forward = learning_forward(module, self.config, len(self.datasets["fit"]), self.device)
+        if self._cut is None:
+            for chosen, pictures in self._pictures("fit", batches, fresh_view(step)):
+                yield np.array(chosen), self._forward(self.network.normalise(self.on_device(pictures)))
+            return
+        caches = [self._trunk_cache("fit", view) for view in range(self.config.data.views)]
+        for numbers, rows in self._drawn(caches, batches, step):
+            yield numbers, self._forward(rows)
+
+    def varied(
+        self, batches: Iterable[NDArray[np.int64]], step: int, *, learning: bool = False, plain: bool = True
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Features of batches of fit images, each image in a view drawn for this step, the `plain` one among them; with
+        gradients of the backbone if it is `learning`."""
+        if learning:
+            for numbers, maps in self.maps(batches, step):
+                yield numbers, self.network.from_maps(maps)
+            return
+        views = range(self.config.data.views) if plain else range(PLAIN + 1, self.config.data.views)
+        caches = [self._cache("fit", view) for view in views]
+        yield from self._drawn(caches, batches, step)
+
+    def _drawn(
+        self, caches: list[FeatureCache], batches: Iterable[NDArray[np.int64]], step: int
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Batches of fit images, each image from a cache, of one view each, that is drawn for this step."""
+        # For all images at once, so that it does not matter in which batch or process one is.
+        drawn = np.random.default_rng((self.config.seed, step)).integers(0, len(caches), len(self.datasets["fit"]))
+        for numbers in batches:
+            views = drawn[numbers]
+            pieces = [
+                (places, caches[view].batch(numbers[places]))
+                for view in np.unique(views).tolist()
+                for places in [np.flatnonzero(views == view)]
+            ]
+            order = np.argsort(np.concatenate([places for places, _ in pieces]))
+            yield numbers, torch.cat([found for _, found in pieces])[torch.from_numpy(order)].to(self.device)
+
+    # ---- features to look at ---------------------------------------------------------------------------------
+
+    def still(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+        """Features of pictures in one view, at most a batch."""
+        return next(self.stills(part, [numbers], view))
+
+    @torch.inference_mode()
+    def stills(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
+        """Features of batches of pictures in one view; of the plain pictures always in float32 throughout, since
+        prototypes are cut from them."""
+        if self.frozen:
+            cache = self._cache(part, view)
+            for numbers in batches:
+                yield cache.batch(numbers).to(self.device)
+        elif self._cut is not None and (part, view) != ("fit", PLAIN):
+            rows = self._trunk_cache(part, view)
+            for numbers in batches:
+                yield self._from_trunk(rows.batch(numbers).to(self.device))
+        else:
+            for _, pictures in self._pictures(part, batches, view):
+                yield self.network.features(self.on_device(pictures))
+
+    @torch.inference_mode()
+    def selection_maps(self) -> Iterator[Tensor]:
+        """The backbone's feature maps of this process's stripe of the selection images in batches, while it learns."""
+        count = len(self.datasets["selection"])
+        numbers = np.arange(count)[self.processes.stripe(count)]
+        if self._cut is None:
+            for _, pictures in self.pictures("selection", numbers, PLAIN):
+                yield self.network.backbone(self.network.normalise(self.on_device(pictures)))
+            return
+        rows = self._trunk_cache("selection", PLAIN)
+        for piece in slices(numbers, self.config.batch):
+            yield self._cut.top(rows.batch(piece).to(self.device))
+
+    # ---- what is kept ----------------------------------------------------------------------------------------
+
+    def _from_trunk(self, rows: Tensor) -> Tensor:
+        assert self._cut is not None
+        return self.network.from_maps(self._cut.top(rows))
+
+    @staticmethod
+    def _trunk_key(part: Part) -> str:
+        return f"trunk-{part}"
+
+    def _cache(self, part: Part, view: int) -> FeatureCache:
+        """Features of a backbone that stands still, float32; from the trunk where that is kept and views only vary."""
+        key, label = f"{part}-{self.version}", f"features of {part} images, view {view + 1}"
+        network, directories = self.network, None
+        if self.shared is not None:
+            reduction = network.reduction if isinstance(network, PrototypeNetwork) else None
+            parts: list[nn.Module] = [network.backbone, *([] if reduction is None else [reduction])]
+            pooled = "pooled" if isinstance(network, LinearNetwork) else f"maps-{self.config.model.smoothing}"
+            directories = self._shared_directories(self.shared, part, f"{pooled}-{self.version}", parts)
+        if self._cut is None or view == PLAIN:
+            return self._kept(key, part, view, label, network.features, directories=directories)
+        if (key, view) in self._caches:
+            return self._caches[key, view]
+        rows = self._trunk_cache(part, view)
+        return self._kept(key, part, view, label, self._from_trunk, rows, directories=directories)
+
+    def _trunk_cache(self, part: Part, view: int) -> FeatureCache:
+        """What the trunk gives, rounded to float16: half the disk, and a rounding error far below that of training."""
+        cut = self._cut
+        assert cut is not None
+
+        def trunk(pictures: Tensor) -> Tensor:
+            maps: Tensor = cut.trunk(self.network.normalise(pictures))
+            return maps
+
+        label = f"trunk of {part} images, view {view + 1}"
+        directories = None
+        if self.shared is not None:
+            directories = self._shared_directories(self.shared, part, "trunk", [cut.trunk])
+        return self._kept(self._trunk_key(part), part, view, label, trunk, dtype=np.float16, directories=directories)
+
+    def _shared_directories(self, shared: SharedCache, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
+        """Where the output of `modules` for a part lies for all runs: in a folder named by a hash of their weights, the
+        pictures, the rule that fits them and how they are varied."""
+        if (part, of) not in self._shared_names:
+            digest = hashlib.sha256(self.datasets[part].fingerprint().encode())
+            digest.update(self.config.image.model_dump_json().encode())
+            varied = (self.config.data.zoom, self.config.data.mirror, self.config.data_seed)
+            digest.update(repr((of, self.config.model.backbone, self.config.model.stride, *varied)).encode())
+            for module in modules:
+                for name, tensor in sorted(module.state_dict().items()):
+                    digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+            self._shared_names[part, of] = digest.hexdigest()[:32]
+        folder = shared.used(self._shared_names[part, of])
+        if self.processes.count == 1:
+            return [folder]
+        count = self.processes.count
+        return [folder / f"process-{rank + 1}-of-{count}" for rank in range(count)]
+
+    def _kept(
+        self,
+        key: str,
+        part: Part,
+        view: int,
+        label: str,
+        features: Callable[[Tensor], Tensor],
+        rows: FeatureCache | None = None,
+        dtype: type[np.float32] | type[np.float16] = np.float32,
+        directories: list[Path] | None = None,
+    ) -> FeatureCache:
+        """The features of all images of a part, computed from pictures or from `rows`, where they are not kept yet."""
+        if (key, view) in self._caches:
+            return self._caches[key, view]
+        directories = directories or self.directories
+        count = len(self.datasets[part])
+        stripe = self.processes.stripe(count)
+        own = np.arange(count)[stripe]
+
+        def sources() -> Iterator[tuple[list[int], Tensor]]:
+            if rows is None:
+                source: Iterator[tuple[list[int], Tensor]] = self.pictures(part, own, view)
+            else:
+                source = ((piece.tolist(), rows.batch(piece)) for piece in slices(own, self.config.batch))
+            return (([number - stripe.start for number in numbers], batch) for numbers, batch in source)
+
+        with tracked(self.console, label, len(own)) as advance:
+            cached_features(
+                directories[self.processes.rank],
+                key,
+                features,
+                sources(),
+                view,
+                images=len(own),
+                device=self.device,
+                advance=advance,
+                dtype=dtype,
+            )
+        self.processes.wait()
+        files = [cache_files(directory, key, view)[0] for directory in directories]
+        arrays = tuple(np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+        self._caches[key, view] = FeatureCache(arrays)
+        if self.shared is not None and self.processes.first:
+            removed = self.shared.trim(self._shared_names.values())
+            if removed:
+                where, limit = self.shared.directory, f"{self.shared.limit / GIGABYTE:g} GB"
+                self.console.print(
+                    f"note: {where}: {len(removed)} older sets of features removed; it may hold {limit}",
+                    markup=False,
+                    soft_wrap=True,
+                )
+        return self._caches[key, view]

@@ -1,0 +1,370 @@
+"""A run: the state that its stages change, its checkpoints, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from protoserve.data.dataset import Dataset
+from protoserve.errors import InputError
+from protoserve.networks.model_file import NetworkDescription, build, save_whole
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.scores import scores
+from training.config import Config
+from training.data.pictures import PLAIN
+from training.features.building import check_picture_size, describe
+from training.features.cache import slices
+from training.features.feed import Feed
+from training.features.precision import half_precision
+from training.features.shared_cache import SharedCache
+from training.loop.checkpoints import CHECKPOINT, read_checkpoint
+from training.loop.plan import Averages, Stage, Step, adam, epoch_batches, plan
+from training.loop.tensorboard import Board
+from training.losses import LossTables, loss_tables
+from training.processes import ALONE, Processes
+from training.prototypes.projection import Projection
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Splits:
+    """`fit` is learned from; `selection` (held out of train, and val where there is one) chooses; `validation` and
+    `test` are scored once, at the end. `left_out` maps leaves that the run is not to know to their folders."""
+
+    fit: Dataset
+    selection: Dataset
+    validation: Dataset
+    test: Dataset | None
+    fingerprint: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+class Batch(NamedTuple):
+    """A process's part of a batch: `numbers` of its images, the `weight` of their mean loss (see `minimise`), the
+    `size` of the whole batch, and the share of the epoch `done` before it."""
+
+    numbers: NDArray[np.int64]
+    weight: float
+    size: int
+    done: float
+
+    @property
+    def own(self) -> int:
+        """How many images this process adds to the batch; an image that only keeps it company counts nothing."""
+        return len(self.numbers) if self.weight else 0
+
+
+@dataclass
+class State:
+    """What changes from step to step; all of it is in the checkpoint, as are the network and the optimisers.
+
+    `facts` (JSON) end up in the run's metrics; `kept` are tensors that a stage keeps from one of its epochs to a
+    later one.
+    """
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    projection: Projection | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One run in one folder. `run` goes through the remaining steps; each ends with a checkpoint, written whole.
+
+    A stage is a plain function of the trainer that does one step and returns the figures of its row in the history.
+    What it changes must be in the checkpoint: the network, the state, the optimisers made by `optimiser`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        directory: Path,
+        *,
+        linear: bool,
+        device: torch.device,
+        console: Console,
+        processes: Processes = ALONE,
+        cache: SharedCache | None = None,
+    ) -> None:
+        self.config, self.splits, self.directory = config, splits, directory
+        self.linear, self.device, self.console, self.processes = linear, device, console, processes
+        if (fewest := min(len(splits.fit), len(splits.selection))) < processes.count:
+            raise InputError(f"{processes.count} processes for {fewest} images to fit or select on; start fewer")
+        self.steps = plan(config, linear)
+        self.state = State()
+        torch.manual_seed(config.seed)
+        self.optimisers: dict[Stage, torch.optim.Optimizer] = {}
+        self._stored_optimisers: dict[Stage, Any] = {}
+        description = describe(config, splits.fit, linear)
+        network = build(description, config.model.weights).to(device).eval()
+        check_picture_size(network.backbone, config, device)
+        half = half_precision(config.precision, device)
+        # The small gradients of float16 need it; without it nothing is scaled.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+        self.feed = Feed(splits.fit, splits.selection, config, directory / "cache", device, console, processes, cache)
+        # What a stage computes once and needs until its last epoch; not in the checkpoint.
+        self.remembered: dict[str, Tensor] = {}
+        self._stage_ended = False
+        self.take_network(description, network)
+
+    def take_network(self, description: NetworkDescription, network: PrototypeNetwork | LinearNetwork) -> None:
+        """Go on with another network, for example one with fewer prototypes; it must be on the run's device."""
+        self.description, self.network = description, network
+        self.feed.take(network)
+        # Plain fine-tuning trains a linear head on the same backbone, whatever the run's own head is.
+        if isinstance(network, LinearNetwork):
+            self.plain = network
+        else:
+            taxonomy = self.splits.fit.taxonomy
+            plain = LinearNetwork(network.backbone, taxonomy, self.config.model.dropout)
+            self.plain = plain.to(self.device).eval()
+        self._tables = loss_tables(network.head) if isinstance(network, PrototypeNetwork) else None
+
+    # ---- going through the steps -----------------------------------------------------------------------------
+
+    @property
+    def step(self) -> Step:
+        """The step being done."""
+        return self.steps[self.state.step]
+
+    def run(self, stages: Mapping[Stage, Callable[[Trainer], dict[str, float]]], board: Board | None = None) -> None:
+        """Go through all remaining steps but the last, `finish`, which the caller does; `board` shows their rows."""
+        while self.step.stage != "finish":
+            began = time.perf_counter()
+            step = self.step
+            # Dropout draws other numbers in every process.
+            torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) + self.processes.rank * 7_368_787_003)
+            self._place_backbone()
+            row = stages[step.stage](self)
+            self.state.history.append({"step": self.state.step, "stage": step.stage, "epoch": step.epoch + 1, **row})
+            self._tell(step, row)
+            if board is not None:
+                board.add(self.state.history[-1])
+            if step.epoch + 1 == step.epochs or self._stage_ended:
+                self.optimisers.pop(step.stage, None)
+                self.remembered.clear()
+            self.state.step = self._last(step.stage) + 1 if self._stage_ended else self.state.step + 1
+            self._stage_ended = False
+            self.state.seconds += time.perf_counter() - began
+            self.save()
+
+    def go_on_alone(self) -> None:
+        """The other processes are done; this one does what is left."""
+        self.processes = ALONE
+        self.feed.go_on_alone()
+
+    def end_stage(self) -> None:
+        """Go on after the last of this stage's steps once the present one is done, with what comes between them left
+        out."""
+        self._stage_ended = True
+
+    def _last(self, stage: Stage) -> int:
+        return max(place for place, step in enumerate(self.steps) if step.stage == stage)
+
+    def _place_backbone(self) -> None:
+        """Whether the backbone stands still in this step, and the how-manieth time."""
+        learns = not self.linear and self.config.joint.backbone_learning_rate > 0 and self.config.joint.epochs > 0
+        if learns:
+            first = next(place for place, step in enumerate(self.steps) if step.stage == "joint")
+            learning = first <= self.state.step <= self._last("joint")
+            self.feed.backbone_state(frozen=not learning, version=int(self.state.step > self._last("joint")))
+
+    def _tell(self, step: Step, row: dict[str, float]) -> None:
+        place = f"{step.stage} {step.epoch + 1}/{step.epochs}" if step.epochs > 1 else step.stage
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        self.console.print(
+            f"[{self.state.step + 1:>3}/{len(self.steps)}] {place:<18} {figures}", markup=False, soft_wrap=True
+        )
+
+    # ---- what stages are made of -----------------------------------------------------------------------------
+
+    @property
+    def prototype_network(self) -> PrototypeNetwork:
+        """The network of a run that has prototypes."""
+        assert isinstance(self.network, PrototypeNetwork)
+        return self.network
+
+    @property
+    def tables(self) -> LossTables:
+        """The loss tables of the network's head."""
+        assert self._tables is not None
+        return self._tables
+
+    @torch.inference_mode()
+    def latent(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+        """Latent maps of fit images in one view, computed in pieces of a batch."""
+        return torch.cat([*self.latents(numbers, view)])
+
+    @torch.inference_mode()
+    def latents(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Iterator[Tensor]:
+        """Latent maps of fit images in one view, batch after batch; pictures are decoded ahead."""
+        for features in self.feed.stills("fit", slices(numbers, self.config.batch), view):
+            yield self.prototype_network.latent(features)
+
+    def select_prototypes(self) -> dict[str, float]:
+        """Accuracies of the prototype network on the selection images."""
+        network = self.prototype_network
+        return self.select(lambda features: network.head(network.latent(features)).log_probability)
+
+    @torch.inference_mode()
+    def select(self, log_probability: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Accuracies on the selection images of what gives log-probabilities [batch, nodes] for features."""
+        return self._scored(self.selection_rows(log_probability))
+
+    @torch.inference_mode()
+    def selection_rows(self, found: Callable[[Tensor], Tensor]) -> Tensor:
+        """The rows [selection images, …] that `found` gives for batches of features, those of all processes."""
+        count = len(self.splits.selection)
+        own = np.arange(count)[self.processes.stripe(count)]
+        pieces = [found(features) for features in self.feed.stills("selection", slices(own, self.config.batch))]
+        return self.processes.joined(torch.cat(pieces), count)
+
+    @torch.inference_mode()
+    def selected(self, log_probability: Iterable[Tensor]) -> dict[str, float]:
+        """Accuracies from the log-probabilities [batch, nodes] of this process's stripe of the selection images."""
+        return self._scored(self.processes.joined(torch.cat([*log_probability]), len(self.splits.selection)))
+
+    def _scored(self, log_probability: Tensor) -> dict[str, float]:
+        selection = self.splits.selection
+        return selection_row(scores(log_probability.cpu().numpy(), selection.leaves, selection.taxonomy))
+
+    def batches(self) -> list[Batch]:
+        """This process's part of every batch of an epoch over the fit images."""
+        return [
+            Batch(*self.processes.share(numbers), len(numbers), done)
+            for numbers, done in epoch_batches(self.splits.fit.leaves, self.config, self.state.step)
+        ]
+
+    def targets(self, numbers: NDArray[np.int64]) -> Tensor:
+        """The leaves of fit images, int64 on the run's device."""
+        return torch.from_numpy(self.splits.fit.leaves[numbers]).to(self.device)
+
+    def optimiser(
+        self, groups: list[tuple[list[nn.Parameter], float]], weight_decay: float = 0.0
+    ) -> torch.optim.Optimizer:
+        """The stage's optimiser over groups of (parameters, learning rate): made at its first epoch, kept through
+        projections, taken up after a kill."""
+        stage = self.step.stage
+        if stage not in self.optimisers:
+            self.optimisers[stage] = adam(groups, weight_decay)
+            if stored := self._stored_optimisers.pop(stage, None):
+                self.optimisers[stage].load_state_dict(stored)
+        return self.optimisers[stage]
+
+    def means(self, averages: Averages) -> dict[str, float]:
+        """An epoch's means over the images of all processes."""
+        total = self.processes.total({**averages.sums, "count": float(averages.count)})
+        return Averages(total, int(total.pop("count"))).means()
+
+    def minimise(self, loss: Tensor, optimiser: torch.optim.Optimizer, weight: float = 1.0) -> None:
+        """One step down the gradient of a finite loss, the mean over this process's part of a batch, which counts
+        `weight`; raises InputError for one that is not finite."""
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {float(loss.detach())} in step {self.state.step + 1} ({self.step.stage}); "
+                "lower the learning rate or the weight of separation in the configuration"
+            )
+        optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.processes.average_gradients(
+            (parameter for group in optimiser.param_groups for parameter in group["params"]), weight
+        )
+        self.scaler.step(optimiser)
+        self.scaler.update()
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------
+
+    def identity(self) -> str:
+        """What a checkpoint must share with a run to go on with it."""
+        # How many threads decode, and whether the backbone is compiled, may change with the machine.
+        config = self.config.model_dump(mode="json", exclude={"compile": True, "data": {"workers"}})
+        return json.dumps(
+            {
+                "config": config,
+                "linear": self.linear,
+                "data": self.splits.fingerprint,
+            },
+            sort_keys=True,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint, whole. The first process does, and the others take up what it wrote, so that all go on
+        from the same state to the last bit."""
+        if not self.processes.first:
+            self.processes.wait()
+            self.resume()
+            self.processes.wait()
+            return
+        projection = self.state.projection
+        save_whole(
+            {
+                "format": FORMAT,
+                "identity": self.identity(),
+                "step": self.state.step,
+                "seconds": self.state.seconds,
+                "history": json.dumps(self.state.history),
+                "facts": json.dumps(self.state.facts),
+                "kept": self.state.kept,
+                "projection": None if projection is None else dict(projection._asdict()),
+                "description": self.description.model_dump_json(),
+                "network": self.network.state_dict(),
+                "plain": self.plain.linear.state_dict(),
+                "optimisers": {stage: optimiser.state_dict() for stage, optimiser in self.optimisers.items()}
+                | self._stored_optimisers,
+                "scaler": self.scaler.state_dict(),
+            },
+            self.directory / CHECKPOINT,
+        )
+        self.processes.wait()
+        self.processes.wait()
+
+    def resume(self) -> None:
+        """Take up the run's checkpoint; without one, start from the beginning.
+
+        Raises InputError when the checkpoint belongs to another configuration or other data.
+        """
+        content = read_checkpoint(self.directory / CHECKPOINT, FORMAT, self.identity(), self.device)
+        if content is None:
+            return
+        description = NetworkDescription.model_validate_json(content["description"])
+        if description != self.description:
+            self.take_network(description, build(description).to(self.device).eval())
+        self.network.load_state_dict(content["network"])
+        self.plain.linear.load_state_dict(content["plain"])
+        projection = content["projection"]
+        self.state = State(
+            step=content["step"],
+            history=json.loads(content["history"]),
+            projection=None if projection is None else Projection(**projection),
+            facts=json.loads(content["facts"]),
+            kept=content["kept"],
+            seconds=content["seconds"],
+        )
+        self.optimisers, self._stored_optimisers = {}, content["optimisers"]
+        self.scaler.load_state_dict(content["scaler"])
+        self._place_backbone()
+
+
+def selection_row(found: dict[str, Any]) -> dict[str, float]:
+    """What the history holds of scores on the selection images."""
+    accuracy = found["accuracy"]
+    return {"selection_leaf": accuracy["leaf"], "selection_level_1": accuracy["level_1"]}
+
+
+def merit(selected: dict[str, float]) -> tuple[float, float]:
+    """What choices go by: the accuracy over leaves, then that at level 1."""
+    return selected["selection_leaf"], selected["selection_level_1"]

@@ -1,0 +1,1 @@
+"""What a finished run holds: metrics, figures, pictures, the report."""

@@ -1,0 +1,1 @@
+"""Prototypes: where they start, projection, nearest patches."""

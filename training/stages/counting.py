@@ -1,0 +1,280 @@
+"""How many prototypes: start with many, take away what is not needed, and keep the fewest that classify as well.
+
+The papers fix the number by hand. Here near-duplicates are merged, the published purity rule is applied, and then
+prototypes go by falling contribution, down to one per child; after each round the last layers are fitted again. All
+rounds work on the distances of the projected prototypes, computed once, so a round costs a few epochs of the last
+layers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protoserve.networks.head import PrototypeHead
+from protoserve.run import write_bytes_whole, write_text_whole
+from training.features.cache import slices
+from training.loop.plan import adam, last_layer_epoch, similarities_of
+from training.loop.trainer import Trainer, merit
+from training.losses import loss_tables
+from training.outcome.charts import as_png, counts_figure
+from training.progress import tracked
+from training.stages.analysis import fit_patches, own_patches, own_weights
+from training.stages.prototypes import fit_distances
+from training.stages.pruning import class_sizes, pure_prototypes, smaller_head, take_head
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rule = Literal["", "duplicates", "purity", "contribution"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is left after a round: the rule that took prototypes away, those `kept` (int64, their numbers before
+    the first round), their head, and its accuracies on the selection images."""
+
+    rule: Rule
+    kept: NDArray[np.int64]
+    head: PrototypeHead
+    selected: dict[str, float]
+
+
+def count(trainer: Trainer) -> dict[str, float]:
+    """The stage: find the number of prototypes, and go on with the network that has it.
+
+    The table of all rounds goes into the facts as `counts`.
+    """
+    rounds, tolerance = thinned_out(trainer), trainer.config.prototypes.tolerance
+    picked = pick([(len(done.kept), done.selected["selection_leaf"]) for done in rounds], tolerance)
+    table: list[dict[str, Any]] = [
+        {"round": place, "rule": done.rule, "prototypes": len(done.kept), **done.selected}
+        for place, done in enumerate(rounds)
+    ]
+    trainer.state.facts["counts"] = {"rounds": table, "picked": picked, "tolerance": tolerance}
+    take_head(trainer, rounds[picked].head, rounds[picked].kept)
+    best = max(done.selected["selection_leaf"] for done in rounds)
+    return {"rounds": len(rounds), "prototypes": len(rounds[picked].kept), "best": best, **trainer.select_prototypes()}
+
+
+def thinned_out(trainer: Trainer) -> list[Round]:
+    """The rounds from all prototypes down to one per child."""
+    setting, config, fit = trainer.config.prototypes, trainer.config, trainer.splits.fit
+    head, projection = trainer.prototype_network.head, trainer.state.projection
+    assert projection is not None  # the plan projects first
+    fit_distance, selection_distance = fit_distances(trainer), _selection_distances(trainer)
+    own = own_patches(head, fit_patches(trainer, config.prune.nearest), fit.leaves)
+    mean = mean_similarities(head, fit_distance, fit.leaves)
+
+    def refitted(rule: Rule, kept: NDArray[np.int64], smaller: PrototypeHead) -> Round:
+        chosen = torch.from_numpy(kept).to(fit_distance.device)
+        selected = _refit(trainer, smaller, fit_distance[:, chosen], selection_distance[:, chosen])
+        return Round(rule, kept, smaller, selected)
+
+    def strengths(last: Round) -> NDArray[np.float64]:
+        """The mean size of each prototype's contribution to its child's logit."""
+        return np.abs(own_weights(last.head).cpu().numpy() * mean[last.kept])
+
+    everything = np.arange(len(head.prototype_child))
+    rounds = [refitted("", everything, smaller_head(head, everything))]
+    children = len(np.unique(head.prototype_child.cpu().numpy()))
+    with tracked(trainer.console, "fewer prototypes", len(everything) - children) as advance:
+
+        def go_on(rule: Rule, heir: NDArray[np.int64]) -> Round:
+            """Another round, unless its rule takes nothing away; `heir` are places among those of the last round."""
+            last, left = rounds[-1], np.unique(heir)
+            if len(left) < len(last.kept):
+                willed = with_inherited_weights(last.head, heir, mean[last.kept])
+                rounds.append(refitted(rule, last.kept[left], smaller_head(willed, left)))
+                advance(len(last.kept) - len(left))
+            return rounds[-1]
+
+        source = torch.stack([projection.image, projection.cell], dim=1).numpy()
+        last = go_on("duplicates", near_duplicates(head, source, strengths(rounds[0]), setting.merge_within))
+        pure, sizes = own[last.kept].sum(axis=1), class_sizes(last.head, fit.leaves)
+        keep = pure_prototypes(pure, last.head.prototype_child.cpu().numpy(), sizes, config.prune.at_least)
+        last = go_on("purity", heirs(last.head, keep))
+        while len(last.kept) > children:
+            target = int(setting.keep * len(last.kept))
+            keep = strongest(strengths(last), last.head.prototype_child.cpu().numpy(), target)
+            last = go_on("contribution", heirs(last.head, keep))
+    return rounds
+
+
+def pick(rounds: list[tuple[int, float]], tolerance: float) -> int:
+    """Which of (prototypes, accuracy) to take: the fewest prototypes whose accuracy is within `tolerance` of the best,
+    of equally many the more accurate.
+
+    >>> pick([(100, 0.80), (50, 0.81), (20, 0.806), (10, 0.75)], tolerance=0.005)
+    2
+    """
+    # Accuracies are ratios of small numbers: one that is just within must not be lost to rounding.
+    least = max(accuracy for _, accuracy in rounds) - tolerance - 1e-9
+    within = [number for number, (_, accuracy) in enumerate(rounds) if accuracy >= least]
+    return min(within, key=lambda number: (rounds[number][0], -rounds[number][1]))
+
+
+@torch.inference_mode()
+def mean_similarities(head: PrototypeHead, distance: Tensor, leaves: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64 [P] the mean similarity of each prototype to the images that its child's logit is asked for: those below
+    the child's parent, all of them in a flat network.
+
+    `distance` [images, P]; `leaves` int64 [images] are places in `taxonomy.leaves`.
+    """
+    below = torch.from_numpy(head.taxonomy.leaves_below.T[leaves]).to(distance.device)  # [images, nodes]
+    passes = torch.nn.functional.pad(below, (0, 1))[:, head.member_node].any(dim=2).double()  # [images, groups]
+    sums = torch.matmul(passes.t(), head.similarity_of(distance).double())  # [groups, P]
+    group = head.prototype_group
+    mean = sums[group, torch.arange(len(group), device=group.device)] / passes.sum(0)[group]
+    return mean.cpu().numpy()
+
+
+def near_duplicates(
+    head: PrototypeHead, source: NDArray[np.int64], strength: NDArray[np.float64], within: float
+) -> NDArray[np.int64]:
+    """int64 [P] the prototype that stands for each: itself, or a stronger one of the same child that it repeats.
+
+    Two prototypes repeat each other when they were cut from the same cell (`source` [P, 2]: image, cell), or when their
+    squared distance is at most `within` times the median one between prototypes of different children of the same
+    parent. They are gone through by falling `strength`, so that the strongest of a cluster stays, and no chain
+    of neighbours joins what lies apart.
+    """
+    child, heir = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
+    for places, distance in _distances_within_groups(head):
+        siblings = child[places][:, None] != child[places][None]
+        limit = within * float(np.median(distance[siblings]))
+        same_source = (source[places][:, None] == source[places][None]).all(axis=2)
+        repeats = ~siblings & ((distance <= limit) | same_source)
+        kept: list[int] = []
+        for place in np.argsort(-strength[places], kind="stable").tolist():
+            repeated = [other for other in kept if repeats[place, other]]
+            if repeated:
+                heir[places[place]] = places[min(repeated, key=lambda other: distance[place, other])]
+            else:
+                kept.append(place)
+    return heir
+
+
+def heirs(head: PrototypeHead, keep: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [P] the nearest prototype of the same child among those to `keep`; of these, each itself."""
+    child, heir = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
+    kept = np.isin(heir, keep)
+    for places, distance in _distances_within_groups(head):
+        stays = kept[places]
+        possible = stays[None] & (child[places][:, None] == child[places][None])
+        nearest = np.where(possible, distance, np.inf).argmin(axis=1)
+        heir[places] = np.where(stays, places, places[nearest])
+    return heir
+
+
+def _distances_within_groups(head: PrototypeHead) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """For each group of competing nodes its prototypes [Q] and their squared distances [Q, Q]."""
+    vectors = head.vectors().detach().double().cpu()
+    group = head.prototype_group.cpu().numpy()
+    for number in np.unique(group):
+        places = np.flatnonzero(group == number)
+        # By differences: equal prototypes must come out at 0.
+        root = torch.cdist(vectors[places], vectors[places], compute_mode="donot_use_mm_for_euclid_dist")
+        yield places, root.square().numpy()
+
+
+@torch.no_grad()
+def with_inherited_weights(head: PrototypeHead, heir: NDArray[np.int64], mean: NDArray[np.float64]) -> PrototypeHead:
+    """The same head, with every prototype's weights moved to its heir (`heir` [P], of the same child), times the ratio
+    of their mean similarities `mean` [P].
+
+    So the mean logits stay as they are: a child that loses prototypes does not fall behind its siblings. Where the
+    similarities are equal, as those of duplicates, so are the logits.
+    """
+    result = smaller_head(head, np.arange(len(heir)))
+    weight = head.effective_weight()[head.prototype_group, :, head.prototype_slot]  # [P, M]
+    # A mean cosine may be 0 or below, and then no ratio keeps it.
+    known = (mean > 0) & (mean[heir] > 0)
+    ratio = np.where(known, mean / np.where(known, mean[heir], 1.0), 1.0)
+    moved = weight * torch.from_numpy(ratio).to(weight)[:, None]
+    sums = torch.zeros_like(weight).index_add_(0, torch.from_numpy(heir).to(weight.device), moved)
+    result.weight[result.prototype_group, :, result.prototype_slot] = sums
+    return result
+
+
+def strongest(strength: NDArray[np.float64], child: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+    """The `target` strongest prototypes, ascending, but always the strongest one of every child; `strength`, `child`
+    [P]."""
+    by_strength = np.argsort(-strength, kind="stable")
+    # np.unique returns where each child occurs first, that is, its strongest.
+    _, first = np.unique(child[by_strength], return_index=True)
+    safe = by_strength[first]
+    others = by_strength[~np.isin(by_strength, safe)]
+    return np.sort(np.concatenate([safe, others[: max(0, target - len(safe))]]))
+
+
+def _selection_distances(trainer: Trainer) -> Tensor:
+    """distance [images, P] of the selection images."""
+    network, images = trainer.prototype_network, len(trainer.splits.selection)
+    own = np.arange(images)[trainer.processes.stripe(images)]
+    features = trainer.feed.stills("selection", slices(own, trainer.config.batch))
+    found, _ = similarities_of(network.head, map(network.latent, features))
+    return trainer.processes.joined(found, images).clone()
+
+
+def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor) -> dict[str, float]:
+    """Fit the last layers of `head` on distances [images, P] and keep the weights, those at the start included, that
+    classify the selection images best; returns their accuracies."""
+    config = trainer.config
+    leaves = torch.from_numpy(trainer.splits.fit.leaves).to(fit.device)
+    tables = loss_tables(head)
+    optimiser = adam([([head.weight], config.last_layers.learning_rate)])
+    best, weight = _accuracies(trainer, head, selection), head.weight.detach().clone()
+    for epoch in range(config.prototypes.epochs):
+        last_layer_epoch(head, fit, leaves, tables, optimiser, config, trainer.state.step + epoch)
+        found = _accuracies(trainer, head, selection)
+        if merit(found) > merit(best):
+            best, weight = found, head.weight.detach().clone()
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    head.weight.requires_grad_(False)
+    return best
+
+
+@torch.inference_mode()
+def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> dict[str, float]:
+    """`selection_row` of the selection images, without the other scores, which would take longer than the epoch."""
+    taxonomy, leaves = head.taxonomy, trainer.splits.selection.leaves
+    output = head.classify(distance, torch.zeros_like(distance, dtype=torch.int64))
+    predicted = output.log_probability.index_select(1, head.leaf_node).argmax(1).cpu().numpy()
+    top = taxonomy.level_of_leaf[:, 0]
+    return {
+        "selection_leaf": float((predicted == leaves).mean()),
+        "selection_level_1": float((top[predicted] == top[leaves]).mean()),
+    }
+
+
+# ---- what is written down --------------------------------------------------------------------------------------------
+
+
+def write_counts(counts: dict[str, Any], directory: Path, name: str) -> None:
+    """The facts of `count` as `counts.json`, `counts.csv` and `counts.png`."""
+    write_text_whole(directory / "counts.json", json.dumps(counts, indent=1) + "\n")
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*counts["rounds"][0], "picked"])
+    writer.writeheader()
+    for number, row in enumerate(counts["rounds"]):
+        writer.writerow({**row, "picked": int(number == counts["picked"])})
+    write_text_whole(directory / "counts.csv", buffer.getvalue())
+
+    def draw() -> Figure:
+        figure = counts_figure(counts)
+        figure.suptitle(f"{name}: how many prototypes", fontsize=11)
+        return figure
+
+    write_bytes_whole(directory / "counts.png", as_png(draw))

@@ -1,0 +1,68 @@
+"""Pictures of uniform noise, which belong to no class: training pushes them towards “any child could be it”.
+
+Hase et al. 2019 add them to training so that a network is unsure of what it has never seen. The term that they are
+trained with is `training.losses.noise_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.features.cache import cached_features, slices
+from training.loop.trainer import Trainer
+from training.progress import tracked
+
+# A backbone that stands still sees these alone: its features of one noise picture are much like those of any other.
+POOL = 64
+SALT = 0x4E
+
+
+def noise_pictures(count: int, height: int, width: int, seed: tuple[int, ...]) -> Tensor:
+    """uint8 [count, height, width, 3], every channel of every pixel drawn uniformly from 0 to 255."""
+    drawn = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(drawn)
+
+
+def noise_features(trainer: Trainer, *, learning: bool) -> Callable[[NDArray[np.int64]], Tensor]:
+    """A function from the image numbers of a batch to the features of its noise pictures, `data.noise_share` of their
+    number and at least one; with gradients where the backbone is `learning`.
+
+    What is drawn depends on the seed, the step and the batch's first number alone. For a backbone that stands still,
+    the features of a pool of pictures are computed once and kept beside those of the training images.
+    """
+    config, feed, step = trainer.config, trainer.feed, trainer.state.step
+
+    def size(numbers: NDArray[np.int64]) -> int:
+        return max(1, round(config.data.noise_share * len(numbers)))
+
+    def fresh(numbers: NDArray[np.int64]) -> Tensor:
+        seed = (config.seed, SALT, step, int(numbers[0]))
+        pictures = noise_pictures(size(numbers), config.image.height, config.image.width, seed)
+        with torch.set_grad_enabled(learning):
+            return trainer.network.features(pictures.to(trainer.device))
+
+    if not feed.frozen:
+        return fresh
+    with tracked(trainer.console, "features of noise", POOL) as advance:
+        pictures = noise_pictures(POOL, config.image.height, config.image.width, (config.seed, SALT))
+        pool = cached_features(
+            feed.directory,
+            f"noise-{feed.version}",
+            trainer.network.features,
+            ((part.tolist(), pictures[part]) for part in slices(np.arange(POOL), config.batch)),
+            0,
+            images=POOL,
+            device=trainer.device,
+            advance=advance,
+        )
+
+    def pooled(numbers: NDArray[np.int64]) -> Tensor:
+        generator = np.random.default_rng((config.seed, SALT, step, int(numbers[0])))
+        return pool.batch(generator.integers(0, POOL, size(numbers))).to(trainer.device)
+
+    return pooled

@@ -1,0 +1,190 @@
+"""The stages of a prototype network: reduction, start from data, training, projection, last layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.data.pictures import MIRRORED, PLAIN
+from training.features.building import learn_only, learning_groups
+from training.features.cache import epoch_order, fit_reduction, slices
+from training.loop.plan import Averages, last_layer_epoch, set_learning_rate, similarities_of
+from training.loop.trainer import Trainer, merit
+from training.losses import losses, noise_loss
+from training.progress import tracked
+from training.prototypes.projection import complete, search
+from training.prototypes.starting import start_from_data
+from training.stages.noise import noise_features
+from training.stages.teaching import add_distillation, forget_teacher, telling_cells
+
+# Tens of thousands of cells: more change the principal components no further.
+REDUCTION_IMAGES = 600
+
+
+def reduce(trainer: Trainer) -> dict[str, float]:
+    """Set the reduction to the principal components of the training cells."""
+    chosen = epoch_order(len(trainer.splits.fit), (trainer.config.data_seed, 0))[:REDUCTION_IMAGES]
+    with tracked(trainer.console, "principal components", len(chosen)) as advance:
+        pictures = trainer.feed.pictures("fit", np.sort(chosen), PLAIN)
+        fit_reduction(trainer.prototype_network, pictures, trainer.device, advance)
+    return {}
+
+
+def initialise(trainer: Trainer) -> dict[str, float]:
+    """Start the prototypes from clusters of their own classes' cells."""
+    head, config = trainer.prototype_network.head, trainer.config
+    everywhere = set(head.taxonomy.leaves) if config.start.inner_nodes else set()
+
+    def telling(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
+        if config.start.share == 1 or child in everywhere:
+            return None
+        return telling_cells(trainer, numbers, config.start.share)
+
+    with tracked(trainer.console, "prototypes from data", len(head.prototype_child)) as advance:
+        start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, telling, advance)
+    # The teacher's features are another backbone's as soon as that learns.
+    if config.loss.distillation == 0 or config.joint.backbone_learning_rate > 0:
+        forget_teacher(trainer)
+    with torch.no_grad():
+        head.centre.copy_(head.vectors().mean(0))
+    return trainer.select_prototypes()
+
+
+def warm(trainer: Trainer) -> dict[str, float]:
+    """One epoch of add-on layers and prototypes."""
+    return _train(trainer, trainer.config.warm.learning_rate, 0.0, cosine=False)
+
+
+def joint(trainer: Trainer) -> dict[str, float]:
+    """One epoch of add-on layers and prototypes, and of the backbone where it has a rate."""
+    setting = trainer.config.joint
+    row = _train(trainer, setting.learning_rate, setting.backbone_learning_rate, cosine=setting.cosine)
+    if setting.patience is not None:
+        _stop_early(trainer, row, setting.patience)
+    return row
+
+
+def _stop_early(trainer: Trainer, row: dict[str, float], patience: int) -> None:
+    """Keep the weights of the epoch that classified the selection images best; once `patience` epochs have not done
+    better, or there are no more, take them and end the stage."""
+    step, state, network = trainer.step, trainer.state, trainer.prototype_network
+    # Another epoch's weights fit the same backbone where that does not learn.
+    fixed = () if trainer.config.joint.backbone_learning_rate > 0 else ("backbone.", "reduction.")
+    if step.epoch == 0 or merit(row) > merit(state.facts["joint"]["best"]):
+        selected = {name: row[name] for name in ("selection_leaf", "selection_level_1")}
+        state.facts["joint"] = {"best": selected, "epoch": step.epoch + 1}
+        for name, tensor in network.state_dict().items():
+            if not name.startswith(fixed):
+                state.kept[f"joint.{name}"] = tensor.detach().clone()
+    state.facts["joint"]["epochs"] = step.epoch + 1
+    if step.epoch + 1 == step.epochs or step.epoch + 1 - state.facts["joint"]["epoch"] >= patience:
+        kept = [name for name in state.kept if name.startswith("joint.")]
+        network.load_state_dict({name.removeprefix("joint."): state.kept.pop(name) for name in kept}, strict=False)
+        trainer.end_stage()
+
+
+def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool) -> dict[str, float]:
+    step, network, config = trainer.step, trainer.prototype_network, trainer.config
+    groups = [([*network.add_on.parameters(), network.head.prototypes], rate)]
+    learning: list[tuple[list[nn.Parameter], float]] = []
+    if backbone_rate > 0:
+        body, train_from = network.backbone.body, config.finetune.train_from
+        learning = learning_groups(body, train_from, backbone_rate, config.joint.layer_decay)
+        if network.reduction is not None:
+            groups.append(([*network.reduction.parameters()], backbone_rate))
+    learn_only(network.backbone, learning)
+    optimiser = trainer.optimiser([*groups, *learning], config.joint.weight_decay if backbone_rate > 0 else 0.0)
+    network.head.weight.requires_grad_(False)
+    network.add_on.train()
+    network.head.train()
+    averages = Averages({})
+    noise = noise_features(trainer, learning=backbone_rate > 0) if config.loss.noise > 0 else None
+    batches = trainer.batches()
+    images = sum(len(batch.numbers) for batch in batches)
+    given = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step, learning=backbone_rate > 0)
+    with tracked(trainer.console, f"{step.stage}, epoch {step.epoch + 1} of {step.epochs}", images) as advance:
+        for batch, (numbers, features) in zip(batches, given, strict=True):
+            set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine)
+            output = network.head(network.latent(features))
+            targets = trainer.targets(numbers)
+            terms = losses(network.head, output, targets, trainer.tables, config.loss).asked_for(config.loss)
+            add_distillation(trainer, terms, output, targets, features)
+            if noise is not None:
+                unsure = network.head(network.latent(noise(numbers)))
+                terms["noise"] = noise_loss(network.head, unsure, config.loss)
+                terms["total"] = terms["total"] + config.loss.noise * terms["noise"]
+            trainer.minimise(terms["total"], optimiser, batch.weight)
+            # All at once: each number asked for waits for the device.
+            values = torch.stack([term.detach() for term in terms.values()]).tolist()
+            averages.add(dict(zip(terms, values, strict=True)), batch.own)
+            advance(len(numbers))
+    network.eval()
+    return {**trainer.means(averages), **trainer.select_prototypes()}
+
+
+def project(trainer: Trainer) -> dict[str, float]:
+    """Replace every prototype by the nearest cell of a training image of its own class."""
+    head, fit, batch = trainer.prototype_network.head, trainer.splits.fit, trainer.config.batch
+    before = trainer.select_prototypes()
+    own = np.arange(len(fit))[trainer.processes.stripe(len(fit))]
+    with tracked(trainer.console, "projection", len(own)) as advance:
+
+        def latents() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for part, latent in zip(slices(own, batch), trainer.latents(own), strict=True):
+                yield torch.from_numpy(part), torch.from_numpy(fit.leaves[part]), latent
+                advance(len(part))
+
+        found = complete(head, trainer.processes.nearest(search(head, latents())))
+    with torch.no_grad():
+        head.prototypes.copy_(found.vector.to(trainer.device))
+    trainer.state.projection = found
+    after = trainer.select_prototypes()
+    trainer.state.facts["projection"] = {"before": before, "after": after}
+    places = zip(head.prototype_child.tolist(), found.image.tolist(), found.cell.tolist(), strict=True)
+    return {
+        "mean_distance": float(found.distance.mean()),
+        "distinct": len(set(places)),
+        "before": before["selection_leaf"],
+        **after,
+    }
+
+
+def last_layers(trainer: Trainer) -> dict[str, float]:
+    """One epoch of the last layers on fixed distances; after the last one, the weights of the epoch that classified
+    the selection images best are taken, which may be those before the first."""
+    step, head = trainer.step, trainer.prototype_network.head
+    if step.epoch == 0:
+        before = trainer.select_prototypes()
+        trainer.state.facts["last_layers"] = {"before": before, "after": before, "epoch": 0}
+        trainer.state.kept["weight"] = head.weight.detach().clone()
+    optimiser = trainer.optimiser([([head.weight], trainer.config.last_layers.learning_rate)])
+    head.weight.requires_grad_(True)
+    if "distance" not in trainer.remembered:
+        trainer.remembered["distance"] = fit_distances(trainer)
+    distance = trainer.remembered["distance"]
+    leaves = torch.from_numpy(trainer.splits.fit.leaves).to(trainer.device)
+    row = last_layer_epoch(head, distance, leaves, trainer.tables, optimiser, trainer.config, trainer.state.step)
+    head.weight.requires_grad_(False)
+    selected, facts = trainer.select_prototypes(), trainer.state.facts["last_layers"]
+    if merit(selected) > merit(facts["after"]):
+        facts |= {"after": selected, "epoch": step.epoch + 1}
+        trainer.state.kept["weight"] = head.weight.detach().clone()
+    if step.epoch + 1 == step.epochs:
+        with torch.no_grad():
+            head.weight.copy_(trainer.state.kept.pop("weight"))
+    return {**row, **selected}
+
+
+def fit_distances(trainer: Trainer) -> Tensor:
+    """distance [images, P] for the last layers, on mirrored pictures where there are some: there no prototype meets
+    the very cell it was cut from, a match that new pictures never have."""
+    count = len(trainer.splits.fit)
+    own = np.arange(count)[trainer.processes.stripe(count)]
+    mirrored = trainer.config.data.mirror and trainer.config.data.views > 1
+    view = MIRRORED if mirrored else PLAIN
+    head = trainer.prototype_network.head
+    return trainer.processes.joined(similarities_of(head, trainer.latents(own, view))[0], count).clone()
