@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from measuring import described, machine, protoserve
 
-from protoserve.run import write_text_whole
+from protoserve.run.folder import write_text_whole
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "training" / "configs"

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.networks.backbones import backbone
 from protoserve.networks.network import Normalise
-from protoserve.run import write_text_whole
+from protoserve.run.folder import write_text_whole
 from training.config import read_config
 from training.data.pictures import batches, fitted
 

@@ -27,7 +27,7 @@ from protoserve.images import fit
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.networks.routing import RoutedHead
-from protoserve.run import open_run, write_text_whole
+from protoserve.run.folder import open_run, write_text_whole
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (1, 2, 3, 5)

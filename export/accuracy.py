@@ -18,7 +18,7 @@ from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
 from protoserve.errors import InputError, ParityError
 from protoserve.images import fit
 from protoserve.networks.model_file import ExplainedNetwork
-from protoserve.run import Run
+from protoserve.run.folder import Run
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 

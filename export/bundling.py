@@ -37,7 +37,7 @@ from protoserve.networks.head import PrototypeHead, groups_of
 from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import parent_names
-from protoserve.run import Run, novelty_record
+from protoserve.run.folder import Run, novelty_record
 from protoserve.schema import PrototypeRecord
 
 TOP_K = 10

@@ -65,7 +65,7 @@ def export(
     from export.sources import EdgeOptions, parse_size
     from export.targets.listing import next_steps, summary
     from protoserve.errors import InputError
-    from protoserve.run import open_run
+    from protoserve.run.folder import open_run
 
     if name is not None and not name.strip():
         raise InputError("--name is empty; give the model a name, or leave it out for the folder's")

@@ -118,7 +118,7 @@ def flat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run as a bundle with both targets; tests must not change it (copy it first)."""
     from export.bundling import export_bundle
-    from protoserve.run import open_run
+    from protoserve.run.folder import open_run
 
     directory = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(open_run(tiny_run), directory, ("onnx", "torchscript"))
@@ -129,7 +129,7 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def flat_bundle(flat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ProtoPNet as a bundle with both targets."""
     from export.bundling import export_bundle
-    from protoserve.run import open_run
+    from protoserve.run.folder import open_run
 
     directory = tmp_path_factory.mktemp("bundles") / "flat"
     export_bundle(open_run(flat_run), directory, ("onnx", "torchscript"))
@@ -146,7 +146,7 @@ def twin_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def twin_bundle(twin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run as a bundle, to make an ensemble with `tiny_bundle`."""
     from export.bundling import export_bundle
-    from protoserve.run import open_run
+    from protoserve.run.folder import open_run
 
     directory = tmp_path_factory.mktemp("bundles") / "twin"
     export_bundle(open_run(twin_run), directory)
@@ -226,7 +226,7 @@ def learned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def edge_bundle(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run as a bundle with all targets that take any batch."""
     from export.bundling import export_bundle
-    from protoserve.run import open_run
+    from protoserve.run.folder import open_run
 
     run, data = learned
     directory = tmp_path_factory.mktemp("bundles") / "edge"
@@ -251,7 +251,7 @@ def resizing_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The tiny run as a bundle whose files for the edge take one picture of any size."""
     from export.bundling import export_bundle
     from export.sources import EdgeOptions
-    from protoserve.run import open_run
+    from protoserve.run.folder import open_run
 
     directory = tmp_path_factory.mktemp("bundles") / "resizing"
     targets = ("onnx", "onnx-edge", "onnx-routed", "torchscript", "torch-export", "openvino")

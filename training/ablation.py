@@ -18,7 +18,7 @@ from rich.console import Console
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import load_network
-from protoserve.run import Run, make_folder, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run, make_folder, write_bytes_whole, write_text_whole
 from training import running
 from training.config import Config, read_config
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_novel, read_split, read_taxonomy
 from protoserve.errors import DeviceError, InputError
 from protoserve.networks.model_file import load_network
-from protoserve.run import make_folder, novelty_record, open_run, remove_drafts
+from protoserve.run.folder import make_folder, novelty_record, open_run, remove_drafts
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 from training.config import Config

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
-from protoserve.run import make_folder
+from protoserve.run.folder import make_folder
 from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
 

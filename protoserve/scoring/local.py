@@ -24,7 +24,7 @@ from protoserve.data.tables import is_manifest, table_columns
 from protoserve.errors import InputError, nearest
 from protoserve.images import FittedImage
 from protoserve.inference.classifier import Classifier
-from protoserve.run import make_folder, remove_drafts, write_text_whole
+from protoserve.run.folder import make_folder, remove_drafts, write_text_whole
 from protoserve.schema import Prediction
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})

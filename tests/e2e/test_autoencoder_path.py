@@ -18,7 +18,7 @@ from export.validating import validate
 from protoserve.cli.root import build_app
 from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.inference.classifier import Classifier, load
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 from protoserve.schema import Prediction
 from service.app import create_app
 from service.current import CurrentModel

@@ -19,7 +19,7 @@ from export.bundling import export_bundle
 from export.targets import web
 from protoserve import load
 from protoserve.errors import InputError
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -9,7 +9,7 @@ import pytest
 from export.accuracy import evidence_kept, first_evidence, held_back, in_batches, judge
 from export.parity import INT8
 from protoserve.errors import InputError, ParityError
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 from protoserve.taxonomy import Taxonomy
 
 # Nodes: Fruit, Milk, Apple, Pear; leaves: Milk, Apple, Pear.

@@ -13,7 +13,7 @@ from export.targets.onnx_files import run_onnx
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError, ParityError
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 
 
 def test_the_manifest_tells_what_the_graph_is(tiny_bundle, tiny_run):

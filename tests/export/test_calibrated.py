@@ -20,7 +20,7 @@ from protoserve.errors import BundleError
 from protoserve.images import decode
 from protoserve.inference.engine import Engine
 from protoserve.networks.model_file import load_network, save_network
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 
 TEMPERATURE = [0.5, 2.0, 3.0]
 # Of the random network's conditionals every one passes at the root, none among Animal's children.

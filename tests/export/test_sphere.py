@@ -8,7 +8,7 @@ import pytest
 import protoserve
 from export.bundling import export_bundle
 from export.targets.table import TARGETS
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 from tests.conftest import make_run
 
 

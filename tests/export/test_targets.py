@@ -21,7 +21,7 @@ from export.targets.table import TARGETS
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError, MissingExtraError, ParityError
 from protoserve.networks.model_file import load_network
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 
 HERE = tuple(name for name in TARGETS if name != "web")
 

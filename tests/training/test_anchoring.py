@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from protoserve.networks.model_file import load_network
-from protoserve.run import Run
+from protoserve.run.folder import Run
 from training.data.pictures import fitted
 from training.loop.plan import plan
 from training.running import read_splits, train

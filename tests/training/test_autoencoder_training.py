@@ -18,7 +18,7 @@ from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import load_network
-from protoserve.run import Run
+from protoserve.run.folder import Run
 from training import running
 from training.config import Config, parse_config
 from training.outcome.decoded import for_people

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from protoserve.cli.root import build_app
 from protoserve.errors import InputError
-from protoserve.run import open_run
+from protoserve.run.folder import open_run
 from training.outcome.report import render, write_report
 
 

@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 
 from protoserve.errors import InputError
-from protoserve.run import remove_drafts
+from protoserve.run.folder import remove_drafts
 from training.loop.plan import adam, epoch_batches
 from training.loop.trainer import Trainer
 from training.running import STAGES, read_splits

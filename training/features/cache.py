@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from protoserve.errors import InputError
 from protoserve.networks.network import AddOn, PrototypeNetwork
-from protoserve.run import write_text_whole
+from protoserve.run.folder import write_text_whole
 
 Advance = Callable[[int], None]
 START_DISTANCE = 2.5

@@ -19,7 +19,7 @@ from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder, save_network
-from protoserve.run import Run, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run, write_bytes_whole, write_text_whole
 from training.config import Config
 from training.data.pictures import fitted
 from training.loop.trainer import Splits

@@ -21,7 +21,7 @@ from protoserve.bundle.folder import InputRule
 from protoserve.cli.figures import prototype_picture
 from protoserve.networks.model_file import PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.run import Run, novelty_record, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run, novelty_record, write_bytes_whole, write_text_whole
 from protoserve.scores import scores, sibling_confusion
 from training.data.pictures import fitted
 from training.loop.answers import Answers, answer_dataset, novelty_table

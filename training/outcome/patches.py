@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from protoserve.images import Box
 from protoserve.networks.model_file import PrototypeSource
-from protoserve.run import Run, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run, write_bytes_whole, write_text_whole
 from protoserve.taxonomy import ROOT
 from training.data.pictures import fitted
 from training.loop.trainer import Trainer

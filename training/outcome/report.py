@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from protoserve.errors import InputError
-from protoserve.run import Run, open_run, write_text_whole
+from protoserve.run.folder import Run, open_run, write_text_whole
 from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure
 
 # Pixels of the longer side of a prototype's source picture.

@@ -13,7 +13,7 @@ import PIL
 from PIL import Image
 
 from protoserve.errors import InputError
-from protoserve.run import make_folder
+from protoserve.run.folder import make_folder
 from training.rendered.classes import BACKGROUND, DECISIVE_PARTS, PARTS, LeafPath, leaf_paths
 from training.rendered.picture import draw_picture
 

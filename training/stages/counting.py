@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead
-from protoserve.run import write_bytes_whole, write_text_whole
+from protoserve.run.folder import write_bytes_whole, write_text_whole
 from training.features.cache import slices
 from training.loop.plan import adam, last_layer_epoch, similarities_of
 from training.loop.trainer import Trainer, merit

@@ -12,13 +12,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from protoserve.errors import InputError
+from protoserve.run.records import Analysis, Confusion, Metrics, Provenance, Record
 from protoserve.schema import NoveltyRecord
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,38 @@ class Run:
     def patches(self, prototype: int) -> Path:
         """The pictures of a prototype's nearest training patches, side by side."""
         return self.directory / "patches" / f"{prototype:04d}.webp"
+
+    def metrics(self) -> Metrics:
+        """`metrics.json`; raises InputError when it is missing, torn or of another form."""
+        return self._read("metrics.json", Metrics)
+
+    def provenance(self) -> Provenance:
+        """`provenance.json`; raises InputError when it is missing, torn or of another form."""
+        return self._read("provenance.json", Provenance)
+
+    def analysis(self) -> Analysis | None:
+        """`analysis.json`, or None where the run holds no global analysis; raises InputError when it is torn."""
+        return self._read("analysis.json", Analysis) if (self.directory / "analysis.json").is_file() else None
+
+    def confusion(self) -> Confusion | None:
+        """`confusion.json`, or None where the run holds none; raises InputError when it is torn."""
+        return self._read("confusion.json", Confusion) if (self.directory / "confusion.json").is_file() else None
+
+    def _read(self, name: str, record: type[R]) -> R:
+        file = self.directory / name
+        try:
+            return record.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise InputError(
+                f"{file}: can't read it ({error.strerror}); finish the run with 'protoserve train … --resume'"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = f"{where}: {first['msg']}" if where else first["msg"]
+            raise InputError(
+                f"{file}: can't read it ({said}); train again, or use the version that wrote it"
+            ) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """`metrics.json` or `provenance.json`; raises InputError when it is missing or torn."""
