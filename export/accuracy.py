@@ -40,16 +40,18 @@ def held_back(run: Run, data: Path, taxonomy: Taxonomy) -> HeldBack:
 
     Raises InputError when this is not the data set that the run learned from, or holds nothing to validate on.
     """
-    provenance = run.read_json("provenance.json")
+    provenance = run.provenance()
     try:
-        fingerprint, config = provenance["data"]["fingerprint"], provenance["config"]
+        config = provenance.config
         fraction, seed = config["data"]["hold_out"], config["data"]["seed"]
         seed = config["seed"] if seed is None else seed
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{run.directory}: provenance.json does not say what the run learned from ({error}); train again"
+            f"{run.directory}: provenance.json does not say how the run split its data ({error}); train again"
         ) from error
-    left_out = provenance.get("left_out", {})
+    if provenance.data is None:
+        raise InputError(f"{run.directory}: provenance.json does not name the run's data set; train again")
+    fingerprint, left_out = provenance.data.fingerprint, provenance.left_out
     everything = read_split(data, "train", taxonomy, left_out=left_out)
     if everything.fingerprint() != fingerprint:
         raise InputError(f"{data}: is not the data set that {run.directory} learned from, or is changed")

@@ -37,7 +37,8 @@ from protoserve.networks.head import PrototypeHead, groups_of
 from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import parent_names
-from protoserve.run.folder import Run, novelty_record
+from protoserve.run.folder import Run
+from protoserve.run.records import ExportRecord, Metrics
 from protoserve.schema import PrototypeRecord
 
 TOP_K = 10
@@ -206,12 +207,10 @@ def _manifest(
                 picture=f"prototypes/{number:04d}.webp",
             )
         )
-    provenance = run.read_json("provenance.json")
-    provenance["export"] = {
-        "versions": library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "openvino")
-    }
+    versions = library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "openvino")
+    provenance = run.provenance().model_copy(update={"export": ExportRecord(versions=versions)})
     # What was measured at the training's picture size says nothing of another one, and thresholds do not carry over.
-    metrics = {} if resized else run.read_json("metrics.json")
+    metrics = Metrics() if resized else run.metrics()
     parents = parent_names(groups_of(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
 
@@ -237,7 +236,7 @@ def _manifest(
             prototypes=records,
             weights=WEIGHTS,
             temperature=temperature,
-            novelty=novelty_record(metrics),
+            novelty=None if metrics.novelty is None else metrics.novelty.record(),
             metrics=metrics,
             provenance=provenance,
         )

@@ -34,7 +34,7 @@ def validate(
     """
     model = open_model(bundle)
     engine = open_engine(model, device=device)
-    dataset = read_split(data, split, model.taxonomy, left_out=model.manifest.provenance.get("left_out"))
+    dataset = read_split(data, split, model.taxonomy, left_out=model.manifest.left_out)
     rule = model.manifest.input
     began = time.perf_counter()
     found = []

@@ -129,7 +129,7 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
             image_side=settings.max_side,
             batch_images=settings.max_images,
         ),
-        metrics=manifest.metrics,
+        metrics=manifest.metrics.model_dump(),
         members=_members(bundle) if isinstance(bundle, Ensemble) else None,
     )
 
@@ -143,7 +143,7 @@ def _members(ensemble: Ensemble) -> list[MemberDocument]:
             prototypes=len(member.manifest.prototypes),
             rows=member.manifest.graph.rows,
             columns=member.manifest.graph.columns,
-            metrics=member.manifest.metrics,
+            metrics=member.manifest.metrics.model_dump(),
         )
         for start, member in zip(ensemble.starts, ensemble.members, strict=True)
     ]

@@ -48,7 +48,7 @@ def publish_bundle(directory: Path) -> Published:
     with bentoml.models.create(
         tag,
         labels={LABEL: "bundle", "kind": manifest.kind},
-        metadata={"version": manifest.version, "metrics": manifest.metrics},
+        metadata={"version": manifest.version, "metrics": manifest.metrics.model_dump()},
     ) as model:
         shutil.copytree(directory, model.path_of(FOLDER))
     return Published(tag, bundle_directory(bentoml.models.get(tag)), created=True)

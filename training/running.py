@@ -13,7 +13,7 @@ from rich.console import Console
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_novel, read_split, read_taxonomy
 from protoserve.errors import DeviceError, InputError
 from protoserve.networks.model_file import load_network
-from protoserve.run.folder import make_folder, novelty_record, open_run, remove_drafts
+from protoserve.run.folder import make_folder, open_run, remove_drafts
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 from training.config import Config
@@ -155,7 +155,7 @@ def evaluate(
     opened = open_run(run)
     network, description, _ = load_network(opened.model)
     taxonomy = Taxonomy.from_dict(description.taxonomy)
-    left_out = opened.read_json("provenance.json").get("left_out", {})
+    left_out = opened.provenance().left_out
     dataset = read_split(data, split, taxonomy, left_out=left_out)
     note_renamed(dataset, console)
     unknown = None if novel is None else read_novel(novel, split, taxonomy, left_out)
@@ -164,7 +164,8 @@ def evaluate(
     answers = answer_dataset(network, dataset, description.input, chosen, console)
     found = scores(answers.log_probability, dataset.leaves, taxonomy)
     if unknown is not None:
-        thresholds = novelty_record(opened.read_json("metrics.json"))
+        recorded = opened.metrics().novelty
+        thresholds = None if recorded is None else recorded.record()
         found["novel"] = evaluate_novelty(
             network, answers, dataset, unknown, thresholds, description.input, chosen, console
         )

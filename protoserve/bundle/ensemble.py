@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_folder
 from protoserve.errors import BundleError, InputError
+from protoserve.run.records import Provenance
 from protoserve.schema import Contract
 from protoserve.taxonomy import Taxonomy
 
@@ -100,7 +101,7 @@ def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory
     digest = hashlib.sha256("\n".join(manifest.version for manifest in manifests).encode())
     prototypes = [record for manifest in manifests for record in manifest.prototypes]
     graphs = [manifest.graph for manifest in manifests]
-    left_out = {leaf: folder for one in manifests for leaf, folder in (one.provenance.get("left_out") or {}).items()}
+    left_out = {leaf: folder for one in manifests for leaf, folder in one.left_out.items()}
     manifest = Manifest(
         format=FORMAT,
         name=_name(manifests) if name is None else name,
@@ -119,7 +120,7 @@ def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory
             zero=graphs[0].zero,
         ),
         files={},
-        provenance={"left_out": left_out} if left_out else {},
+        provenance=Provenance(left_out=left_out) if left_out else Provenance(),
         prototypes=[record.model_copy(update={"id": number}) for number, record in enumerate(prototypes)],
     )
     return Ensemble(tuple(members), manifest, directory)

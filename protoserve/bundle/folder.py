@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
 from protoserve.run.folder import make_folder
+from protoserve.run.records import Metrics, Provenance
 from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
 
@@ -76,8 +77,13 @@ class Manifest(Contract):
     )
     temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
     novelty: NoveltyRecord | None = None
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=Metrics)
+    provenance: Provenance = Field(default_factory=Provenance)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The leaves that the model is not to know → their folders, which reading its data set needs."""
+        return self.provenance.left_out
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,8 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
         "temperature": manifest.temperature,
         "novelty": None if manifest.novelty is None else manifest.novelty.model_dump(mode="json"),
-        "metrics": manifest.metrics,
-        "provenance": manifest.provenance,
+        "metrics": manifest.metrics.model_dump(),
+        "provenance": manifest.provenance.model_dump(),
     }
 
 

@@ -22,7 +22,7 @@ def test_the_manifest_tells_what_the_graph_is(tiny_bundle, tiny_run):
     assert set(manifest.files) == {"onnx", "torchscript"}
     assert (manifest.graph.rows, manifest.graph.columns) == (8, 12)
     assert manifest.version.startswith("sha256:")
-    assert manifest.metrics == json.loads((tiny_run / "metrics.json").read_text())
+    assert manifest.metrics.model_dump() == json.loads((tiny_run / "metrics.json").read_text())
     assert {record.child for record in manifest.prototypes} == {
         *("Animal", "Tool", "Scuba", "Animal/Ape", "Animal/Lion", "Animal/Ape/Gibbon", "Animal/Ape/Orangutan"),
     }

@@ -207,7 +207,7 @@ def test_another_picture_size_is_in_the_manifest_and_claims_no_scores(small):
     manifest = small.manifest
     assert (manifest.input.height, manifest.input.width) == (32, 48)
     assert (manifest.graph.rows, manifest.graph.columns) == (4, 6)
-    assert manifest.metrics == {} and manifest.novelty is None
+    assert manifest.metrics.model_dump() == {} and manifest.novelty is None
 
 
 @pytest.fixture(scope="module")

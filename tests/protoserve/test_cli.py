@@ -151,7 +151,7 @@ def test_inspect_json(tiny_bundle: Path, capsys: Captured) -> None:
         "share": 1.0,
         "interpolation": "bilinear-antialiased",
     }
-    assert document["metrics"] == manifest.metrics
+    assert document["metrics"] == manifest.metrics.model_dump()
 
 
 def test_inspect_for_people(tiny_bundle: Path, capsys: Captured) -> None:
