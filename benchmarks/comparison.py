@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from measuring import described, machine, protoserve
 
-from protoserve.run.folder import write_text_whole
+from protoserve.files import write_text
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "training" / "configs"
@@ -245,9 +245,9 @@ def main() -> None:
             if row.head == "prototypes" and seeds[0] in options.seeds:
                 results["bundles"][row.name] = export(row, seeds[0], options.data, runs)
     file.parent.mkdir(exist_ok=True)
-    write_text_whole(file, json.dumps(results, indent=1) + "\n")
+    write_text(file, json.dumps(results, indent=1) + "\n")
     text = table(options.name, results, seeds)
-    write_text_whole(file.with_suffix(".md"), text)
+    write_text(file.with_suffix(".md"), text)
     print(text)
 
 

@@ -39,9 +39,9 @@ from measuring import described_rows, machine, protoserve
 from numpy.typing import NDArray
 
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
+from protoserve.files import write_text
 from protoserve.networks.backbones import backbone
 from protoserve.networks.network import Normalise
-from protoserve.run.folder import write_text_whole
 from training.config import read_config
 from training.data.pictures import batches, fitted
 
@@ -128,7 +128,7 @@ def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
             for number, leaf in enumerate(one.leaves):
                 split = "val" if one is validation else "test" if part[number] == fold else "train"
                 writer.writerow((one.file(number).resolve(), split, one.taxonomy.names[one.taxonomy.leaves[leaf]]))
-        write_text_whole(file, text.getvalue())
+        write_text(file, text.getvalue())
     return files
 
 
@@ -252,8 +252,8 @@ def main() -> None:
             results[recipe] = {"settings": settings, "machine": found} | pooled(
                 [run.result() for run in runs], options.seeds
             )
-            write_text_whole(file, json.dumps({"recipes": results}, indent=1) + "\n")
-            write_text_whole(file.with_suffix(".md"), table(results))
+            write_text(file, json.dumps({"recipes": results}, indent=1) + "\n")
+            write_text(file.with_suffix(".md"), table(results))
     print(file.with_suffix(".md").read_text())
 
 

@@ -23,11 +23,12 @@ from rich.progress import track
 from torch import Tensor
 
 from protoserve.data.dataset import read_split
+from protoserve.files import write_text
 from protoserve.images import fit
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.networks.routing import RoutedHead
-from protoserve.run.folder import open_run, write_text_whole
+from protoserve.run.folder import open_run
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (1, 2, 3, 5)
@@ -116,8 +117,8 @@ def main() -> None:
     measured = json.loads(json.dumps(measured))
     results = {"runs": [*measured, *(row for row in earlier if row["run"] not in named)]}
     RESULTS.mkdir(exist_ok=True)
-    write_text_whole(file, json.dumps(results, indent=1) + "\n")
-    write_text_whole(file.with_suffix(".md"), table(results))
+    write_text(file, json.dumps(results, indent=1) + "\n")
+    write_text(file.with_suffix(".md"), table(results))
     print(table(results))
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.errors import InputError, MissingExtraError, TaxonomyError, nearest
+from protoserve.errors import InputError, TaxonomyError, nearest
+from protoserve.files import read_yaml
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 ROOT = -1
@@ -156,9 +157,10 @@ class Taxonomy:
         """The tree of nested mappings in a YAML file over flat folders.
 
         A leaf is a key with no value (its images lie in the folder of that name) or with a string (the folder).
-        Raises InputError when the file can't be read, TaxonomyError for what is no tree: duplicates, cycles, lists.
+        Raises InputError when the file can't be read or names a class twice, TaxonomyError for what is no tree: cycles,
+        lists.
         """
-        content = _read_yaml(file)
+        content = read_yaml(file)
         if not isinstance(content, dict) or not content:
             raise TaxonomyError(f"{file}: the taxonomy is empty; write nested mappings, one key per class")
         paths: list[tuple[str, ...]] = []
@@ -322,35 +324,3 @@ def _check_names(path: tuple[str, ...]) -> None:
                 f"{name!r} in {'/'.join(path)!r} is no class name; names are non-empty, without '/', '\\' or "
                 "spaces at the ends"
             )
-
-
-def _read_yaml(file: Path) -> Any:
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"reading {file}", "train") from error
-
-    class Loader(yaml.SafeLoader):
-        """YAML lets a later duplicate key win silently; a class listed twice is a mistake."""
-
-    def mapping(loader: Any, node: Any) -> Any:
-        result: dict[Any, Any] = {}
-        # Yielding before filling lets a recursive alias point at the unfinished mapping, so that a cycle is seen.
-        yield result
-        for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
-            if key in result:
-                raise TaxonomyError(
-                    f"{file}, line {key_node.start_mark.line + 1}: duplicate siblings: {key!r} is given twice"
-                )
-            result[key] = loader.construct_object(value_node, deep=False)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: can't read the taxonomy ({error}); give a YAML file") from error
-    try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        raise TaxonomyError(f"{file}: not valid YAML: {error}") from error

@@ -16,9 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from protoserve.errors import InputError
+from protoserve.files import make_folder, write_bytes, write_text
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import load_network
-from protoserve.run.folder import Run, make_folder, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run
 from training import running
 from training.config import Config, read_config
 
@@ -90,10 +91,10 @@ def ablate(config: Config, data: Path, out: Path, *, device: running.Device, con
         [_row(variant, out / variant.name) for variant in chosen],
         [prototype_pictures(Run(out / variant.name)) for variant in chosen],
     )
-    write_text_whole(out / "ablation.md", markdown(found.rows))
-    write_text_whole(out / "ablation.csv", _csv(found.rows))
-    write_text_whole(out / "ablation.json", json.dumps(found.rows, indent=1) + "\n")
-    write_bytes_whole(out / "prototypes.png", figure(found, config.name))
+    write_text(out / "ablation.md", markdown(found.rows))
+    write_text(out / "ablation.csv", _csv(found.rows))
+    write_text(out / "ablation.json", json.dumps(found.rows, indent=1) + "\n")
+    write_bytes(out / "prototypes.png", figure(found, config.name))
     return found.rows
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError, nearest
+from protoserve.files import parse_yaml, read_yaml
 from protoserve.networks.network import Latent
 from protoserve.networks.similarity import Similarity
 from protoserve.novelty import Score
@@ -310,15 +311,10 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
 
     Raises InputError naming the file, the key, the value, and for an unknown key the nearest known one.
     """
-    import yaml
-
     if not file.is_file():
         shipped = sorted(entry.name for entry in (Path(__file__).parent / "configs").glob("*.yaml"))
         raise InputError(f"{file}: no such configuration; training/configs holds {', '.join(shipped)}")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not valid YAML: {error}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds {content!r}; write keys and values, at least 'name: …'")
     for key, value in (overrides or {}).items():
@@ -337,17 +333,12 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
 
     Raises InputError for a setting without `=` or with a value that is no YAML.
     """
-    import yaml
-
     found = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise InputError(f"--set {setting}: write KEY=VALUE, for example --set joint.epochs=20")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {setting}: {value!r} is no YAML value: {error}") from error
+        found[key] = parse_yaml(value, f"--set {setting}")
     return found
 
 

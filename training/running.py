@@ -12,8 +12,9 @@ from rich.console import Console
 
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_novel, read_split, read_taxonomy
 from protoserve.errors import DeviceError, InputError
+from protoserve.files import make_folder, remove_drafts
 from protoserve.networks.model_file import load_network
-from protoserve.run.folder import make_folder, open_run, remove_drafts
+from protoserve.run.folder import open_run
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 from training.config import Config

@@ -20,8 +20,9 @@ from typing import Any, Final, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_folder
+from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle
 from protoserve.errors import BundleError, InputError
+from protoserve.files import new_folder
 from protoserve.run.records import Provenance
 from protoserve.schema import Contract
 from protoserve.taxonomy import Taxonomy
@@ -182,7 +183,7 @@ def write_ensemble(
         for number, member in enumerate(members)
     ]
     content = EnsembleFile(format=ENSEMBLE_FORMAT, name=together.manifest.name, members=records)
-    with write_folder(directory, marker=ENSEMBLE, what="ensemble", overwrite=overwrite) as draft:
+    with new_folder(directory, marker=ENSEMBLE, overwrite=overwrite) as draft:
         for member, record in zip(members, records, strict=True):
             shutil.copytree(member.directory, draft / record.directory)
         (draft / ENSEMBLE).write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")

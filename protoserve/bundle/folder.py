@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
-from protoserve.run.folder import make_folder
+from protoserve.files import file_hash, new_folder
 from protoserve.run.records import Metrics, Provenance
 from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
@@ -117,12 +114,6 @@ class Bundle:
         return None
 
 
-def file_hash(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_bundle(directory: Path | str) -> Bundle:
     """Open and verify a bundle.
 
@@ -162,38 +153,10 @@ def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
     bundle is replaced only with `overwrite`, and only once the new one is whole. Raises InputError when the place
     is taken.
     """
-    with write_folder(directory, marker=MANIFEST, what="bundle", overwrite=overwrite) as draft:
+    with new_folder(directory, marker=MANIFEST, overwrite=overwrite) as draft:
         yield draft
         lines = [f"{file_hash(file)}  {name}\n" for name, file in _content(draft)]
         (draft / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-@contextmanager
-def write_folder(directory: Path, *, marker: str, what: str, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `directory` to fill; on leaving without an error it takes that name.
-
-    With `overwrite`, an existing folder is replaced if it holds the file `marker`, so if it is a `what`, too. Anything
-    else in that place raises InputError.
-    """
-    if directory.exists() and not overwrite:
-        raise InputError(f"{directory} exists; give another place or allow --overwrite")
-    if directory.exists() and not (directory / marker).is_file():
-        raise InputError(f"{directory} exists and is no {what}; it is not overwritten, give another place")
-    make_folder(directory.parent)
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        yield draft
-        draft.chmod(0o755)
-        if directory.exists():
-            old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-            directory.rename(old)
-            draft.rename(directory)
-            shutil.rmtree(old)
-        else:
-            draft.rename(directory)
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
 
 
 def write_manifest(draft: Path, build: Callable[[str], Manifest]) -> Manifest:

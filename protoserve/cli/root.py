@@ -7,10 +7,8 @@ The other rooms add theirs through the entry-point group `protoserve.commands`: 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
@@ -171,6 +169,7 @@ def explain(
     if output.is_dir() or (output.exists() and output.resolve() == image.resolve()):
         raise InputError(f"{output} is a folder or the image itself; give another --output")
     from protoserve.cli.figures import explain_figure
+    from protoserve.files import new_file
     from protoserve.images import decode, fit
 
     classifier = _load(bundle, others, device)
@@ -179,7 +178,11 @@ def explain(
     shown = min(top_k, classifier.table.top_k) if top_k > 0 else top_k
     prediction = classifier.predict_fitted([fitted], top_k=shown, maps=True)[0]
     figure = explain_figure(classifier.bundle, decoded, prediction)
-    _write_whole(output, figure.save)
+    try:
+        with new_file(output) as draft:
+            figure.save(draft)
+    except OSError as error:
+        raise InputError(f"{output}: can't write it ({error}); give another --output") from error
     typer.echo(f"{' › '.join(prediction.path)} ({prediction.levels[-1].probability:.1%}): wrote {output}")
 
 
@@ -279,22 +282,6 @@ def _load(bundle: Path, others: list[Path] | None, device: DeviceChoice) -> Clas
     from protoserve.inference.classifier import load
 
     return load([bundle, *others] if others else bundle, device=device.value)
-
-
-def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `file` and rename, so that no half a file is ever seen under its name."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{file.stem}.", suffix=file.suffix, dir=file.parent)
-        os.close(handle)
-        draft = Path(name)
-        try:
-            write(draft)
-            draft.chmod(0o644)
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{file}: can't write it ({error}); give another --output") from error
 
 
 def _print_json(document: Any, indent: int | None = 2) -> None:

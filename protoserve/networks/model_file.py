@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError
+from protoserve.files import new_file
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.backbones import Backbone, backbone
 from protoserve.networks.head import PrototypeHead
@@ -117,16 +117,10 @@ def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:
 
 
 def save_whole(content: Mapping[str, Any], file: Path) -> None:
-    """`torch.save` to a temporary file that then takes the name, so that no reader ever sees half a file."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as stream:
-            torch.save(dict(content), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    """`torch.save`, whole or not at all, and safe from a power failure."""
+    # Given a path, torch would write the draft's name into the file.
+    with new_file(file, durable=True) as draft, draft.open("wb") as stream:
+        torch.save(dict(content), stream)
 
 
 def save_network(

@@ -8,7 +8,6 @@ source patch of each prototype in context; `analysis.json` and `patches/NNNN.web
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,38 +118,3 @@ def open_run(directory: Path) -> Run:
             f"{directory}: the run is not finished (no model.pt); go on with 'protoserve train … --resume'"
         )
     return run
-
-
-def make_folder(directory: Path) -> None:
-    """Make a folder and those above it where they are missing.
-
-    Raises InputError when a file is in the way or nothing may be written there.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory}: can't make this folder ({error.strerror}); give another place") from error
-    if not os.access(directory, os.W_OK):
-        raise InputError(f"{directory}: nothing may be written to this folder; give another place")
-
-
-def remove_drafts(directory: Path) -> None:
-    """Remove what a process that was killed while writing a file whole left of it."""
-    for file in directory.rglob(".*"):
-        if file.is_file() and file.suffix[1:].isdigit():
-            file.unlink()
-
-
-def write_text_whole(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_bytes_whole(file, text.encode("utf-8"))
-
-
-def write_bytes_whole(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it that then takes its name."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,9 +21,9 @@ from pyarrow import parquet
 from protoserve.cores import usable_cores
 from protoserve.data.tables import is_manifest, table_columns
 from protoserve.errors import InputError, nearest
+from protoserve.files import make_folder, new_file, remove_drafts, write_text
 from protoserve.images import FittedImage
 from protoserve.inference.classifier import Classifier
-from protoserve.run.folder import make_folder, remove_drafts, write_text_whole
 from protoserve.schema import Prediction
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -150,9 +149,8 @@ def score_part(job: Job, number: int, classifier: Classifier, done: Callable[[in
 
 def write_part(table: Any, directory: Path, number: int) -> None:
     """Write a part's table into the folder of parts; it appears whole or not at all."""
-    draft = directory / f".{number:06d}.{os.getpid()}"
-    parquet.write_table(table, draft, compression="zstd")
-    draft.replace(part_file(directory, number))
+    with new_file(part_file(directory, number)) as draft:
+        parquet.write_table(table, draft, compression="zstd")
 
 
 def part_file(directory: Path, number: int) -> Path:
@@ -179,25 +177,20 @@ def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, 
             )
     else:
         make_folder(directory)
-        write_text_whole(note, json.dumps({"fingerprint": job.fingerprint, "model": job.model}))
+        write_text(note, json.dumps({"fingerprint": job.fingerprint, "model": job.model}))
     remove_drafts(directory)
     return directory, [number for number in job.parts if not part_file(directory, number).is_file()]
 
 
 def join_parts(job: Job, directory: Path, output: Path) -> tuple[int, int]:
     """All parts as one file, written whole, and their folder removed; gives the number of rows and of errors."""
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
     rows = errors = 0
-    try:
-        with parquet.ParquetWriter(draft, SCHEMA, compression="zstd") as writer:
-            for number in job.parts:
-                table = parquet.read_table(part_file(directory, number), schema=SCHEMA)
-                rows += table.num_rows
-                errors += table.num_rows - table.column("error").null_count
-                writer.write_table(table)
-        draft.replace(output)
-    finally:
-        draft.unlink(missing_ok=True)
+    with new_file(output) as draft, parquet.ParquetWriter(draft, SCHEMA, compression="zstd") as writer:
+        for number in job.parts:
+            table = parquet.read_table(part_file(directory, number), schema=SCHEMA)
+            rows += table.num_rows
+            errors += table.num_rows - table.column("error").null_count
+            writer.write_table(table)
     shutil.rmtree(directory)
     return rows, errors
 

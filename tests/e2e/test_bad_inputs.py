@@ -141,7 +141,7 @@ TRAIN: dict[str, Case] = {
     "no configuration": (lambda b: training(b, config=b.directory / "gone.yaml"), "no such configuration"),
     "a folder as configuration": (lambda b: training(b, config=b.directory), "no such configuration"),
     "torn YAML": (lambda b: training(b, config=b.file("torn.yaml", b"name: [")), "not valid YAML"),
-    "binary YAML": (lambda b: training(b, config=b.file("torn.yaml", b"\xff\xfe\x00")), "not valid YAML"),
+    "binary YAML": (lambda b: training(b, config=b.file("torn.yaml", b"\xff\xfe\x00")), "can't read it"),
     "a list as YAML": (lambda b: training(b, config=b.file("list.yaml", b"- name")), "write keys and values"),
     "an unknown key": (lambda b: training(b, config=b.config_with("batch:", "bacht:")), "did you mean 'batch'?"),
     "an unknown key below": (
@@ -255,9 +255,9 @@ EXPORT: dict[str, Case] = {
     "a place that is taken": (lambda b: ["export", b.run, "--bundle", b.bundle], "--overwrite"),
     "a folder that is no bundle": (
         lambda b: ["export", b.run, "--bundle", b.data, "--overwrite"],
-        "is no bundle",
+        "holds no manifest.json",
     ),
-    "a file as bundle": (lambda b: ["export", b.run, "--bundle", b.config, "--overwrite"], "is no bundle"),
+    "a file as bundle": (lambda b: ["export", b.run, "--bundle", b.config, "--overwrite"], "holds no manifest.json"),
     "below a file": (lambda b: ["export", b.run, "--bundle", b.config / "new"], "tiny.yaml"),
     "a model that is none": (
         lambda b: ["export", b.file("run/model.pt").parent, "--bundle", b.directory / "new"],

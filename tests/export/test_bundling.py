@@ -76,7 +76,7 @@ def test_a_bundle_is_replaced_only_when_told_to(tiny_run, tiny_bundle, tmp_path)
 
 def test_a_folder_that_is_no_bundle_is_never_overwritten(tiny_run, tmp_path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match="is no bundle"):
+    with pytest.raises(InputError, match=r"holds no manifest\.json"):
         export_bundle(open_run(tiny_run), tmp_path / "photos", overwrite=True)
 
 

@@ -119,7 +119,7 @@ def test_a_place_that_is_taken_is_kept(members: tuple[Bundle, Bundle], folder: P
         write_ensemble(members, folder)
     assert write_ensemble(members[:1], folder, overwrite=True).manifest.name == "tiny"
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match="is no ensemble; it is not overwritten"):
+    with pytest.raises(InputError, match=r"holds no ensemble\.json; it is not overwritten"):
         write_ensemble(members, tmp_path / "photos", overwrite=True)
 
 

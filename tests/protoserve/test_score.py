@@ -182,7 +182,7 @@ def test_a_run_killed_before_its_first_part_begins_anew(tmp_path: Path) -> None:
     job, output = Job("/", ("a.png",), "sha256:0", 1), tmp_path / "scores.parquet"
     directory, _ = open_parts(job, output)
     # Killed while the note was being written, and before.
-    (directory / "job.json").rename(directory / ".job.json.123")
+    (directory / "job.json").rename(directory / ".draft-01234567.job.json")
     assert open_parts(job, output) == (directory, [0])
     assert [file.name for file in directory.iterdir()] == ["job.json"]
     (directory / "job.json").unlink()

@@ -165,7 +165,7 @@ def test_yaml_over_flat_folders(tmp_path):
     [
         ("", "empty"),
         ("- a\n- b\n", "empty"),
-        ("a:\n  x:\n  x:\n", "line 3: duplicate siblings: 'x'"),
+        ("a:\n  x:\n  x:\n", "line 3: the key 'x' is given twice"),
         ("a:\n  x:\nb:\n  x:\n", "share the folder 'x'"),
         ("a: 3\nb:\n", "'a' has the value 3"),
         ("a: [x, y]\nb:\n", "'a' has the value"),
@@ -176,7 +176,7 @@ def test_yaml_over_flat_folders(tmp_path):
 def test_a_bad_yaml_taxonomy_is_refused(tmp_path, text, message):
     file = tmp_path / "taxonomy.yaml"
     file.write_text(text)
-    with pytest.raises(TaxonomyError, match=message):
+    with pytest.raises(InputError, match=message):
         Taxonomy.from_yaml(file)
 
 

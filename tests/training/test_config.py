@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -36,6 +38,13 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml"):
+        read_config(file)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("name: a\njoint:\n  epochs: 3\n  epochs: 4\n")
+    with pytest.raises(InputError, match=r"c\.yaml, line 4: the key 'epochs' is given twice"):
         read_config(file)
 
 
@@ -105,7 +114,7 @@ def test_settings_of_the_command_line_are_read_as_yaml():
     assert settings == {"joint.epochs": 3, "model.weights": None, "data.zoom": [0.5, 1], "name": "a=b"}
 
 
-@pytest.mark.parametrize(("setting", "cure"), [("joint.epochs", "write KEY=VALUE"), ("a=[1", "no YAML value")])
+@pytest.mark.parametrize(("setting", "cure"), [("joint.epochs", "write KEY=VALUE"), ("a=[1", "not valid YAML")])
 def test_a_setting_that_is_none_is_named(setting, cure):
     with pytest.raises(InputError, match=cure):
         read_settings([setting])

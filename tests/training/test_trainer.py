@@ -5,7 +5,6 @@ import torch
 from rich.console import Console
 
 from protoserve.errors import InputError
-from protoserve.run.folder import remove_drafts
 from training.loop.plan import adam, epoch_batches
 from training.loop.trainer import Trainer
 from training.running import STAGES, read_splits
@@ -108,16 +107,6 @@ def test_a_checkpoint_belongs_to_its_configuration_but_not_to_the_machine(small_
         train(small_config(joint={"epochs": 3}), small_data, run, resume=True)
     elsewhere = small_config(data={"workers": 3}, compile=False)
     assert stages(train(elsewhere, small_data, run, resume=True))[-1] == "novelty"
-
-
-def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
-    (tmp_path / "cache").mkdir()
-    drafts = [tmp_path / ".checkpoint.pt.4242", tmp_path / "cache" / ".fit-0-1.npy.17"]
-    others = [tmp_path / "checkpoint.pt", tmp_path / ".hidden", tmp_path / "cache" / "fit-0-1.npy"]
-    for file in (*drafts, *others):
-        file.write_bytes(b"x")
-    remove_drafts(tmp_path)
-    assert not any(file.exists() for file in drafts) and all(file.exists() for file in others)
 
 
 def test_an_epoch_sees_every_image_once(small_config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protoserve.errors import InputError
+from protoserve.files import new_file, write_text
 from protoserve.networks.network import AddOn, PrototypeNetwork
-from protoserve.run.folder import write_text_whole
 
 Advance = Callable[[int], None]
 START_DISTANCE = 2.5
@@ -71,8 +70,7 @@ def cached_features(
     if not (file.is_file() and _is_whole(note, images)):
         note.unlink(missing_ok=True)
         # Where runs share a folder, two may compute the same: each writes a draft of its own.
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
+        with new_file(file) as draft:
             stored: NDArray[np.floating[Any]] | None = None
             for numbers, batch in pictures:
                 found = features(batch.to(device)).cpu().numpy()
@@ -89,10 +87,7 @@ def cached_features(
                 advance(len(numbers))
             assert stored is not None  # a data set is never empty
             del stored  # closing the map writes it out
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
-        write_text_whole(note, json.dumps({"images": images, "shape": shape}))
+        write_text(note, json.dumps({"images": images, "shape": shape}))
     return FeatureCache((np.load(file, mmap_mode="r", allow_pickle=False),))
 
 

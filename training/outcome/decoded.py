@@ -17,9 +17,10 @@ from torch import Tensor
 from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
+from protoserve.files import write_bytes, write_text
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder, save_network
-from protoserve.run.folder import Run, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run
 from training.config import Config
 from training.data.pictures import fitted
 from training.loop.trainer import Splits
@@ -77,19 +78,19 @@ def finish_autoencoder(trainer: AutoencoderTrainer) -> dict[str, Any]:
     for number, (decoded, nearest) in enumerate(zip(drawn, trainer.fit[torch.from_numpy(numbers)], strict=True)):
         run.picture(number).parent.mkdir(exist_ok=True)
         picture = decoded_beside_nearest(decoded, nearest.cpu().numpy())
-        write_bytes_whole(run.picture(number), _encoded(picture, "WEBP", quality=90, method=4))
+        write_bytes(run.picture(number), _encoded(picture, "WEBP", quality=90, method=4))
     write_patches(trainer, run, sources)
-    write_bytes_whole(run.directory / "prototypes.png", prototypes_figure(trainer, drawn))
-    write_bytes_whole(run.directory / "reconstructions.png", reconstructions_picture(trainer))
-    write_bytes_whole(run.directory / "samples.npy", parity_samples(splits, trainer.config.image, sources))
+    write_bytes(run.directory / "prototypes.png", prototypes_figure(trainer, drawn))
+    write_bytes(run.directory / "reconstructions.png", reconstructions_picture(trainer))
+    write_bytes(run.directory / "samples.npy", parity_samples(splits, trainer.config.image, sources))
     trainer.state.facts["autoencoder"] = {
         "reconstruction error": reconstruction_error(trainer.network, trainer.selection),
         **closeness(trainer.network, codes, codes_of(trainer.network, trainer.selection)),
         "drawn prototype to picture": drawn_to_picture(trainer.network, trainer.fit),
     }
     metrics = final_metrics(trainer)
-    write_text_whole(run.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text_whole(run.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
+    write_text(run.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(run.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
     write_history(trainer.state.history, run.directory)
     plot_curves(trainer.state.history, run.directory / "curves.png", trainer.config.name)
     save_network(run.model, trainer.network, trainer.description, sources)

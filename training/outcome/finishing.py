@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from protoserve.bundle.folder import InputRule
 from protoserve.cli.figures import prototype_picture
+from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.networks.model_file import PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.run.folder import Run, novelty_record, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run, novelty_record
 from protoserve.scores import scores, sibling_confusion
 from training.data.pictures import fitted
 from training.loop.answers import Answers, answer_dataset, novelty_table
@@ -49,13 +49,13 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         picture = trainer.splits.fit.picture(trainer.splits.fit.number(source.image)).picture
         buffer = io.BytesIO()
         prototype_picture(picture, source.box).save(buffer, "WEBP", quality=88, method=4)
-        write_bytes_whole(run.picture(number), buffer.getvalue())
+        write_bytes(run.picture(number), buffer.getvalue())
     if sources is not None:
         write_patches(trainer, run, sources)
-    write_bytes_whole(trainer.directory / "samples.npy", parity_samples(trainer.splits, trainer.config.image, sources))
+    write_bytes(trainer.directory / "samples.npy", parity_samples(trainer.splits, trainer.config.image, sources))
     metrics = final_metrics(trainer)
-    write_text_whole(trainer.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text_whole(trainer.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
+    write_text(trainer.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(trainer.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
     write_history(trainer.state.history, trainer.directory)
     plot_curves(trainer.state.history, trainer.directory / "curves.png", trainer.config.name)
     if "counts" in metrics:
@@ -68,7 +68,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
 def write_config(trainer: Trainer | AutoencoderTrainer) -> None:
     """The whole configuration, defaults included."""
     content = trainer.config.model_dump(mode="json")
-    write_text_whole(trainer.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+    write_text(trainer.directory / "config.yaml", yaml_text(content))
 
 
 def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
@@ -141,12 +141,12 @@ def final_metrics(trainer: Trainer | AutoencoderTrainer) -> dict[str, Any]:
     last = splits.validation if splits.test is None else splits.test
     title = f"{config.name}, {last.split}"
     tables = {name: {parent: counts.tolist() for parent, counts in found.items()} for name, found in confusion.items()}
-    write_text_whole(trainer.directory / "confusion.json", json.dumps(tables) + "\n")
+    write_text(trainer.directory / "confusion.json", json.dumps(tables) + "\n")
     picture = plot_confusion(list(confusion.values())[-1], last.taxonomy, title)
-    write_bytes_whole(trainer.directory / "confusion.png", picture)
+    write_bytes(trainer.directory / "confusion.png", picture)
     if "calibration" in facts:
         diagram = plot_reliability(answers.uncalibrated, answers.log_probability, last.leaves, last.taxonomy, title)
-        write_bytes_whole(trainer.directory / "calibration.png", diagram)
+        write_bytes(trainer.directory / "calibration.png", diagram)
     return {**metrics, **facts, "seconds": round(trainer.state.seconds, 1)}
 
 
@@ -171,7 +171,7 @@ def write_history(history: list[dict[str, Any]], directory: Path) -> None:
     writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     writer.writerows(history)
-    write_text_whole(directory / "history.csv", buffer.getvalue())
+    write_text(directory / "history.csv", buffer.getvalue())
 
 
 def plot_curves(history: list[dict[str, Any]], file: Path, name: str) -> None:
@@ -199,4 +199,4 @@ def plot_curves(history: list[dict[str, Any]], file: Path, name: str) -> None:
     lower.set(ylabel="accuracy on selection images, %", xlabel="step")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
-    write_bytes_whole(file, buffer.getvalue())
+    write_bytes(file, buffer.getvalue())

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from protoserve.files import write_bytes, write_text
 from protoserve.images import Box
 from protoserve.networks.model_file import PrototypeSource
-from protoserve.run.folder import Run, write_bytes_whole, write_text_whole
+from protoserve.run.folder import Run
 from protoserve.taxonomy import ROOT
 from training.data.pictures import fitted
 from training.loop.trainer import Trainer
@@ -53,7 +54,7 @@ def write_patches(trainer: Trainer | AutoencoderTrainer, run: Run, sources: list
             for place, number in enumerate(block.tolist()):
                 child = int(head.prototype_child[number])
                 parent = ROOT if head.kind == "flat" else int(taxonomy.parent[child])
-                write_bytes_whole(run.patches(number), _strip(tiles[place]))
+                write_bytes(run.patches(number), _strip(tiles[place]))
                 prototypes.append(
                     {
                         "id": number,
@@ -86,7 +87,7 @@ def write_patches(trainer: Trainer | AutoencoderTrainer, run: Run, sources: list
         "nodes": [{"name": name, "label": node[-1]} for name, node in zip(taxonomy.names, taxonomy.nodes, strict=True)],
         "prototypes": prototypes,
     }
-    write_text_whole(run.directory / "analysis.json", json.dumps(content) + "\n")
+    write_text(run.directory / "analysis.json", json.dumps(content) + "\n")
 
 
 def _cut_out(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from protoserve.errors import InputError
-from protoserve.run.folder import Run, open_run, write_text_whole
+from protoserve.files import write_text, yaml_text
+from protoserve.run.folder import Run, open_run
 from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure
 
 # Pixels of the longer side of a prototype's source picture.
@@ -42,7 +42,7 @@ def write_report(run_directory: Path, file: Path) -> int:
     if not file.parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}; make it, or give another --output")
     text = render(run)
-    write_text_whole(file, text)
+    write_text(file, text)
     return len(text.encode("utf-8"))
 
 
@@ -89,7 +89,7 @@ def render(run: Run) -> str:
         decoded_picture=data_uri_of(run.directory / "prototypes.png"),
         analysis=analysis,
         groups=prototype_groups(run, analysis) if analysis is not None else [],
-        configuration=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        configuration=yaml_text(config),
     )
 
 

@@ -13,7 +13,7 @@ import PIL
 from PIL import Image
 
 from protoserve.errors import InputError
-from protoserve.run.folder import make_folder
+from protoserve.files import make_folder
 from training.rendered.classes import BACKGROUND, DECISIVE_PARTS, PARTS, LeafPath, leaf_paths
 from training.rendered.picture import draw_picture
 

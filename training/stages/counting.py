@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protoserve.files import write_bytes, write_text
 from protoserve.networks.head import PrototypeHead
-from protoserve.run.folder import write_bytes_whole, write_text_whole
 from training.features.cache import slices
 from training.loop.plan import adam, last_layer_epoch, similarities_of
 from training.loop.trainer import Trainer, merit
@@ -264,17 +264,17 @@ def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> dict
 
 def write_counts(counts: dict[str, Any], directory: Path, name: str) -> None:
     """The facts of `count` as `counts.json`, `counts.csv` and `counts.png`."""
-    write_text_whole(directory / "counts.json", json.dumps(counts, indent=1) + "\n")
+    write_text(directory / "counts.json", json.dumps(counts, indent=1) + "\n")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*counts["rounds"][0], "picked"])
     writer.writeheader()
     for number, row in enumerate(counts["rounds"]):
         writer.writerow({**row, "picked": int(number == counts["picked"])})
-    write_text_whole(directory / "counts.csv", buffer.getvalue())
+    write_text(directory / "counts.csv", buffer.getvalue())
 
     def draw() -> Figure:
         figure = counts_figure(counts)
         figure.suptitle(f"{name}: how many prototypes", fontsize=11)
         return figure
 
-    write_bytes_whole(directory / "counts.png", as_png(draw))
+    write_bytes(directory / "counts.png", as_png(draw))

@@ -1,0 +1,170 @@
+"""Files and folders that appear whole or not at all, their hashes, and YAML without duplicate keys.
+
+A draft is written beside its target and then renamed, so that no reader sees half a file and a failed write leaves the
+old file as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from protoserve.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
+
+DRAFT: Final = ".draft-"
+
+
+@contextmanager
+def new_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path to write to, with the suffix of `file`; on leaving without an error, it replaces `file`.
+
+    Several processes may write the same file at once: each has its own draft, and the last one wins. With `durable`,
+    the content is on the disk before the name changes, so that it survives a power failure.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with new_file(Path(folder, "sum.txt")) as draft:
+    ...         written = draft.write_text("42")
+    ...     Path(folder, "sum.txt").read_text()
+    '42'
+    """
+    draft = _draft(file)
+    try:
+        yield draft
+        if durable:
+            with draft.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with new_file(file) as draft:
+        draft.write_bytes(content)
+
+
+@contextmanager
+def new_folder(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
+    """An empty folder to fill; on leaving without an error, it takes the name `directory`.
+
+    With `overwrite`, it replaces an existing folder that holds the file `marker`, which only folders of its kind hold.
+    Raises InputError where anything else stands in its place.
+    """
+    if directory.exists() and not overwrite:
+        raise InputError(f"{directory} exists; give another place or allow --overwrite")
+    if directory.exists() and not (directory / marker).is_file():
+        raise InputError(f"{directory} exists and holds no {marker}; it is not overwritten, so give another place")
+    make_folder(directory.parent)
+    draft = _draft(directory)
+    draft.mkdir()
+    try:
+        yield draft
+        if directory.exists():
+            old = _draft(directory)
+            directory.rename(old)
+            draft.rename(directory)
+            shutil.rmtree(old)
+        else:
+            draft.rename(directory)
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+
+
+def make_folder(directory: Path) -> None:
+    """Make a folder and its missing parents.
+
+    Raises InputError where a file is in the way or the folder is not writable.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: can't make this folder ({error.strerror}); give another place") from error
+    if not os.access(directory, os.W_OK):
+        raise InputError(f"{directory}: this folder is not writable; give another place")
+
+
+def remove_drafts(directory: Path) -> None:
+    """Remove the drafts of files that a killed process left in a folder and below it.
+
+    Call it only where no other process writes.
+    """
+    for file in directory.rglob(f"{DRAFT}*"):
+        if file.is_file():
+            file.unlink()
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML 1.2 file; an empty file is None.
+
+    Raises InputError, naming the file and the line, for a file that can't be read, for invalid YAML, and for a key that
+    a mapping holds twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: can't read it ({error}); give a YAML file in UTF-8") from error
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value of a YAML 1.2 text; `origin` names it in errors. Raises InputError as `read_yaml` does."""
+    reader = _yaml(f"reading {origin}")
+    # Installed, for `_yaml` has imported it.
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return reader.load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        # The error knows the key's place in the text, but the key itself only within a longer message.
+        key = text.splitlines()[line - 1][error.problem_mark.column :].partition(":")[0].strip(" '\"")
+        raise InputError(f"{origin}, line {line}: the key {key!r} is given twice; keep one") from error
+    except (YAMLError, ValueError) as error:
+        raise InputError(f"{origin}: not valid YAML: {error}") from error
+
+
+def yaml_text(content: Any) -> str:
+    """Plain data as YAML, one key a line, in the order given."""
+    buffer = StringIO()
+    writer = _yaml("writing YAML")
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated as None
+    writer.dump(content, buffer)
+    return buffer.getvalue()
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f"{DRAFT}{secrets.token_hex(4)}.{target.name}")
+
+
+def _yaml(purpose: str) -> YAML:
+    try:
+        from ruamel.yaml import YAML
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(purpose, "train") from error
+    return YAML(typ="safe", pure=True)
