@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def answer(leaves, evidence=None):
     }
 
 
-def test_the_same_answers_lose_nothing():
+def test_the_same_answers_lose_nothing() -> None:
     leaves = np.array([0, 1, 2, 0])
     report = judge(answer(leaves), answer(leaves), leaves, TREE, INT8)
     assert report["accuracy"]["network"]["leaf"] == 1.0
@@ -41,7 +42,7 @@ def test_the_same_answers_lose_nothing():
     assert report["first_evidence_same"] == {"level_1": 1.0, "level_2": 1.0}
 
 
-def test_a_lost_point_is_named_with_its_level():
+def test_a_lost_point_is_named_with_its_level() -> None:
     leaves = np.array([1, 2] * 49 + [0, 0])
     found = np.array(leaves)
     found[:2] = [2, 1]  # two of a hundred leaves, and no fruit becomes milk
@@ -50,7 +51,7 @@ def test_a_lost_point_is_named_with_its_level():
     assert "level_1" not in str(raised.value)
 
 
-def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apart():
+def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apart() -> None:
     leaves = np.array([1, 2])
     other = answer(leaves, {(0, 0): [11, 10]})
     there, same = first_evidence(answer(leaves), other)
@@ -61,7 +62,7 @@ def test_another_first_prototype_counts_unless_the_network_can_not_tell_them_apa
     assert first_evidence(tied, other)[1].all()
 
 
-def test_too_much_other_evidence_at_one_level_is_refused():
+def test_too_much_other_evidence_at_one_level_is_refused() -> None:
     leaves = np.array([1] * 99 + [2])
     changed = {(place, 0): [5, 6] for place in range(6)}  # 6 of 100 at level 1, none below
     message = r"level_1 has the same first piece of evidence in 94\.0 % of pictures \(at least 95 %\); no bundle"
@@ -69,19 +70,19 @@ def test_too_much_other_evidence_at_one_level_is_refused():
         judge(answer(leaves), answer(leaves, changed), leaves, TREE, INT8)
 
 
-def test_a_level_without_evidence_is_not_counted():
+def test_a_level_without_evidence_is_not_counted() -> None:
     there, same = first_evidence(answer(np.array([0])), answer(np.array([0])))
     assert there.tolist() == same.tolist() == [[True, False]]
     assert evidence_kept(there, same) == {"level_1": 1.0}
 
 
-def test_batches_that_must_be_whole_start_over():
+def test_batches_that_must_be_whole_start_over() -> None:
     pictures = np.arange(5)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.uint8)
     assert [batch[:, 0, 0, 0].tolist() for batch in in_batches(pictures, 3)] == [[0, 1, 2], [3, 4]]
     assert [batch[:, 0, 0, 0].tolist() for batch in in_batches(pictures, 3, whole=True)] == [[0, 1, 2], [3, 4, 0]]
 
 
-def test_calibration_pictures_were_learned_from_and_validation_pictures_not(learned):
+def test_calibration_pictures_were_learned_from_and_validation_pictures_not(learned: tuple[Path, Path]) -> None:
     run, data = learned
     taxonomy = Taxonomy.from_folders(data / "train")
     held = held_back(open_run(run), data, taxonomy)
@@ -89,7 +90,7 @@ def test_calibration_pictures_were_learned_from_and_validation_pictures_not(lear
     assert all(image.startswith("val/") for image in held.validation.images)
 
 
-def test_without_val_the_run_s_own_hold_out_is_validated_on(learned, tmp_path):
+def test_without_val_the_run_s_own_hold_out_is_validated_on(learned: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(learned[0], run)
     shutil.copytree(learned[1], data)
@@ -104,7 +105,7 @@ def test_without_val_the_run_s_own_hold_out_is_validated_on(learned, tmp_path):
     assert not set(held.validation.images) & set(held.calibration.images)
 
 
-def test_another_data_set_is_refused(learned, tmp_path):
+def test_another_data_set_is_refused(learned: tuple[Path, Path], tmp_path: Path) -> None:
     run, data = learned
     shutil.copytree(data, tmp_path / "data")
     next((tmp_path / "data" / "train").rglob("*.png")).unlink()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from protoserve.errors import InputError, ParityError
 from protoserve.run.folder import open_run
 
 
-def test_the_manifest_tells_what_the_graph_is(tiny_bundle, tiny_run):
+def test_the_manifest_tells_what_the_graph_is(tiny_bundle: Path, tiny_run: Path) -> None:
     bundle = read_bundle(tiny_bundle)
     manifest = bundle.manifest
     assert set(manifest.files) == {"onnx", "torchscript"}
@@ -30,7 +31,7 @@ def test_the_manifest_tells_what_the_graph_is(tiny_bundle, tiny_run):
     assert np.mean([record.weight for record in manifest.prototypes]) == pytest.approx(1.0, abs=0.15)
 
 
-def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle):
+def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle: Path) -> None:
     parity = json.loads((tiny_bundle / "parity.json").read_text())
     assert set(parity) == {"onnx", "torchscript"}
     for report in parity.values():
@@ -39,7 +40,9 @@ def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle):
             assert 0 < report[batch]["worst_difference"]["log_probability"] < 1e-3
 
 
-def test_a_target_that_answers_differently_leaves_no_bundle(tiny_run, tmp_path, monkeypatch):
+def test_a_target_that_answers_differently_leaves_no_bundle(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lying(file):
         honest = run_onnx(file)
 
@@ -60,12 +63,14 @@ def test_a_target_that_answers_differently_leaves_no_bundle(tiny_run, tmp_path, 
     ("targets", "message"),
     [(("onxx",), "no target 'onxx'; did you mean 'onnx'"), (("torchscript",), "always holds 'onnx'")],
 )
-def test_unknown_targets_and_a_missing_onnx_are_refused(tiny_run, tmp_path, targets, message):
+def test_unknown_targets_and_a_missing_onnx_are_refused(
+    tiny_run: Path, tmp_path: Path, targets: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         export_bundle(open_run(tiny_run), tmp_path / "bundle", targets)
 
 
-def test_a_bundle_is_replaced_only_when_told_to(tiny_run, tiny_bundle, tmp_path):
+def test_a_bundle_is_replaced_only_when_told_to(tiny_run: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, place)
     with pytest.raises(InputError, match="exists"):
@@ -74,13 +79,13 @@ def test_a_bundle_is_replaced_only_when_told_to(tiny_run, tiny_bundle, tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_folder_that_is_no_bundle_is_never_overwritten(tiny_run, tmp_path):
+def test_a_folder_that_is_no_bundle_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"holds no manifest\.json"):
         export_bundle(open_run(tiny_run), tmp_path / "photos", overwrite=True)
 
 
-def test_a_run_without_the_picture_of_a_prototype_leaves_no_bundle(tiny_run, tmp_path):
+def test_a_run_without_the_picture_of_a_prototype_leaves_no_bundle(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     (run / "prototypes" / "0003.webp").unlink()

@@ -28,7 +28,7 @@ NOVELTY = {"score": "probability", "true_positive_rate": 0.9, "thresholds": {"":
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_run, tmp_path_factory):
+def calibrated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
     """The tiny run with temperatures and thresholds, exported."""
     directory = tmp_path_factory.mktemp("calibrated")
     shutil.copytree(tiny_run, directory / "run")
@@ -42,7 +42,7 @@ def calibrated(tiny_run, tmp_path_factory):
     return directory / "bundle"
 
 
-def test_the_manifest_holds_them_by_parent(calibrated):
+def test_the_manifest_holds_them_by_parent(calibrated) -> None:
     manifest = read_bundle(calibrated).manifest
     # Tool has one child, so nothing competes there.
     assert manifest.temperature == {"": 0.5, "Animal": 2.0, "Animal/Ape": 3.0}
@@ -50,7 +50,7 @@ def test_the_manifest_holds_them_by_parent(calibrated):
     assert manifest.novelty.model_dump() == NOVELTY
 
 
-def test_the_graph_divides_each_parents_logits_by_its_temperature(calibrated, tiny_run):
+def test_the_graph_divides_each_parents_logits_by_its_temperature(calibrated, tiny_run: Path) -> None:
     bundle = read_bundle(calibrated)
     taxonomy = bundle.taxonomy
     pictures = np.load(tiny_run / "samples.npy")[:6]
@@ -64,7 +64,7 @@ def test_the_graph_divides_each_parents_logits_by_its_temperature(calibrated, ti
         np.testing.assert_allclose(found.log_probability[:, node], conditional[:, above].sum(axis=1), atol=1e-4)
 
 
-def test_the_answer_says_what_is_unknown(calibrated, photograph, tiny_run):
+def test_the_answer_says_what_is_unknown(calibrated, photograph: Path, tiny_run: Path) -> None:
     model = protoserve.load(calibrated, device="cpu")
     pictures = [*np.load(tiny_run / "samples.npy")[:8], photograph]
     predictions = [model.predict(picture) for picture in pictures]
@@ -74,7 +74,7 @@ def test_the_answer_says_what_is_unknown(calibrated, photograph, tiny_run):
         assert prediction.known_through_level == sum(expected[: len(prediction.levels)])
 
 
-def test_the_terminal_says_it_plainly(calibrated, tiny_run):
+def test_the_terminal_says_it_plainly(calibrated, tiny_run: Path) -> None:
     model = protoserve.load(calibrated, device="cpu")
     pictures = [Image.fromarray(array) for array in np.load(tiny_run / "samples.npy")]
     animals = [found for found in (model.predict(picture) for picture in pictures) if found.path[0] == "Animal"]
@@ -86,7 +86,7 @@ def test_the_terminal_says_it_plainly(calibrated, tiny_run):
     assert "unknown: like none of the classes of Animal" in captured.get()
 
 
-def test_the_figure_marks_unknown_levels(calibrated, photograph):
+def test_the_figure_marks_unknown_levels(calibrated, photograph: Path) -> None:
     model = protoserve.load(calibrated, device="cpu")
     prediction = model.predict(photograph, top_k=1)
 
@@ -101,17 +101,17 @@ def test_the_figure_marks_unknown_levels(calibrated, photograph):
     assert (np.diff(marked.astype(int)) == 1).sum() >= len(prediction.levels)
 
 
-def test_thresholds_change_the_content_version(calibrated, tiny_bundle):
+def test_thresholds_change_the_content_version(calibrated, tiny_bundle: Path) -> None:
     assert read_bundle(calibrated).manifest.version != read_bundle(tiny_bundle).manifest.version
 
 
-def test_a_bundle_without_thresholds_still_loads(tiny_bundle):
+def test_a_bundle_without_thresholds_still_loads(tiny_bundle: Path) -> None:
     manifest = read_bundle(tiny_bundle).manifest
     assert manifest.novelty is None
     assert manifest.temperature == {"": 1.0, "Animal": 1.0, "Animal/Ape": 1.0}
 
 
-def test_an_unknown_score_is_refused(calibrated, tmp_path):
+def test_an_unknown_score_is_refused(calibrated, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(calibrated, broken)
     content = json.loads((broken / "manifest.json").read_text())

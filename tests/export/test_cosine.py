@@ -1,6 +1,7 @@
 """The cosine, from run to prediction: both targets pass the parity gate and say it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +19,17 @@ RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory):
     return make_run(tmp_path_factory.mktemp("runs") / "cosine", similarity="cosine")
 
 
 @pytest.fixture(scope="module")
-def bundle(run, tmp_path_factory):
+def bundle(run, tmp_path_factory: pytest.TempPathFactory):
     return export_bundle(open_run(run), tmp_path_factory.mktemp("bundles") / "cosine", tuple(RUNTIMES))
 
 
 @pytest.mark.parametrize("target", RUNTIMES)
-def test_similarities_are_the_greatest_cosines_in_double_precision(run, bundle, target):
+def test_similarities_are_the_greatest_cosines_in_double_precision(run, bundle, target) -> None:
     pictures = np.load(run / "samples.npy")
     outputs = RUNTIMES[target](bundle.file(target))(pictures)
     network, _, _ = load_network(run / "model.pt")
@@ -46,7 +47,7 @@ def test_similarities_are_the_greatest_cosines_in_double_precision(run, bundle, 
         assert outputs["cell"][record.id, record.id] == row * bundle.manifest.graph.columns + column
 
 
-def test_the_manifest_says_cosine_and_evidence_adds_up(bundle, photograph):
+def test_the_manifest_says_cosine_and_evidence_adds_up(bundle, photograph: Path) -> None:
     assert bundle.manifest.graph.similarity == "cosine"
     assert json.loads((bundle.directory / "parity.json").read_text()).keys() == RUNTIMES.keys()
     model = protoserve.load(bundle)

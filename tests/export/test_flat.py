@@ -1,16 +1,18 @@
 """ProtoPNet, the same network with one softmax over all leaves, from run to prediction."""
 
+from pathlib import Path
+
 import pytest
 
 import protoserve
 
 
 @pytest.fixture(scope="module")
-def model(flat_bundle):
+def model(flat_bundle: Path):
     return protoserve.load(flat_bundle)
 
 
-def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model, photograph):
+def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model, photograph: Path) -> None:
     limit = model.bundle.manifest.graph.top_k
     prediction = model.predict(photograph, top_k=limit, alternatives=10)
     *inner, leaf = prediction.levels
@@ -24,7 +26,7 @@ def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model, photograph)
     assert inner[0].probability >= leaf.probability
 
 
-def test_every_prototype_speaks_for_a_leaf_against_all_others(model):
+def test_every_prototype_speaks_for_a_leaf_against_all_others(model) -> None:
     manifest = model.bundle.manifest
     leaves = {model.taxonomy.names[leaf] for leaf in model.taxonomy.leaves}
     assert {record.child for record in manifest.prototypes} == leaves

@@ -1,6 +1,7 @@
 """The exported files, in their own runtimes, against double precision."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,14 +18,14 @@ RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def exported(request, tiny_bundle, tiny_run):
+def exported(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_run: Path):
     """(bundle, what its graph answers for the source image of every prototype)"""
     bundle = read_bundle(tiny_bundle)
     runtime = RUNTIMES[request.param](bundle.file(request.param))
     return bundle, runtime(np.load(tiny_run / "samples.npy"))
 
 
-def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(exported):
+def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(exported) -> None:
     bundle, outputs = exported
     epsilon = bundle.manifest.graph.epsilon
     for record in bundle.manifest.prototypes:
@@ -37,7 +38,7 @@ def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(ex
         assert outputs["cell"][record.id, record.id] == row * bundle.manifest.graph.columns + column
 
 
-def test_similarities_agree_with_double_precision_everywhere(exported, tiny_run):
+def test_similarities_agree_with_double_precision_everywhere(exported, tiny_run: Path) -> None:
     _, outputs = exported
     network, description, _ = load_network(tiny_run / "model.pt")
     network = network.double()
@@ -53,7 +54,7 @@ def test_similarities_agree_with_double_precision_everywhere(exported, tiny_run)
     np.testing.assert_allclose(outputs["similarity"], expected, atol=1e-3)
 
 
-def test_contributions_of_all_prototypes_sum_to_the_logit(exported, tiny_run):
+def test_contributions_of_all_prototypes_sum_to_the_logit(exported, tiny_run: Path) -> None:
     bundle, outputs = exported
     network, _, _ = load_network(tiny_run / "model.pt")
     head, taxonomy = network.head, bundle.taxonomy
@@ -65,7 +66,7 @@ def test_contributions_of_all_prototypes_sum_to_the_logit(exported, tiny_run):
             np.testing.assert_allclose(outputs["logit"][:, child], contributions.sum(1), atol=1e-4)
 
 
-def test_levels_sum_to_one(exported):
+def test_levels_sum_to_one(exported) -> None:
     bundle, outputs = exported
     taxonomy = bundle.taxonomy
     for level in range(taxonomy.depth):
@@ -73,7 +74,7 @@ def test_levels_sum_to_one(exported):
         np.testing.assert_allclose(np.exp(outputs["log_probability"][:, nodes]).sum(1), 1.0, atol=1e-5)
 
 
-def test_the_onnx_file_stands_alone_and_returns_no_full_map(tiny_bundle):
+def test_the_onnx_file_stands_alone_and_returns_no_full_map(tiny_bundle: Path) -> None:
     bundle = read_bundle(tiny_bundle)
     model = onnx.load(bundle.file("onnx"), load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
@@ -92,7 +93,7 @@ def test_the_onnx_file_stands_alone_and_returns_no_full_map(tiny_bundle):
     assert max(output.size for output in others) < graph.rows * graph.columns
 
 
-def test_edge_runtimes_lack_these_operators(tiny_bundle):
+def test_edge_runtimes_lack_these_operators(tiny_bundle: Path) -> None:
     model = onnx.load(tiny_bundle / "model.onnx")
     used = {node.op_type for node in model.graph.node}
     assert not used & {"ReduceMin", "ArgMin", "Loop", "Scan", "If", "CDist", "NonZero"}

@@ -1,6 +1,7 @@
 """The gate must open for near-ties and shut for everything else."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,12 @@ TOP_K = 4
 
 
 @pytest.fixture(scope="module")
-def network(tiny_run):
+def network(tiny_run: Path):
     return load_network(tiny_run / "model.pt")[0]
 
 
 @pytest.fixture(scope="module")
-def samples(tiny_run):
+def samples(tiny_run: Path):
     return np.load(tiny_run / "samples.npy")[:9]
 
 
@@ -35,7 +36,7 @@ def honest(network, change=lambda outputs: None):
     return run
 
 
-def test_the_network_agrees_with_itself(network, samples):
+def test_the_network_agrees_with_itself(network, samples) -> None:
     report = check(network, TOP_K, honest(network), samples)
     for batch in ("batch_1", "batch_3", "batch_8"):
         assert set(report[batch]["agreement"].values()) == {1.0}
@@ -43,30 +44,30 @@ def test_the_network_agrees_with_itself(network, samples):
 
 
 def nudge(name, amount):
-    def change(outputs):
+    def change(outputs) -> None:
         outputs[name].flat[0] += amount
 
     return change
 
 
 def set_first(name, value):
-    def change(outputs):
+    def change(outputs) -> None:
         outputs[name].flat[0] = value
 
     return change
 
 
-def another_cell(outputs):
+def another_cell(outputs) -> None:
     outputs["cell"][0, 0] = (outputs["cell"][0, 0] + 1) % 96
 
 
-def another_leaf(outputs):
+def another_leaf(outputs) -> None:
     outputs["path"][0] = np.roll(outputs["path"][0], 0)
     outputs["path"][0, 0] = (outputs["path"][0, 0] + 1) % 3
     outputs["path"][0, 1:] = -1
 
 
-def swapped_evidence(outputs):
+def swapped_evidence(outputs) -> None:
     outputs["evidence_prototype"][0, 0, :2] = outputs["evidence_prototype"][0, 0, 1::-1]
 
 
@@ -85,18 +86,18 @@ def swapped_evidence(outputs):
         (swapped_evidence, "evidence_prototype"),
     ],
 )
-def test_a_wrong_answer_shuts_the_gate_and_is_named(network, samples, change, named):
+def test_a_wrong_answer_shuts_the_gate_and_is_named(network, samples, change, named: str) -> None:
     with pytest.raises(ParityError, match=named):
         check(network, TOP_K, honest(network, change), samples)
 
 
-def test_equal_cells_are_a_near_tie_and_counted(network, samples):
+def test_equal_cells_are_a_near_tie_and_counted(network, samples) -> None:
     blind = copy.deepcopy(network)
     with torch.no_grad():
         # Every cell looks the same now, so another one is as right as the first.
         blind.add_on[1].weight.zero_()
 
-    def change(outputs):
+    def change(outputs) -> None:
         outputs["cell"][0, 0] = 50
         outputs["evidence_cell"][0][outputs["evidence_prototype"][0] == 0] = 50
 
@@ -119,7 +120,7 @@ def routed(network, change=lambda outputs: None, certain=True):
     return run
 
 
-def test_a_routed_graph_is_held_to_what_it_is_certain_of(network, samples):
+def test_a_routed_graph_is_held_to_what_it_is_certain_of(network, samples) -> None:
     report = check(network, TOP_K, routed(network), samples, routed=True)
     assert 0.0 < report["batch_3"]["certain"] <= 1.0
     for change in (nudge("path_log_probability", 0.01), nudge("evidence_map", 0.01), nudge("path_logit", 0.01)):
@@ -130,8 +131,8 @@ def test_a_routed_graph_is_held_to_what_it_is_certain_of(network, samples):
         assert doubtful["batch_1"]["certain"] == 0.0
 
 
-def test_a_routed_graph_that_shows_another_cell_is_refused(network, samples):
-    def elsewhere(outputs):
+def test_a_routed_graph_that_shows_another_cell_is_refused(network, samples) -> None:
+    def elsewhere(outputs) -> None:
         outputs["evidence_cell"] = np.where(outputs["evidence_cell"] < 0, -1, (outputs["evidence_cell"] + 5) % 96)
 
     with pytest.raises(ParityError, match="cell differs"):

@@ -1,5 +1,7 @@
 """The resize inside the graph against Pillow's, which training and serving use."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def picture(height, width):
 
 @pytest.mark.parametrize(("resize", "share"), RULES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_picture_comes_out_as_from_the_host(resize, share, shape):
+def test_any_picture_comes_out_as_from_the_host(resize, share, shape) -> None:
     rule = InputRule(height=64, width=96, resize=resize, share=share)
     given = picture(*shape)
     expected = fit(decode(given), rule).array.astype(int)
@@ -35,20 +37,20 @@ def test_any_picture_comes_out_as_from_the_host(resize, share, shape):
     assert (difference > 0).mean() < (0.1 if shape == (64, 96) else 0.03)
 
 
-def test_a_picture_of_model_size_is_left_alone():
+def test_a_picture_of_model_size_is_left_alone() -> None:
     rule = InputRule(height=64, width=96, resize="crop")
     given = torch.from_numpy(picture(64, 96))[None]
     assert torch.equal(Fit(rule)(given), given)
 
 
-def test_sums_are_whole_numbers_that_float32_holds():
+def test_sums_are_whole_numbers_that_float32_holds() -> None:
     """So the order of summation can't matter: the reference is the same sum in 64-bit integers."""
     rule = InputRule(height=16, width=16, resize="stretch")
     white = np.full((7001, 5003, 3), 255, dtype=np.uint8)
     assert (Fit(rule)(torch.from_numpy(white)[None]).numpy() == 255).all()
 
 
-def test_a_resize_that_is_off_shuts_the_gate(tiny_run, monkeypatch):
+def test_a_resize_that_is_off_shuts_the_gate(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, description, _ = load_network(tiny_run / "model.pt")
     samples = np.load(tiny_run / "samples.npy")[:2]
     # The gate compares with the host by the rule of the manifest; a graph made for another rule shows every picture
@@ -58,7 +60,7 @@ def test_a_resize_that_is_off_shuts_the_gate(tiny_run, monkeypatch):
         check_fitted(network, 3, lambda pictures: {}, description.input, samples)
 
 
-def test_a_runtime_s_own_pixels_are_compared_with_the_host_s(tiny_run):
+def test_a_runtime_s_own_pixels_are_compared_with_the_host_s(tiny_run: Path) -> None:
     """Three grey levels are one too many, whatever the runtime then answers on them."""
     network, description, _ = load_network(tiny_run / "model.pt")
     samples = np.full((1, 64, 96, 3), 100, dtype=np.uint8)

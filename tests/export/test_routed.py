@@ -1,5 +1,7 @@
 """The routed graph's file in onnxruntime, beside the full one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ TOP_K = 4
 
 
 @pytest.fixture(scope="module")
-def files(tiny_run, tmp_path_factory):
+def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
     """(routed, full, pictures): the run's backbone under a head over a tree with several inner nodes to leave out."""
     network, _, _ = load_network(tiny_run / "model.pt")
     samples = np.load(tiny_run / "samples.npy")
@@ -36,13 +38,13 @@ def files(tiny_run, tmp_path_factory):
     return folder / "routed.onnx", folder / "full.onnx", samples
 
 
-def test_some_of_the_pictures_need_the_full_graph_and_some_do_not(files):
+def test_some_of_the_pictures_need_the_full_graph_and_some_do_not(files) -> None:
     routed, full, samples = files
     assert set(RoutedEngine(routed, full).run(samples).routed.tolist()) == {True, False}
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_routed_or_not_the_answer_is_the_full_graphs(files, batch):
+def test_routed_or_not_the_answer_is_the_full_graphs(files, batch: int) -> None:
     routed, full, samples = files
     engine, run = RoutedEngine(routed, full), run_onnx(full)
     for start in range(0, len(samples), batch):
@@ -58,7 +60,7 @@ def test_routed_or_not_the_answer_is_the_full_graphs(files, batch):
             np.testing.assert_allclose(getattr(found, f"path_{name}")[alive], along[alive], atol=1e-3)
 
 
-def test_what_is_no_routed_graph_or_no_image_is_said(files):
+def test_what_is_no_routed_graph_or_no_image_is_said(files) -> None:
     routed, full, samples = files
     with pytest.raises(BundleError, match="has no output 'certain'; export it again"):
         RoutedEngine(full, full)

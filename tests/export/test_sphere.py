@@ -1,6 +1,7 @@
 """Directions, smoothed cells and a hidden layer from run to prediction: both targets keep them, boxes show it all."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +14,17 @@ from tests.conftest import make_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory):
     return make_run(tmp_path_factory.mktemp("runs") / "sphere", latent="sphere", smoothing=3, hidden=20, zero=2.0)
 
 
 @pytest.fixture(scope="module")
-def bundle(run, tmp_path_factory):
+def bundle(run, tmp_path_factory: pytest.TempPathFactory):
     return export_bundle(open_run(run), tmp_path_factory.mktemp("bundles") / "sphere", ("onnx", "torchscript"))
 
 
 @pytest.mark.parametrize("target", ["onnx", "torchscript"])
-def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bundle, target):
+def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bundle, target: str) -> None:
     graph = bundle.manifest.graph
     outputs = TARGETS[target].run(bundle.file(target))(np.load(run / "samples.npy"))
     assert graph.zero == 2.0
@@ -35,7 +36,7 @@ def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bu
         assert outputs["cell"][record.id, record.id] == row * graph.columns + column
 
 
-def test_boxes_cover_the_cells_that_were_smoothed(bundle, photograph):
+def test_boxes_cover_the_cells_that_were_smoothed(bundle, photograph: Path) -> None:
     graph = bundle.manifest.graph
     assert graph.span == 3
     prediction = protoserve.load(bundle).predict(photograph, top_k=1)

@@ -5,6 +5,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,12 +28,12 @@ HERE = tuple(name for name in TARGETS if name != "web")
 
 
 @pytest.fixture(scope="module")
-def bundle(edge_bundle):
+def bundle(edge_bundle: Path):
     return read_bundle(edge_bundle)
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_run):
+def expected(tiny_run: Path):
     """(pictures, what the network says to them)"""
     network, _, _ = load_network(tiny_run / "model.pt")
     pictures = np.load(tiny_run / "samples.npy")[:5]
@@ -41,13 +42,13 @@ def expected(tiny_run):
     return pictures, {name: output.numpy() for name, output in outputs._asdict().items()}
 
 
-def test_every_target_of_the_table_is_run_by_a_test(bundle):
+def test_every_target_of_the_table_is_run_by_a_test(bundle) -> None:
     """All but the browser's are here; the page is in tests/e2e/test_browser.py."""
     assert {*bundle.manifest.files, "web"} == set(TARGETS)
 
 
 @pytest.mark.parametrize("target", HERE)
-def test_it_answers_like_the_network_in_its_own_runtime(target, bundle, expected):
+def test_it_answers_like_the_network_in_its_own_runtime(target, bundle, expected) -> None:
     pictures, outputs = expected
     run = TARGETS[target].run(bundle.file(target))
     if TARGETS[target].planned:
@@ -90,7 +91,7 @@ def stored_in(target, file):
 
 
 @pytest.mark.parametrize("target", HERE)
-def test_its_file_alone_names_answers_and_prepares_pictures(target, bundle):
+def test_its_file_alone_names_answers_and_prepares_pictures(target, bundle) -> None:
     stored = stored_in(target, bundle.file(target))
     manifest = json.loads(stored["protoserve"])
     assert manifest["input"] == bundle.manifest.input.model_dump()
@@ -103,14 +104,14 @@ def test_its_file_alone_names_answers_and_prepares_pictures(target, bundle):
     assert options["batch"] == (1 if TARGETS[target].planned else None) and options["resize_in_graph"] is False
 
 
-def test_all_files_of_a_bundle_are_of_one_network(bundle):
+def test_all_files_of_a_bundle_are_of_one_network(bundle) -> None:
     versions = {
         json.loads(stored_in(name, bundle.file(name))["protoserve"])["version"] for name in ("onnx", "onnx-int8")
     }
     assert len(versions) == 1
 
 
-def test_half_precision_stops_at_the_head(bundle):
+def test_half_precision_stops_at_the_head(bundle) -> None:
     model = onnx.load(bundle.file("onnx-fp16"))
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     half = {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT16}
@@ -118,7 +119,7 @@ def test_half_precision_stops_at_the_head(bundle):
     assert bundle.file("onnx-fp16").stat().st_size < 0.6 * bundle.file("onnx").stat().st_size
 
 
-def test_eight_bits_stop_at_the_backbone(bundle):
+def test_eight_bits_stop_at_the_backbone(bundle) -> None:
     model = onnx.load(bundle.file("onnx-int8"))
     source = onnx.load(bundle.file("onnx"))
     backbone = set(backbone_nodes(source))
@@ -131,18 +132,18 @@ def test_eight_bits_stop_at_the_backbone(bundle):
     assert all(kinds[name] == onnx.TensorProto.INT8 for name in weights)
 
 
-def test_the_reduced_build_is_told_its_operators(bundle):
+def test_the_reduced_build_is_told_its_operators(bundle) -> None:
     config = bundle.file("ort").with_suffix(".ort.config").read_text()
     assert "Conv" in config and "TopK" in config
 
 
-def test_the_torch_export_file_holds_no_pickle(bundle):
+def test_the_torch_export_file_holds_no_pickle(bundle) -> None:
     with zipfile.ZipFile(bundle.file("torch-export")) as archive:
         names = archive.namelist()
     assert not [name for name in names if name.endswith((".pkl", ".pickle"))], names
 
 
-def test_validation_is_in_the_parity_report(edge_bundle):
+def test_validation_is_in_the_parity_report(edge_bundle: Path) -> None:
     parity = json.loads((edge_bundle / "parity.json").read_text())
     for target in ("onnx-fp16", "onnx-int8"):
         found = parity[target]["validation"]
@@ -151,12 +152,14 @@ def test_validation_is_in_the_parity_report(edge_bundle):
     assert "validation" not in parity["onnx"]
 
 
-def test_eight_bits_that_miss_are_refused_with_their_figures(learned, tmp_path, monkeypatch):
+def test_eight_bits_that_miss_are_refused_with_their_figures(
+    learned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The ranges of a calibration gone wrong: all black pictures."""
     run, data = learned
     honest = quantising.write_int8
 
-    def blind(source, file, calibration, *rest):
+    def blind(source, file, calibration, *rest) -> None:
         monkeypatch.setattr(quantising, "_EVIDENCE_KEPT", 0.0)
         honest(source, file, np.zeros_like(calibration), *rest)
 
@@ -170,7 +173,7 @@ def test_eight_bits_that_miss_are_refused_with_their_figures(learned, tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def small(tiny_run, tmp_path_factory):
+def small(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
     """Batches of exactly two pictures of 32 × 48 pixels; the network learned from 64 × 96."""
     from export.sources import EdgeOptions
 
@@ -180,7 +183,7 @@ def small(tiny_run, tmp_path_factory):
     return export_bundle(run, directory, targets, options=EdgeOptions(batch=2), size=(32, 48))
 
 
-def test_a_fixed_batch_leaves_no_open_size(small):
+def test_a_fixed_batch_leaves_no_open_size(small) -> None:
     model = onnx.load(small.file("onnx-edge"))
     for value in (*model.graph.input, *model.graph.output):
         assert all(size.HasField("dim_value") for size in value.type.tensor_type.shape.dim), value.name
@@ -189,7 +192,7 @@ def test_a_fixed_batch_leaves_no_open_size(small):
     assert list(json.loads((small.directory / "parity.json").read_text())["onnx-edge"])[-1] == "batch_2"
 
 
-def test_memory_is_planned_for_as_many_pictures_as_asked_for(small):
+def test_memory_is_planned_for_as_many_pictures_as_asked_for(small) -> None:
     pictures = np.random.default_rng(3).integers(0, 255, (2, 32, 48, 3), dtype=np.uint8)
     found = executorch_files.run_executorch(small.file("executorch"))(pictures)
     wanted = run_onnx(small.file("onnx"))(pictures)
@@ -198,12 +201,12 @@ def test_memory_is_planned_for_as_many_pictures_as_asked_for(small):
     assert json.loads(stored_in("executorch", small.file("executorch"))["options"])["batch"] == 2
 
 
-def test_the_service_s_own_graph_takes_any_batch_all_the_same(small):
+def test_the_service_s_own_graph_takes_any_batch_all_the_same(small) -> None:
     pictures = np.zeros((3, 32, 48, 3), dtype=np.uint8)
     assert run_onnx(small.file("onnx"))(pictures)["path"].shape[0] == 3
 
 
-def test_another_picture_size_is_in_the_manifest_and_claims_no_scores(small):
+def test_another_picture_size_is_in_the_manifest_and_claims_no_scores(small) -> None:
     manifest = small.manifest
     assert (manifest.input.height, manifest.input.width) == (32, 48)
     assert (manifest.graph.rows, manifest.graph.columns) == (4, 6)
@@ -211,12 +214,12 @@ def test_another_picture_size_is_in_the_manifest_and_claims_no_scores(small):
 
 
 @pytest.fixture(scope="module")
-def resizing(resizing_bundle):
+def resizing(resizing_bundle: Path):
     return read_bundle(resizing_bundle)
 
 
 @pytest.mark.parametrize("target", ["onnx-edge", "onnx-routed", "torchscript", "torch-export", "openvino"])
-def test_pictures_of_any_size_are_resized_as_by_the_host(target, resizing, expected):
+def test_pictures_of_any_size_are_resized_as_by_the_host(target: str, resizing, expected) -> None:
     from protoserve.images import decode, fit
 
     noise = np.random.default_rng(7).integers(0, 255, (20, 33, 3), dtype=np.uint8)
@@ -244,7 +247,9 @@ def test_pictures_of_any_size_are_resized_as_by_the_host(target, resizing, expec
         (("onnx", "executorch"), {"resize": True}, "executorch plans its memory"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_anything_is_done(tiny_run, tmp_path, targets, options, message):
+def test_options_that_do_not_fit_are_refused_before_anything_is_done(
+    tiny_run: Path, tmp_path: Path, targets: tuple[str, ...] | tuple[str, str], options: dict[str, Any], message: str
+) -> None:
     from export.sources import EdgeOptions
 
     with pytest.raises(InputError, match=message):
@@ -252,7 +257,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_done(tiny_run, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_runtime_names_the_extra(monkeypatch, tmp_path):
+def test_a_missing_runtime_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"protoserve\[targets\]"):
         openvino_files.write_openvino(tmp_path / "model.onnx", tmp_path / "model.xml", {})
@@ -261,7 +266,7 @@ def test_a_missing_runtime_names_the_extra(monkeypatch, tmp_path):
         executorch_files.run_executorch(tmp_path / "model.pte")
 
 
-def test_of_a_routed_file_is_said_how_often_it_is_certain(bundle):
+def test_of_a_routed_file_is_said_how_often_it_is_certain(bundle) -> None:
     parity = json.loads((bundle.directory / "parity.json").read_text())
     assert "certain of 100 % of the sample pictures" in summary(bundle, "onnx-routed", parity["onnx-routed"])
     parity["onnx-routed"]["batch_3"]["certain"] = 0.25
@@ -269,7 +274,7 @@ def test_of_a_routed_file_is_said_how_often_it_is_certain(bundle):
     assert "certain" not in summary(bundle, "onnx", parity["onnx"])
 
 
-def test_the_table_and_the_next_steps_name_every_target(bundle):
+def test_the_table_and_the_next_steps_name_every_target(bundle) -> None:
     names = {str(cell) for cell in listing().columns[0].cells}
     assert set(TARGETS) <= names
     steps = next_steps(bundle, None)
@@ -278,7 +283,7 @@ def test_the_table_and_the_next_steps_name_every_target(bundle):
         assert "FILE" not in line and "FOLDER" not in line
 
 
-def test_web_without_npm_says_so(tmp_path, monkeypatch):
+def test_web_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from export.targets import web
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -293,7 +298,7 @@ def test_web_without_npm_says_so(tmp_path, monkeypatch):
         )
 
 
-def test_an_npm_that_never_ends_is_given_up(tmp_path, monkeypatch):
+def test_an_npm_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from export.targets import web
 
     npm = tmp_path / "npm"
@@ -305,7 +310,7 @@ def test_an_npm_that_never_ends_is_given_up(tmp_path, monkeypatch):
         web.fetch_runtime(tmp_path)
 
 
-def test_the_command_shows_the_table():
+def test_the_command_shows_the_table() -> None:
     from typer.testing import CliRunner
 
     from protoserve.cli.root import build_app
@@ -315,7 +320,7 @@ def test_the_command_shows_the_table():
     assert all(target.file in shown.output for target in TARGETS.values())
 
 
-def test_the_readme_s_table_is_this_one():
+def test_the_readme_s_table_is_this_one() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     for name, target in TARGETS.items():
         file, runtime = re.escape(target.file), re.escape(target.runtime)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -16,7 +18,7 @@ from protoserve.networks.backbones import backbone
         ("squeezenet1_1", 512, 17),
     ],
 )
-def test_channels_and_stride_are_found(name, channels, stride):
+def test_channels_and_stride_are_found(name: str, channels: int, stride: int) -> None:
     found = backbone(name)
     assert (found.channels, found.stride) == (channels, stride)
     with torch.inference_mode():
@@ -25,7 +27,7 @@ def test_channels_and_stride_are_found(name, channels, stride):
 
 
 @pytest.mark.parametrize(("name", "channels", "stride"), [("maxvit_t", 512, 32), ("vit_b_32", 768, 32)])
-def test_models_of_one_picture_size_give_their_last_map_or_tokens(name, channels, stride):
+def test_models_of_one_picture_size_give_their_last_map_or_tokens(name: str, channels: int, stride: int) -> None:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name).eval()
     found = backbone(name).eval()
@@ -47,7 +49,7 @@ def test_models_of_one_picture_size_give_their_last_map_or_tokens(name, channels
     torch.testing.assert_close(maps, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_the_body_computes_what_the_classifier_computes_before_pooling():
+def test_the_body_computes_what_the_classifier_computes_before_pooling() -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18()
     found = backbone("resnet18")
@@ -58,13 +60,13 @@ def test_the_body_computes_what_the_classifier_computes_before_pooling():
         torch.testing.assert_close(model.eval().fc(pooled), model(picture), atol=1e-5, rtol=1e-4)
 
 
-def test_a_finer_feature_map_is_taken_by_its_stride():
+def test_a_finer_feature_map_is_taken_by_its_stride() -> None:
     found = backbone("resnet18", stride=8)
     assert (found.channels, found.stride) == (128, 8)
     assert not any(name.startswith("body.layer3") for name, _ in found.named_parameters())
 
 
-def test_weights_are_read_from_a_file(tmp_path):
+def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = torchvision.models.squeezenet1_1()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -80,19 +82,19 @@ def test_weights_are_read_from_a_file(tmp_path):
         ("resnet18", "IMAGENET", None, "no file and no weights of resnet18; it has DEFAULT, IMAGENET1K_V1"),
     ],
 )
-def test_what_cannot_be_had_is_named(name, weights, stride, message):
+def test_what_cannot_be_had_is_named(name: str, weights: str | None, stride: int | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         backbone(name, weights, stride)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x04."])
-def test_a_broken_weights_file_is_refused(tmp_path, content):
+def test_a_broken_weights_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(InputError, match="can't read the weights"):
         backbone("resnet18", tmp_path / "weights.pth")
 
 
-def test_weights_of_another_model_are_refused(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(InputError, match="these are no weights of resnet18"):
         backbone("resnet18", tmp_path / "weights.pth")

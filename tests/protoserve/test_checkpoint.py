@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from protoserve.networks.model_file import NetworkDescription, build, load_netwo
 from protoserve.networks.network import PrototypeNetwork
 
 
-def test_a_network_survives_the_file(tiny_run, tmp_path):
+def test_a_network_survives_the_file(tiny_run: Path, tmp_path: Path) -> None:
     network, description, sources = load_network(tiny_run / "model.pt")
     save_network(tmp_path / "model.pt", network, description, sources)
     again, described, sourced = load_network(tmp_path / "model.pt")
@@ -18,7 +20,7 @@ def test_a_network_survives_the_file(tiny_run, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
 
 
-def test_a_network_may_start_from_the_backbone_of_a_run(tiny_run):
+def test_a_network_may_start_from_the_backbone_of_a_run(tiny_run: Path) -> None:
     network, description, _ = load_network(tiny_run / "model.pt")
     linear = NetworkDescription(
         kind="linear", taxonomy=description.taxonomy, input=description.input, backbone=description.backbone
@@ -30,7 +32,7 @@ def test_a_network_may_start_from_the_backbone_of_a_run(tiny_run):
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
-def test_a_run_with_another_backbone_is_refused(tiny_run):
+def test_a_run_with_another_backbone_is_refused(tiny_run: Path) -> None:
     _, description, _ = load_network(tiny_run / "model.pt")
     other = "squeezenet1_1" if description.backbone != "squeezenet1_1" else "resnet18"
     with pytest.raises(InputError, match=f"this run's backbone is {description.backbone}, not {other}"):
@@ -38,13 +40,13 @@ def test_a_run_with_another_backbone_is_refused(tiny_run):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04torn", b"text"])
-def test_a_torn_checkpoint_is_refused(tmp_path, content):
+def test_a_torn_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(InputError, match="can't read the checkpoint"):
         load_network(tmp_path / "model.pt")
 
 
-def test_a_missing_newer_or_foreign_checkpoint_is_named(tmp_path):
+def test_a_missing_newer_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such checkpoint"):
         load_network(tmp_path / "model.pt")
     save_whole({"format": 2}, tmp_path / "model.pt")
@@ -55,7 +57,7 @@ def test_a_missing_newer_or_foreign_checkpoint_is_named(tmp_path):
         load_network(tmp_path / "model.pt")
 
 
-def test_a_checkpoint_that_could_run_code_is_refused(tmp_path):
+def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
     import pickle
 
     class Evil:
@@ -67,7 +69,7 @@ def test_a_checkpoint_that_could_run_code_is_refused(tmp_path):
         load_network(tmp_path / "model.pt")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
     save_whole({"value": 1}, file)
     with pytest.raises(AttributeError, match="lambda"):

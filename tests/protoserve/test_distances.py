@@ -31,7 +31,7 @@ def in_double(cells, vectors):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dimensions", [8, 128, 512])
 @pytest.mark.parametrize("looks", ["counted", "bounded"])
-def test_similarities_are_right_everywhere_also_at_projected_prototypes(form, dimensions, looks):
+def test_similarities_are_right_everywhere_also_at_projected_prototypes(form, dimensions: int, looks: str) -> None:
     unit = form == "cosine"
     cells, vectors = drawn(dimensions, unit)
     radius = near(form, 1e-4, vectors)
@@ -44,7 +44,7 @@ def test_similarities_are_right_everywhere_also_at_projected_prototypes(form, di
     assert float((at_cell.square().sum(2) - expected).max()) <= product_error(vectors)
 
 
-def test_without_the_second_look_an_exact_match_is_wrong():
+def test_without_the_second_look_an_exact_match_is_wrong() -> None:
     """The reason for it: were this to pass, the second look could go."""
     cells, vectors = drawn(128, unit=False)
     distance, _ = nearest_cells(cells, vectors, squares(vectors, False), False, radius=0.0)
@@ -54,7 +54,7 @@ def test_without_the_second_look_an_exact_match_is_wrong():
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("dimensions", [2, 32, 128, 1024])
-def test_the_product_is_never_off_by_more_than_its_bound(dimensions, scale):
+def test_the_product_is_never_off_by_more_than_its_bound(dimensions: int, scale: float) -> None:
     for seed in range(3):
         cells, vectors = drawn(dimensions, False, seed, scale=scale)
         offset = squares(vectors, False)
@@ -66,7 +66,7 @@ def test_the_product_is_never_off_by_more_than_its_bound(dimensions, scale):
 
 
 @pytest.mark.parametrize("dimensions", [6, 128])
-def test_no_picture_needs_more_looks_than_the_bound(dimensions):
+def test_no_picture_needs_more_looks_than_the_bound(dimensions: int) -> None:
     torch.manual_seed(2)
     vectors = torch.rand(300, dimensions)
     vectors[10:40] = vectors[0] + 1e-3 * torch.randn(30, dimensions)

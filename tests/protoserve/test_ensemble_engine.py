@@ -22,7 +22,7 @@ TEMPERATURES = ({"": 2.0, "Animal": 0.5}, {"Animal/Ape": 3.0})
 
 
 @pytest.fixture(scope="module")
-def bundles(tiny_bundle, twin_bundle):
+def bundles(tiny_bundle: Path, twin_bundle: Path):
     """Two bundles, calibrated: temperatures are applied to logits, which the graphs return as they are."""
     found = [read_bundle(directory) for directory in (tiny_bundle, twin_bundle)]
     return [
@@ -37,7 +37,7 @@ def ensemble(bundles):
 
 
 @pytest.fixture(scope="module")
-def images(tiny_run, twin_run):
+def images(tiny_run: Path, twin_run: Path):
     noise = np.random.default_rng(3).integers(0, 256, (12, 64, 96, 3), dtype=np.uint8)
     sources = [np.load(run / "samples.npy")[::5] for run in (tiny_run, twin_run)]
     return np.concatenate([noise, *sources])
@@ -86,7 +86,7 @@ def by_hand(bundles, answers, image):
     return log_probability, logit
 
 
-def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(ensemble, bundles, answers, images):
+def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(ensemble, bundles, answers, images) -> None:
     outputs = ensemble.engine.run(images)
     taxonomy = ensemble.taxonomy
     for image in range(len(images)):
@@ -98,7 +98,9 @@ def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(ensemble, 
         assert outputs.path[image].tolist() == taxonomy.path_at_level[leaf].tolist()
 
 
-def test_evidence_is_the_largest_contributions_of_all_members(ensemble, bundles, answers, images, tiny_run, twin_run):
+def test_evidence_is_the_largest_contributions_of_all_members(
+    ensemble, bundles, answers, images, tiny_run: Path, twin_run: Path
+) -> None:
     """Also where a member on its own would have taken another path, and its graph shows evidence for other nodes."""
     outputs = ensemble.engine.run(images)
     taxonomy, starts = ensemble.taxonomy, ensemble.bundle.starts
@@ -129,7 +131,7 @@ def test_evidence_is_the_largest_contributions_of_all_members(ensemble, bundles,
             np.testing.assert_allclose(given, product, atol=1e-6)
 
 
-def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images):
+def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images) -> None:
     outputs = ensemble.engine.run(images)
     starts = ensemble.bundle.starts
     apart = together = 0
@@ -153,14 +155,14 @@ def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images):
     assert apart and together
 
 
-def test_an_ensemble_of_one_answers_as_its_bundle(tiny_bundle, photograph):
+def test_an_ensemble_of_one_answers_as_its_bundle(tiny_bundle: Path, photograph: Path) -> None:
     bundle = load(tiny_bundle, device="cpu")
     alone = Classifier(ensemble_of([bundle.bundle]), EnsembleEngine(ensemble_of([bundle.bundle]), device="cpu"))
     assert_equal_but_for_the_member(alone.predict(photograph, maps=True), bundle.predict(photograph, maps=True))
     assert isinstance(load([tiny_bundle], device="cpu").bundle, type(bundle.bundle))
 
 
-def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle, photograph):
+def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle: Path, photograph: Path) -> None:
     bundle = read_bundle(flat_bundle)
     single = load(bundle, device="cpu")
     alone = Classifier(ensemble_of([bundle]), EnsembleEngine(ensemble_of([bundle]), device="cpu"))
@@ -176,7 +178,7 @@ def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle, photograph):
     np.testing.assert_allclose(found, doubled @ bundle.taxonomy.leaves_below.T, atol=1e-6)
 
 
-def assert_equal_but_for_the_member(given, wanted):
+def assert_equal_but_for_the_member(given, wanted) -> None:
     assert given.path == wanted.path and given.image == wanted.image
     for one, other in zip(given.levels, wanted.levels, strict=True):
         numbers = ("probability", "conditional", "logit", "evidence_share")
@@ -190,7 +192,7 @@ def assert_equal_but_for_the_member(given, wanted):
         assert [node.node for node in one.alternatives] == [node.node for node in other.alternatives]
 
 
-def test_predictions_name_the_member_and_its_own_boxes(ensemble, photograph):
+def test_predictions_name_the_member_and_its_own_boxes(ensemble, photograph: Path) -> None:
     prediction = ensemble.predict(photograph, top_k=ensemble.table.top_k, maps=True)
     assert [member.name for member in prediction.model.members] == ["tiny", "twin"]
     sizes = {0: ((16, 17), (18, 19)), 1: ((33, 34), (37, 38))}  # 12 × 8 and 6 × 4 cells over 200 × 150 pixels
@@ -209,7 +211,9 @@ def test_predictions_name_the_member_and_its_own_boxes(ensemble, photograph):
 
 @pytest.mark.parametrize("member", [0, 1])
 @pytest.mark.parametrize("strict", [0, 1])
-def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(bundles, answers, images, member, strict):
+def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(
+    bundles, answers, images, member: int, strict: int
+) -> None:
     """Thresholds that nothing reaches, or anything, in one member or in both."""
     never, always = {"": 1e6}, {"": -1e6}
 
@@ -230,7 +234,9 @@ def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(bundles, a
     np.testing.assert_array_equal(known(both), expected)
 
 
-def test_load_takes_a_list_and_answers_the_same_in_any_batch(tiny_bundle, twin_bundle, photograph):
+def test_load_takes_a_list_and_answers_the_same_in_any_batch(
+    tiny_bundle: Path, twin_bundle: Path, photograph: Path
+) -> None:
     model = protoserve.load([tiny_bundle, str(twin_bundle)], device="cpu", threads=1)
     one, again = model.predict([photograph, photograph])
     assert one == again

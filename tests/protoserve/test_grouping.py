@@ -28,7 +28,7 @@ def head(kind="hierarchical", leaves=UNEVEN):
 
 
 @pytest.mark.parametrize("top_k", [2, 30])
-def test_many_buckets_answer_as_one(monkeypatch, top_k):
+def test_many_buckets_answer_as_one(monkeypatch: pytest.MonkeyPatch, top_k: int) -> None:
     latent = torch.rand(3, 8, 2, 3)
     with torch.inference_mode():
         one = head()
@@ -47,7 +47,7 @@ def test_many_buckets_answer_as_one(monkeypatch, top_k):
     torch.testing.assert_close(log_probability, expected.log_probability)
 
 
-def test_sums_over_leaves_are_the_same_without_the_dense_table(monkeypatch):
+def test_sums_over_leaves_are_the_same_without_the_dense_table(monkeypatch: pytest.MonkeyPatch) -> None:
     latent = torch.rand(3, 8, 2, 3)
     with torch.inference_mode():
         expected = head("flat")(latent).log_probability
@@ -57,7 +57,7 @@ def test_sums_over_leaves_are_the_same_without_the_dense_table(monkeypatch):
         torch.testing.assert_close(other(latent).log_probability, expected)
 
 
-def test_padding_stays_small_where_one_group_is_huge():
+def test_padding_stays_small_where_one_group_is_huge() -> None:
     generator = np.random.default_rng(0)
     members = np.concatenate([generator.integers(2, 12, 800), [1_000]])
     slots = 10 * members
@@ -68,7 +68,7 @@ def test_padding_stays_small_where_one_group_is_huge():
     assert len(buckets) < 10
 
 
-def test_prototypes_out_of_order_are_refused():
+def test_prototypes_out_of_order_are_refused() -> None:
     taxonomy = Taxonomy.from_paths(["A/a", "A/b", "B"])
     wrong = [taxonomy.index[name] for name in ("A", "B", "A/a", "A/b", "B")]
     with pytest.raises(InputError, match="side by side"):

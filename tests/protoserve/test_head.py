@@ -66,7 +66,7 @@ def reference(head, latent):
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 @pytest.mark.parametrize(("form", "zero"), [("log1p", None), ("log-ratio", None), ("cosine", None), ("log1p", 0.5)])
-def test_everything_agrees_with_loops_in_double_precision(kind, form, zero):
+def test_everything_agrees_with_loops_in_double_precision(kind: str, form: str, zero: float | None) -> None:
     head = random_head(kind, form=form, epsilon=1e-3, zero=zero)
     latent = torch.rand(5, 8, 3, 4)
     if form == "cosine":
@@ -81,7 +81,7 @@ def test_everything_agrees_with_loops_in_double_precision(kind, form, zero):
     np.testing.assert_allclose(output.log_probability, log_probability, atol=1e-4)
 
 
-def test_a_tree_worked_by_hand():
+def test_a_tree_worked_by_hand() -> None:
     """Leaves at depths 1, 2 and 4; every distance is chosen, so each probability follows on paper."""
     taxonomy = Taxonomy.from_paths(["Q", "A/w", "A/B/C/x", "A/B/C/y"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1), 1, epsilon=1.0)
@@ -106,7 +106,7 @@ def test_a_tree_worked_by_hand():
         assert float(probability[taxonomy.index[name]]) == pytest.approx(value, abs=1e-6), name
 
 
-def test_the_cosine_finds_the_smallest_angle_where_the_nearest_point_lies_elsewhere():
+def test_the_cosine_finds_the_smallest_angle_where_the_nearest_point_lies_elsewhere() -> None:
     taxonomy = Taxonomy.from_paths(["Q", "R"])
     head = PrototypeHead(taxonomy, [0, 1], 2, form="cosine").eval()
     cells = torch.tensor([[3.0, 0.3], [0.9, 0.9]]).t().reshape(1, 2, 1, 2)
@@ -120,7 +120,7 @@ def test_the_cosine_finds_the_smallest_angle_where_the_nearest_point_lies_elsewh
     assert output.distance[0].tolist() == pytest.approx([2 - 2 * value for value in expected], abs=1e-6)
 
 
-def test_a_flat_tree_worked_by_hand():
+def test_a_flat_tree_worked_by_hand() -> None:
     """Inner nodes by summation over leaves at depths 1, 2 and 4, for the same distances."""
     taxonomy = Taxonomy.from_paths(["Q", "A/w", "A/B/C/x", "A/B/C/y"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "flat", 1), 1, kind="flat", epsilon=1.0).eval()
@@ -138,7 +138,7 @@ def test_a_flat_tree_worked_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_levels_sum_to_one_and_never_contradict(kind):
+def test_levels_sum_to_one_and_never_contradict(kind: str) -> None:
     head = random_head(kind)
     taxonomy = head.taxonomy
     with torch.inference_mode():
@@ -153,7 +153,7 @@ def test_levels_sum_to_one_and_never_contradict(kind):
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_the_logit(kind):
+def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_the_logit(kind: str) -> None:
     head = random_head(kind)
     latent = torch.rand(6, 8, 3, 5)
     with torch.inference_mode():
@@ -177,7 +177,7 @@ def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_t
             np.testing.assert_array_equal(explained.evidence_cell[image, level][: len(real)], cell[image, real])
 
 
-def test_a_node_without_a_head_has_no_evidence():
+def test_a_node_without_a_head_has_no_evidence() -> None:
     head = random_head("hierarchical")
     only = head.taxonomy.index["R/S/only"]
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_a_node_without_a_head_has_no_evidence():
     assert float(explained.logit[0, only]) == 0.0
 
 
-def test_the_similarity_of_an_exact_match_survives_cancellation():
+def test_the_similarity_of_an_exact_match_survives_cancellation() -> None:
     """‖z‖² − 2zp + ‖p‖² alone is off by as much as ε here; the second look at the winning cell is not."""
     head = random_head("flat", dimensions=128, epsilon=1e-4)
     torch.manual_seed(1)
@@ -208,7 +208,9 @@ def test_the_similarity_of_an_exact_match_survives_cancellation():
 @pytest.mark.parametrize(
     ("epsilon", "sphere", "from_product"), [(1e-4, False, False), (0.1, False, True), (0.1, True, True)]
 )
-def test_maps_hold_the_similarity_at_every_cell(zero, epsilon, sphere, from_product):
+def test_maps_hold_the_similarity_at_every_cell(
+    zero: float | None, epsilon: float, sphere: bool, from_product: bool
+) -> None:
     """Both from differences and, where that is exact enough, from the product; for every piece of evidence."""
     head = random_head("hierarchical", zero=zero, epsilon=epsilon, sphere=sphere)
     assert (FusedHead(head, 2).radius == 0.0) == from_product
@@ -226,7 +228,7 @@ def test_maps_hold_the_similarity_at_every_cell(zero, epsilon, sphere, from_prod
         np.testing.assert_allclose(explained.evidence_map[*place], expected, atol=1e-4)
 
 
-def test_weights_start_as_published_and_never_leave_their_group():
+def test_weights_start_as_published_and_never_leave_their_group() -> None:
     head = random_head("hierarchical")
     head.reset_weight()
     weight = head.effective_weight()
@@ -240,12 +242,12 @@ def test_weights_start_as_published_and_never_leave_their_group():
     assert head.taxonomy.groups[0].parent == ROOT
 
 
-def test_an_unknown_similarity_is_named():
+def test_an_unknown_similarity_is_named() -> None:
     with pytest.raises(InputError, match="no similarity 'log1'; did you mean 'log1p'"):
         similarity(torch.zeros(1), "log1", 1e-4)
 
 
-def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_limit():
+def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_limit() -> None:
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "A/5", "B/1", "B/2", "Q"])
     counts = {}
     for node in prototype_children(taxonomy, "hierarchical", 3, inner_factor=2):
@@ -256,13 +258,13 @@ def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_l
 
 
 @pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine", "negative-distance"])
-def test_the_similarity_is_0_at_the_distance_asked_for(form):
+def test_the_similarity_is_0_at_the_distance_asked_for(form: str) -> None:
     head = random_head("hierarchical", form=form, epsilon=0.1, zero=1.5)
     found = head.similarity_of(torch.tensor([1.5, 1.4, 1.6]))
     assert float(found[0]) == pytest.approx(0, abs=1e-6) and found[1] > 0 > found[2]
 
 
-def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match():
+def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match() -> None:
     """A has twice as many prototypes as Q, and half of them match; the others stand where the similarity is 0."""
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
     owners = prototype_children(taxonomy, "hierarchical", 3, inner_factor=2)
@@ -278,7 +280,7 @@ def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match(
     assert found[a] == pytest.approx(found[q], abs=1e-6) and found[a] < -1e-6
 
 
-def test_a_child_with_more_prototypes_does_not_start_ahead():
+def test_a_child_with_more_prototypes_does_not_start_ahead() -> None:
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 3, inner_factor=2), 4).eval()
     alike = torch.full((1, len(head.prototype_child)), 0.5)

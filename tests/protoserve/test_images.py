@@ -376,7 +376,7 @@ def test_unreadable_metadata_neither_warns_nor_spoils_the_picture() -> None:
 
 
 @pytest.mark.parametrize("size", [(80, 40), (40, 80)])
-def test_a_crop_of_half_the_sides_takes_the_middle_quarter(size):
+def test_a_crop_of_half_the_sides_takes_the_middle_quarter(size: tuple[int, int]) -> None:
     width, height = size
     noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     found = fit(decode(noise), InputRule(height=20, width=20, resize="crop", share=0.5))

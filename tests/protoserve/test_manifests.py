@@ -1,6 +1,7 @@
 """Tables as data sets, and what is said about a bad row."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ test,Apple,d.png,Fruit,Gala
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path):
     (tmp_path / "deep").mkdir()
     for number, name in enumerate(("a", "deep/b", "c", "d")):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{name}.png")
@@ -38,7 +39,7 @@ def write(folder, text, name="m.csv"):
 
 
 @pytest.mark.parametrize("text", [PATHS, LEVELS, "\ufeff" + PATHS, PATHS.replace("\n", "\r\n")])
-def test_a_table_is_read_like_the_folders_it_stands_for(folder, text):
+def test_a_table_is_read_like_the_folders_it_stands_for(folder, text) -> None:
     table = write(folder, text)
     taxonomy = read_taxonomy(table)
     assert [taxonomy.names[leaf] for leaf in taxonomy.leaves] == ["Garlic", "Fruit/Lemon", "Fruit/Apple/Gala"]
@@ -56,7 +57,7 @@ def test_a_table_is_read_like_the_folders_it_stands_for(folder, text):
     assert len(rest) == 3 and not len(held)
 
 
-def test_an_image_may_lie_anywhere(folder, tmp_path_factory):
+def test_an_image_may_lie_anywhere(folder, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("tables") / "m.csv"
     text = PATHS.replace("a.png", str(folder / "a.png")).replace(
         "deep/b.png", os.path.relpath(folder / "deep/b.png", elsewhere.parent)
@@ -66,7 +67,7 @@ def test_an_image_may_lie_anywhere(folder, tmp_path_factory):
     assert [np.asarray(train.picture(number).picture)[0, 0, 0] for number in range(3)] == [0, 1, 2]
 
 
-def test_parquet_holds_the_same(folder):
+def test_parquet_holds_the_same(folder) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import csv, parquet
 
@@ -105,7 +106,7 @@ def test_parquet_holds_the_same(folder):
         ('"red, ripe"', '"red, ripe', "can't read it as CSV"),
     ],
 )
-def test_a_bad_table_names_row_column_and_cure(folder, old, new, message):
+def test_a_bad_table_names_row_column_and_cure(folder, old, new: str, message: str) -> None:
     assert old in PATHS
     with pytest.raises(InputError, match=message):
         read_manifest(write(folder, PATHS.replace(old, new, 1)))
@@ -124,13 +125,13 @@ def test_a_bad_table_names_row_column_and_cure(folder, old, new, message):
         ("c.png,Garlic", "c.png,", "row 3, column 'level_1': is empty"),
     ],
 )
-def test_bad_levels_name_row_column_and_cure(folder, old, new, message):
+def test_bad_levels_name_row_column_and_cure(folder, old: str, new: str, message: str) -> None:
     assert old in LEVELS
     with pytest.raises(InputError, match=message):
         read_manifest(write(folder, LEVELS.replace(old, new, 1)))
 
 
-def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder):
+def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder) -> None:
     table = write(folder, PATHS.replace("c.png", "e.png"))
     with pytest.raises(InputError, match=r"row 3, column 'image': there is no file 'e.png'; give a path relative to"):
         read_taxonomy(table)
@@ -145,7 +146,7 @@ def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder):
         read_split(other, "test", taxonomy)
 
 
-def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder):
+def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder) -> None:
     table = write(folder, PATHS)
     whole = read_taxonomy(table)
     taxonomy = whole.without(["Garlic"])
@@ -154,7 +155,7 @@ def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder):
         read_split(table, "test", whole, every_leaf=True)
 
 
-def test_a_table_is_told_from_a_folder_and_read_again_when_it_changes(folder):
+def test_a_table_is_told_from_a_folder_and_read_again_when_it_changes(folder) -> None:
     (folder / "folder.csv").mkdir()
     assert is_manifest(folder / "m.csv") and is_manifest(folder / "m.PARQUET")
     assert not is_manifest(folder / "folder.csv") and not is_manifest(folder)

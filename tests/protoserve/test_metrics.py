@@ -19,7 +19,7 @@ def answers(*rows: dict[str, float]) -> np.ndarray:
     return np.log(leaf @ TREE.leaves_below.T)
 
 
-def test_scores_of_a_worked_example():
+def test_scores_of_a_worked_example() -> None:
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B/u", "Q"])
     leaves = [taxonomy.names[leaf] for leaf in taxonomy.leaves]
     truth = ["A/x", "A/x", "A/x", "A/y", "B/u", "Q"]
@@ -43,7 +43,7 @@ def test_scores_of_a_worked_example():
     assert found["images"] == 6
 
 
-def test_mistakes_are_as_severe_as_the_way_up_to_the_common_ancestor():
+def test_mistakes_are_as_severe_as_the_way_up_to_the_common_ancestor() -> None:
     truth = places("A/x/i", "A/x/i", "A/x/i", "A/x/i", "A/y", "B/u", "Q")
     predicted = ["A/x/i", "A/x/j", "A/y", "Q", "A/x/i", "B/u", "A/x/j"]
     found = scores(answers(*({name: 1.0} for name in predicted)), truth, TREE)
@@ -57,24 +57,24 @@ def test_mistakes_are_as_severe_as_the_way_up_to_the_common_ancestor():
     assert found["hierarchical"]["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
 
 
-def test_hierarchical_precision_and_recall_differ_where_paths_have_different_lengths():
+def test_hierarchical_precision_and_recall_differ_where_paths_have_different_lengths() -> None:
     found = scores(answers({"A/y": 1.0}), places("A/x/i"), TREE)["hierarchical"]
     assert (found["precision"], found["recall"]) == pytest.approx((1 / 2, 1 / 3))
     assert found["f1"] == pytest.approx(2 * (1 / 6) / (5 / 6))
 
 
-def test_without_mistakes_there_is_no_severity():
+def test_without_mistakes_there_is_no_severity() -> None:
     found = scores(answers({"Q": 1.0}), places("Q"), TREE)
     assert found["mistake_severity"] is None
     assert found["hierarchical_distance"] == 0.0
     assert found["hierarchical"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
 
 
-def test_nothing_in_common_is_an_f1_of_zero():
+def test_nothing_in_common_is_an_f1_of_zero() -> None:
     assert scores(answers({"Q": 1.0}), places("B/u"), TREE)["hierarchical"]["f1"] == 0.0
 
 
-def test_likelihood_and_calibration_error_per_level():
+def test_likelihood_and_calibration_error_per_level() -> None:
     # Two images of A/x/i: the path's probabilities are A 0.9, A/x 0.7, A/x/i 0.6; the second one is predicted as Q.
     rows = [{"A/x/i": 0.6, "A/x/j": 0.1, "A/y": 0.2, "Q": 0.1}, {"A/x/i": 0.3, "Q": 0.7}]
     found = calibration_scores(answers(*rows), places("A/x/i", "A/x/i"), TREE)
@@ -88,14 +88,14 @@ def test_likelihood_and_calibration_error_per_level():
     assert error["leaf"] == pytest.approx((0.4 + 0.7) / 2)
 
 
-def test_bins_are_closed_on_the_right():
+def test_bins_are_closed_on_the_right() -> None:
     counts, mean, accuracy = reliability(np.array([0.0, 0.5, 0.5 + 1e-9, 1.0]), np.array([1, 0, 1, 1], dtype=bool), 2)
     assert counts.tolist() == [2, 2]
     assert mean.tolist() == pytest.approx([0.25, 0.75])
     assert accuracy.tolist() == pytest.approx([0.5, 1.0])
 
 
-def test_calibration_error_against_a_loop_over_bins():
+def test_calibration_error_against_a_loop_over_bins() -> None:
     generator = np.random.default_rng(0)
     confidence = generator.random(500)
     correct = generator.random(500) < confidence**2
@@ -108,7 +108,7 @@ def test_calibration_error_against_a_loop_over_bins():
     assert expected > 0.05
 
 
-def test_sibling_confusion_asks_only_among_the_siblings():
+def test_sibling_confusion_asks_only_among_the_siblings() -> None:
     rows = [
         {"A/x/i": 0.3, "A/x/j": 0.1, "Q": 0.6},
         {"A/x/j": 0.9},

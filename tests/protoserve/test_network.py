@@ -22,7 +22,7 @@ def network_of(body, form, *, sphere=False, smoothing=1, hidden=None):
 
 
 @pytest.mark.parametrize("form", ["log1p", "log-ratio"])
-def test_latent_values_lie_between_0_and_1(body, form):
+def test_latent_values_lie_between_0_and_1(body, form: str) -> None:
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
     network = network_of(body, form)
     with torch.inference_mode():
@@ -30,7 +30,7 @@ def test_latent_values_lie_between_0_and_1(body, form):
     assert latent.min() > 0 and latent.max() < 1
 
 
-def test_cells_of_the_cosine_have_unit_length_and_obtuse_angles_are_possible(body):
+def test_cells_of_the_cosine_have_unit_length_and_obtuse_angles_are_possible(body) -> None:
     network = network_of(body, "cosine")
     # Pre-activations of either sign, so that cells point anywhere.
     features = 3 * torch.randn(4, body.channels, 3, 5)
@@ -44,7 +44,7 @@ def test_cells_of_the_cosine_have_unit_length_and_obtuse_angles_are_possible(bod
     torch.testing.assert_close(output.similarity, 1 - output.distance / 2)
 
 
-def test_on_the_sphere_only_the_direction_of_a_cell_counts(body):
+def test_on_the_sphere_only_the_direction_of_a_cell_counts(body) -> None:
     network = network_of(body, "log1p", sphere=True)
     torch.nn.init.zeros_(network.add_on[1].bias)
     features = 3 * torch.randn(4, body.channels, 3, 5)
@@ -61,7 +61,7 @@ def test_on_the_sphere_only_the_direction_of_a_cell_counts(body):
     torch.testing.assert_close(distance.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_smoothing_is_the_mean_of_the_cells_around_that_lie_on_the_map(body):
+def test_smoothing_is_the_mean_of_the_cells_around_that_lie_on_the_map(body) -> None:
     network = network_of(body, "log1p", smoothing=3)
     maps = torch.randn(2, body.channels, 4, 5)
     smoothed = network.from_maps(maps)
@@ -71,7 +71,7 @@ def test_smoothing_is_the_mean_of_the_cells_around_that_lie_on_the_map(body):
             torch.testing.assert_close(smoothed[:, :, row, column], around.mean((2, 3)))
 
 
-def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body):
+def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body) -> None:
     network = network_of(body, "log1p", sphere=True, hidden=12)
     mapping = network.add_on[1]
     features = torch.randn(3, body.channels, 4, 5)
@@ -88,7 +88,7 @@ def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body):
     assert bent.min() > 0
 
 
-def test_single_cells_meet_the_same_layers_as_maps(body):
+def test_single_cells_meet_the_same_layers_as_maps(body) -> None:
     network = network_of(body, "log1p", sphere=True, hidden=12)
     torch.nn.init.normal_(network.add_on[1].bend.weight)
     features = torch.randn(3, body.channels, 4, 5)

@@ -43,7 +43,7 @@ def by_hand(score: str, logit: np.ndarray, similarity: np.ndarray, group: list[i
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_scores_against_a_loop(score):
+def test_scores_against_a_loop(score) -> None:
     found = NoveltyTable.of(TREE, True, CHILD).scores(score, *arrays())
     _, logit, similarity = arrays()
     expected = [[by_hand(score, logit[i], similarity[i], group) for group in GROUPS] for i in range(len(logit))]
@@ -51,7 +51,7 @@ def test_scores_against_a_loop(score):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_the_order_of_prototypes_changes_nothing(score):
+def test_the_order_of_prototypes_changes_nothing(score) -> None:
     log_probability, logit, similarity = arrays()
     expected = NoveltyTable.of(TREE, True, CHILD).scores(score, log_probability, logit, similarity)
     order = np.random.default_rng(1).permutation(len(CHILD))
@@ -60,7 +60,7 @@ def test_the_order_of_prototypes_changes_nothing(score):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_probability_follows_the_temperature_that_the_graph_applied():
+def test_probability_follows_the_temperature_that_the_graph_applied() -> None:
     log_probability, logit, similarity = arrays()
     # At the root alone the logits were divided by 3.
     cooled = logit[:, GROUPS[0]].astype(np.float64) / 3
@@ -70,7 +70,7 @@ def test_probability_follows_the_temperature_that_the_graph_applied():
     np.testing.assert_allclose(found[:, 0], np.exp(relative.max(axis=1)), rtol=1e-5)
 
 
-def test_without_a_hierarchy_all_leaves_are_one_group():
+def test_without_a_hierarchy_all_leaves_are_one_group() -> None:
     leaves = list(TREE.leaves)
     table = NoveltyTable.of(TREE, False, leaves)
     logit = np.zeros((2, len(TREE.nodes)), dtype=np.float32)
@@ -80,7 +80,7 @@ def test_without_a_hierarchy_all_leaves_are_one_group():
     assert table.group_of(hierarchical=False).tolist() == [0] * len(TREE.nodes)
 
 
-def test_support_rises_with_probability_whatever_the_sign_of_the_similarity():
+def test_support_rises_with_probability_whatever_the_sign_of_the_similarity() -> None:
     table = NoveltyTable.of(TREE, True, CHILD)
     logit = np.zeros((2, len(TREE.nodes)), dtype=np.float32)
     logit[:, 0] = [1.0, 3.0]
@@ -90,12 +90,12 @@ def test_support_rises_with_probability_whatever_the_sign_of_the_similarity():
         assert found[0] < found[1]
 
 
-def test_a_plain_classifier_has_no_similarities():
+def test_a_plain_classifier_has_no_similarities() -> None:
     assert NoveltyTable.of(TREE, False, []).available == ("energy", "probability")
     assert NoveltyTable.of(TREE, True, CHILD).available == SCORES
 
 
-def test_unlikely_parents_still_get_a_probability():
+def test_unlikely_parents_still_get_a_probability() -> None:
     log_probability, logit, similarity = arrays()
     log_probability[:, GROUPS[2]] -= 500.0
     found = NoveltyTable.of(TREE, True, CHILD).scores("probability", log_probability, logit, similarity)
@@ -104,7 +104,7 @@ def test_unlikely_parents_still_get_a_probability():
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.5, 6.0), (0.95, 1.0), (0.9, 2.0), (0.89, 2.0), (0.05, 10.0)])
-def test_the_threshold_lets_the_stated_share_pass_and_no_more_than_needed(rate, expected):
+def test_the_threshold_lets_the_stated_share_pass_and_no_more_than_needed(rate: float, expected: float) -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1.0, 11.0))
     found = threshold(scores, rate)
     assert found == expected
@@ -113,7 +113,7 @@ def test_the_threshold_lets_the_stated_share_pass_and_no_more_than_needed(rate, 
 
 
 @pytest.mark.parametrize("rate", [0.8, 0.9, 0.95, 0.99])
-def test_a_rate_that_no_float_holds_is_met_exactly(rate):
+def test_a_rate_that_no_float_holds_is_met_exactly(rate: float) -> None:
     scores = np.arange(100.0)
     assert (scores >= threshold(scores, rate)).mean() == pytest.approx(rate)
 
@@ -122,7 +122,7 @@ def thresholds(least: dict[str, float], hierarchical: bool = True) -> Thresholds
     return Thresholds.of(TREE, hierarchical, CHILD, "energy", least)
 
 
-def test_what_is_unknown_at_a_level_stays_so_below_it():
+def test_what_is_unknown_at_a_level_stays_so_below_it() -> None:
     path = TREE.path_at_level[[6, 6, 6, 6, 1]]
     least = thresholds({"": 1.0, "A": 1.0, "A/x": 1.0})
     scores = np.array([[2, 2, 2], [2, 2, 0], [2, 0, 2], [0, 2, 2], [1, 0, 0]], dtype=np.float32)
@@ -136,18 +136,18 @@ def test_what_is_unknown_at_a_level_stays_so_below_it():
     ]
 
 
-def test_nothing_speaks_against_an_only_child_or_without_a_threshold():
+def test_nothing_speaks_against_an_only_child_or_without_a_threshold() -> None:
     path = TREE.path_at_level[[5, 5, 8]]
     scores = np.array([[2, -9, -9], [0, 9, 9], [2, -9, 2]], dtype=np.float32)
     found = thresholds({"": 1.0, "A/x": 1.0}).known(path, scores)
     assert found.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
 
 
-def test_one_group_speaks_for_every_level():
+def test_one_group_speaks_for_every_level() -> None:
     path = TREE.path_at_level[[6, 6]]
     found = thresholds({"": 1.0}, hierarchical=False).known(path, np.array([[2.0], [0.0]], dtype=np.float32))
     assert found.tolist() == [[True] * 3, [False] * 3]
 
 
-def test_parents_go_by_their_path():
+def test_parents_go_by_their_path() -> None:
     assert parent_names(TREE.groups, TREE) == ["", "A", "A/x"]

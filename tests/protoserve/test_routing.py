@@ -19,7 +19,7 @@ def random_tree(generator):
     """Uneven, with only children and leaves at depths 1 to 4."""
     leaves = []
 
-    def grow(path, depth):
+    def grow(path, depth) -> None:
         for child in range(int(generator.integers(1 if depth else 2, 5))):
             here = (*path, str(child))
             if depth < 3 and generator.random() < 0.7 - 0.1 * depth:
@@ -78,7 +78,7 @@ def routed(head, top_k, width, trunk=0):
 )
 def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     seed, width, form, sphere, epsilon, dimensions, trunk
-):
+) -> None:
     head, latent = random_head(seed, form, sphere, dimensions, epsilon)
     same_where_certain(head, latent, width, trunk)
 
@@ -91,13 +91,13 @@ def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     sphere=st.booleans(),
     trunk=st.sampled_from([0, 40, 1024]),
 )
-def test_so_it_does_where_no_evidence_is_lacking(seed, width, form, sphere, trunk):
+def test_so_it_does_where_no_evidence_is_lacking(seed, width, form, sphere, trunk) -> None:
     head, latent = even_head(seed, form, sphere)
     assert head.grouping.always(4) and RoutedHead(head, 4, 1).always
     same_where_certain(head, latent, width, trunk)
 
 
-def same_where_certain(head, latent, width, trunk):
+def same_where_certain(head, latent, width, trunk) -> None:
     top_k = min(4, head.top_k_limit)
     with torch.inference_mode():
         full, found = head.explain(latent, top_k), routed(head, top_k, width, trunk)(latent)
@@ -125,7 +125,7 @@ def same_where_certain(head, latent, width, trunk):
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 3), dimensions=st.sampled_from([6, 96]))
-def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed, width, dimensions):
+def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed, width, dimensions) -> None:
     """Against a search of its own over the full head's probabilities, picture by picture."""
     head, latent = random_head(seed, dimensions=dimensions)
     tree = head.taxonomy
@@ -149,7 +149,7 @@ def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed, width, di
     assert compared
 
 
-def test_with_all_nodes_expanded_everything_is_certain():
+def test_with_all_nodes_expanded_everything_is_certain() -> None:
     head, latent = random_head(3)
     with torch.inference_mode():
         found = routed(head, 1, len(head.taxonomy.nodes))(latent)
@@ -157,7 +157,7 @@ def test_with_all_nodes_expanded_everything_is_certain():
     assert torch.equal(found.path, head.explain(latent, 1).path)
 
 
-def test_what_cannot_be_routed_is_said():
+def test_what_cannot_be_routed_is_said() -> None:
     tree = Taxonomy.from_paths(["A/a", "A/b", "B"])
     flat = PrototypeHead(tree, prototype_children(tree, "flat", 1), 4, kind="flat")
     with pytest.raises(InputError, match="only a hierarchical head"):

@@ -53,7 +53,9 @@ def stream(latent, order, size):
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 @pytest.mark.parametrize("form", ["log1p", "cosine"])
 @pytest.mark.parametrize(("size", "seed", "block"), [(1, None, 1), (4, 0, 10**6), (17, 1, 400), (17, None, 10**6)])
-def test_the_nearest_patches_are_those_of_an_exhaustive_search(kind, form, size, seed, block, monkeypatch):
+def test_the_nearest_patches_are_those_of_an_exhaustive_search(
+    kind: str, form: str, size: int, seed: int | None, block, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(analysis, "BLOCK", block)
     head, latent = make_problem(kind, form)
     order = np.arange(17) if seed is None else np.random.default_rng(seed).permutation(17)
@@ -66,7 +68,7 @@ def test_the_nearest_patches_are_those_of_an_exhaustive_search(kind, form, size,
     np.testing.assert_allclose(found.distance, distances, atol=1e-6 if form == "cosine" else 1e-12)
 
 
-def test_a_data_set_of_fewer_images_gives_all_of_them():
+def test_a_data_set_of_fewer_images_gives_all_of_them() -> None:
     head, latent = make_problem()
     found = nearest_patches(head, stream(latent[:4], np.arange(4), 3), 6)
     assert found.image.shape == found.cell.shape == found.distance.shape == (len(head.prototypes), 4)
@@ -74,7 +76,7 @@ def test_a_data_set_of_fewer_images_gives_all_of_them():
     assert (np.diff(found.distance, axis=1) >= 0).all()
 
 
-def test_a_patch_is_own_when_its_image_lies_below_the_prototypes_child():
+def test_a_patch_is_own_when_its_image_lies_below_the_prototypes_child() -> None:
     head, latent = make_problem()
     leaves = np.arange(17) % len(TAXONOMY.leaves)
     found = nearest_patches(head, stream(latent, np.arange(17), 5), 6)
@@ -86,7 +88,7 @@ def test_a_patch_is_own_when_its_image_lies_below_the_prototypes_child():
             assert own[number, rank] == (leaf == name or leaf.startswith(f"{name}/"))
 
 
-def test_own_weights_are_those_to_the_prototypes_own_child():
+def test_own_weights_are_those_to_the_prototypes_own_child() -> None:
     head, _ = make_problem()
     with torch.no_grad():
         head.weight.copy_(torch.arange(head.weight.numel()).reshape(head.weight.shape))

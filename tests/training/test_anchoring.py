@@ -1,5 +1,8 @@
 """Anchored training: prototypes stay the cells that they were cut from."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,17 +10,18 @@ from rich.console import Console
 
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
+from training.config import Config
 from training.data.pictures import fitted
 from training.loop.plan import plan
 from training.running import read_splits, train
 
 
-def settings(small_config, **sections):
+def settings(small_config: Callable[..., Config], **sections):
     return small_config(anchored={"epochs": 3, "learning_rate": 0.02}, **sections)
 
 
 @pytest.fixture(scope="module")
-def anchored(small_config, small_data, tmp_path_factory):
+def anchored(small_config: Callable[..., Config], small_data: Path, tmp_path_factory: pytest.TempPathFactory):
     run = tmp_path_factory.mktemp("anchored") / "run"
     config = settings(small_config, loss={"distillation": 1.0}, last_layers={"epochs": 0})
     metrics = train(
@@ -26,7 +30,7 @@ def anchored(small_config, small_data, tmp_path_factory):
     return config, run, metrics
 
 
-def test_every_prototype_is_the_cell_it_was_cut_from(anchored, small_data):
+def test_every_prototype_is_the_cell_it_was_cut_from(anchored, small_data: Path) -> None:
     config, run, _ = anchored
     network, _, sources = load_network(Run(run).model)
     fit = read_splits(config, small_data).fit
@@ -42,7 +46,7 @@ def test_every_prototype_is_the_cell_it_was_cut_from(anchored, small_data):
         assert source.distance >= 0
 
 
-def test_it_learns_and_keeps_the_best_epoch(anchored):
+def test_it_learns_and_keeps_the_best_epoch(anchored) -> None:
     _, run, metrics = anchored
     facts = metrics["anchored"]
     assert facts["after"]["selection_leaf"] >= facts["before"]["selection_leaf"]
@@ -52,7 +56,7 @@ def test_it_learns_and_keeps_the_best_epoch(anchored):
     assert metrics["selection"]["accuracy"]["leaf"] == pytest.approx(facts["after"]["selection_leaf"], abs=0.2)
 
 
-def test_the_teacher_comes_where_the_features_stand_still(small_config):
+def test_the_teacher_comes_where_the_features_stand_still(small_config: Callable[..., Config]) -> None:
     frozen = settings(small_config, loss={"distillation": 0.5})
     stages = [step.stage for step in plan(frozen, linear=False)]
     assert stages.index("teach") < stages.index("joint")
@@ -66,7 +70,7 @@ def test_the_teacher_comes_where_the_features_stand_still(small_config):
     assert "teach" not in [step.stage for step in plan(settings(small_config), linear=False)]
 
 
-def test_the_cells_alone_give_the_latent_vectors_of_whole_maps(anchored):
+def test_the_cells_alone_give_the_latent_vectors_of_whole_maps(anchored) -> None:
     _, run, _ = anchored
     network, _, _ = load_network(Run(run).model)
     features = torch.randn(3, network.add_on[1].in_channels, 2, 4)

@@ -23,11 +23,11 @@ def mobile():
         ("features.denseblock2.denselayer1", "features.denseblock2"),
     ],
 )
-def test_a_part_belongs_to_the_block_that_its_first_number_names(name, block):
+def test_a_part_belongs_to_the_block_that_its_first_number_names(name: str, block: str) -> None:
     assert block_of(name) == block
 
 
-def test_each_block_learns_slower_than_the_next(mobile):
+def test_each_block_learns_slower_than_the_next(mobile) -> None:
     groups = learning_groups(mobile.body, "features.16", 0.8, 0.5)
     # features.16, .17 and .18 learn; .18 is the last.
     assert [rate for _, rate in groups] == pytest.approx([0.8, 0.4, 0.2])
@@ -37,7 +37,7 @@ def test_each_block_learns_slower_than_the_next(mobile):
         assert {id(parameter) for parameter in parameters} == expected
 
 
-def test_without_decay_all_that_learns_is_one_group_and_nothing_else_learns(mobile):
+def test_without_decay_all_that_learns_is_one_group_and_nothing_else_learns(mobile) -> None:
     ((parameters, rate),) = learning_groups(mobile.body, "features.16", 0.8, 1.0)
     assert rate == 0.8
     learn_only(mobile, [(parameters, rate)])
@@ -47,7 +47,7 @@ def test_without_decay_all_that_learns_is_one_group_and_nothing_else_learns(mobi
     assert len(everything) == len(list(mobile.parameters()))
 
 
-def test_parameters_that_blocks_own_beside_their_modules_learn_too():
+def test_parameters_that_blocks_own_beside_their_modules_learn_too() -> None:
     # ConvNeXt scales each block by a parameter of its own.
     body = backbone("convnext_tiny").body
     scales = {id(parameter) for name, parameter in body.named_parameters() if name.endswith("layer_scale")}
@@ -57,6 +57,6 @@ def test_parameters_that_blocks_own_beside_their_modules_learn_too():
     assert last & scales
 
 
-def test_an_unknown_part_is_named_with_those_there_are(mobile):
+def test_an_unknown_part_is_named_with_those_there_are(mobile) -> None:
     with pytest.raises(InputError, match=r"no part 'features.41'; did you mean 'features.4'.*features.18"):
         learning_parts(mobile.body, "features.41")

@@ -1,5 +1,7 @@
 """Temperatures against a search by hand, and what calibration must not change."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -42,14 +44,14 @@ def best(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
-def test_a_group_alone_gets_its_own_best_temperature(true):
+def test_a_group_alone_gets_its_own_best_temperature(true: float) -> None:
     logits, labels = drawn(3000, 5, true, seed=1)
     found = fit_temperatures([logits], [labels])
     assert found.groups[0] == pytest.approx(best(logits, labels), rel=0.02)
     assert found.groups[0] == pytest.approx(true, rel=0.1)
 
 
-def test_many_images_speak_for_themselves_and_few_lean_on_the_others():
+def test_many_images_speak_for_themselves_and_few_lean_on_the_others() -> None:
     sure, unsure = drawn(2000, 4, 0.5, seed=2), drawn(2000, 4, 3.0, seed=3)
     few = drawn(4, 4, 3.0, seed=4)
     found = fit_temperatures([sure[0], unsure[0], few[0]], [sure[1], unsure[1], few[1]])
@@ -58,7 +60,7 @@ def test_many_images_speak_for_themselves_and_few_lean_on_the_others():
     assert abs(np.log(found.groups[2] / found.common)) < abs(np.log(best(*few) / found.common))
 
 
-def test_groups_alike_share_one_temperature():
+def test_groups_alike_share_one_temperature() -> None:
     groups = [drawn(40, 3, 2.0, seed=seed) for seed in range(12)]
     logits, labels = [pair[0] for pair in groups], [pair[1] for pair in groups]
     found = fit_temperatures(logits, labels)
@@ -68,20 +70,20 @@ def test_groups_alike_share_one_temperature():
     assert found.common == pytest.approx(together, rel=0.15)
 
 
-def test_a_group_without_images_gets_the_common_temperature():
+def test_a_group_without_images_gets_the_common_temperature() -> None:
     logits, labels = drawn(1000, 4, 2.0, seed=5)
     found = fit_temperatures([logits, np.zeros((0, 3))], [labels, np.zeros(0, dtype=np.int64)])
     assert found.groups[1] == pytest.approx(found.common, rel=0.05)
     assert found.common == pytest.approx(2.0, rel=0.5)
 
 
-def test_images_that_are_all_right_do_not_make_it_certain():
+def test_images_that_are_all_right_do_not_make_it_certain() -> None:
     logits = np.tile([3.0, 0.0, 0.0], (5, 1))
     found = fit_temperatures([logits], [np.zeros(5, dtype=np.int64)])
     assert 0.1 < found.groups[0] < 1.0
 
 
-def test_calibration_lowers_the_error_on_other_images_and_changes_no_choice():
+def test_calibration_lowers_the_error_on_other_images_and_changes_no_choice() -> None:
     logits, labels = drawn(4000, 6, 2.0, seed=6)
     found = fit_temperatures([logits[:2000]], [labels[:2000]]).groups[0]
     before, after = (np.exp(log_softmax(logits[2000:] / t, axis=1)) for t in (1.0, found))
@@ -92,13 +94,13 @@ def test_calibration_lowers_the_error_on_other_images_and_changes_no_choice():
     assert error[1] < 0.04
 
 
-def test_enormous_logits_stay_finite():
+def test_enormous_logits_stay_finite() -> None:
     logits = np.array([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4]])
     found = fit_temperatures([logits], [np.array([0, 1, 1])])
     assert np.isfinite(found.groups).all()
 
 
-def test_the_diagram_is_a_picture():
+def test_the_diagram_is_a_picture() -> None:
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
     leaves = np.random.default_rng(0).integers(0, 3, 50)
     logits = np.random.default_rng(1).normal(size=(50, 3))
@@ -111,7 +113,7 @@ def test_the_diagram_is_a_picture():
 
 
 @pytest.fixture(scope="module")
-def linear_file(tmp_path_factory):
+def linear_file(tmp_path_factory: pytest.TempPathFactory):
     """The checkpoint of a plain classifier at temperature 2."""
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
     rule = InputRule(height=32, width=32, resize="stretch")
@@ -124,7 +126,7 @@ def linear_file(tmp_path_factory):
     return file
 
 
-def test_the_plain_classifier_divides_its_logits(linear_file):
+def test_the_plain_classifier_divides_its_logits(linear_file) -> None:
     network, _, _ = load_network(linear_file)
     assert isinstance(network, LinearNetwork)
     features = torch.randn(5, network.linear.in_features)
@@ -135,7 +137,7 @@ def test_the_plain_classifier_divides_its_logits(linear_file):
     np.testing.assert_allclose(found, leaves @ network.taxonomy.leaves_below.T, rtol=1e-5)
 
 
-def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp_path):
+def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp_path: Path) -> None:
     content = torch.load(linear_file, weights_only=True)
     del content["state"]["temperature"]
     torch.save(content, tmp_path / "model.pt")
@@ -143,7 +145,7 @@ def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp
     assert network.temperature.tolist() == [1.0]
 
 
-def test_temperatures_grow_gentler_from_each_groups_own_to_none():
+def test_temperatures_grow_gentler_from_each_groups_own_to_none() -> None:
     found = Temperatures(np.array([0.5, 2.0, 1.0]), 0.81, 0.3)
     tried = gentler(found)
     np.testing.assert_allclose(tried[0], found.groups)
@@ -153,7 +155,7 @@ def test_temperatures_grow_gentler_from_each_groups_own_to_none():
     np.testing.assert_allclose(tried[4], 1.0)
 
 
-def test_one_image_of_a_small_selection_is_no_reason_to_leave_the_probabilities_as_they_are():
+def test_one_image_of_a_small_selection_is_no_reason_to_leave_the_probabilities_as_they_are() -> None:
     for images in (1, 10, 96, 100):
         for right in range(1, images + 1):
             assert (right - 1) / images >= right / images - tolerated(images)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -23,18 +24,18 @@ from training.loop.plan import plan
         ({"name": "a", "joint": {"patience": 0}}, r"joint.patience: .*given: 0"),
     ],
 )
-def test_a_bad_configuration_names_the_key_and_the_cure(content, message):
+def test_a_bad_configuration_names_the_key_and_the_cure(content: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_config(content, "c.yaml")
 
 
-def test_a_missing_file_lists_what_is_shipped(tmp_path):
+def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such configuration; .*grocery.yaml"):
         read_config(tmp_path / "nothing.yaml")
 
 
 @pytest.mark.parametrize("text", ["- a", "", "name: [", "\x00"])
-def test_what_is_no_mapping_is_refused(tmp_path, text):
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml"):
@@ -48,14 +49,14 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
         read_config(file)
 
 
-def test_options_win_over_the_file(tmp_path):
+def test_options_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("name: a\nseed: 1\nmodel: {backbone: resnet18}\n")
     config = read_config(file, {"seed": 7, "model.weights": None})
     assert (config.seed, config.model.weights, config.model.backbone) == (7, None, "resnet18")
 
 
-def test_the_shipped_configurations_are_valid():
+def test_the_shipped_configurations_are_valid() -> None:
     from pathlib import Path
 
     import training
@@ -66,7 +67,7 @@ def test_the_shipped_configurations_are_valid():
         assert read_config(file).name == file.stem
 
 
-def test_a_configuration_cannot_be_changed():
+def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         Config(name="a").seed = 3
 
@@ -78,7 +79,7 @@ def stages(**sections):
     return [step.stage for step in plan(parse_config({"name": "a", **sections}, "c"), linear=False)]
 
 
-def test_the_stages_come_in_the_published_order():
+def test_the_stages_come_in_the_published_order() -> None:
     found = stages(
         warm={"epochs": 1}, joint={"epochs": 4, "project_every": 2}, last_layers={"epochs": 2}, finetune={"epochs": 1}
     )
@@ -90,7 +91,7 @@ def test_the_stages_come_in_the_published_order():
     ]
 
 
-def test_last_layers_may_follow_every_projection():
+def test_last_layers_may_follow_every_projection() -> None:
     found = stages(
         warm={"epochs": 0},
         joint={"epochs": 4, "project_every": 2},
@@ -109,28 +110,28 @@ def test_last_layers_may_follow_every_projection():
     ]
 
 
-def test_settings_of_the_command_line_are_read_as_yaml():
+def test_settings_of_the_command_line_are_read_as_yaml() -> None:
     settings = read_settings(["joint.epochs=3", "model.weights=null", "data.zoom=[0.5, 1]", "name=a=b"])
     assert settings == {"joint.epochs": 3, "model.weights": None, "data.zoom": [0.5, 1], "name": "a=b"}
 
 
 @pytest.mark.parametrize(("setting", "cure"), [("joint.epochs", "write KEY=VALUE"), ("a=[1", "not valid YAML")])
-def test_a_setting_that_is_none_is_named(setting, cure):
+def test_a_setting_that_is_none_is_named(setting: str, cure: str) -> None:
     with pytest.raises(InputError, match=cure):
         read_settings([setting])
 
 
-def test_zoom_rises(tmp_path):
+def test_zoom_rises(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: a\ndata: {zoom: [1.2, 0.8]}\n")
     with pytest.raises(InputError, match="least factor first"):
         read_config(tmp_path / "c.yaml")
 
 
-def test_calibration_and_novelty_may_be_switched_off():
+def test_calibration_and_novelty_may_be_switched_off() -> None:
     found = stages(calibration={"enabled": False}, novelty={"enabled": False})
     assert found[-1] == "finish" and not {"calibrate", "novelty"} & set(found)
 
 
-def test_a_plain_classifier_is_calibrated_too():
+def test_a_plain_classifier_is_calibrated_too() -> None:
     steps = plan(parse_config({"name": "a", "linear": {"epochs": 1}}, "c"), linear=True)
     assert [step.stage for step in steps] == ["linear", "calibrate", "finish"]

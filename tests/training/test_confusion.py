@@ -16,13 +16,13 @@ def picture(taxonomy: Taxonomy, parents: list[str]) -> Image.Image:
     return Image.open(io.BytesIO(plot_confusion(confusion, taxonomy, "run")))
 
 
-def test_one_parent_with_many_children():
+def test_one_parent_with_many_children() -> None:
     taxonomy = Taxonomy.from_paths([f"class-{number}" for number in range(70)])
     assert picture(taxonomy, [""]).format == "PNG"
 
 
 @pytest.mark.parametrize("count", [2, 5, SHOWN + 3])
-def test_parents_are_laid_out_in_rows_and_only_so_many_shown(count):
+def test_parents_are_laid_out_in_rows_and_only_so_many_shown(count) -> None:
     taxonomy = Taxonomy.from_paths([f"p{parent}/c{child}" for parent in range(count) for child in range(2)])
     found = picture(taxonomy, [f"p{parent}" for parent in range(count)])
     rows = -(-min(count, SHOWN) // COLUMNS)

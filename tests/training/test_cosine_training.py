@@ -12,7 +12,7 @@ from training.running import STAGES, read_splits
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
+def trainer(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
         for leaf, colour in (("Warm/Red", (220, 30, 30)), ("Warm/Yellow", (220, 220, 30)), ("Blue", (30, 30, 220))):
@@ -42,12 +42,12 @@ def trainer(tmp_path_factory):
     return trainer
 
 
-def test_it_learns_what_colour_tells(trainer):
+def test_it_learns_what_colour_tells(trainer) -> None:
     # One in three by chance.
     assert trainer.state.facts["last_layers"]["after"]["selection_leaf"] > 0.8
 
 
-def test_prototypes_are_cells_of_their_own_class_at_a_cosine_of_one(trainer):
+def test_prototypes_are_cells_of_their_own_class_at_a_cosine_of_one(trainer) -> None:
     head, found = trainer.prototype_network.head, trainer.state.projection
     torch.testing.assert_close(head.prototypes.norm(dim=1), torch.ones(len(head.prototypes)))
     latent = trainer.latent(np.arange(len(trainer.splits.fit))).flatten(2)

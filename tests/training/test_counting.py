@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,21 +39,21 @@ ROUNDS = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40).map(lambda ri
 
 
 @given(ROUNDS, st.integers(0, 8).map(lambda points: points / 40))
-def test_no_smaller_number_is_within_the_tolerance_and_none_as_small_is_better(rounds, tolerance):
+def test_no_smaller_number_is_within_the_tolerance_and_none_as_small_is_better(rounds, tolerance) -> None:
     number, accuracy = rounds[pick(rounds, tolerance)]
     within = [done for done in rounds if round(40 * (max(a for _, a in rounds) - done[1])) <= round(40 * tolerance)]
     assert (number, accuracy) in within
     assert all(other > number or (other == number and found <= accuracy) for other, found in within)
 
 
-def test_half_a_point_below_the_best_is_still_within():
+def test_half_a_point_below_the_best_is_still_within() -> None:
     assert pick([(900, 0.845), (400, 0.85), (200, 0.845), (100, 0.8449)], 0.005) == 2
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------
 
 
-def test_prototypes_of_one_cell_and_close_ones_of_one_child_are_duplicates():
+def test_prototypes_of_one_cell_and_close_ones_of_one_child_are_duplicates() -> None:
     head = make_head()
     assert head.prototype_child[:6].tolist() == [0, 0, 0, 1, 1, 1]  # two children of the root, three each
     with torch.no_grad():
@@ -70,7 +71,7 @@ def test_prototypes_of_one_cell_and_close_ones_of_one_child_are_duplicates():
     assert found.tolist() == expected.tolist()
 
 
-def test_no_chain_of_neighbours_joins_what_lies_apart():
+def test_no_chain_of_neighbours_joins_what_lies_apart() -> None:
     head = make_head(dimensions=1)
     with torch.no_grad():
         head.prototypes[:, 0] = torch.arange(len(head.prototypes)) * 100.0
@@ -84,7 +85,7 @@ def test_no_chain_of_neighbours_joins_what_lies_apart():
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_heirs_are_the_nearest_of_the_same_child(kind):
+def test_heirs_are_the_nearest_of_the_same_child(kind: str) -> None:
     head = make_head(kind, per_child=4)
     child, vectors = head.prototype_child.tolist(), head.prototypes.detach().double()
     keep = np.array([number for number in range(len(child)) if number % 4 in (1, 2)])
@@ -95,7 +96,7 @@ def test_heirs_are_the_nearest_of_the_same_child(kind):
         assert found[number] == (number if number in keep else expected)
 
 
-def test_the_strongest_stay_and_the_strongest_of_every_child():
+def test_the_strongest_stay_and_the_strongest_of_every_child() -> None:
     strength = np.array([0.1, 0.2, 9.0, 8.0, 7.0, 6.0])
     child = np.array([0, 0, 1, 1, 1, 2])
     assert strongest(strength, child, 4).tolist() == [1, 2, 3, 5]
@@ -104,7 +105,7 @@ def test_the_strongest_stay_and_the_strongest_of_every_child():
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_means_run_over_the_images_below_the_parent(kind):
+def test_means_run_over_the_images_below_the_parent(kind: str) -> None:
     head = make_head(kind)
     leaves = np.arange(21) % len(TAXONOMY.leaves)
     distance = torch.rand(21, len(head.prototypes))
@@ -117,7 +118,7 @@ def test_means_run_over_the_images_below_the_parent(kind):
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_duplicates_leave_their_weights_without_changing_an_answer(kind):
+def test_duplicates_leave_their_weights_without_changing_an_answer(kind: str) -> None:
     head = make_head(kind, per_child=2)
     with torch.no_grad():
         head.prototypes[1::2] = head.prototypes[::2]
@@ -128,7 +129,7 @@ def test_duplicates_leave_their_weights_without_changing_an_answer(kind):
         torch.testing.assert_close(smaller(latent).group_logits, head(latent).group_logits, rtol=1e-5, atol=1e-5)
 
 
-def test_inheritance_keeps_every_mean_logit():
+def test_inheritance_keeps_every_mean_logit() -> None:
     head = make_head(per_child=4)
     # All images are below both groups' parents only for the root; so its own logits are looked at.
     distance = torch.rand(400, len(head.prototypes))
@@ -150,7 +151,7 @@ def stages_after_projection(content):
     return stages[len(stages) - stages[::-1].index("project") :]
 
 
-def test_counting_takes_the_place_of_pruning_before_the_patches_are_looked_for():
+def test_counting_takes_the_place_of_pruning_before_the_patches_are_looked_for() -> None:
     one = {"last_layers": {"epochs": 1}}
     end = ["analyse", "calibrate", "novelty", "finish"]
     assert stages_after_projection(one) == ["last layers", *end]
@@ -159,13 +160,13 @@ def test_counting_takes_the_place_of_pruning_before_the_patches_are_looked_for()
     assert stages_after_projection(both) == ["last layers", "count", *end]
 
 
-def test_more_own_patches_than_are_looked_at_are_refused():
+def test_more_own_patches_than_are_looked_at_are_refused() -> None:
     with pytest.raises(InputError, match="at_least is 7 of 6 nearest patches; lower at_least"):
         parse_config({"name": "a", "prune": {"at_least": 7}}, "c.yaml")
 
 
 @pytest.mark.parametrize("given", ["many", "0", "-3", "2.5"])
-def test_a_number_of_prototypes_that_is_none_is_named(given, tmp_path):
+def test_a_number_of_prototypes_that_is_none_is_named(given: str, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("name: a\n")
     arguments = ["train", str(config), "--data", str(tmp_path), "--run", str(tmp_path / "run"), f"--prototypes={given}"]
@@ -177,7 +178,7 @@ def test_a_number_of_prototypes_that_is_none_is_named(given, tmp_path):
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_takes_the_number_that_the_rule_says(counted_run):
+def test_a_run_takes_the_number_that_the_rule_says(counted_run: Path) -> None:
     counts = json.loads((counted_run / "counts.json").read_text())
     rounds, picked = counts["rounds"], counts["rounds"][counts["picked"]]
     numbers = [row["prototypes"] for row in rounds]
@@ -197,7 +198,7 @@ def test_a_run_takes_the_number_that_the_rule_says(counted_run):
     assert float(done["selection_level_1"]) == pytest.approx(picked["selection_level_1"])
 
 
-def test_the_table_is_there_as_csv_and_as_a_picture(counted_run):
+def test_the_table_is_there_as_csv_and_as_a_picture(counted_run: Path) -> None:
     counts = json.loads((counted_run / "counts.json").read_text())
     with (counted_run / "counts.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -14,7 +14,7 @@ def processes(count):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [1, 2, 5, 64])
-def test_shares_make_up_the_batch_and_its_mean(count, size):
+def test_shares_make_up_the_batch_and_its_mean(count: int, size: int) -> None:
     numbers = np.random.default_rng(0).permutation(100)[:size]
     losses = np.random.default_rng(1).normal(size=100)
     shares = [place.share(numbers) for place in processes(count)]
@@ -27,7 +27,7 @@ def test_shares_make_up_the_batch_and_its_mean(count, size):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("items", [7, 20, 100])
-def test_stripes_are_consecutive_even_and_complete(count, items):
+def test_stripes_are_consecutive_even_and_complete(count: int, items: int) -> None:
     stripes = [place.stripe(items) for place in processes(count)]
     assert [item for stripe in stripes for item in range(items)[stripe]] == list(range(items))
     sizes = [stripe.stop - stripe.start for stripe in stripes]
@@ -35,7 +35,7 @@ def test_stripes_are_consecutive_even_and_complete(count, items):
     assert [processes(count)[0].stripe(items, rank) for rank in range(count)] == stripes
 
 
-def test_one_process_alone_exchanges_nothing():
+def test_one_process_alone_exchanges_nothing() -> None:
     rows = torch.rand(5, 2)
     assert ALONE.joined(rows, 5) is rows
     assert ALONE.total({"loss": 2.0}) == {"loss": 2.0}
@@ -44,7 +44,7 @@ def test_one_process_alone_exchanges_nothing():
         assert alone == ALONE and alone.first
 
 
-def test_half_of_what_torchrun_sets_is_an_error(monkeypatch):
+def test_half_of_what_torchrun_sets_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match=r"not LOCAL_RANK, .*torchrun --nproc-per-node"), joined_processes(cuda=False):

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from training.progress import tracked
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(tmp_path: Path):
     generator = np.random.default_rng(0)
     for leaf in ("a", "b"):
         (tmp_path / "train" / leaf).mkdir(parents=True)
@@ -32,7 +33,7 @@ def dataset(tmp_path):
 VIEWS = Views(DataConfig(), InputRule(height=30, width=40, resize="stretch"), seed=3)
 
 
-def test_a_view_is_a_function_of_seed_image_and_view(dataset):
+def test_a_view_is_a_function_of_seed_image_and_view(dataset) -> None:
     plain, mirrored = VIEWS.of(dataset, 1, 0), VIEWS.of(dataset, 1, 1)
     np.testing.assert_array_equal(plain, np.asarray(Image.open(dataset.file(1))))
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
@@ -42,7 +43,7 @@ def test_a_view_is_a_function_of_seed_image_and_view(dataset):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 50])
-def test_batches_keep_the_order_and_lose_nothing(dataset, size):
+def test_batches_keep_the_order_and_lose_nothing(dataset, size: int) -> None:
     order = [5, 1, 7, 0, 3, 2, 6, 4]
     found = list(batches(lambda number: VIEWS.of(dataset, number, 0), order, size))
     assert [number for numbers, _ in found for number in numbers] == order
@@ -50,7 +51,7 @@ def test_batches_keep_the_order_and_lose_nothing(dataset, size):
     np.testing.assert_array_equal(found[0][1][0], VIEWS.of(dataset, 5, 0))
 
 
-def cache(dataset, tmp_path, features):
+def cache(dataset, tmp_path: Path, features):
     pictures = batches(lambda number: VIEWS.of(dataset, number, 0), range(len(dataset)), 3)
     return cached_features(
         *(tmp_path / "cache", "fit", features, pictures, 0),
@@ -60,11 +61,11 @@ def cache(dataset, tmp_path, features):
     )
 
 
-def test_the_cache_is_computed_once_and_again_when_it_was_cut_off(dataset, tmp_path):
+def test_the_cache_is_computed_once_and_again_when_it_was_cut_off(dataset, tmp_path: Path) -> None:
     def features(pictures):
         return pictures.float().mean((1, 2))
 
-    def fails(pictures):
+    def fails(pictures) -> None:
         raise AssertionError("computed again")
 
     first = cache(dataset, tmp_path, features)
@@ -76,7 +77,7 @@ def test_the_cache_is_computed_once_and_again_when_it_was_cut_off(dataset, tmp_p
         cache(dataset, tmp_path, fails)
 
 
-def test_principal_components_agree_with_a_decomposition():
+def test_principal_components_agree_with_a_decomposition() -> None:
     torch.manual_seed(0)
     mixing = torch.randn(6, 6)
     maps = torch.einsum("ij,njhw->nihw", mixing, torch.randn(40, 6, 5, 5)) + 3.0
@@ -95,7 +96,7 @@ def test_principal_components_agree_with_a_decomposition():
     torch.testing.assert_close(reduced.var(0), variances, atol=1e-2, rtol=1e-2)
 
 
-def test_progress_stays_off_a_log_file():
+def test_progress_stays_off_a_log_file() -> None:
     stream = io.StringIO()
     with tracked(Console(file=stream), "work", 3) as advance:
         advance(3)

@@ -1,10 +1,15 @@
 """What a run is fed with: the views of each step, and what is kept for later ones."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from training.config import Config
 from training.data.pictures import PLAIN
 from training.features.building import learn_only, learning_groups
 from training.features.shared_cache import GIGABYTE, SharedCache
@@ -22,7 +27,7 @@ def make(config, data, run, **given):
 
 
 @pytest.fixture
-def trainer(small_data, small_config, tmp_path):
+def trainer(small_data: Path, small_config: Callable[..., Config], tmp_path: Path):
     return make(small_config(finetune={"epochs": 1, "train_from": TRAIN_FROM}), small_data, tmp_path / "run")
 
 
@@ -34,7 +39,7 @@ def pictures(trainer, part, numbers, view):
 BATCHES = [np.array([3, 0, 7]), np.array([5, 1])]
 
 
-def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer):
+def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer) -> None:
     found = dict(zip((0, 1), trainer.feed.maps(BATCHES, step=4), strict=True))
     drawn = set()
     for place, batch in enumerate(BATCHES):
@@ -58,7 +63,9 @@ def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer):
 
 
 @pytest.mark.parametrize("finetune", [{}, {"fresh": True, "train_from": TRAIN_FROM}])
-def test_fresh_maps_are_of_views_that_no_other_step_sees(small_data, small_config, tmp_path, finetune):
+def test_fresh_maps_are_of_views_that_no_other_step_sees(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path, finetune: dict[str, Any]
+) -> None:
     trainer = make(small_config(finetune={"epochs": 1, **finetune}), small_data, tmp_path / "run")
     ((_, first),) = trainer.feed.maps(BATCHES[:1], step=1)
     ((_, second),) = trainer.feed.maps(BATCHES[:1], step=2)
@@ -66,7 +73,7 @@ def test_fresh_maps_are_of_views_that_no_other_step_sees(small_data, small_confi
     assert not (tmp_path / "run" / "cache").exists()
 
 
-def test_gradients_reach_what_learns_and_nothing_before_it(trainer):
+def test_gradients_reach_what_learns_and_nothing_before_it(trainer) -> None:
     backbone = trainer.network.backbone
     learn_only(backbone, learning_groups(backbone.body, TRAIN_FROM, 1.0, 1.0))
     ((_, maps),) = trainer.feed.maps(BATCHES[:1], step=0)
@@ -76,7 +83,7 @@ def test_gradients_reach_what_learns_and_nothing_before_it(trainer):
     assert any(name.startswith("stage2.2") for name in reached)
 
 
-def test_features_of_plain_pictures_are_kept_in_full_precision(trainer):
+def test_features_of_plain_pictures_are_kept_in_full_precision(trainer) -> None:
     numbers = np.array([2, 9, 4])
     for part in ("fit", "selection"):
         chosen = numbers % len(trainer.feed.datasets[part])
@@ -89,7 +96,7 @@ def test_features_of_plain_pictures_are_kept_in_full_precision(trainer):
     torch.testing.assert_close(trainer.feed.still("fit", numbers), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_features_of_an_earlier_backbone_are_forgotten(trainer):
+def test_features_of_an_earlier_backbone_are_forgotten(trainer) -> None:
     numbers = np.arange(4)
     before = trainer.feed.still("fit", numbers)
     with torch.no_grad():
@@ -101,13 +108,15 @@ def test_features_of_an_earlier_backbone_are_forgotten(trainer):
     assert [file.name for file in sorted((trainer.directory / "cache").glob("fit*.npy"))] == ["fit-1-0.npy"]
 
 
-def test_each_process_keeps_its_stripe_and_reads_the_others(small_data, small_config, tmp_path):
+def test_each_process_keeps_its_stripe_and_reads_the_others(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
     config, run = small_config(), tmp_path / "run"
     whole = make(config, small_data, tmp_path / "whole").feed.still("fit", np.arange(8))
 
     # Nobody waits here for the other: the first finds the second's stripe, kept before.
     class Patient(Processes):
-        def wait(self):
+        def wait(self) -> None:
             pass
 
     count = len(make(config, small_data, run).splits.fit)
@@ -129,7 +138,9 @@ def shared_folders(trainer):
     return {file.parent.name for file in trainer.feed.shared.directory.rglob("*.npy")}
 
 
-def test_runs_share_features_of_the_same_weights_and_pictures_alone(small_data, small_config, tmp_path):
+def test_runs_share_features_of_the_same_weights_and_pictures_alone(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
     """Another seed, head or last layer finds what is there; another backbone, smoothing, rule or view does not."""
     shared = tmp_path / "shared"
     settings = {"data": {"seed": 0}, "finetune": {"train_from": TRAIN_FROM}}

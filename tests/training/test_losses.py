@@ -38,7 +38,7 @@ def random_latent(count, form, seed=0):
 class Reference:
     """The network's head as the papers write it, with loops, in double precision, on its own copies of the numbers."""
 
-    def __init__(self, head, latent):
+    def __init__(self, head, latent) -> None:
         self.taxonomy, self.form = head.taxonomy, head.form
         self.owner = head.prototype_child.tolist()
         self.latent = latent.detach().double().requires_grad_()
@@ -144,14 +144,14 @@ class Reference:
         return torch.autograd.grad(total, [self.latent, self.prototypes, self.weight])
 
 
-def assert_gradients_agree(given, wanted):
+def assert_gradients_agree(given, wanted) -> None:
     for name, one, other in zip(("latent", "prototypes", "weight"), given, wanted, strict=True):
         scale = float(other.abs().max())
         assert scale > 0, name
         torch.testing.assert_close(one.double(), other, atol=2e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def assert_the_heads_gradients_agree(total, head, wanted):
+def assert_the_heads_gradients_agree(total, head, wanted) -> None:
     given = torch.autograd.grad(total, [head.prototypes, head.weight])
     for one, other in zip(given, wanted[1:], strict=True):
         torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
@@ -164,7 +164,7 @@ def assert_the_heads_gradients_agree(total, head, wanted):
     [("image", True), ("parent", True), ("image", False)],
     ids=["image", "parent", "image, evaluation"],
 )
-def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, average, training):
+def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, average: str, training: bool) -> None:
     head = random_head(kind, form).train(training)
     latent = random_latent(6, form).requires_grad_()
     leaves = torch.from_numpy(np.random.default_rng(0).integers(0, len(LEAVES), 6))
@@ -190,7 +190,7 @@ def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, av
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("term", ["outside", "leaf"])
-def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form, term):
+def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form, term: str) -> None:
     head = random_head(kind, form)
     latent = random_latent(5, form, seed=7)
     leaves = torch.tensor([0, 3, 4, 5, 7])
@@ -211,7 +211,7 @@ def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("average", ["image", "parent"])
-def test_noise_agrees_with_loops_in_double_precision(kind, form, average):
+def test_noise_agrees_with_loops_in_double_precision(kind, form, average: str) -> None:
     head = random_head(kind, form)
     latent = random_latent(4, form, seed=5)
     found = noise_loss(head, head(latent), LossConfig(average=average))
@@ -221,7 +221,7 @@ def test_noise_agrees_with_loops_in_double_precision(kind, form, average):
     assert_the_heads_gradients_agree(found, head, reference.gradients(expected))
 
 
-def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there():
+def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there() -> None:
     head = random_head("hierarchical")
     with torch.no_grad():
         head.weight.zero_()
@@ -242,7 +242,7 @@ def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there(
     assert spreads[-1] < 0.2 * spreads[0]
 
 
-def test_two_children_on_paper():
+def test_two_children_on_paper() -> None:
     """One parent, one cell at 0, prototypes at distances 1 and 3: every term follows from four numbers."""
     taxonomy = Taxonomy.from_paths(["Q", "R"])
     head = PrototypeHead(taxonomy, [0, 1], 1, epsilon=1.0)
@@ -263,7 +263,7 @@ def test_two_children_on_paper():
     assert float(noise_loss(head, output, config).detach()) == pytest.approx(divergence, abs=1e-6)
 
 
-def test_every_image_counting_once_makes_the_leaf_likelihood():
+def test_every_image_counting_once_makes_the_leaf_likelihood() -> None:
     head = random_head("hierarchical")
     leaves = torch.arange(len(LEAVES))
     output = head(torch.rand(len(LEAVES), 6, 3, 3))
@@ -272,7 +272,7 @@ def test_every_image_counting_once_makes_the_leaf_likelihood():
     assert float(found.cross_entropy.detach()) == pytest.approx(-float(likelihood.detach()), abs=1e-5)
 
 
-def test_a_parent_does_not_see_images_of_other_branches():
+def test_a_parent_does_not_see_images_of_other_branches() -> None:
     head = random_head("hierarchical")
     tables = loss_tables(head)
     taxonomy = head.taxonomy
@@ -292,7 +292,7 @@ def test_a_parent_does_not_see_images_of_other_branches():
     assert float((beside.cluster - alone.cluster).detach()) == pytest.approx(change, abs=1e-5)
 
 
-def test_distillation_against_plain_loops():
+def test_distillation_against_plain_loops() -> None:
     """Cross-entropy of softened conditionals under a softened teacher, parent by parent, in float64; gradients, too."""
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "A/z/u", "A/z/v", "B", "C/only"])
     generator = torch.Generator().manual_seed(5)
@@ -323,7 +323,7 @@ def test_distillation_against_plain_loops():
     assert one.abs().max() > 0
 
 
-def test_a_teacher_of_the_same_mind_costs_its_own_entropy_and_pulls_nowhere():
+def test_a_teacher_of_the_same_mind_costs_its_own_entropy_and_pulls_nowhere() -> None:
     taxonomy = Taxonomy.from_paths(["x", "y", "z"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1), 4).double()
     output = head(torch.rand(2, 4, 2, 2, dtype=torch.float64))

@@ -1,5 +1,7 @@
 """Pictures of noise: what they are, and that training with them leaves a network unsure of others like them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from training.running import STAGES, read_splits
 from training.stages.noise import noise_pictures
 
 
-def test_noise_is_uniform_over_all_values_and_follows_from_its_seed():
+def test_noise_is_uniform_over_all_values_and_follows_from_its_seed() -> None:
     pictures = noise_pictures(8, 32, 48, (1, 2))
     assert pictures.shape == (8, 32, 48, 3) and pictures.dtype == torch.uint8
     counts = torch.bincount(pictures.flatten().long(), minlength=256)
@@ -24,7 +26,7 @@ def test_noise_is_uniform_over_all_values_and_follows_from_its_seed():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory: pytest.TempPathFactory):
     """Plain pictures, and striped ones."""
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
@@ -66,7 +68,9 @@ def trained(data, run, weight, backbone_learning_rate):
 
 
 @pytest.mark.parametrize("backbone_learning_rate", [0.0, 1e-5], ids=["frozen", "learning"])
-def test_training_with_noise_leaves_the_network_unsure_of_noise(data, tmp_path, backbone_learning_rate):
+def test_training_with_noise_leaves_the_network_unsure_of_noise(
+    data, tmp_path: Path, backbone_learning_rate: float
+) -> None:
     without, plain = trained(data, tmp_path / "without", 0.0, backbone_learning_rate)
     against, history = trained(data, tmp_path / "with", 10.0, backbone_learning_rate)
     # Projection, the last step, moves prototypes to where pictures are, and gives some of it back.

@@ -49,7 +49,7 @@ def report(thresholds: NoveltyRecord | None = RECORD) -> dict:
     return novelty_report(KNOWN, KNOWN_LEAVES, NOVEL, ANCESTOR, TABLE, TREE, thresholds)
 
 
-def test_each_parent_compares_what_is_known_below_it_with_what_is_not():
+def test_each_parent_compares_what_is_known_below_it_with_what_is_not() -> None:
     found = report()["parents"]
     assert set(found) == {"", "A"}
     assert (found["A"]["novel_images"], found["A"]["known_images"]) == (2, 3)
@@ -61,7 +61,7 @@ def test_each_parent_compares_what_is_known_below_it_with_what_is_not():
     assert found[""]["scores"]["similarity"] == {"auroc": pytest.approx((0.5 + 3) / 4), "fpr95": 1.0}
 
 
-def test_the_runs_thresholds_are_judged_too():
+def test_the_runs_thresholds_are_judged_too() -> None:
     found = report()
     assert found["parents"]["A"]["rejected"] == 0.5
     assert found["parents"]["A"]["falsely_rejected"] == pytest.approx(1 / 3)
@@ -74,20 +74,20 @@ def test_the_runs_thresholds_are_judged_too():
     assert "detected" not in without and "rejected" not in without["parents"]["A"]
 
 
-def test_level_1_counts_images_that_are_known_there():
+def test_level_1_counts_images_that_are_known_there() -> None:
     # A/x and B for two of A, C/only for the one of C; the image beside all has no right node.
     assert report()["right_level_1"] == pytest.approx(2 / 3)
     assert report()["parents"]["A"]["right_level_1"] == 0.5 and report()["parents"][""]["right_level_1"] is None
     assert report()["undecided"] == 1 and report()["images"] == 4
 
 
-def test_a_parent_without_known_images_has_no_auroc():
+def test_a_parent_without_known_images_has_no_auroc() -> None:
     found = novelty_report(KNOWN, np.full(4, LEAVES.index("B")), NOVEL, ANCESTOR, TABLE, TREE, RECORD)
     assert found["parents"]["A"]["scores"]["energy"] == {"auroc": None, "fpr95": None}
     assert found["parents"]["A"]["falsely_rejected"] is None
 
 
-def test_without_a_hierarchy_every_novel_image_asks_the_one_group():
+def test_without_a_hierarchy_every_novel_image_asks_the_one_group() -> None:
     table = NoveltyTable.of(TREE, False, [])
     scores = np.array([[3.0], [2.0], [4.0], [1.0]], dtype=np.float32)
     known = KNOWN._replace(novelty={"energy": scores + 1, "probability": scores})
@@ -98,7 +98,7 @@ def test_without_a_hierarchy_every_novel_image_asks_the_one_group():
     assert found["parents"][""]["scores"]["energy"]["auroc"] == pytest.approx(expected)
 
 
-def test_images_below_a_parent():
+def test_images_below_a_parent() -> None:
     assert images_below(TABLE, KNOWN_LEAVES, TREE).tolist() == [[True, True], [True, True], [True, True], [True, False]]
 
 

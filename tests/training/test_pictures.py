@@ -19,7 +19,7 @@ def picture(number):
 @pytest.mark.parametrize(
     "parts", [[], [[5]], [[0, 1, 2], [3], [4, 5, 6, 7], [8, 9]], [[number] for number in range(30)]]
 )
-def test_parts_come_in_order_with_their_pictures(parts, workers):
+def test_parts_come_in_order_with_their_pictures(parts, workers: int) -> None:
     found = list(loaded(picture, parts, workers))
     assert [numbers for numbers, _ in found] == parts
     for numbers, pictures in found:
@@ -28,7 +28,7 @@ def test_parts_come_in_order_with_their_pictures(parts, workers):
         assert pictures.shape == (len(numbers), 2, 2, 3)
 
 
-def test_it_decodes_ahead_of_who_learns_but_not_without_bound():
+def test_it_decodes_ahead_of_who_learns_but_not_without_bound() -> None:
     asked = []
 
     def load(number):
@@ -45,7 +45,7 @@ def test_it_decodes_ahead_of_who_learns_but_not_without_bound():
     stream.close()
 
 
-def test_a_picture_that_can_not_be_read_is_an_error_where_its_part_is_due():
+def test_a_picture_that_can_not_be_read_is_an_error_where_its_part_is_due() -> None:
     def load(number):
         if number == 3:
             raise ValueError("number 3 is torn")
@@ -57,7 +57,7 @@ def test_a_picture_that_can_not_be_read_is_an_error_where_its_part_is_due():
         next(stream)
 
 
-def test_stopping_early_leaves_no_thread():
+def test_stopping_early_leaves_no_thread() -> None:
     before = threading.active_count()
     stream = loaded(picture, [[number] for number in range(100)], workers=4)
     next(stream)

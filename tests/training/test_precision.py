@@ -1,10 +1,13 @@
 """Half precision and compilation change a learning backbone's maps by no more than their rounding."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from protoserve.errors import DeviceError
+from training.config import Config
 from training.features import precision
 from training.features.precision import compiles, half_precision, learning_forward
 
@@ -21,13 +24,15 @@ def module():
     ("given", "expected"),
     [("auto", None), ("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
 )
-def test_a_processor_computes_in_half_precision_only_when_asked(given, expected):
+def test_a_processor_computes_in_half_precision_only_when_asked(given: str, expected) -> None:
     assert half_precision(given, CPU) is expected
 
 
 # bfloat16 keeps 8 bits, float16 11.
 @pytest.mark.parametrize(("given", "tolerance"), [("float32", 0.0), ("bfloat16", 3e-2), ("float16", 4e-3)])
-def test_half_precision_stays_within_its_rounding_and_gives_full_gradients(module, small_config, given, tolerance):
+def test_half_precision_stays_within_its_rounding_and_gives_full_gradients(
+    module, small_config: Callable[..., Config], given: str, tolerance: float
+) -> None:
     pictures = torch.randn(2, 3, 12, 12)
     expected = module(pictures)
     found = learning_forward(module, small_config(precision=given), 10, CPU)(pictures)
@@ -42,12 +47,12 @@ def test_half_precision_stays_within_its_rounding_and_gives_full_gradients(modul
     assert ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item() <= 3 * tolerance
 
 
-def test_compiling_is_left_to_gpus_unless_asked_for(small_config):
+def test_compiling_is_left_to_gpus_unless_asked_for(small_config: Callable[..., Config]) -> None:
     assert not compiles(small_config(finetune={"epochs": 1000}), 10**9, CPU)
     assert not compiles(small_config(compile=False), 10, CPU)
 
 
-def test_what_compiling_lacks_is_named(small_config, monkeypatch):
+def test_what_compiling_lacks_is_named(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(DeviceError, match=r"compile: true: there is no C\+\+ compiler.*set compile to false or auto"):
@@ -56,7 +61,7 @@ def test_what_compiling_lacks_is_named(small_config, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_compiled_backbone_gives_the_same_maps(module, small_config):
+def test_a_compiled_backbone_gives_the_same_maps(module, small_config: Callable[..., Config]) -> None:
     if missing := precision._missing_to_compile(CPU):
         pytest.skip(missing)
     pictures = torch.randn(2, 3, 12, 12)

@@ -61,14 +61,16 @@ def batches(latent, leaves, order, size):
         yield part, leaves[part], latent[part]
 
 
-def assert_equal(one, other):
+def assert_equal(one, other) -> None:
     for name, mine, theirs in zip(one._fields, one, other, strict=True):
         assert torch.equal(mine, theirs), name
 
 
 @pytest.mark.parametrize("size", [1, 4, 23])
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(problem, size, seed):
+def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(
+    problem, size: int, seed: int | None
+) -> None:
     head, latent, leaves = problem
     order = np.arange(23) if seed is None else np.random.default_rng(seed).permutation(23)
     found = find_nearest(head, batches(latent, leaves, order, size))
@@ -82,7 +84,7 @@ def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(probl
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 @pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
-def test_every_kind_and_form_on_an_uneven_tree(kind, form):
+def test_every_kind_and_form_on_an_uneven_tree(kind: str, form: str) -> None:
     head, latent, leaves = make_problem(UNEVEN, kind, form, images=40)
     found = find_nearest(head, batches(latent, leaves, np.arange(40), 16))
     expected = exhaustive(head, latent, leaves)
@@ -107,7 +109,7 @@ def test_every_kind_and_form_on_an_uneven_tree(kind, form):
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     block=st.sampled_from([1, 200, 4_000_000]),
 )
-def test_ties_never_depend_on_batches_blocks_or_order(seed, levels, sizes, block):
+def test_ties_never_depend_on_batches_blocks_or_order(seed, levels, sizes, block) -> None:
     """Cells of a few values each tie all the time; the first image, then its first cell, must win every time."""
     generator = torch.Generator().manual_seed(seed)
     head, latent, leaves = make_problem(images=15, seed=seed)
@@ -127,7 +129,7 @@ def test_ties_never_depend_on_batches_blocks_or_order(seed, levels, sizes, block
     assert given_places == expected
 
 
-def test_near_ties_far_from_zero_are_told_apart():
+def test_near_ties_far_from_zero_are_told_apart() -> None:
     """‖z‖² − 2zp + ‖p‖² of numbers near 1,000 loses all digits in which these cells differ; the difference does not."""
     head, latent, leaves = make_problem(images=30)
     generator = np.random.default_rng(0)
@@ -143,7 +145,7 @@ def test_near_ties_far_from_zero_are_told_apart():
     assert found.cell.tolist() == [cell for _, _, cell in expected]
 
 
-def test_results_are_the_same_to_the_last_bit_in_any_batches(problem):
+def test_results_are_the_same_to_the_last_bit_in_any_batches(problem) -> None:
     head, latent, leaves = problem
     whole = find_nearest(head, batches(latent, leaves, np.arange(23), 23))
     for size in (1, 2, 5, 16):
@@ -152,7 +154,7 @@ def test_results_are_the_same_to_the_last_bit_in_any_batches(problem):
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
-def test_parts_merge_to_the_whole_in_any_order(problem, processes):
+def test_parts_merge_to_the_whole_in_any_order(problem, processes: int) -> None:
     head, latent, leaves = problem
     whole = find_nearest(head, batches(latent, leaves, np.arange(23), 8))
     parts = [search(head, batches(latent, leaves, np.arange(23)[rank::processes], 3)) for rank in range(processes)]
@@ -163,7 +165,7 @@ def test_parts_merge_to_the_whole_in_any_order(problem, processes):
         assert_equal(complete(head, merged), whole)
 
 
-def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(problem):
+def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(problem) -> None:
     head, latent, leaves = problem
     only_first = search(head, batches(latent, leaves, np.array([0]), 1))
     lacking = only_first.image == NO_IMAGE
@@ -173,14 +175,14 @@ def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(p
         complete(head, only_first)
 
 
-def test_images_of_another_class_are_never_chosen(problem):
+def test_images_of_another_class_are_never_chosen(problem) -> None:
     head, latent, leaves = problem
     found = find_nearest(head, batches(latent, leaves, np.arange(23), 6))
     for child, image in zip(head.prototype_child.tolist(), found.image.tolist(), strict=True):
         assert head.taxonomy.leaves_below[child, leaves[image]]
 
 
-def test_a_projected_prototype_stays_where_it_is(problem):
+def test_a_projected_prototype_stays_where_it_is(problem) -> None:
     head, latent, leaves = problem
     first = find_nearest(head, batches(latent, leaves, np.arange(23), 6))
     with torch.no_grad():
@@ -190,7 +192,7 @@ def test_a_projected_prototype_stays_where_it_is(problem):
     assert torch.equal(again.distance, torch.zeros_like(again.distance))
 
 
-def test_own_prototypes_are_those_of_the_nodes_on_the_path():
+def test_own_prototypes_are_those_of_the_nodes_on_the_path() -> None:
     taxonomy = Taxonomy.from_paths(UNEVEN)
     children = prototype_children(taxonomy, "hierarchical", 2)
     table = own_prototypes(taxonomy, torch.tensor(children))
@@ -200,7 +202,7 @@ def test_own_prototypes_are_those_of_the_nodes_on_the_path():
         assert sorted(found) == [prototype for prototype, child in enumerate(children) if child in path]
 
 
-def test_a_class_without_images_is_an_error(problem):
+def test_a_class_without_images_is_an_error(problem) -> None:
     head, latent, leaves = problem
     kept = (leaves != 0).nonzero()[:, 0].numpy()
     with pytest.raises(RuntimeError, match="of 'Q' has no training image"):

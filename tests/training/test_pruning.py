@@ -1,6 +1,7 @@
 """Pruning: the published rule by hand, and a smaller head that answers like the larger one without those weights."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,12 +29,14 @@ TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
         ([2, 1, 2, 2], [4, 4, 7, 7], [2, 2, 9, 9], [0, 2]),
     ],
 )
-def test_a_prototype_goes_when_fewer_than_three_of_its_nearest_patches_are_its_own(own, child, size, kept):
+def test_a_prototype_goes_when_fewer_than_three_of_its_nearest_patches_are_its_own(
+    own: list[int], child: list[int], size: list[int], kept: list[int]
+) -> None:
     found = pure_prototypes(np.array(own), np.array(child), np.array(size), at_least=3)
     assert found.tolist() == kept
 
 
-def test_the_size_of_a_class_counts_all_images_below_its_child():
+def test_the_size_of_a_class_counts_all_images_below_its_child() -> None:
     head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, "hierarchical", 1), 4)
     # Leaves in node order: Q, A/z, A/B/x, A/B/y.
     assert [TAXONOMY.names[leaf] for leaf in TAXONOMY.leaves] == ["Q", "A/z", "A/B/x", "A/B/y"]
@@ -46,7 +49,7 @@ def test_the_size_of_a_class_counts_all_images_below_its_child():
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 @pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
-def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind, form):
+def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind: str, form: str) -> None:
     torch.manual_seed(1)
     head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 3, 2), 6, kind=kind, form=form, epsilon=0.01)
     with torch.no_grad():
@@ -71,7 +74,7 @@ def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind, fo
     assert torch.equal(found.cell, expected.cell[:, kept])
 
 
-def test_no_child_may_lose_its_last_prototype():
+def test_no_child_may_lose_its_last_prototype() -> None:
     head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, "hierarchical", 1), 4)
     with pytest.raises(ValueError, match="no prototype of 'A/z' is kept"):
         smaller_head(head, np.array([0, 1, 2, 4, 5]))
@@ -80,22 +83,22 @@ def test_no_child_may_lose_its_last_prototype():
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def train(config, data, run, resume=False):
+def train(config, data, run, resume=False) -> None:
     quiet = Console(stderr=True, quiet=True)
     running.train(config, data, run, linear=False, resume=resume, device="cpu", console=quiet)
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 def test_a_pruned_run_holds_what_the_rule_leaves_and_goes_on_after_a_kill(
-    kind, counting_settings, awkward_data, tmp_path, monkeypatch
-):
+    kind: str, counting_settings, awkward_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {**counting_settings, "prototypes": {}, "prune": {"enabled": True, "nearest": 6, "at_least": 6}}
     settings["model"] = {**settings["model"], "kind": kind, "prototypes_per_child": 4}
     config = parse_config(settings, "test")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(config, awkward_data, whole)
 
-    def die(trainer):
+    def die(trainer) -> None:
         raise KeyboardInterrupt
 
     for stage in ("prune", "analyse"):

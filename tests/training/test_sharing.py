@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def filled(cache, name, size, hours_ago):
     ("limit", "gone"),
     [(1000, set()), (600, set()), (599, {"oldest"}), (450, {"oldest", "old"}), (0, {"oldest", "old"})],
 )
-def test_what_was_unused_for_longest_goes_until_the_limit_holds(tmp_path, limit, gone):
+def test_what_was_unused_for_longest_goes_until_the_limit_holds(tmp_path: Path, limit: int, gone) -> None:
     cache = SharedCache(tmp_path / "shared", limit)
     folders = {
         name: filled(cache, name, size, hours)
@@ -34,7 +35,7 @@ def test_what_was_unused_for_longest_goes_until_the_limit_holds(tmp_path, limit,
     assert {name for name, folder in folders.items() if not folder.exists()} == gone
 
 
-def test_use_makes_a_folder_the_last_to_go(tmp_path):
+def test_use_makes_a_folder_the_last_to_go(tmp_path: Path) -> None:
     cache = SharedCache(tmp_path, 150)
     for name, hours in (("one", 3), ("two", 2)):
         filled(cache, name, 100, hours)
@@ -42,7 +43,7 @@ def test_use_makes_a_folder_the_last_to_go(tmp_path):
     assert [folder.name for folder in cache.trim(())] == ["two"]
 
 
-def test_what_is_still_being_written_stays(tmp_path):
+def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
     cache = SharedCache(tmp_path, 0)
     folder = filled(cache, "growing", 100, 5)
     with (folder / "deeper" / "features.npy").open("ab") as draft:
@@ -51,13 +52,13 @@ def test_what_is_still_being_written_stays(tmp_path):
     assert folder.exists()
 
 
-def test_what_cannot_be_removed_is_not_said_to_be(tmp_path, monkeypatch):
+def test_what_cannot_be_removed_is_not_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = SharedCache(tmp_path, 150)
     for name, hours in (("stuck", 9), ("old", 5)):
         filled(cache, name, 100, hours)
     remove = shutil.rmtree
 
-    def some(folder, **given):
+    def some(folder, **given) -> None:
         if folder.name != "stuck":
             remove(folder, **given)
 

@@ -1,5 +1,8 @@
 """Where prototypes start: at centres of their own class's cells, of those that a plain classifier finds telling."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from rich.console import Console
 
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
+from training.config import Config
 from training.loop.plan import plan
 from training.loop.trainer import Trainer
 from training.prototypes.starting import start_from_data
@@ -27,7 +31,7 @@ def trainer_of(config, data, directory, until=None):
     return made
 
 
-def test_prototypes_start_in_the_chosen_cells_of_their_own_class():
+def test_prototypes_start_in_the_chosen_cells_of_their_own_class() -> None:
     """Cells of column 0 are near 0, of column 1 near their leaf's own value; inner nodes see column 1 alone."""
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1, 1), 2)
@@ -54,7 +58,9 @@ def test_prototypes_start_in_the_chosen_cells_of_their_own_class():
         assert found[name] == pytest.approx([value, value], abs=0.02), name
 
 
-def test_cells_that_speak_for_the_leaf_are_chosen(small_config, small_data, tmp_path):
+def test_cells_that_speak_for_the_leaf_are_chosen(
+    small_config: Callable[..., Config], small_data: Path, tmp_path: Path
+) -> None:
     config = small_config(loss={"distillation": 1.0}, start={"share": 0.25})
     trainer = trainer_of(config, small_data, tmp_path / "run", until="initialise")
     weight = trainer.state.kept[WEIGHT]
@@ -72,7 +78,9 @@ def test_cells_that_speak_for_the_leaf_are_chosen(small_config, small_data, tmp_
         assert int(found[place].sum()) == pytest.approx(0.25 * speaks.numel(), abs=1)
 
 
-def test_the_teacher_is_kept_only_where_it_goes_on_teaching(small_config, small_data, tmp_path):
+def test_the_teacher_is_kept_only_where_it_goes_on_teaching(
+    small_config: Callable[..., Config], small_data: Path, tmp_path: Path
+) -> None:
     for name, sections, stays in (
         ("teaches", {"loss": {"distillation": 1.0}}, True),
         ("starts-only", {}, False),
@@ -85,7 +93,7 @@ def test_the_teacher_is_kept_only_where_it_goes_on_teaching(small_config, small_
         assert (WEIGHT in trainer.state.kept) is stays, name
 
 
-def test_the_teacher_comes_before_the_start_that_needs_it(small_config):
+def test_the_teacher_comes_before_the_start_that_needs_it(small_config: Callable[..., Config]) -> None:
     stages = [step.stage for step in plan(small_config(start={"share": 0.5}), linear=False)]
     assert stages[:3] == ["reduce", "teach", "initialise"] and stages.count("teach") == 1
     learning = small_config(

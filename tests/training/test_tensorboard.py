@@ -1,5 +1,7 @@
 """A run's history in TensorBoard's own reader."""
 
+from pathlib import Path
+
 import pytest
 
 from training.loop.tensorboard import Board
@@ -23,7 +25,7 @@ def scalars(directory):
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-def test_a_resumed_run_shows_every_row_once(tmp_path):
+def test_a_resumed_run_shows_every_row_once(tmp_path: Path) -> None:
     for history in ([], HISTORY):
         board = Board(tmp_path, history)
         for row in HISTORY[len(history) :]:

@@ -1,10 +1,14 @@
 """Whole runs, as small as can be: stopping early, a learning backbone, and what a checkpoint belongs to."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from rich.console import Console
 
 from protoserve.errors import InputError
+from training.config import Config
 from training.loop.plan import adam, epoch_batches
 from training.loop.trainer import Trainer
 from training.running import STAGES, read_splits
@@ -31,7 +35,9 @@ def changed(one, other):
     return {name for name, tensor in one.network.state_dict().items() if not torch.equal(tensor, theirs[name])}
 
 
-def test_training_stops_when_no_epoch_is_better_and_takes_the_best(small_data, small_config, tmp_path):
+def test_training_stops_when_no_epoch_is_better_and_takes_the_best(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
     # At so small a rate no epoch changes an answer: the first stays the best.
     joint = {"epochs": 9, "project_every": 2, "learning_rate": 1e-12, "patience": 3, "cosine": False}
     config = small_config(joint=joint, last_layers={"epochs": 0})
@@ -51,7 +57,9 @@ def test_training_stops_when_no_epoch_is_better_and_takes_the_best(small_data, s
 
 
 @pytest.mark.parametrize("reduced", [12, None])
-def test_the_backbone_may_learn_with_the_prototypes(small_data, small_config, tmp_path, reduced):
+def test_the_backbone_may_learn_with_the_prototypes(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path, reduced: int | None
+) -> None:
     sections = {
         "model": {"reduced": reduced},
         "finetune": {"epochs": 1, "train_from": "stage2.2", "label_smoothing": 0.1},
@@ -72,7 +80,9 @@ def test_the_backbone_may_learn_with_the_prototypes(small_data, small_config, tm
     torch.testing.assert_close(cells, head.prototypes.detach(), rtol=0, atol=1e-5)
 
 
-def test_fixed_batch_normalisation_keeps_its_statistics(small_data, small_config, tmp_path):
+def test_fixed_batch_normalisation_keeps_its_statistics(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
     for policy, kept in (("learned", False), ("fixed", True)):
         config = small_config(finetune={"epochs": 1, "batch_norm": policy}, linear={"epochs": 1})
         state = train(config, small_data, tmp_path / policy, linear=True).network.state_dict()
@@ -80,7 +90,7 @@ def test_fixed_batch_normalisation_keeps_its_statistics(small_data, small_config
         assert all(torch.equal(tensor, torch.ones_like(tensor)) == kept for tensor in statistics)
 
 
-def test_weight_decay_spares_vectors():
+def test_weight_decay_spares_vectors() -> None:
     matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
     optimiser = adam([([matrix, vector], 0.1)], weight_decay=0.5)
     (matrix.sum() * 0 + vector.sum() * 0).backward()
@@ -90,13 +100,15 @@ def test_weight_decay_spares_vectors():
     torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
 
 
-def test_a_checkpoint_belongs_to_its_configuration_but_not_to_the_machine(small_data, small_config, tmp_path):
+def test_a_checkpoint_belongs_to_its_configuration_but_not_to_the_machine(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
 
     class Stopped(Exception):
         pass
 
-    def stop(trainer):
+    def stop(trainer) -> None:
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +121,7 @@ def test_a_checkpoint_belongs_to_its_configuration_but_not_to_the_machine(small_
     assert stages(train(elsewhere, small_data, run, resume=True))[-1] == "novelty"
 
 
-def test_an_epoch_sees_every_image_once(small_config):
+def test_an_epoch_sees_every_image_once(small_config: Callable[..., Config]) -> None:
     batches = [numbers for numbers, _ in epoch_batches(torch.arange(21).numpy(), small_config(), step=5)]
     assert [len(numbers) for numbers in batches] == [8, 8, 5]
     assert sorted(number for numbers in batches for number in numbers.tolist()) == list(range(21))

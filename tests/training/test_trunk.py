@@ -19,7 +19,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "train_from"), CASES)
-def test_the_two_parts_are_the_whole(name, train_from):
+def test_the_two_parts_are_the_whole(name, train_from) -> None:
     torch.manual_seed(0)
     body = backbone(name).body
     cut = cut_at(body, train_from)
@@ -34,7 +34,7 @@ def test_the_two_parts_are_the_whole(name, train_from):
     assert used and not used & names
 
 
-def test_the_parts_share_their_weights_with_the_whole():
+def test_the_parts_share_their_weights_with_the_whole() -> None:
     body = backbone("mobilenet_v2").body
     cut = cut_at(body, "features.17")
     own = {id(parameter) for parameter in body.parameters()}
@@ -42,5 +42,5 @@ def test_the_parts_share_their_weights_with_the_whole():
 
 
 @pytest.mark.parametrize("train_from", [None, "features.0"])
-def test_where_everything_learns_there_is_no_trunk(train_from):
+def test_where_everything_learns_there_is_no_trunk(train_from: str | None) -> None:
     assert cut_at(backbone("mobilenet_v2").body, train_from) is None
