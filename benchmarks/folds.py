@@ -77,7 +77,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     BOTH: BRANCHES,
     f"{BOTH}, inner factor 1": (*BRANCHES, "model.inner_factor=1"),
     f"{BOTH}, last layers at 0.01": (*BRANCHES, "anchored.last_layers_learning_rate=0.01"),
-    f"{BOTH}, all nodes from half of the cells": (*BRANCHES, "start.share=0.5", "start.inner_nodes=false"),
     f"{BOTH}, inner nodes from half of the cells": (*BRANCHES, "start.share=0.5"),
     f"{BOTH}, inner nodes from a quarter of the cells": (*BRANCHES, "start.share=0.25"),
     "inner nodes from half of the cells": ("start.share=0.5",),

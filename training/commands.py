@@ -86,7 +86,12 @@ def train(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Instead of the configuration's, as joint.epochs=20; repeat."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace a value of the configuration, as joint.epochs=20; may be repeated. docs/configuration.md "
+            "lists all keys.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     tensorboard: Annotated[
@@ -98,7 +103,8 @@ def train(
         typer.Option(help="A folder in which runs share the features of backbones that stand still."),
     ] = None,
     cache_limit: Annotated[
-        float, typer.Option(metavar="GB", min=0, help="How much --cache may hold; what was unused for longest goes.")
+        float,
+        typer.Option(metavar="GB", min=0, help="How much --cache may hold; beyond it, evicts the least recently used."),
     ] = 50,
     as_json: AsJson = False,
 ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from protoserve.networks.grouping import taken
 from protoserve.networks.head import HeadOutput, PrototypeHead
-from training.config import LossConfig
+from training.sections.data import LossConfig
 
 
 class LossTables(NamedTuple):

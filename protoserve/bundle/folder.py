@@ -35,11 +35,13 @@ class InputRule(Contract):
     the input's shape, or `share` of its sides: 0.875 is what ImageNet weights are usually tested with.
     """
 
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-    resize: Literal["stretch", "crop", "pad"]
-    share: float = Field(default=1.0, gt=0, le=1)
-    interpolation: Literal["bilinear-antialiased"] = "bilinear-antialiased"
+    height: int = Field(gt=0, description="Height in pixels.")
+    width: int = Field(gt=0, description="Width in pixels.")
+    resize: Literal["stretch", "crop", "pad"] = Field(description="How another shape of picture becomes this one.")
+    share: float = Field(default=1.0, gt=0, le=1, description="Share of the sides that `crop` takes.")
+    interpolation: Literal["bilinear-antialiased"] = Field(
+        default="bilinear-antialiased", description="Written into manifests for other languages; there is one rule."
+    )
 
 
 class GraphRecord(Contract):

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from protoserve.errors import InputError
-from training.config import Config, parse_config, read_config, read_settings
+from training.config import REMOVED, Config, parse_config, read_config, read_settings
 from training.loop.plan import plan
 
 
@@ -135,3 +135,17 @@ def test_calibration_and_novelty_may_be_switched_off() -> None:
 def test_a_plain_classifier_is_calibrated_too() -> None:
     steps = plan(parse_config({"name": "a", "linear": {"epochs": 1}}, "c"), linear=True)
     assert [step.stage for step in steps] == ["linear", "calibrate", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [(section, key, value) for (section, key), value in REMOVED.items()]
+)
+def test_the_configuration_of_an_old_run_is_read(section: str, key: str, value: object) -> None:
+    old = {"name": "a", section: {key: value}}
+    assert parse_config(old, "c") == Config(name="a")
+    assert old == {"name": "a", section: {key: value}}
+
+
+def test_a_removed_key_that_would_change_the_run_is_refused() -> None:
+    with pytest.raises(InputError, match=r"unknown key 'start.inner_nodes'"):
+        parse_config({"name": "a", "start": {"inner_nodes": False}}, "c")

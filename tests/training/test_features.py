@@ -13,10 +13,10 @@ from torch import nn
 
 from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import read_split, read_taxonomy
-from training.config import DataConfig
 from training.data.pictures import Views, batches
 from training.features.cache import CellMoments, cached_features
 from training.progress import tracked
+from training.sections.data import DataConfig
 
 
 @pytest.fixture

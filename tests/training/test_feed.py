@@ -11,7 +11,7 @@ from rich.console import Console
 
 from training.config import Config
 from training.data.pictures import PLAIN
-from training.features.building import learn_only, learning_groups
+from training.features.building import freeze_all_but, trainable_parameters
 from training.features.shared_cache import GIGABYTE, SharedCache
 from training.loop.trainer import Trainer
 from training.processes import Processes
@@ -75,7 +75,7 @@ def test_fresh_maps_are_of_views_that_no_other_step_sees(
 
 def test_gradients_reach_what_learns_and_nothing_before_it(trainer) -> None:
     backbone = trainer.network.backbone
-    learn_only(backbone, learning_groups(backbone.body, TRAIN_FROM, 1.0, 1.0))
+    freeze_all_but(backbone, trainable_parameters(backbone.body, TRAIN_FROM))
     ((_, maps),) = trainer.feed.maps(BATCHES[:1], step=0)
     maps.square().sum().backward()
     reached = {name for name, parameter in backbone.body.named_parameters() if parameter.grad is not None}

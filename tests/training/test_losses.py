@@ -8,8 +8,8 @@ import torch
 
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
-from training.config import LossConfig
 from training.losses import distillation, loss_tables, losses, noise_loss
+from training.sections.data import LossConfig
 
 # Leaves at depths 1 to 4, and a parent with an only child.
 LEAVES = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")

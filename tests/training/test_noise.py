@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from training.config import LossConfig, parse_config
+from training.config import parse_config
 from training.loop.trainer import Trainer
 from training.losses import noise_loss
 from training.running import STAGES, read_splits
+from training.sections.data import LossConfig
 from training.stages.noise import noise_pictures
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from protoserve.networks.backbones import backbone
-from training.features.building import learning_parts
+from training.features.building import trainable_modules
 from training.features.trunk import cut_at
 
 CASES = [
@@ -29,7 +29,7 @@ def test_the_two_parts_are_the_whole(name, train_from) -> None:
         assert maps.ndim == 4
         assert torch.equal(cut.top(maps), body(pictures))
     used = {str(node.target) for node in cut.trunk.graph.nodes if node.op in ("call_module", "get_attr")}
-    learning = learning_parts(body, train_from)
+    learning = trainable_modules(body, train_from)
     names = {name for name, part in body.named_modules() if any(part is one for one in learning)}
     assert used and not used & names
 

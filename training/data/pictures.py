@@ -17,7 +17,7 @@ from protoserve.bundle.folder import InputRule
 from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
 from protoserve.images import DecodedImage, FittedImage, fit
-from training.config import DataConfig
+from training.sections.data import DataConfig
 
 PLAIN, MIRRORED = 0, 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -56,11 +57,11 @@ def check_picture_size(backbone: nn.Module, config: Config, device: torch.device
         ) from error
 
 
-def learning_names(body: nn.Module, train_from: str | None) -> dict[str, nn.Module | nn.Parameter]:
+def trainable_parts(body: nn.Module, train_from: str | None) -> dict[str, nn.Module | nn.Parameter]:
     """The parts of a backbone that learn, by name and in order: its modules without children from the one named
-    `train_from` on (null: all), and the parameters that larger modules own beside them.
+    `train_from` on (None: all), and the parameters that larger modules own beside them.
 
-    Raises InputError for a name that is no part, naming the parts there are.
+    Raises InputError for an unknown name, naming the parts that the backbone has.
     """
     parts = [(name, part) for name, part in body.named_modules() if not list(part.children())]
     if train_from is None:
@@ -92,32 +93,21 @@ def block_of(name: str) -> str:
     return ".".join(names[: numbered[0] + 1 if numbered else 2])
 
 
-def learning_parts(body: nn.Module, train_from: str | None) -> list[nn.Module]:
-    """The leaf modules of a backbone, in order, from the one named `train_from` on."""
-    return [part for part in learning_names(body, train_from).values() if isinstance(part, nn.Module)]
+def trainable_modules(body: nn.Module, train_from: str | None) -> list[nn.Module]:
+    """The modules without children of a backbone that learn, in order, from the one named `train_from` on."""
+    return [part for part in trainable_parts(body, train_from).values() if isinstance(part, nn.Module)]
 
 
-def learning_groups(
-    body: nn.Module, train_from: str | None, rate: float, decay: float
-) -> list[tuple[list[nn.Parameter], float]]:
-    """The parameters of a backbone that learn, by block from the last to the first, each with its learning rate:
-    `rate` × `decay`^depth, where the last block has depth 0 (Howard and Ruder 2018, section 3.2, with 1/2.6)."""
-    found: dict[str, list[nn.Parameter]] = {}
-    for name, part in learning_names(body, train_from).items():
-        parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters(recurse=False))
-        if parameters:
-            found.setdefault(block_of(name), []).extend(parameters)
-    if decay == 1:
-        return [([parameter for block in found.values() for parameter in block], rate)]
-    # In the order of the network, which is not that of the parts where a block owns parameters itself.
-    order = list(dict.fromkeys(block_of(name) for name, _ in body.named_parameters()))
-    blocks = sorted(found, key=order.index, reverse=True)
-    return [(found[block], rate * decay**depth) for depth, block in enumerate(blocks)]
+def trainable_parameters(body: nn.Module, train_from: str | None) -> list[nn.Parameter]:
+    """The parameters of a backbone that learn, in order, from the part named `train_from` on."""
+    parameters: list[nn.Parameter] = []
+    for part in trainable_parts(body, train_from).values():
+        parameters += [part] if isinstance(part, nn.Parameter) else part.parameters(recurse=False)
+    return parameters
 
 
-def learn_only(backbone: nn.Module, groups: list[tuple[list[nn.Parameter], float]]) -> None:
+def freeze_all_but(backbone: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     """Let these parameters of a backbone learn and no others."""
     backbone.requires_grad_(False)
-    for parameters, _ in groups:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    for parameter in parameters:
+        parameter.requires_grad_(True)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from protoserve.errors import DeviceError
-from training.config import Config, Precision
+from training.config import Config
+from training.sections.network import Precision
 
 # Compiling takes about a minute; `auto` does so where at least this many pictures will be learned from.
 WORTH_COMPILING = 100_000

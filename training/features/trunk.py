@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import fx
 
-from training.features.building import learning_names
+from training.features.building import trainable_parts
 
 
 class Cut(NamedTuple):
@@ -19,9 +19,9 @@ class Cut(NamedTuple):
 
 
 def cut_at(body: fx.GraphModule, train_from: str | None) -> Cut | None:
-    """Cut a backbone before the first part that learns (see `learning_parts`), or earlier where more than one map would
-    have to cross the cut, as within a residual block. None where there is nothing before it."""
-    learning = learning_names(body, train_from)
+    """Cut a backbone before the first part that learns (see `trainable_parts`), or earlier where more than one map
+    would have to cross the cut, as within a residual block. None where nothing stands before the cut."""
+    learning = trainable_parts(body, train_from)
     nodes = [node for node in body.graph.nodes if node.op != "output"]
     first = next(
         (

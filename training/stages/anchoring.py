@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from protoserve.networks.head import HeadOutput
-from training.features.building import learn_only
+from training.features.building import freeze_all_but
 from training.features.cache import slices
 from training.loop.plan import Averages, set_learning_rate
 from training.loop.trainer import Trainer, merit
@@ -42,7 +42,7 @@ def anchor(trainer: Trainer) -> dict[str, float]:
     if "anchors" not in trainer.remembered:
         trainer.remembered["anchors"] = cells_of(trainer, state.projection, latent=False)
     anchors = trainer.remembered["anchors"]
-    learn_only(network.backbone, [])
+    freeze_all_but(network.backbone, [])
     optimiser = trainer.optimiser(
         [([*network.add_on.parameters()], setting.learning_rate), ([head.weight], setting.last_layers_learning_rate)]
     )

@@ -36,6 +36,9 @@ from training.stages.pruning import class_sizes, pure_prototypes, smaller_head, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Duplicates lie within this share of the median distance between siblings' prototypes.
+MERGE_WITHIN = 0.1
+
 Rule = Literal["", "duplicates", "purity", "contribution"]
 
 
@@ -100,7 +103,7 @@ def thinned_out(trainer: Trainer) -> list[Round]:
             return rounds[-1]
 
         source = torch.stack([projection.image, projection.cell], dim=1).numpy()
-        last = go_on("duplicates", near_duplicates(head, source, strengths(rounds[0]), setting.merge_within))
+        last = go_on("duplicates", near_duplicates(head, source, strengths(rounds[0]), MERGE_WITHIN))
         pure, sizes = own[last.kept].sum(axis=1), class_sizes(last.head, fit.leaves)
         keep = pure_prototypes(pure, last.head.prototype_child.cpu().numpy(), sizes, config.prune.at_least)
         last = go_on("purity", heirs(last.head, keep))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.features.building import learn_only, learning_groups, learning_parts
+from training.features.building import freeze_all_but, trainable_modules, trainable_parameters
 from training.loop.plan import Averages, set_learning_rate
 from training.loop.trainer import Trainer
 from training.progress import tracked
@@ -14,14 +14,15 @@ def finetune(trainer: Trainer) -> dict[str, float]:
     """One epoch of backbone and linear head, cross-entropy over leaves."""
     step, plain, setting = trainer.step, trainer.plain, trainer.config.finetune
     body = plain.backbone.body
-    groups = learning_groups(body, setting.train_from, setting.backbone_learning_rate, setting.layer_decay)
+    learning = trainable_parameters(body, setting.train_from)
     optimiser = trainer.optimiser(
-        [*groups, ([*plain.linear.parameters()], setting.learning_rate)], setting.weight_decay
+        [(learning, setting.backbone_learning_rate), ([*plain.linear.parameters()], setting.learning_rate)],
+        setting.weight_decay,
     )
-    learn_only(plain.backbone, groups)
+    freeze_all_but(plain.backbone, learning)
     plain.dropout.train()
-    for part in learning_parts(body, setting.train_from):
-        part.train(not (isinstance(part, nn.BatchNorm2d) and setting.batch_norm == "fixed"))
+    for part in trainable_modules(body, setting.train_from):
+        part.train()
     averages = Averages({})
     batches = [*trainer.batches()]
     maps = trainer.feed.maps((batch.numbers for batch in batches), trainer.state.step)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.data.pictures import MIRRORED, PLAIN
-from training.features.building import learn_only, learning_groups
+from training.features.building import freeze_all_but, trainable_parameters
 from training.features.cache import epoch_order, fit_reduction, slices
 from training.loop.plan import Averages, last_layer_epoch, set_learning_rate, similarities_of
 from training.loop.trainer import Trainer, merit
@@ -37,10 +37,10 @@ def reduce(trainer: Trainer) -> dict[str, float]:
 def initialise(trainer: Trainer) -> dict[str, float]:
     """Start the prototypes from clusters of their own classes' cells."""
     head, config = trainer.prototype_network.head, trainer.config
-    everywhere = set(head.taxonomy.leaves) if config.start.inner_nodes else set()
+    leaves = set(head.taxonomy.leaves)
 
     def telling(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
-        if config.start.share == 1 or child in everywhere:
+        if config.start.share == 1 or child in leaves:
             return None
         return telling_cells(trainer, numbers, config.start.share)
 
@@ -62,7 +62,7 @@ def warm(trainer: Trainer) -> dict[str, float]:
 def joint(trainer: Trainer) -> dict[str, float]:
     """One epoch of add-on layers and prototypes, and of the backbone where it has a rate."""
     setting = trainer.config.joint
-    row = _train(trainer, setting.learning_rate, setting.backbone_learning_rate, cosine=setting.cosine)
+    row = _train(trainer, setting.learning_rate, setting.backbone_learning_rate, cosine=True)
     if setting.patience is not None:
         _stop_early(trainer, row, setting.patience)
     return row
@@ -93,10 +93,10 @@ def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool)
     learning: list[tuple[list[nn.Parameter], float]] = []
     if backbone_rate > 0:
         body, train_from = network.backbone.body, config.finetune.train_from
-        learning = learning_groups(body, train_from, backbone_rate, config.joint.layer_decay)
+        learning = [(trainable_parameters(body, train_from), backbone_rate)]
         if network.reduction is not None:
             groups.append(([*network.reduction.parameters()], backbone_rate))
-    learn_only(network.backbone, learning)
+    freeze_all_but(network.backbone, [parameter for group, _ in learning for parameter in group])
     optimiser = trainer.optimiser([*groups, *learning], config.joint.weight_decay if backbone_rate > 0 else 0.0)
     network.head.weight.requires_grad_(False)
     network.add_on.train()

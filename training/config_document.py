@@ -1,0 +1,98 @@
+"""docs/configuration.md, written from the sections themselves: `python -m training.config_document`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from training.config import Config
+
+BOUNDS_OF_LENGTH = ("min_length", "max_length")
+INTRODUCTION = """\
+# Configuration of a run
+
+One YAML file describes a run; `training/configs` holds examples. Every key has a default but `name`. An unknown key, a
+key given twice and a value out of range stop the start with a message that names them. `--set KEY=VALUE` replaces a
+value, with the key as it stands in the first column: `--set joint.epochs=20`.
+
+`python -m training.config_document > docs/configuration.md` writes this page from the code.
+"""
+
+
+def configuration_document() -> str:
+    """The page in Markdown: for each section its meaning and a table of its keys."""
+    lines = [INTRODUCTION, "## A run", "", *_table("", Config)]
+    for prefix, section in _sections("", Config):
+        # A docstring is wrapped for the code; a paragraph of Markdown is one line.
+        lines += ["", f"## `{prefix}`", "", " ".join((section.__doc__ or "").split()), "", *_table(prefix, section)]
+    return "\n".join(lines) + "\n"
+
+
+def _sections(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The sections below a model in order, each followed by its own."""
+    for name, field in model.model_fields.items():
+        if (section := _section(field)) is not None:
+            path = f"{prefix}.{name}" if prefix else name
+            yield path, section
+            yield from _sections(path, section)
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _table(prefix: str, model: type[BaseModel]) -> list[str]:
+    rows = ["| key | type | default | range | meaning |", "|---|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if _section(field) is None:
+            key = f"{prefix}.{name}" if prefix else name
+            default = "required" if field.is_required() else f"`{_value(field.default)}`"
+            words = (f"`{key}`", _kind(field.annotation), default, _range(field), field.description or "")
+            rows.append("| " + " | ".join(word.replace("|", "\\|") for word in words) + " |")
+    return rows
+
+
+def _value(value: Any) -> str:
+    """A value as YAML has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words: choices by their values, unions with `or`."""
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        item, *others = get_args(annotation)
+        count = "list" if Ellipsis in others else f"{1 + len(others)} values"
+        return f"{count} of {_kind(item)}"
+    if get_origin(annotation) is not None and (parts := get_args(annotation)):
+        # Annotated carries its type first; a union all of them.
+        kinds = parts[:1] if hasattr(annotation, "__metadata__") else parts
+        return " or ".join(map(_kind, kinds))
+    if annotation is type(None):
+        return "null"
+    return {str: "text", int: "integer", float: "number", bool: "true or false"}[annotation]
+
+
+def _range(field: FieldInfo) -> str:
+    """The bounds of a field: `≥ 0, < 1`."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = {name: getattr(part, name) for part in field.metadata for name in signs if hasattr(part, name)}
+    shown = [f"{signs[name]} {bound}" for name, bound in bounds.items()]
+    lengths = {name: getattr(part, name) for part in field.metadata for name in BOUNDS_OF_LENGTH if hasattr(part, name)}
+    if len(lengths) == 2:
+        shown.append(f"{lengths['min_length']} to {lengths['max_length']} values")
+    return ", ".join(shown)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(configuration_document())
