@@ -1,8 +1,8 @@
 """The sides of benchmarks/batching.py, as BentoML services: one route around three ways to put pictures together.
 
-`BATCHING_SIDE` says which: `ours` (service.batching), `bentoml` (BentoML's batcher in the same process), `separate`
-(BentoML's batcher in a service of its own, behind `bentoml.depends`). A picture whose first sample is 255 fails in the
-engine, as one may for want of memory.
+`BATCHING_SIDE` names it: `ours` (service.scheduling.batching), `bentoml` (BentoML's batcher in the same process),
+`separate` (BentoML's batcher in a service of its own, behind `bentoml.depends`). An image whose first sample is 255
+fails in the engine, as an image may when memory runs out.
 """
 
 import os
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from protoserve.errors import DeviceError
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Outputs
-from service.batching import Batcher
+from service.scheduling.batching import Batcher
 
 SIDE = os.environ["BATCHING_SIDE"]
 MOST = int(os.environ["BATCHING_MOST"])

@@ -1,1 +1,1 @@
-"""A bundle → HTTP: the BentoML service, its routes, limits, metrics, page and commands."""
+"""Serves a bundle over HTTP: the BentoML service, its routes, limits, metrics, page and commands."""

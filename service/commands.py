@@ -1,4 +1,4 @@
-"""The commands `serve` and `publish`; BentoML is imported only when one of them runs."""
+"""The commands `serve`, `publish` and `key`. They import BentoML only when they need it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _TARGET = "service.service:ProtoServe"
 
 
 def commands(app: typer.Typer) -> None:
-    """Add this room's commands to the root command."""
+    """Add the service's commands to the root command."""
     app.command()(serve)
     app.command()(publish)
     app.command()(key)
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle or an ensemble.", show_default=False)],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 3000,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that answer requests.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle or an ensemble.", show_default=False)],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of worker processes.")] = 1,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Serve a bundle over HTTP until Ctrl-C, with a page to try it.
 
@@ -45,23 +45,23 @@ def serve(
     from service.settings import read_settings
 
     read_settings()
-    # Here and now, with one clear message: in a worker it would be a restart loop.
-    classifier = load(bundle, device=device)  # type: ignore[arg-type]  # load refuses other words itself
+    # Load it here, where an error ends the command with a clear message; in a worker it would cause a restart loop.
+    classifier = load(bundle, device=device)  # type: ignore[arg-type]  # load refuses unknown devices
     name = classifier.bundle.manifest.name
     del classifier
     _check_address(host, port)
-    # Imported before the server is started, for its process must not import anything between its start and itself.
-    import service.process  # noqa: F401
+    # Import it now, because the new process must not import anything between fork and exec.
+    import service.server.process  # noqa: F401
 
-    with tempfile.TemporaryDirectory(prefix="protoserve-metrics-") as metrics:
+    with tempfile.TemporaryDirectory(prefix="protoserve-metrics-") as metrics_directory:
         environment = {
             **os.environ,
             "BENTOML_DO_NOT_TRACK": "true",
-            # A link stays one, so that it can be moved to another bundle.
+            # Keep a link unresolved, so that it can be moved to another bundle.
             "PROTOSERVE_BUNDLE": str(bundle.absolute()),
             "PROTOSERVE_DEVICE": device,
             "PROTOSERVE_WORKERS": str(workers),
-            "PROTOSERVE_METRICS_DIRECTORY": metrics,
+            "PROTOSERVE_METRICS_DIRECTORY": metrics_directory,
         }
         environment.pop("PROTOSERVE_MODEL", None)
         environment.setdefault("PROTOSERVE_LOG_FORMAT", "text" if sys.stderr.isatty() else "json")
@@ -69,19 +69,19 @@ def serve(
         typer.echo(f"serving {name} at http://{shown}:{port} (Ctrl-C stops it)", err=True)
         code = _run(_server_command(host, port), environment)
     if code != 0:
-        raise InputError(f"the server ended with the exit code {code}; its messages above say why")
+        raise InputError(f"the server ended with exit code {code}; its messages above say why")
 
 
 def publish(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle or an ensemble.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle or an ensemble.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
-    """Copy a bundle into the BentoML model store, from which 'bentoml build' packs it.
+    """Copy a bundle into the BentoML model store, where 'bentoml build' finds it.
 
     Example: protoserve publish bundles/grocery && bentoml build
     """
     _require("publish")
-    from service.publish import publish_bundle
+    from service.model.store import publish_bundle
 
     published = publish_bundle(bundle)
     if as_json:
@@ -92,20 +92,20 @@ def publish(
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Whose key it is, for logs: letters, digits, '_', '.', '-'.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the client, for logs: letters, digits, '_', '.', '-'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
-    """Make an API key: the key for a client, and its hash for PROTOSERVE_API_KEYS. Neither is kept.
+    """Make an API key: a secret for the client, and its hash for PROTOSERVE_API_KEYS. Neither is stored.
 
     Example: protoserve key warehouse-camera
     """
-    from service.access import new_key
+    from service.api_keys import create_key
 
     try:
-        secret, known = new_key(name)
+        secret, api_key = create_key(name)
     except ValueError as error:
         raise InputError(str(error)) from None
-    setting = f"{known.name}:{known.hash}"
+    setting = f"{api_key.name}:{api_key.hash}"
     if as_json:
         typer.echo(json.dumps({"key": secret, "setting": setting}))
     else:
@@ -117,7 +117,7 @@ def _require(command: str) -> None:
     for module in ("bentoml", "starlette", "prometheus_client", "pydantic_settings", "python_multipart"):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(command, "serve")
-    # BentoML reads it when it is imported.
+    # BentoML reads this variable at import.
     os.environ["BENTOML_DO_NOT_TRACK"] = "true"
 
 
@@ -129,14 +129,14 @@ def _check_address(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise InputError(
-            f"can't listen on {host} port {port} ({error.strerror or error}); stop what uses it, or give "
+            f"cannot listen on {host} port {port} ({error.strerror or error}); stop the program that uses it, or give "
             "another --port or --host"
         ) from error
 
 
 def _server_command(host: str, port: int) -> list[str]:
-    # BentoML puts its working directory first on the import path, so it must be the one that holds this
-    # package: in any other, a file service.py of the user's would be served instead.
+    # BentoML puts its working directory first on the import path. It must be the folder that holds this package;
+    # elsewhere, a user's own service.py would be served instead.
     return [
         sys.executable,
         "-m",
@@ -155,28 +155,27 @@ def _server_command(host: str, port: int) -> list[str]:
 
 
 def _end_with_parent() -> None:
-    """In the new process, before the server: when this command is killed, the server must not hold the port."""
-    from service.process import end_with_parent
+    """Runs in the new process before the server, so that a killed command leaves no server on the port."""
+    from service.server.process import end_with_parent
 
     end_with_parent()
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run the server to its end; SIGTERM and Ctrl-C end it cleanly, and then the exit code is 0."""
+    """Run the server until it ends. SIGTERM and Ctrl-C stop it cleanly, with exit code 0."""
     server: subprocess.Popen[bytes] | None = None
     stopped = False
 
-    def stop(number: int, frame: object) -> None:
+    def stop(signal_number: int, frame: object) -> None:
         nonlocal stopped
         stopped = True
         if server is not None:
             server.send_signal(signal.SIGTERM)
 
-    # From before the start, so that no signal can end this process alone.
+    # Set before the start, so that no signal can end this process without the server.
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        # In a session of its own, or the terminal's Ctrl-C would reach the workers before their supervisor,
-        # which would start new ones.
+        # A session of its own keeps the terminal's Ctrl-C from the workers, which the supervisor would restart.
         server = subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=_end_with_parent)
         if stopped:
             server.send_signal(signal.SIGTERM)

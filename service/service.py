@@ -1,6 +1,6 @@
 """The BentoML service: BentoML starts, watches, stops and packs it; `service.app` answers.
 
-BentoML loads this file by itself: in its supervisor, again in every worker, and for `bentoml build`.
+BentoML imports this file in its supervisor, again in every worker, and for `bentoml build`.
 """
 
 from __future__ import annotations
@@ -18,50 +18,47 @@ from bentoml.models import BentoModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protoserve.bundle.ensemble import read_model
-from protoserve.cores import usable_cores
 from protoserve.errors import InputError, ProtoServeError
-from service.logs import configure_logs
-from service.process import end_with_parent
-from service.publish import bundle_directory, published_model
+from service.model.store import bundle_directory, published_model
 from service.settings import read_settings
 
 SETTINGS = read_settings()
 if SETTINGS.metrics_directory is not None:
-    # In place of what BentoML has set, and before the first count is declared, for then it is read.
+    # Replaces BentoML's value. It must be set before prometheus_client declares the first metric.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(SETTINGS.metrics_directory)
 
-from service import metrics  # noqa: E402
 from service.app import create_app  # noqa: E402
-from service.current import CurrentModel, watch  # noqa: E402
-from service.predicting import BATCH_ON_A_GPU  # noqa: E402
-from service.protocol import use_strict_protocol  # noqa: E402
+from service.model.holder import ModelHolder, watch  # noqa: E402
+from service.operations import metrics  # noqa: E402
+from service.operations.logs import configure_logs  # noqa: E402
+from service.server.process import end_with_parent  # noqa: E402
+from service.server.protocol import install_strict_protocol  # noqa: E402
 
 LOG = logging.getLogger("protoserve.service")
 IS_WORKER = server_context.worker_index is not None
 
 if IS_WORKER:
     end_with_parent()
-    use_strict_protocol(SETTINGS.header_seconds)
-    metrics.forget_the_dead()
+    install_strict_protocol(SETTINGS.header_seconds)
+    metrics.remove_dead_workers()
 else:
-    # In its containers BentoML starts no worker again, and leaves that to whoever starts containers; but one of several
-    # workers would then be missed by nobody. It reads this when it starts them, which is after it has loaded this file.
+    # In a container, BentoML does not restart a worker that ends and relies on the container's restart. With several
+    # workers, the container would keep running without the one that ended. BentoML reads this variable when it starts
+    # the workers, after it has imported this file.
     os.environ.pop("BENTOML_CONTAINERIZED", None)
 
 
 @cache
-def current_model() -> CurrentModel:
-    """This process's model, loaded, verified and asked once."""
-    threads = SETTINGS.threads or max(1, usable_cores() // SETTINGS.workers)
-    batch = SETTINGS.max_batch or (BATCH_ON_A_GPU if SETTINGS.device == "cuda" else 1)
-    model = CurrentModel(_place, SETTINGS.device, threads, batch)
+def model_holder() -> ModelHolder:
+    """Load, verify and warm up this process's model, on the first call."""
+    holder = ModelHolder(_locate_bundle, SETTINGS)
     if SETTINGS.reload_seconds:
-        watch(model, SETTINGS.reload_seconds)
-    return model
+        watch(holder, SETTINGS.reload_seconds)
+    return holder
 
 
 def bundle_in_use() -> Path:
-    """The bundle to answer with: PROTOSERVE_BUNDLE's, the one packed into the Bento, or a published one.
+    """Return the folder of the bundle to serve: PROTOSERVE_BUNDLE, the one packed into the Bento, or a published one.
 
     Raises bentoml.exceptions.NotFound when there is none, or when PROTOSERVE_MODEL is not the one packed.
     """
@@ -70,7 +67,7 @@ def bundle_in_use() -> Path:
     service: Any = ProtoServe
     if service.bento is None:
         return bundle_directory(published_model(SETTINGS.model))
-    # A Bento answers with what was packed into it, whatever has been published since.
+    # A Bento always serves the bundle that was packed into it, whatever is published later.
     packed = [model.tag for model in service.bento.info.all_models]
     if len(packed) != 1:
         raise NotFound(f"the Bento {service.bento.tag} holds {len(packed)} models, not one; build it again")
@@ -82,16 +79,16 @@ def bundle_in_use() -> Path:
     return bundle_directory(bentoml.models.get(packed[0]))
 
 
-def _place() -> Path:
+def _locate_bundle() -> Path:
     try:
         return bundle_in_use()
     except BentoMLException as error:
-        # To be refused like any other model that is not there, when it is looked for again.
+        # `ModelHolder.reload` refuses a missing model by our own error type.
         raise InputError(str(error)) from error
 
 
 def _declared_model() -> Any:
-    # With its version, so that `bentoml build` packs this one. Only somebody who serves a folder needs none.
+    # Names the version, so that `bentoml build` packs this one. Serving a folder is the only case without a model.
     try:
         return BentoModel(published_model(SETTINGS.model).tag)
     except NotFound:
@@ -102,14 +99,14 @@ def _declared_model() -> Any:
 
 @cache
 def _application() -> ASGIApp:
-    return create_app(SETTINGS, current_model())
+    return create_app(SETTINGS, model_holder().current)
 
 
-class AnswerAll:
-    """ASGI middleware that hands all requests to our application, and BentoML's routes none.
+class ApplicationMiddleware:
+    """ASGI middleware that sends every request to our application instead of BentoML's routes.
 
-    BentoML answers probes, unknown paths and wrong methods itself, in a shape that is not ours; as its middleware we
-    come before its routes. Its lifespan still starts and ends the service.
+    BentoML answers probes, unknown paths and wrong methods itself, in a shape that differs from ours. Middleware runs
+    before its routes. BentoML's lifespan still starts and stops the service.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -121,10 +118,11 @@ class AnswerAll:
 
 def _tracing() -> dict[str, Any]:
     if SETTINGS.otlp_endpoint is None:
-        # Who configures BentoML's tracing by BentoML's own variables gets it.
+        # Respects tracing that an operator configures by BentoML's own variables.
         if any(name.startswith("BENTOML_CONFIG") for name in os.environ):
             return {}
-        # BentoML makes spans for every message all the same, for nobody, and they take longer than our own middleware.
+        # Otherwise BentoML creates a span for every message that no exporter receives, which costs more time than our
+        # own middleware.
         return {"tracing": {"excluded_urls": [".*"]}}
     return {
         "tracing": {
@@ -139,41 +137,40 @@ def _tracing() -> dict[str, Any]:
 @bentoml.service(
     name="protoserve",
     workers=SETTINGS.workers,
-    # It counts paths as they are sent, so that anybody can grow it without end; see `service.metrics`.
+    # BentoML's metrics use raw paths as labels, so that any client could grow them without bound; see
+    # `service.operations.metrics`.
     metrics={"enabled": False},
-    # Ours has the request's id, and one line for each.
+    # Our access log has one line per request, with its id.
     logging={"access": {"enabled": False}},
-    # Cuts a request off with an answer that is no problem document, so it must come later than our own limits.
+    # BentoML's time-out answers without a problem document, so it must come later than our own limits.
     traffic={"timeout": SETTINGS.read_seconds + SETTINGS.answer_seconds + 60.0},
     **_tracing(),
 )
 class ProtoServe:
-    """Image classification at every level of a class tree, with the evidence for each level."""
+    """Image classification at every level of a taxonomy, with the evidence for each level."""
 
     model = _declared_model()
 
     def __init__(self) -> None:
-        # In a worker, after BentoML has set its own.
+        # Here, in the worker, because BentoML has configured its own logs before.
         configure_logs(SETTINGS.log_format, SETTINGS.log_level)
-        # A worker takes no request before its model is loaded and has answered.
-        current = current_model()()
+        # Loads and warms up the model before the worker accepts requests.
+        model = model_holder().current()
         _application()
         if IS_WORKER:
             metrics.reserve_disk()
-        LOG.info(
-            "ready", extra={"model": current.version, "device": current.classifier.engine.device, "pid": os.getpid()}
-        )
+        LOG.info("ready", extra={"model": model.version, "device": model.classifier.engine.device, "pid": os.getpid()})
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def verify() -> None:
-        """Once, in the supervisor: without it, BentoML would start workers that fail again and again."""
+        """Verify the bundle once, in the supervisor. Otherwise BentoML would restart failing workers forever."""
         configure_logs(SETTINGS.log_format, SETTINGS.log_level)
         try:
             read_model(bundle_in_use())
         except ProtoServeError as error:
             raise BentoMLException(str(error)) from error
-        LOG.info("settings", extra={"settings": SETTINGS.shown()})
+        LOG.info("settings", extra={"settings": SETTINGS.for_log()})
 
 
-ProtoServe.add_asgi_middleware(AnswerAll)  # type: ignore[attr-defined]
+ProtoServe.add_asgi_middleware(ApplicationMiddleware)  # type: ignore[attr-defined]

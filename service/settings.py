@@ -1,144 +1,153 @@
-"""What an operator may set, from the environment (`PROTOSERVE_…`); docs/settings.md is made from it."""
+"""Settings of the service, from the environment (`PROTOSERVE_…`). docs/settings.md is generated from this module."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from protoserve.cores import usable_cores
 from protoserve.errors import InputError
 from protoserve.images import DEFAULT_LIMITS, FORMATS
-from service.access import Key, read_key
+from service.api_keys import ApiKey, parse_key
 
-PREFIX = "PROTOSERVE_"
+PREFIX: Final = "PROTOSERVE_"
+# docs/decisions/0002-batching.md gives the reasons.
+DEFAULT_BATCH: Final = {"cpu": 1, "cuda": 16}
 
 
 class Settings(BaseSettings):
-    """The service's settings; each field is the variable `PROTOSERVE_<FIELD>`.
+    """The service's settings. Each field is the variable `PROTOSERVE_<FIELD>`.
 
-    There is no `PROTOSERVE_PORT`, and unknown `PROTOSERVE_…` variables are left alone: Kubernetes sets
+    `PROTOSERVE_PORT` does not exist, and unknown `PROTOSERVE_…` variables are ignored: Kubernetes sets
     `PROTOSERVE_PORT`, `PROTOSERVE_SERVICE_HOST` and more in every pod beside a service named `protoserve`.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    # What answers.
+    # The model.
     bundle: Path | None = Field(
         default=None,
-        description="the folder of a bundle or an ensemble, or a link to one, instead of a published model",
+        description="folder of a bundle or an ensemble, or a link to one; takes precedence over published models",
     )
     model: str | None = Field(
-        default=None, description="the tag of a published model, name:version or name; by default the newest"
+        default=None, description="tag of a published model, name:version or name; the default is the newest"
     )
     reload_seconds: float = Field(
         default=0.0,
         ge=0,
         le=86400,
-        description="how often to look for another model (a newer publication, or where the link in "
-        "PROTOSERVE_BUNDLE points now) and change to it; 0 never looks",
+        description="interval between checks for another model (a newer publication, or a new target of the link in "
+        "PROTOSERVE_BUNDLE), in seconds; 0 disables the checks",
     )
 
-    # What it computes with.
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the graph runs")
+    # Compute.
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device that runs the graph")
     workers: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="processes that answer requests; on a CPU one per core, with one lane each, answer the most",
+        description="worker processes; on a CPU, one per core with PROTOSERVE_LANES=1 gives the highest throughput",
     )
     threads: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="CPU threads of one inference; by default the cores that it may use, shared among workers",
+        description="CPU threads of one inference; the default divides the usable cores among the workers",
     )
-    lanes: int = Field(default=2, ge=1, le=256, description="inferences at a time, per worker")
+    lanes: int = Field(default=2, ge=1, le=256, description="concurrent inferences per worker")
     max_batch: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="most pictures in one inference; they are put together only while all lanes are busy. By default 1 "
-        "on a CPU and 16 on a GPU",
+        description="most images in one inference; images are batched only while all lanes are busy. The default is "
+        f"{DEFAULT_BATCH['cpu']} on a CPU and {DEFAULT_BATCH['cuda']} on a GPU",
     )
 
-    # What it takes.
+    # Uploads.
     max_bytes: int = Field(default=DEFAULT_LIMITS.bytes, ge=1, description="largest request body, in bytes")
-    max_pixels: int = Field(default=DEFAULT_LIMITS.pixels, ge=1, description="largest picture, in pixels")
-    max_side: int = Field(default=DEFAULT_LIMITS.side, ge=1, description="longest side of a picture, in pixels")
-    max_images: int = Field(default=16, ge=1, le=64, description="most pictures in one batch request")
+    max_pixels: int = Field(default=DEFAULT_LIMITS.pixels, ge=1, description="largest image, in pixels")
+    max_side: int = Field(default=DEFAULT_LIMITS.side, ge=1, description="longest side of an image, in pixels")
+    max_images: int = Field(default=16, ge=1, le=64, description="most images in one batch request")
     formats: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=FORMATS, description="picture formats to read, with commas between them"
+        default=FORMATS, description="accepted image formats, separated by commas"
     )
     jpeg_draft: bool = Field(
         default=False,
-        description="reduce large JPEGs while decoding them: quicker, answers differ a little (benchmarks/draft.py)",
+        description="scale large JPEGs down while decoding them: faster, but answers differ slightly "
+        "(benchmarks/draft.py)",
     )
-    read_seconds: float = Field(default=30.0, gt=0, description="longest time to receive one request body")
-    header_seconds: float = Field(default=10.0, gt=0, description="longest time to receive a request's headers")
+    read_seconds: float = Field(default=30.0, gt=0, description="longest time to receive a request body, in seconds")
+    header_seconds: float = Field(
+        default=10.0, gt=0, description="longest time to receive a request's headers, in seconds"
+    )
 
-    # How much at a time.
+    # Back-pressure.
     max_queue: int = Field(
-        default=128, ge=1, description="most pictures per worker that are received and not yet answered; more get 503"
+        default=128, ge=1, description="most images per worker that are received but not yet answered; above it, 503"
     )
     max_memory: int = Field(
         default=256_000_000,
         ge=1,
-        description="most bytes of request bodies that a worker holds at a time; more get 503",
+        description="most bytes of request bodies that a worker holds at a time; above it, 503",
     )
     wait_seconds: float = Field(
-        default=10.0, gt=0, description="longest time that a picture waits for its decoding or its inference; then 503"
+        default=10.0,
+        gt=0,
+        description="longest time that an image waits for decoding or inference to start, in seconds; after it, 503",
     )
     answer_seconds: float = Field(
-        default=60.0, gt=0, description="longest time from a request's last byte to its answer; then 504"
+        default=60.0, gt=0, description="longest time from a request's last byte to its answer, in seconds; then 504"
     )
 
-    # Who may ask.
-    api_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
+    # Access.
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         default=(),
-        description="the keys that may ask, as NAME:HASH with commas between them; 'protoserve key NAME' makes one. "
-        "Without any, everybody may",
+        description="accepted API keys, as NAME:HASH separated by commas; 'protoserve key NAME' makes one. Without "
+        "any, requests need no key",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="the origins whose pages may call from a browser, with commas between them, or *"
+        default=(), description="origins whose pages may call the service from a browser, separated by commas, or *"
     )
 
-    # How it tells.
-    log_format: Literal["json", "text"] = Field(default="json", description="the form of log lines")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least to log")
+    # Logs, metrics, traces.
+    log_format: Literal["json", "text"] = Field(default="json", description="format of log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level to log")
     metrics_directory: Path | None = Field(
         default=None,
-        description="where the workers of one server keep their counts; BentoML's own place is shared by all "
-        "servers of a BENTOML_HOME and emptied whenever one starts",
+        description="folder where the workers of one server keep their metrics; BentoML's default folder is shared by "
+        "all servers of a BENTOML_HOME and emptied whenever one starts",
     )
     otlp_endpoint: str | None = Field(
-        default=None, description="where traces go, such as http://collector:4318/v1/traces (extra 'tracing')"
+        default=None,
+        description="collector that receives traces, such as http://collector:4318/v1/traces (extra 'tracing')",
     )
-    trace_share: float = Field(default=1.0, ge=0, le=1, description="the share of requests to trace")
+    trace_share: float = Field(default=1.0, ge=0, le=1, description="share of requests to trace")
 
     @field_validator("formats", "cors_origins", mode="before")
     @classmethod
-    def _separated(cls, given: Any) -> Any:
-        return _parts(given) if isinstance(given, str) else given
+    def _split(cls, value: Any) -> Any:
+        return _split_list(value) if isinstance(value, str) else value
 
     @field_validator("api_keys", mode="before")
     @classmethod
-    def _read_keys(cls, given: Any) -> Any:
-        return tuple(map(read_key, _parts(given))) if isinstance(given, str) else given
+    def _parse_keys(cls, value: Any) -> Any:
+        return tuple(map(parse_key, _split_list(value))) if isinstance(value, str) else value
 
     @field_validator("formats")
     @classmethod
-    def _known_formats(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        upper = tuple(name.upper() for name in given)
-        if not upper or not set(upper) <= set(FORMATS):
-            raise ValueError(f"formats are some of {', '.join(FORMATS)}")
-        return upper
+    def _check_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        formats = tuple(name.upper() for name in value)
+        if not formats or not set(formats) <= set(FORMATS):
+            raise ValueError(f"choose formats from {', '.join(FORMATS)}")
+        return formats
 
     @model_validator(mode="after")
-    def _fits(self) -> Settings:
+    def _check_together(self) -> Settings:
         if self.max_queue < self.max_images:
             raise ValueError(
                 f"PROTOSERVE_MAX_QUEUE={self.max_queue} is below PROTOSERVE_MAX_IMAGES={self.max_images}, so a full "
@@ -151,18 +160,26 @@ class Settings(BaseSettings):
             )
         return self
 
-    def shown(self) -> dict[str, Any]:
-        """All settings for a log, with the names of keys and without their hashes."""
+    def batch_limit(self, device: Literal["cpu", "cuda"]) -> int:
+        """Return the most images in one inference on `device`. Serving and warming up both use this rule."""
+        return self.max_batch if self.max_batch is not None else DEFAULT_BATCH[device]
+
+    def inference_threads(self) -> int:
+        """Return the CPU threads of one inference."""
+        return self.threads or max(1, usable_cores() // self.workers)
+
+    def for_log(self) -> dict[str, Any]:
+        """Return all settings for a log line, with the names of API keys but not their hashes."""
         values = self.model_dump(mode="json", exclude={"api_keys"})
         return {**values, "api_keys": [key.name for key in self.api_keys]}
 
 
-def _parts(text: str) -> tuple[str, ...]:
+def _split_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_settings() -> Settings:
-    """The settings of this process's environment; raises InputError naming the variable that does not fit."""
+    """Read the settings of this process's environment. Raises InputError that names an invalid variable."""
     try:
         return Settings()
     except ValidationError as error:
@@ -172,13 +189,13 @@ def read_settings() -> Settings:
             raise InputError(f"{message}; correct one of them") from None
         field = str(first["loc"][0])
         name = PREFIX + field.upper()
-        # A key belongs into no log, right or wrong.
-        given = "" if field == "api_keys" else f"={os.environ.get(name, first['input'])!r}"
-        raise InputError(f"{name}{given}: {message}; correct or unset it") from None
+        # Keep API keys, valid or not, out of logs.
+        value = "" if field == "api_keys" else f"={os.environ.get(name, first['input'])!r}"
+        raise InputError(f"{name}{value}: {message}; correct or unset it") from None
 
 
 def settings_table() -> str:
-    """The Markdown table of docs/settings.md; `python -m service.settings` prints it."""
+    """Return the Markdown table of docs/settings.md; `python -m service.settings` prints it."""
     lines = ["| variable | default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -189,10 +206,10 @@ def settings_table() -> str:
         else:
             whole = isinstance(default, int) and not isinstance(default, bool)
             shown = f"`{default:_}`" if whole else f"`{default}`"
-        kind = field.annotation
-        choices = getattr(kind, "__args__", ()) if getattr(kind, "__origin__", None) is Literal else ()
-        words = f": {', '.join(choices)}" if choices else ""
-        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description}{words} |")
+        annotation = field.annotation
+        choices = getattr(annotation, "__args__", ()) if getattr(annotation, "__origin__", None) is Literal else ()
+        suffix = f": {', '.join(choices)}" if choices else ""
+        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description}{suffix} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 
-from service import metrics
+from service.operations import metrics
 from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from protoserve.inference.classifier import Classifier, load
 from protoserve.run.folder import open_run
 from protoserve.schema import Prediction
 from service.app import create_app
-from service.current import CurrentModel
+from service.model.holder import ModelHolder
 from service.settings import Settings
 from training import running
 from training.config import parse_config
@@ -141,8 +141,8 @@ def test_the_commands_answer_and_draw(model: Classifier, bundle: Path, picture: 
 
 
 def test_the_service_gives_the_same_answer_and_shows_prototypes(bundle: Path, model: Classifier, picture: Path) -> None:
-    current = CurrentModel(lambda: bundle, device="cpu")
-    with TestClient(create_app(Settings(), current), raise_server_exceptions=False) as client:
+    holder = ModelHolder(lambda: bundle, Settings(device="cpu"))
+    with TestClient(create_app(Settings(), holder.current), raise_server_exceptions=False) as client:
         answer = client.post("/v1/predict", content=picture.read_bytes())
         assert answer.status_code == 200, answer.text
         assert answer.text == model.predict(picture).model_dump_json()

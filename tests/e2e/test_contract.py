@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from service.app import create_app
-from service.current import CurrentModel
-from service.openapi import openapi_document
+from service.contract.openapi import openapi_document
+from service.model.holder import ModelHolder
 from service.settings import Settings
 from tests.e2e.serving import serving
 
@@ -37,7 +37,10 @@ def contract(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         with serving(tiny_bundle, tmp_path_factory.mktemp("contract"), **limits) as server:
             yield schemathesis.openapi.from_url(f"{server.address}/openapi.json")
         return
-    app = create_app(Settings(max_bytes=200_000, max_images=3), CurrentModel(lambda: tiny_bundle, "cpu", 1))
+    app = create_app(
+        Settings(max_bytes=200_000, max_images=3),
+        ModelHolder(lambda: tiny_bundle, Settings(device="cpu", threads=1)).current,
+    )
     yield schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

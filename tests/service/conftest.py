@@ -5,47 +5,53 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protoserve.inference.classifier import Classifier
-from service.app import create_app
-from service.current import CurrentModel
+from service.model.holder import LoadedModel, ModelHolder
 from service.settings import Settings
+from tests.service.running import RunApp, TestClient, running_app
 
-# BentoML makes its folders when it is imported; not in the home of whoever runs the tests.
+# BentoML creates its folders at import; keep them out of the home directory.
 os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="protoserve-bentoml-"))
 with warnings.catch_warnings():
-    # BentoML's own deprecations, which come while it is imported.
+    # BentoML's own deprecation warnings, at import.
     warnings.simplefilter("ignore")
     import bentoml.models  # noqa: F401
 
-with warnings.catch_warnings():
-    # Starlette would rather have httpx2, which it does not require; httpx does what is needed here.
-    warnings.simplefilter("ignore")
-    from starlette.testclient import TestClient
-
-LIMIT = 200_000
+MAX_BYTES = 200_000
 
 
 @pytest.fixture(scope="session")
-def current(tiny_bundle: Path) -> CurrentModel:
+def holder(tiny_bundle: Path) -> ModelHolder:
     """The model behind the routes."""
-    return CurrentModel(lambda: tiny_bundle, device="cpu", threads=1)
+    return ModelHolder(lambda: tiny_bundle, Settings(device="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")
-def classifier(current: CurrentModel) -> Classifier:
-    """The same, as the Python interface has it."""
-    return current().classifier
+def classifier(holder: ModelHolder) -> Classifier:
+    """The same model behind the Python interface."""
+    return holder.current().classifier
 
 
 @pytest.fixture(scope="session")
-def client(current: CurrentModel) -> Iterator[TestClient]:
-    """A client of the routes with small limits; a failure of the service is an answer, not an exception."""
-    settings = Settings(max_bytes=LIMIT, max_pixels=1_000_000, max_images=3)
-    app = create_app(settings, current)
-    with TestClient(app, raise_server_exceptions=False) as client:
+def client(holder: ModelHolder) -> Iterator[TestClient]:
+    """A client of one application with small limits, which all tests share."""
+    with running_app(holder.current, max_bytes=MAX_BYTES, max_pixels=1_000_000, max_images=3) as client:
         yield client
+
+
+@pytest.fixture
+def run_app(holder: ModelHolder) -> Iterator[RunApp]:
+    """Starts further applications with other settings or another model; they stop at the end of the test."""
+    with ExitStack() as stack:
+
+        def run(current_model: Callable[[], LoadedModel] | None = None, **settings: Any) -> TestClient:
+            return stack.enter_context(running_app(current_model or holder.current, **settings))
+
+        yield run

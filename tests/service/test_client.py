@@ -1,4 +1,4 @@
-"""`protoserve.client` against the real routes: answers, refusals, and trying again."""
+"""`protoserve.client` against the real routes: answers, refusals, retries."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from starlette.types import ASGIApp
 from protoserve.client import AsyncClient, Client
 from protoserve.errors import InputError, ServiceError
 from protoserve.inference.classifier import Classifier
-from service.access import new_key
+from service.api_keys import create_key
 from service.app import create_app
-from service.current import CurrentModel
+from service.model.holder import ModelHolder
 from service.settings import Settings
 
 ADDRESS = "http://service"
 
 
 class Bridge(httpx.BaseTransport):
-    """The routes behind a synchronous transport; `before` may answer in their place."""
+    """A synchronous transport to the routes; `before` may answer instead of them."""
 
     def __init__(self, app: ASGIApp, before: Callable[[], httpx.Response | None] = lambda: None) -> None:
         self.inner = httpx.ASGITransport(app)
@@ -44,11 +44,13 @@ class Bridge(httpx.BaseTransport):
 
 
 @pytest.fixture
-def app(current: CurrentModel) -> ASGIApp:
-    return create_app(Settings(max_bytes=200_000, max_images=3), current)
+def app(holder: ModelHolder) -> ASGIApp:
+    return create_app(Settings(max_bytes=200_000, max_images=3), holder.current)
 
 
-def test_a_prediction_is_that_of_the_python_interface(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
+def test_a_prediction_equals_that_of_the_python_interface(
+    app: ASGIApp, classifier: Classifier, photograph: Path
+) -> None:
     with Client(ADDRESS, transport=Bridge(app)) as client:
         assert client.is_ready()
         assert client.model()["version"] == classifier.bundle.manifest.version
@@ -57,7 +59,7 @@ def test_a_prediction_is_that_of_the_python_interface(app: ASGIApp, classifier: 
         assert client.predict(photograph.read_bytes()) == classifier.predict(photograph)
 
 
-def test_a_batch_gives_errors_in_their_places(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
+def test_a_batch_returns_errors_in_their_positions(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
     with Client(ADDRESS, transport=Bridge(app)) as client:
         first, second = client.predict_batch([photograph, b"no picture"], maps="none")
     assert first == classifier.predict(photograph, top_k=0)
@@ -65,7 +67,7 @@ def test_a_batch_gives_errors_in_their_places(app: ASGIApp, classifier: Classifi
     assert (second.code, second.status) == ("unsupported_image", 415)
 
 
-def test_the_asynchronous_client_says_the_same(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
+def test_the_asynchronous_client_returns_the_same(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
     async def ask() -> None:
         async with AsyncClient(ADDRESS, transport=httpx.ASGITransport(app)) as client:
             assert await client.is_ready()
@@ -80,8 +82,8 @@ def test_the_asynchronous_client_says_the_same(app: ASGIApp, classifier: Classif
     asyncio.run(ask())
 
 
-def test_a_refusal_carries_the_problem_and_is_not_tried_again(app: ASGIApp, tmp_path: Path) -> None:
-    tries = []
+def test_a_refusal_carries_the_problem_and_is_not_retried(app: ASGIApp, tmp_path: Path) -> None:
+    tries: list[int] = []
 
     def count() -> None:
         tries.append(1)
@@ -95,7 +97,7 @@ def test_a_refusal_carries_the_problem_and_is_not_tried_again(app: ASGIApp, tmp_
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_service_is_asked_again_when_it_says(app: ASGIApp, photograph: Path, status: int) -> None:
+def test_a_request_to_a_busy_service_is_retried_after_retry_after(app: ASGIApp, photograph: Path, status: int) -> None:
     busy = iter([httpx.Response(status, headers={"retry-after": "1"}), httpx.Response(status)])
     begun = time.monotonic()
     with Client(ADDRESS, transport=Bridge(app, lambda: next(busy, None))) as client:
@@ -104,9 +106,9 @@ def test_a_busy_service_is_asked_again_when_it_says(app: ASGIApp, photograph: Pa
     assert next(busy, None) is None
 
 
-def test_a_service_that_stays_busy_is_given_up(app: ASGIApp, photograph: Path) -> None:
+def test_retries_end_when_the_service_stays_busy(app: ASGIApp, photograph: Path) -> None:
     document: Any = {"code": "overloaded", "detail": "no turn", "status": 503}
-    tries = []
+    tries: list[int] = []
 
     def busy() -> httpx.Response:
         tries.append(1)
@@ -120,7 +122,7 @@ def test_a_service_that_stays_busy_is_given_up(app: ASGIApp, photograph: Path) -
     assert (raised.value.code, len(tries)) == ("overloaded", 2)
 
 
-def test_no_answer_and_a_strange_answer_are_told_apart(app: ASGIApp, photograph: Path) -> None:
+def test_no_answer_and_an_unknown_answer_have_different_codes(app: ASGIApp, photograph: Path) -> None:
     def refuse() -> httpx.Response:
         raise httpx.ConnectError("refused")
 
@@ -135,9 +137,9 @@ def test_no_answer_and_a_strange_answer_are_told_apart(app: ASGIApp, photograph:
         assert raised.value.code == "unknown"
 
 
-def test_the_key_is_sent(current: CurrentModel, photograph: Path) -> None:
-    secret, known = new_key("test")
-    app = create_app(Settings(api_keys=(known,)), current)
+def test_the_key_is_sent(holder: ModelHolder, photograph: Path) -> None:
+    secret, known = create_key("test")
+    app = create_app(Settings(api_keys=(known,)), holder.current)
     with Client(ADDRESS, key=secret, transport=Bridge(app)) as client:
         assert client.predict(photograph).path
     with Client(ADDRESS, transport=Bridge(app)) as client, pytest.raises(ServiceError) as raised:

@@ -1,12 +1,15 @@
-"""What the environment may set."""
+"""Settings from the environment."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from protoserve.errors import InputError
+from service.api_keys import create_key, match_key
 from service.settings import Settings, read_settings, settings_table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -20,7 +23,7 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.bundle, settings.max_bytes, settings.threads) == (Path("bundles/grocery"), 1000, None)
 
 
-def test_what_kubernetes_sets_beside_a_service_named_protoserve_does_no_harm(
+def test_variables_that_kubernetes_sets_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {
@@ -46,13 +49,13 @@ def test_what_kubernetes_sets_beside_a_service_named_protoserve_does_no_harm(
         ("TRACE_SHARE", "2"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"PROTOSERVE_{name}", value)
     with pytest.raises(InputError, match=rf"PROTOSERVE_{name}='{value}'"):
         read_settings()
 
 
-def test_a_key_that_does_not_fit_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROTOSERVE_API_KEYS", "camera:hunter2")
     with pytest.raises(InputError, match="PROTOSERVE_API_KEYS: a key is written NAME:HASH") as raised:
         read_settings()
@@ -66,7 +69,7 @@ def test_a_key_that_does_not_fit_is_not_shown(monkeypatch: pytest.MonkeyPatch) -
         ({"MAX_MEMORY": "1000"}, "the largest request could never be read"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(
+def test_contradicting_settings_are_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
 ) -> None:
     for name, value in variables.items():
@@ -75,7 +78,7 @@ def test_settings_that_do_not_fit_together_are_refused(
         read_settings()
 
 
-def test_lists_have_commas_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROTOSERVE_FORMATS", "jpeg, png")
     monkeypatch.setenv("PROTOSERVE_CORS_ORIGINS", "https://a.example,https://b.example")
     settings = read_settings()
@@ -84,6 +87,32 @@ def test_lists_have_commas_between_them(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_document_lists_every_setting() -> None:
-    """`python -m service.settings` writes it."""
+    """`python -m service.settings` prints the table."""
     assert settings_table() in DOCUMENT.read_text(encoding="utf-8")
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_api_keys_are_given_as_hashes_and_logged_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, key = create_key("camera-1")
+    monkeypatch.setenv("PROTOSERVE_API_KEYS", f"{key.name}:{key.hash}, other:{'0' * 64}")
+    settings = Settings()
+    assert match_key(secret, settings.api_keys) == key
+    assert settings.for_log()["api_keys"] == ["camera-1", "other"]
+    assert key.hash not in json.dumps(settings.for_log())
+
+
+@pytest.mark.parametrize(
+    ("device", "max_batch", "limit"), [("cpu", None, 1), ("cuda", None, 16), ("cpu", 8, 8), ("cuda", 8, 8)]
+)
+def test_the_batch_limit_follows_the_device_unless_it_is_set(
+    device: Literal["cpu", "cuda"], max_batch: int | None, limit: int
+) -> None:
+    assert Settings(max_batch=max_batch).batch_limit(device) == limit
+    description = Settings.model_fields["max_batch"].description or ""
+    assert "1 on a CPU and 16 on a GPU" in description
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.usable_cores", lambda: 8)
+    assert [Settings(workers=workers).inference_threads() for workers in (1, 3, 8, 20)] == [8, 2, 1, 1]
+    assert Settings(workers=3, threads=5).inference_threads() == 5

@@ -1,0 +1,1 @@
+"""The HTTP contract: queries, uploads, response documents, problem documents, the OpenAPI document."""

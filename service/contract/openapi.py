@@ -1,0 +1,237 @@
+"""The OpenAPI document, built from the pydantic models that the routes use."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from protoserve import __version__
+from protoserve.images import FORMATS
+from protoserve.schema import Prediction
+from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
+from service.contract.queries import PredictQuery, PrototypesQuery
+from service.contract.responses import (
+    BatchDocument,
+    ModelDocument,
+    PrototypeDocument,
+    PrototypePage,
+    TaxonomyDocument,
+)
+from service.contract.uploads import BINARY, FIELD, FORM
+
+_REFERENCE: Final = "#/components/schemas/{model}"
+_DOCUMENTS: Final[tuple[type[BaseModel], ...]] = (
+    BatchDocument,
+    ModelDocument,
+    Prediction,
+    ProblemDocument,
+    PrototypeDocument,
+    PrototypePage,
+    TaxonomyDocument,
+)
+_BYTES: Final = {"type": "string", "format": "binary"}
+_BODY_CODES: Final = (
+    "answer_timeout",
+    "invalid_multipart",
+    "invalid_parameter",
+    "missing_image",
+    "overloaded",
+    "request_timeout",
+    "request_too_large",
+    "too_many_images",
+    "unexpected_part",
+    "unknown_parameter",
+    "unsupported_encoding",
+    "unsupported_media_type",
+)
+_ANY_ROUTE_CODES: Final = ("internal_error", "malformed_request")
+_KEY_CODES: Final = ("invalid_key",)
+_IMAGE_CODES: Final = ("broken_image", "image_too_large", "unsupported_image")
+
+
+class _ResponseSchema(GenerateJsonSchema):
+    """Marks properties with a default as required: responses never omit them, so clients can rely on them."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return True
+
+
+def openapi_document(top_k: int | None = None, images: int | None = None) -> dict[str, Any]:
+    """Build the OpenAPI 3.1 document of the service: all its routes, parameters, responses and problem codes.
+
+    `top_k` is the most evidence that the model keeps per level, `images` the most images of a batch request. A running
+    service knows both limits.
+    """
+    _, definitions = models_json_schema(
+        [(model, "serialization") for model in _DOCUMENTS],
+        ref_template=_REFERENCE,
+        schema_generator=_ResponseSchema,
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ProtoServe",
+            "version": __version__,
+            "description": "Image classification at every level of a taxonomy, with the evidence for each level.",
+        },
+        "paths": {
+            "/v1/predict": {"post": _predict(top_k)},
+            "/v1/predict/batch": {"post": _predict_batch(top_k, images)},
+            "/v1/model": {"get": _get("The model that answers", ModelDocument)},
+            "/v1/taxonomy": {"get": _get("The taxonomy", TaxonomyDocument)},
+            "/v1/prototypes": {
+                "get": _get(
+                    "The prototypes, in pages",
+                    PrototypePage,
+                    _query_parameters(PrototypesQuery),
+                    ("invalid_parameter", "unknown_node"),
+                )
+            },
+            "/v1/prototypes/{id}": {
+                "get": _get("One prototype", PrototypeDocument, [_prototype_id()], ("unknown_prototype",))
+            },
+            "/v1/prototypes/{id}/image": {"get": _prototype_image()},
+            "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
+            "/healthz": {"get": _plain("Whether the process is alive, as /livez", "text/plain")},
+            "/readyz": {"get": _plain("Whether the model is loaded and warmed up", "text/plain", codes=("not_ready",))},
+            "/metrics": {"get": _plain("Metrics for Prometheus", "text/plain", keyed=True)},
+            "/openapi.json": {"get": _plain("This document", "application/json", {"type": "object"})},
+            "/": {"get": _plain("A page to try the model", "text/html")},
+        },
+        # Either scheme where the service has keys, none where it has no keys.
+        "security": [{}, {"bearer": []}, {"header": []}],
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+
+
+def _predict_parameters(top_k: int | None) -> list[dict[str, Any]]:
+    parameters = _query_parameters(PredictQuery)
+    for parameter in parameters:
+        if parameter["name"] == "top_k" and top_k is not None:
+            parameter["schema"]["maximum"] = top_k
+    return parameters
+
+
+def _predict(top_k: int | None) -> dict[str, Any]:
+    return {
+        "summary": "Predict one image",
+        "parameters": _predict_parameters(top_k),
+        "requestBody": {
+            "required": True,
+            "description": f"The image's bytes ({', '.join(FORMATS)}), or a form that holds them.",
+            "content": {
+                "image/*": {"schema": _BYTES},
+                BINARY: {"schema": _BYTES},
+                FORM: {"schema": _form(_BYTES)},
+            },
+        },
+        "responses": _responses(Prediction, (*_BODY_CODES, *_IMAGE_CODES)),
+    }
+
+
+def _predict_batch(top_k: int | None, images: int | None) -> dict[str, Any]:
+    image_list = {"type": "array", "items": _BYTES, "minItems": 1} | ({} if images is None else {"maxItems": images})
+    return {
+        "summary": "Predict several images; each gets a prediction or a problem, in the order of the request",
+        "parameters": _predict_parameters(top_k),
+        "requestBody": {
+            "required": True,
+            "content": {FORM: {"schema": _form(image_list)}},
+        },
+        "responses": _responses(BatchDocument, _BODY_CODES),
+    }
+
+
+def _form(field: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {FIELD: field},
+        "required": [FIELD],
+        "additionalProperties": False,
+    }
+
+
+def _get(
+    summary: str,
+    document: type[BaseModel],
+    parameters: list[dict[str, Any]] | None = None,
+    codes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    answer = {"summary": summary, "responses": _responses(document, (*codes, "unknown_parameter"))}
+    return {**answer, "parameters": parameters} if parameters else answer
+
+
+def _prototype_image() -> dict[str, Any]:
+    responses = _responses(None, ("not_ready", "unknown_parameter", "unknown_prototype"))
+    content = {media_type: {"schema": _BYTES} for media_type in ("image/webp", "image/png")}
+    responses["200"] = {"description": "The training patch in its context", "content": content}
+    responses["304"] = {"description": "The image is unchanged: If-None-Match names its ETag"}
+    return {"summary": "The image of a prototype", "parameters": [_prototype_id()], "responses": responses}
+
+
+def _plain(
+    summary: str,
+    media_type: str,
+    schema: dict[str, Any] | None = None,
+    *,
+    keyed: bool = False,
+    codes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    responses = _responses(None, codes, keyed=keyed)
+    responses["200"] = {
+        "description": summary,
+        "content": {media_type: {"schema": schema or {"type": "string"}}},
+    }
+    # These routes need no key.
+    return {"summary": summary, "responses": responses} | ({} if keyed else {"security": []})
+
+
+def _responses(document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True) -> dict[str, Any]:
+    by_status: dict[int, list[str]] = {}
+    for code in sorted((*codes, *_ANY_ROUTE_CODES, *(_KEY_CODES if keyed else ()))):
+        by_status.setdefault(STATUS_OF[code], []).append(code)
+    responses: dict[str, Any] = {}
+    if document is not None:
+        responses["200"] = {
+            "description": (document.__doc__ or "").partition("\n")[0],
+            "content": {"application/json": {"schema": _reference(document)}},
+        }
+    for status, names in sorted(by_status.items()):
+        responses[str(status)] = {
+            "description": " or ".join(names),
+            "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+        }
+    return responses
+
+
+def _reference(document: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REFERENCE.format(model=document.__name__)}
+
+
+def _prototype_id() -> dict[str, Any]:
+    return {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+
+
+def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
+    parameters = []
+    for name, schema in query.model_json_schema()["properties"].items():
+        schema.pop("title", None)
+        description = schema.pop("description", "")
+        # A client sends "null" by leaving the parameter out.
+        options = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
+        for option in options:
+            schema.update(option)
+        if schema.get("default", 0) is None:
+            del schema["default"]
+        parameters.append(
+            {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+        )
+    return parameters

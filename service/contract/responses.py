@@ -1,0 +1,191 @@
+"""Response documents of the routes besides `POST /v1/predict`, as frozen pydantic models."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.folder import InputRule
+from protoserve.schema import Contract, EvidenceSource, Prediction
+from service.contract.problems import ProblemDocument
+from service.settings import Settings
+
+PAGE_SIZE: Final = 100
+# Cache-Control of answers that depend on the request, and of those that depend only on the model.
+NO_STORE: Final = {"Cache-Control": "no-store"}
+REVALIDATE: Final = {"Cache-Control": "no-cache"}
+
+
+class LimitsDocument(Contract):
+    """Limits of a request."""
+
+    request_bytes: int
+    image_pixels: int
+    image_side: int = Field(description="longest side of an image, in pixels")
+    batch_images: int
+
+
+class MemberDocument(Contract):
+    """One bundle of an ensemble."""
+
+    name: str
+    version: str
+    first_prototype: int = Field(description="the id of its first prototype; its ids are consecutive")
+    prototypes: int
+    rows: int = Field(description="rows of its feature map and of its evidence maps")
+    columns: int
+    metrics: dict[str, object] = Field(description="its scores on its own validation and test data")
+
+
+class ModelDocument(Contract):
+    """The model that answers: its size, its input, its limits and its scores."""
+
+    name: str
+    version: str
+    kind: Literal["hierarchical", "flat", "autoencoder"]
+    device: str
+    nodes: int
+    leaves: int
+    depth: int = Field(description="levels of the taxonomy")
+    prototypes: int
+    top_k: int = Field(description="the most evidence per level that a request can ask for")
+    rows: int = Field(description="rows of the feature map and of evidence maps; in an ensemble, the largest member's")
+    columns: int
+    input: InputRule
+    formats: list[str]
+    limits: LimitsDocument
+    metrics: dict[str, object] = Field(description="the model's scores on its own validation and test data")
+    members: list[MemberDocument] | None = Field(description="the bundles of an ensemble; null for a single bundle")
+
+
+class NodeDocument(Contract):
+    """One node of the taxonomy; `node` is its path, which identifies it."""
+
+    node: str
+    label: str
+    level: int = Field(ge=1)
+    parent: str | None = Field(description="null at level 1")
+    leaf: bool
+    prototypes: int = Field(description="number of its prototypes")
+
+
+class TaxonomyDocument(Contract):
+    """The taxonomy, breadth first."""
+
+    depth: int
+    nodes: list[NodeDocument]
+
+
+class PrototypeDocument(Contract):
+    """One prototype: its node, its weight for that node, and its training patch."""
+
+    id: int
+    member: int | None = Field(description="index of its bundle in the model's `members`; null for a single bundle")
+    node: str = Field(description="the node that it is evidence for")
+    parent: str | None = Field(description="parent of that node; null at level 1")
+    weight: float
+    source: EvidenceSource
+
+
+class PrototypePage(Contract):
+    """Prototypes ordered by id, and the `cursor` of the next page, null on the last page."""
+
+    prototypes: list[PrototypeDocument]
+    cursor: str | None
+
+
+class BatchItem(Contract):
+    """The answer to one image: a prediction or a problem; the other is null."""
+
+    prediction: Prediction | None = None
+    problem: ProblemDocument | None = None
+
+
+class BatchDocument(Contract):
+    """The answers to the images of a batch, in the order of the request."""
+
+    results: list[BatchItem]
+
+
+def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocument:
+    """Describe the model of `bundle`, its device and the limits in `settings`."""
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    return ModelDocument(
+        name=manifest.name,
+        version=manifest.version,
+        kind=manifest.kind,
+        device=device,
+        nodes=len(taxonomy.nodes),
+        leaves=len(taxonomy.leaves),
+        depth=taxonomy.depth,
+        prototypes=len(manifest.prototypes),
+        top_k=manifest.graph.top_k,
+        rows=manifest.graph.rows,
+        columns=manifest.graph.columns,
+        input=manifest.input,
+        formats=list(settings.formats),
+        limits=LimitsDocument(
+            request_bytes=settings.max_bytes,
+            image_pixels=settings.max_pixels,
+            image_side=settings.max_side,
+            batch_images=settings.max_images,
+        ),
+        metrics=manifest.metrics.model_dump(),
+        members=_members(bundle) if isinstance(bundle, Ensemble) else None,
+    )
+
+
+def _members(ensemble: Ensemble) -> list[MemberDocument]:
+    return [
+        MemberDocument(
+            name=member.manifest.name,
+            version=member.manifest.version,
+            first_prototype=start,
+            prototypes=len(member.manifest.prototypes),
+            rows=member.manifest.graph.rows,
+            columns=member.manifest.graph.columns,
+            metrics=member.manifest.metrics.model_dump(),
+        )
+        for start, member in zip(ensemble.starts, ensemble.members, strict=True)
+    ]
+
+
+def taxonomy_document(bundle: Model) -> TaxonomyDocument:
+    """Describe the taxonomy of `bundle`, with the number of prototypes of each node."""
+    taxonomy = bundle.taxonomy
+    counts = dict.fromkeys(taxonomy.names, 0)
+    for record in bundle.manifest.prototypes:
+        counts[record.child] += 1
+    leaves = frozenset(taxonomy.leaves)
+    parents = taxonomy.parent.tolist()
+    return TaxonomyDocument(
+        depth=taxonomy.depth,
+        nodes=[
+            NodeDocument(
+                node=name,
+                label=path[-1],
+                level=len(path),
+                parent=taxonomy.names[parents[index]] if len(path) > 1 else None,
+                leaf=index in leaves,
+                prototypes=counts[name],
+            )
+            for index, (name, path) in enumerate(zip(taxonomy.names, taxonomy.nodes, strict=True))
+        ],
+    )
+
+
+def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
+    """Describe the prototype with the id `prototype`, which must exist."""
+    record = bundle.manifest.prototypes[prototype]
+    return PrototypeDocument(
+        id=record.id,
+        member=bundle.member_of(prototype),
+        node=record.child,
+        parent=record.parent or None,
+        weight=record.weight,
+        source=EvidenceSource(
+            image=record.source_image, box=record.source_box, href=f"/v1/prototypes/{record.id}/image"
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The served model: loading, replacing and publishing it."""

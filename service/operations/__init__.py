@@ -1,0 +1,1 @@
+"""Logs, metrics and the context of the current request."""

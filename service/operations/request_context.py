@@ -1,0 +1,65 @@
+"""The context of the current request: the facts for its log line, metrics and trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from service.operations import metrics
+from service.operations.metrics import Stage
+
+
+@dataclass
+class RequestContext:
+    """Facts about one request. Holds nothing of an image except its size."""
+
+    id: str
+    key: str | None = None
+    """Name of the API key that the request presented."""
+    code: str | None = None
+    """Code of the problem document that answered the request."""
+    model: str | None = None
+    """Version of the model that answered."""
+    images: int = 0
+    """Number of predicted images."""
+    bytes: int = 0
+    """Size of the request body."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds in each stage, summed over the request's images."""
+
+    def add_stage_seconds(self, stage: Stage, seconds: float) -> None:
+        """Add the duration of one stage, here and in the metrics."""
+        metrics.stage_seconds(stage).observe(seconds)
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+
+_CONTEXT: ContextVar[RequestContext] = ContextVar("request_context")
+
+
+def current_context() -> RequestContext:
+    """Return the context of the current request. Outside a request, returns a new one with the id "none"."""
+    context = _CONTEXT.get(None)
+    return RequestContext("none") if context is None else context
+
+
+@contextmanager
+def bind_context(context: RequestContext) -> Iterator[RequestContext]:
+    """Make `context` current, also in threads and tasks that start inside the `with` block."""
+    token = _CONTEXT.set(context)
+    try:
+        yield context
+    finally:
+        _CONTEXT.reset(token)
+
+
+@contextmanager
+def measure_stage(stage: Stage) -> Iterator[None]:
+    """Add the duration of the `with` block to the current request, also when the block fails."""
+    start = perf_counter()
+    try:
+        yield
+    finally:
+        current_context().add_stage_seconds(stage, perf_counter() - start)

@@ -1,0 +1,118 @@
+"""Routes that describe the model: its properties, its taxonomy, its prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from protoserve.bundle.ensemble import Model
+from protoserve.errors import nearest
+from service.contract.problems import Problem
+from service.contract.queries import NoQuery, PrototypesQuery, parse_query
+from service.contract.responses import (
+    PAGE_SIZE,
+    REVALIDATE,
+    PrototypePage,
+    model_document,
+    prototype_document,
+    taxonomy_document,
+)
+from service.contract.uploads import BINARY
+from service.model.holder import LoadedModel
+from service.scheduling.limits import ConcurrencyLimiter
+from service.settings import Settings
+
+_THREADS: Final = 2
+_MEDIA_TYPES: Final = {".webp": "image/webp", ".png": "image/png"}
+
+
+class ModelRoutes:
+    """Handlers of these routes. `current_model` returns the model for a new request."""
+
+    def __init__(self, settings: Settings, current_model: Callable[[], LoadedModel]) -> None:
+        self.settings = settings
+        self.current_model = current_model
+        # Reads files and writes long documents. Separate from predictions, so that neither delays the other.
+        self.limiter = ConcurrencyLimiter(_THREADS, settings.wait_seconds)
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/model`."""
+        parse_query(request, NoQuery)
+        classifier = self.current_model().classifier
+        return _json_response(model_document(classifier.bundle, classifier.engine.device, self.settings))
+
+    async def taxonomy(self, request: Request) -> Response:
+        """`GET /v1/taxonomy`."""
+        parse_query(request, NoQuery)
+        bundle = self.current_model().classifier.bundle
+        # In a thread, because a taxonomy may have tens of thousands of nodes.
+        return await self.limiter.run(lambda: _json_response(taxonomy_document(bundle)))
+
+    async def prototypes(self, request: Request) -> Response:
+        """`GET /v1/prototypes`: one page of prototypes, of one node or of all."""
+        query = parse_query(request, PrototypesQuery)
+        return await self.limiter.run(_prototype_page, self.current_model().classifier.bundle, query)
+
+    async def prototype(self, request: Request) -> Response:
+        """`GET /v1/prototypes/{id}`."""
+        parse_query(request, NoQuery)
+        bundle = self.current_model().classifier.bundle
+        return _json_response(prototype_document(bundle, _prototype_id(request, bundle)))
+
+    async def prototype_image(self, request: Request) -> Response:
+        """`GET /v1/prototypes/{id}/image`: the training patch in its context."""
+        parse_query(request, NoQuery)
+        bundle = self.current_model().classifier.bundle
+        prototype = _prototype_id(request, bundle)
+        # The tag holds the model's version, because another model may use this URL later.
+        tag = f'"{bundle.manifest.version}-{prototype}"'
+        headers = {**REVALIDATE, "ETag": tag}
+        cached = request.headers.get("if-none-match", "")
+        if tag in (part.strip().removeprefix("W/") for part in cached.split(",")):
+            return Response(status_code=304, headers=headers)
+        file = bundle.picture(prototype)
+        try:
+            content = await self.limiter.run(file.read_bytes)
+        except FileNotFoundError:
+            raise Problem(
+                "not_ready",
+                f"the image of prototype {prototype} is missing, because the model is being replaced; try again",
+                {"Retry-After": "1"},
+            ) from None
+        return Response(content, headers=headers, media_type=_MEDIA_TYPES.get(file.suffix, BINARY))
+
+
+def _json_response(document: BaseModel) -> Response:
+    return Response(document.model_dump_json(), headers=REVALIDATE, media_type="application/json")
+
+
+def _prototype_page(bundle: Model, query: PrototypesQuery) -> Response:
+    names = bundle.taxonomy.index
+    if query.node is not None and query.node not in names:
+        hint = nearest(query.node[:200], names)
+        raise Problem("unknown_node", f"the taxonomy has no node {query.node[:200]!r}; /v1/taxonomy lists them{hint}")
+    start = int(query.cursor or 0)
+    records = bundle.manifest.prototypes
+    ids = [
+        prototype
+        for prototype in range(start, len(records))
+        if query.node is None or records[prototype].child == query.node
+    ]
+    cursor = str(ids[PAGE_SIZE]) if len(ids) > PAGE_SIZE else None
+    return _json_response(
+        PrototypePage(
+            prototypes=[prototype_document(bundle, prototype) for prototype in ids[:PAGE_SIZE]], cursor=cursor
+        )
+    )
+
+
+def _prototype_id(request: Request, bundle: Model) -> int:
+    text = str(request.path_params["id"])
+    count = len(bundle.manifest.prototypes)
+    if not (text.isascii() and text.isdigit() and str(int(text[:9])) == text and int(text) < count):
+        raise Problem("unknown_prototype", f"no prototype has the id {text[:80]!r}; ids are 0 to {count - 1}")
+    return int(text)

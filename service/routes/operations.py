@@ -1,0 +1,49 @@
+"""Routes about the service itself: page, probes, metrics, OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from service.contract.openapi import openapi_document
+from service.contract.responses import NO_STORE, REVALIDATE
+from service.model.holder import LoadedModel
+from service.operations import metrics
+from service.routes.page import page
+from service.settings import Settings
+
+
+class OperationsRoutes:
+    """Handlers of these routes. `current_model` returns the model for a new request."""
+
+    def __init__(self, settings: Settings, current_model: Callable[[], LoadedModel]) -> None:
+        self.settings = settings
+        self.current_model = current_model
+
+    async def page(self, request: Request) -> Response:
+        """`GET /`: a page to try the model."""
+        html, policy = page()
+        return HTMLResponse(html, headers={**REVALIDATE, "Content-Security-Policy": policy})
+
+    async def live(self, request: Request) -> Response:
+        """`GET /livez` (and `/healthz`): the process answers."""
+        return PlainTextResponse("alive\n", headers=NO_STORE)
+
+    async def ready(self, request: Request) -> Response:
+        """`GET /readyz`: the model is loaded and warmed up."""
+        self.current_model()
+        return PlainTextResponse("ready\n", headers=NO_STORE)
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`: metrics in Prometheus's text format."""
+        content = await anyio.to_thread.run_sync(metrics.render_metrics)
+        return Response(content, headers={**NO_STORE, "Content-Type": metrics.CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`."""
+        document = openapi_document(self.current_model().classifier.table.top_k, self.settings.max_images)
+        return Response(json.dumps(document), headers=REVALIDATE, media_type="application/json")

@@ -1,0 +1,251 @@
+"""Routes that predict: bytes → image → engine → evidence → JSON, all of it outside the event loop.
+
+With many cores, or where images are batched (`Batcher`), each step has its own threads. Otherwise one thread runs all
+steps of an image, which saves switches between threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from protoserve.cores import usable_cores
+from protoserve.errors import ImageError, ProtoServeError
+from protoserve.images import FittedImage, Limits
+from protoserve.inference.classifier import Classifier
+from protoserve.inference.engine import Outputs
+from protoserve.inference.evidence import checked_top_k, predictions
+from protoserve.schema import Prediction
+from service.contract.problems import Problem, as_problem, internal_error
+from service.contract.queries import PredictQuery, parse_query
+from service.contract.responses import NO_STORE, BatchDocument, BatchItem
+from service.contract.uploads import form_images, read_body, single_image
+from service.model.holder import LoadedModel
+from service.operations import metrics
+from service.operations.request_context import current_context, measure_stage
+from service.scheduling.batching import Batcher
+from service.scheduling.limits import CapacityBudget, ConcurrencyLimiter
+from service.settings import Settings
+
+_LOG = logging.getLogger("protoserve.service")
+
+
+@dataclass(frozen=True)
+class _Inference:
+    """An image and the graph's outputs for it."""
+
+    image: FittedImage
+    outputs: Outputs
+
+
+class PredictRoutes:
+    """Handlers of these routes, with the threads, the queue and the budgets that all requests of a worker share.
+
+    `current_model` returns the model for a new request.
+    """
+
+    def __init__(self, settings: Settings, current_model: Callable[[], LoadedModel]) -> None:
+        self.settings = settings
+        self.current_model = current_model
+        self.limits = Limits(bytes=settings.max_bytes, pixels=settings.max_pixels, side=settings.max_side)
+        self.body_budget = CapacityBudget(settings.max_memory, "bytes of requests")
+        self.image_budget = CapacityBudget(settings.max_queue, "images")
+        self.decoding = ConcurrencyLimiter(usable_cores(), settings.wait_seconds)
+        batch_limit = current_model().batch_limit
+        self.batcher = Batcher(settings.lanes, batch_limit, settings.wait_seconds)
+        # Separate threads for each step gain nothing where decoding has no more threads than inference and images
+        # are not batched.
+        self.single_thread = batch_limit == 1 and settings.lanes * settings.workers >= usable_cores()
+
+    async def predict(self, request: Request) -> Response:
+        """`POST /v1/predict`: one image, as the raw body or as the only part of a form."""
+        model = self.current_model()
+        query = _predict_query(request, model.classifier)
+        content_type = request.headers.get("content-type", "")
+        with self.body_budget.reserve() as reserve_bytes:
+            body = await self._read(request, reserve_bytes)
+            with self.image_budget.reserve(1):
+                async with self._deadline(request):
+                    if self.single_thread:
+                        return await self._predict_in_one_thread(model, content_type, body, query)
+                    image = await self._decode(model.classifier, lambda: single_image(content_type, body))
+                    outputs = await self.batcher.run(model.classifier, image.array)
+                    return await anyio.to_thread.run_sync(_predict_response, model, _Inference(image, outputs), query)
+
+    async def _predict_in_one_thread(
+        self, model: LoadedModel, content_type: str, body: bytes, query: PredictQuery
+    ) -> Response:
+        """Run all steps of one image in one inference thread."""
+        cancelled = False
+
+        def run_steps() -> Response:
+            classifier = model.classifier
+            with measure_stage("decode"):
+                image = self._fit(classifier, single_image(content_type, body))
+            if cancelled:
+                raise _RequestCancelled
+            with measure_stage("infer"):
+                outputs = classifier.engine.run(image.array[None])
+            if cancelled:
+                raise _RequestCancelled
+            return _predict_response(model, _Inference(image, outputs), query)
+
+        try:
+            return await self.batcher.call(run_steps)
+        finally:
+            cancelled = True
+
+    async def predict_batch(self, request: Request) -> Response:
+        """`POST /v1/predict/batch`: a form of images; a prediction or a problem for each, in order."""
+        model = self.current_model()
+        query = _predict_query(request, model.classifier)
+        content_type = request.headers.get("content-type", "")
+        with self.body_budget.reserve() as reserve_bytes:
+            body = await self._read(request, reserve_bytes)
+            parts = await self.decoding.run(form_images, content_type, body, limit=self.settings.max_images)
+            with self.image_budget.reserve(len(parts)):
+                async with self._deadline(request):
+                    items = await self._infer_parts(model.classifier, parts)
+                    return await anyio.to_thread.run_sync(_batch_response, model, items, query)
+
+    async def _infer_parts(self, classifier: Classifier, parts: list[bytes]) -> list[_Inference | Problem]:
+        """Run each image of a batch; a problem with one does not affect the others."""
+        items: list[Problem | asyncio.Task[_Inference | Problem]] = []
+        try:
+            for part in parts:
+                # One at a time, so that a batch uses no more decoding threads than a single image. The engine works
+                # on the first images meanwhile.
+                try:
+                    image = await self._decode(classifier, partial(bytes, part))
+                except (ImageError, Problem) as error:
+                    items.append(as_problem(error))
+                else:
+                    items.append(asyncio.create_task(self._infer_part(classifier, image)))
+            return [item if isinstance(item, Problem) else await item for item in items]
+        finally:
+            for item in items:
+                if not isinstance(item, Problem):
+                    item.cancel()
+
+    async def _infer_part(self, classifier: Classifier, image: FittedImage) -> _Inference | Problem:
+        try:
+            return _Inference(image, await self.batcher.run(classifier, image.array))
+        except Problem as problem:
+            return problem
+        except ProtoServeError:
+            _LOG.exception("inference failed for an image of a batch")
+            return internal_error()
+
+    @asynccontextmanager
+    async def _deadline(self, request: Request) -> AsyncIterator[None]:
+        """Cancel the work when the time is up (Problem `answer_timeout`) or the client disconnects.
+
+        A thread finishes the step that it has started, which is at most one step of one image.
+        """
+        disconnected = False
+
+        async def watch(scope: anyio.CancelScope) -> None:
+            nonlocal disconnected
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            disconnected = True
+            scope.cancel()
+
+        with anyio.move_on_after(self.settings.answer_seconds) as scope:
+            watcher = asyncio.create_task(watch(scope))
+            try:
+                yield
+            finally:
+                watcher.cancel()
+        if disconnected:
+            raise ClientDisconnect
+        if scope.cancelled_caught:
+            raise Problem(
+                "answer_timeout",
+                f"the answer took more than {self.settings.answer_seconds:g} seconds and was cancelled; "
+                "try again later",
+                {"Retry-After": "5"},
+            )
+
+    async def _read(self, request: Request, reserve_bytes: Callable[[int], None]) -> bytes:
+        with measure_stage("read"):
+            body = await read_body(
+                request, limit=self.settings.max_bytes, seconds=self.settings.read_seconds, reserve=reserve_bytes
+            )
+        metrics.BODY_BYTES.observe(len(body))
+        current_context().bytes = len(body)
+        return body
+
+    async def _decode(self, classifier: Classifier, extract: Callable[[], bytes]) -> FittedImage:
+        with measure_stage("decode"):
+            return await self.decoding.run(lambda: self._fit(classifier, extract()))
+
+    def _fit(self, classifier: Classifier, data: bytes) -> FittedImage:
+        image = classifier.fit(data, limits=self.limits, formats=self.settings.formats, draft=self.settings.jpeg_draft)
+        metrics.IMAGE_PIXELS.observe(image.geometry.picture_width * image.geometry.picture_height)
+        return image
+
+
+def _predict_query(request: Request, classifier: Classifier) -> PredictQuery:
+    query = parse_query(request, PredictQuery)
+    if query.maps == "none" and query.top_k:
+        raise Problem(
+            "invalid_parameter",
+            f"maps=none leaves the evidence out, but top_k={query.top_k} asks for it; give only one of them",
+        )
+    if query.maps == "none":
+        return query.model_copy(update={"top_k": 0})
+    # Before reading the body, which may be large.
+    checked_top_k(classifier.table, query.top_k)
+    return query
+
+
+def _explain(model: LoadedModel, inference: _Inference, query: PredictQuery) -> Prediction:
+    with measure_stage("evidence"):
+        [prediction] = predictions(
+            inference.outputs,
+            model.classifier.table,
+            [inference.image.geometry],
+            top_k=query.top_k,
+            alternatives=query.alternatives,
+            maps=query.maps == "heat",
+        )
+    model.counts.count(prediction, inference.outputs)
+    context = current_context()
+    context.model = model.version
+    context.images += 1
+    return prediction
+
+
+class _RequestCancelled(Exception):
+    """Ends the work of a request whose client has disconnected or whose time is up."""
+
+
+def _predict_response(model: LoadedModel, inference: _Inference, query: PredictQuery) -> Response:
+    return _encode(_explain(model, inference, query))
+
+
+def _batch_response(model: LoadedModel, items: list[_Inference | Problem], query: PredictQuery) -> Response:
+    results = []
+    for item in items:
+        if isinstance(item, Problem):
+            metrics.REJECTED.labels(item.code).inc()
+            results.append(BatchItem(problem=item.document))
+        else:
+            results.append(BatchItem(prediction=_explain(model, item, query)))
+    return _encode(BatchDocument(results=results))
+
+
+def _encode(document: BaseModel) -> Response:
+    with measure_stage("encode"):
+        return Response(document.model_dump_json(), headers=NO_STORE, media_type="application/json")

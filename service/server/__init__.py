@@ -1,0 +1,1 @@
+"""The server below the application: uvicorn's protocol and the worker process."""
