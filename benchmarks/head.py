@@ -48,7 +48,8 @@ from measuring import described, machine
 from numpy.typing import NDArray
 
 from export.targets.table import ROUTED_WIDTH
-from protoserve.networks.head import PrototypeHead, groups_of
+from protoserve.networks.head import PrototypeHead
+from protoserve.taxonomy import competing_groups
 
 RESULTS = Path(__file__).parent / "results"
 # How long each comparison goes on at least, in how many processes those with a plain classifier are made.
@@ -188,7 +189,7 @@ def worst_difference(head: PrototypeHead, ours: Session, theirs: Session, form: 
     with np.errstate(divide="ignore"):
         theirs_conditional = np.log(theirs.run(None, {"latent": latent})[0])
     parent = head.taxonomy.parent
-    nodes = np.array([node for group in groups_of(head.taxonomy, head.kind) for node in group.children])
+    nodes = np.array([node for group in competing_groups(head.taxonomy, head.kind) for node in group.children])
     if form == ROUTED:
         sure = outputs["certain"]
         if not sure.any():
@@ -230,7 +231,7 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
                 {
                     "form": form,
                     "prototypes": prototypes,
-                    "parents": len(groups_of(head.taxonomy, head.kind)),
+                    "parents": len(competing_groups(head.taxonomy, head.kind)),
                     "batch": batch,
                     "published_ms": 1e3 * medians["published"],
                     "fused_ms": 1e3 * medians["fused"],

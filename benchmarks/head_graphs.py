@@ -14,10 +14,12 @@ from torch.nn import functional
 from export.graph import OUTPUTS, ROUTED_OUTPUTS, ExplainedGraph, RoutedGraph, quiet, write_onnx
 from export.targets.table import ROUTED_WIDTH
 from protoserve.networks.backbones import backbone
-from protoserve.networks.head import FusedHead, PrototypeHead, groups_of
+from protoserve.networks.fused_head import FusedHead
+from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
-from protoserve.networks.routing import RoutedHead
-from protoserve.taxonomy import Taxonomy
+from protoserve.networks.routed_head import RoutedHead
+from protoserve.networks.similarity import Similarity
+from protoserve.taxonomy import Taxonomy, competing_groups
 
 SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
 # Rows and columns of the product that the machine's rate is measured with.
@@ -26,7 +28,7 @@ SIDE = 1_024
 WIDE = 100.0
 ROUTED = "routed"
 # What a prototype head is told of latent vectors and similarity.
-SHIPPED: dict[str, Any] = {"sphere": True, "epsilon": 0.08, "zero": 2.0}
+SHIPPED: dict[str, Any] = {"unit_length": True, "similarity": Similarity("log1p", epsilon=0.08, zero=2.0)}
 FORMS: dict[str, dict[str, Any]] = {"published": {}, "shipped": SHIPPED, ROUTED: SHIPPED}
 # About how many parents there are, by the number of prototypes.
 PARENTS = {2_000: 40, 20_000: 300}
@@ -43,7 +45,7 @@ def taxonomy(parents: int) -> Taxonomy:
 
 def prototype_children(tree: Taxonomy, count: int) -> list[int]:
     """`count` prototypes, spread evenly over all competing nodes, in the head's order."""
-    nodes = [node for group in groups_of(tree, "hierarchical") for node in group.children]
+    nodes = [node for group in competing_groups(tree, "hierarchical") for node in group.children]
     shares = np.diff(np.linspace(0, count, len(nodes) + 1).round().astype(int))
     return [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
 
@@ -93,10 +95,10 @@ class Published(nn.Module):
 
     def __init__(self, head: PrototypeHead) -> None:
         super().__init__()
-        self.epsilon, self.shift = head.epsilon, head.shift
+        self.epsilon, self.shift = head.similarity.epsilon, head.similarity.shift
         self.prototypes, self.weights, self.ones = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         weight, compared = head.effective_weight().detach(), head.vectors().detach()
-        for number, group in enumerate(groups_of(head.taxonomy, head.kind)):
+        for number, group in enumerate(competing_groups(head.taxonomy, head.kind)):
             own = head.prototype_group == number
             vectors = compared[own][:, :, None, None]
             self.prototypes.append(nn.Parameter(vectors.clone()))

@@ -29,10 +29,10 @@ from torch import Tensor
 from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.images import fit
-from protoserve.networks.head import PrototypeHead, groups_of
+from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import NetworkDescription, build
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.taxonomy import Taxonomy
+from protoserve.taxonomy import Taxonomy, competing_groups
 from training.prototypes.projection import find_nearest
 from training.rendered import render_dataset
 
@@ -47,7 +47,7 @@ CELLS, MOST_PROTOTYPES = 7, 10_000
 
 def prototype_children(taxonomy: Taxonomy, count: int) -> list[int]:
     """`count` prototypes, spread evenly over all competing nodes, in the head's order."""
-    nodes = [node for group in groups_of(taxonomy, "hierarchical") for node in group.children]
+    nodes = [node for group in competing_groups(taxonomy, "hierarchical") for node in group.children]
     shares = np.diff(np.linspace(0, count, len(nodes) + 1).round().astype(int))
     return [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
 

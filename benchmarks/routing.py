@@ -25,9 +25,10 @@ from torch import Tensor
 from protoserve.data.dataset import read_split
 from protoserve.files import write_text
 from protoserve.images import fit
+from protoserve.networks.fused_head import explain
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.networks.routing import RoutedHead
+from protoserve.networks.routed_head import RoutedHead
 from protoserve.run.folder import open_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +58,7 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
     routed = {width: RoutedHead(head, top_k, width, trunk=0) for width in WIDTHS}
     count, certain, same, evidence = 0, dict.fromkeys(WIDTHS, 0), dict.fromkeys(WIDTHS, 0), dict.fromkeys(WIDTHS, 0)
     for latent in latents(network, pictures, description.input):
-        full = head.explain(latent, top_k)
+        full = explain(head, latent, top_k)
         count += len(latent)
         for width, one in routed.items():
             found = one(latent)

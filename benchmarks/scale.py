@@ -60,18 +60,18 @@ def write(folder: str, leaves: int, prototypes: int, backbone_name: str) -> dict
 
     from export.graph import ExplainedGraph, RoutedGraph, write_onnx
     from protoserve.networks.backbones import backbone
-    from protoserve.networks.head import PrototypeHead, groups_of
+    from protoserve.networks.head import PrototypeHead
     from protoserve.networks.network import PrototypeNetwork
-    from protoserve.taxonomy import Taxonomy
+    from protoserve.taxonomy import Taxonomy, competing_groups
 
     torch.manual_seed(0)
     place = Path(folder)
     began = time.perf_counter()
     tree = Taxonomy.from_paths(leaf_paths(leaves))
-    nodes = [node for group in groups_of(tree, "hierarchical") for node in group.children]
+    nodes = [node for group in competing_groups(tree, "hierarchical") for node in group.children]
     shares = np.diff(np.linspace(0, prototypes, len(nodes) + 1).round().astype(int))
     children = [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
-    head = PrototypeHead(tree, children, DIMENSIONS, sphere=True)
+    head = PrototypeHead(tree, children, DIMENSIONS, unit_length=True)
     with torch.no_grad():
         head.prototypes.normal_()
         head.weight.copy_(20.0 * torch.randn_like(head.weight) * head.own_mask)

@@ -33,13 +33,14 @@ from protoserve.bundle.folder import (
 )
 from protoserve.errors import InputError
 from protoserve.images import decode, fit
-from protoserve.networks.head import PrototypeHead, groups_of
+from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import parent_names
 from protoserve.run.folder import Run
 from protoserve.run.records import ExportRecord, Metrics
 from protoserve.schema import PrototypeRecord
+from protoserve.taxonomy import competing_groups
 
 TOP_K = 10
 WEIGHTS = "weights.npy"
@@ -211,7 +212,7 @@ def _manifest(
     provenance = run.provenance().model_copy(update={"export": ExportRecord(versions=versions)})
     # What was measured at the training's picture size says nothing of another one, and thresholds do not carry over.
     metrics = Metrics() if resized else run.metrics()
-    parents = parent_names(groups_of(taxonomy, head.kind), taxonomy)
+    parents = parent_names(competing_groups(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
 
     def build(content_version: str) -> Manifest:
@@ -230,7 +231,7 @@ def _manifest(
                 similarity=description.similarity,
                 epsilon=description.epsilon,
                 zero=description.zero,
-                span=description.smoothing,
+                smoothing=description.smoothing,
             ),
             files={target: TARGETS[target].file for target in targets},
             prototypes=records,

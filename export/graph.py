@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protoserve.networks.head import Explanation, FusedHead
+from protoserve.networks.fused_head import Explanation, FusedHead
 from protoserve.networks.model_file import ExplainedNetwork
-from protoserve.networks.routing import TRUNK, RoutedExplanation, RoutedHead
+from protoserve.networks.routed_head import TRUNK, RoutedExplanation, RoutedHead
 
 OUTPUTS: tuple[str, ...] = Explanation._fields
 ROUTED_OUTPUTS: tuple[str, ...] = RoutedExplanation._fields

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.errors import ParityError
+from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import ExplainedNetwork
 
@@ -114,7 +115,7 @@ def compare(
     for given, fitted in pairs:
         with torch.inference_mode():
             latent = network.latent(network.features(torch.from_numpy(fitted)))
-            expected = {k: v.numpy() for k, v in network.head.explain(latent, top_k)._asdict().items()}
+            expected = {k: v.numpy() for k, v in explain(network.head, latent, top_k)._asdict().items()}
         found = runtime(given)
         if routed:
             certain += found["certain"].tolist()

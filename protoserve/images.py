@@ -124,11 +124,11 @@ class Geometry:
     offset_x: float
     offset_y: float
 
-    def cell_box(self, cell: int, rows: int, columns: int, span: int = 1) -> Box:
+    def cell_box(self, cell: int, rows: int, columns: int, smoothing: int = 1) -> Box:
         """The sender's pixels of one cell of a `rows` × `columns` feature map: left, top, right, bottom.
 
         Right and bottom are exclusive. The box is the cell's own share of the input grid, not its receptive
-        field, which is larger; with a `span` (odd, in cells) it is that of the square of cells around it. It is
+        field, which is larger; with `smoothing` (odd, in cells) it is that of the square of cells around it. It is
         clipped to the picture and at least one pixel wide and high; a cell that lies wholly in padding gets the
         nearest pixels of the picture. Raises ValueError for a cell outside the map.
 
@@ -140,7 +140,7 @@ class Geometry:
         row, column = divmod(cell, columns)
         across = self.scale_x * self.model_width / columns
         down = self.scale_y * self.model_height / rows
-        reach = span // 2
+        reach = smoothing // 2
         left, right = _pixels(
             self.offset_x, across, max(0, column - reach), min(columns, column + reach + 1), self.picture_width
         )

@@ -15,13 +15,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.taxonomy import ROOT, Group, Taxonomy
+from protoserve.taxonomy import ROOT, Group, Kind, Taxonomy, competing_groups
 
 Score = Literal["energy", "similarity", "own-similarity", "probability", "support"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 # Stands for the logarithm of 0, whose differences would be no numbers.
-LEAST = np.float32(-1e30)
+LOWEST_LOG_PROBABILITY = np.float32(-1e30)
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,14 @@ class NoveltyTable:
     prototype_child: NDArray[np.int64]
 
     @classmethod
-    def of(cls, taxonomy: Taxonomy, hierarchical: bool, prototype_child: Sequence[int]) -> NoveltyTable:
-        """The table of a model whose siblings compete, or else (`hierarchical` false) all leaves at once."""
-        groups = taxonomy.groups if hierarchical else (taxonomy.leaf_group,)
-        return cls(groups, len(taxonomy.nodes), np.array(prototype_child, dtype=np.int64))
+    def of(cls, taxonomy: Taxonomy, kind: Kind, prototype_child: Sequence[int]) -> NoveltyTable:
+        """The table of a network of this `kind`; see `competing_groups`."""
+        return cls(competing_groups(taxonomy, kind), len(taxonomy.nodes), np.array(prototype_child, dtype=np.int64))
 
-    def group_of(self, hierarchical: bool) -> NDArray[np.int64]:
+    def group_of(self, kind: Kind) -> NDArray[np.int64]:
         """[nodes] the group that says whether a node is known: the one in which it competes, −1 for an only child.
-        Where all leaves compete at once (`hierarchical` false) that one group speaks for every level."""
-        if not hierarchical:
+        Where all leaves compete at once, their one group decides at every level."""
+        if kind != "hierarchical":
             return np.zeros(self.nodes, dtype=np.int64)
         found = np.full(self.nodes, -1, dtype=np.int64)
         found[self.members] = np.repeat(np.arange(len(self.groups)), self.sizes)
@@ -106,7 +105,7 @@ class NoveltyTable:
         if score == "own-similarity":
             return self._own_similarity(logit, similarity)
         # Relative to the sum over the members, which is the parent's own probability, up to rounding.
-        relative = np.maximum(log_probability[:, self.members].astype(np.float32), LEAST)
+        relative = np.maximum(log_probability[:, self.members].astype(np.float32), LOWEST_LOG_PROBABILITY)
         probability = np.exp(np.maximum.reduceat(relative, self.starts, axis=1) - self._log_sum(relative))
         if score == "probability":
             return np.asarray(probability)
@@ -150,15 +149,15 @@ class Thresholds:
     def of(
         cls,
         taxonomy: Taxonomy,
-        hierarchical: bool,
+        kind: Kind,
         prototype_child: Sequence[int],
         score: Score,
         thresholds: Mapping[str, float],
     ) -> Thresholds:
         """From thresholds by the parent's identity, `""` for the root."""
-        table = NoveltyTable.of(taxonomy, hierarchical, prototype_child)
+        table = NoveltyTable.of(taxonomy, kind, prototype_child)
         least = [thresholds.get(parent, -np.inf) for parent in parent_names(table.groups, taxonomy)]
-        return cls(table, score, np.array(least, dtype=np.float32), table.group_of(hierarchical))
+        return cls(table, score, np.array(least, dtype=np.float32), table.group_of(kind))
 
     def known(self, path: NDArray[np.int64], scores: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """[images, levels] whether the picture is known at each level of its predicted `path` int64 [images, levels],

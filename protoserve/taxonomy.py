@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from protoserve.files import read_yaml
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 ROOT = -1
+# The kinds of network, which differ in the nodes that compete with each other.
+Kind: TypeAlias = Literal["hierarchical", "flat", "linear", "autoencoder"]
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,12 @@ class Taxonomy:
         if rebuilt.nodes != nodes or len(folders) != len(leaves):
             raise TaxonomyError("not a stored taxonomy: its nodes do not form a tree")
         return cls(nodes, folders)
+
+
+def competing_groups(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
+    """The groups of nodes that share a softmax: siblings in a hierarchical network (Hase et al. 2019), all leaves in
+    every other (Chen et al. 2019)."""
+    return taxonomy.groups if kind == "hierarchical" else (taxonomy.leaf_group,)
 
 
 def _check_names(path: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from protoserve.networks.grouping import taken
+from protoserve.networks.grouping import gather_columns
 from protoserve.networks.head import HeadOutput, PrototypeHead
 from training.sections.data import LossConfig
 
@@ -163,9 +163,9 @@ def _outside(head: PrototypeHead, output: HeadOutput, passes: Tensor) -> Tensor:
 def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor) -> Tensor:
     """The cross-entropy over all leaves on the sums of the logits along their paths."""
     grouping = head.grouping
-    rows = grouping.rows_of(grouping.logits_of_groups(output.group_logits))
+    rows = grouping.concatenate_members(grouping.logits_of_groups(output.group_logits))
     path = grouping.path_row[grouping.leaf_node]
-    sums = taken(rows, path.reshape(-1)).reshape(-1, *path.shape).sum(2)
+    sums = gather_columns(rows, path.reshape(-1)).reshape(-1, *path.shape).sum(2)
     return torch.nn.functional.cross_entropy(sums, leaves)
 
 

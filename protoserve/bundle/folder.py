@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
 from protoserve.files import file_hash, new_folder
@@ -54,7 +54,12 @@ class GraphRecord(Contract):
     similarity: str
     epsilon: float
     zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
-    span: int = Field(default=1, ge=1, description="a cell's features are the mean of so many cells squared")
+    smoothing: int = Field(
+        default=1,
+        ge=1,
+        validation_alias=AliasChoices("smoothing", "span"),
+        description="each cell's features are the mean of smoothing × smoothing cells around it",
+    )
 
 
 class Manifest(Contract):

@@ -22,8 +22,8 @@ from protoserve.inference.engine import Device, Engine, Outputs
 from protoserve.inference.evidence import EvidenceTable
 from protoserve.novelty import NoveltyTable, Thresholds, parent_names
 
-# The logarithm of a probability of 0, as in the graphs.
-SMALLEST = 1e-37
+# The least probability of which a logarithm is taken, as in the graphs.
+LEAST_PROBABILITY = 1e-37
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Joining:
         taxonomy, graph = ensemble.taxonomy, ensemble.manifest.graph
         self.taxonomy, self.top_k = taxonomy, graph.top_k
         self.rows, self.columns = graph.rows, graph.columns
-        self.hierarchical = ensemble.manifest.kind == "hierarchical"
-        self.table = NoveltyTable.of(taxonomy, self.hierarchical, [])
+        self.kind = ensemble.manifest.kind
+        self.table = NoveltyTable.of(taxonomy, self.kind, [])
         self.members = tuple(
             _member(bundle, self.table, start) for bundle, start in zip(ensemble.members, ensemble.starts, strict=True)
         )
@@ -121,7 +121,7 @@ class Joining:
         total = np.add.reduceat(np.exp(competing), starts, axis=1)
         conditional = np.zeros_like(logit)
         conditional[:, members] = competing - np.repeat(np.log(total), sizes, axis=1)
-        if self.hierarchical:
+        if self.kind == "hierarchical":
             # A column of zeros for the places below a leaf's own level; an only child's conditional is 0, too.
             padded = np.pad(conditional, ((0, 0), (0, 1)))
             return np.asarray(padded[:, self.taxonomy.path_at_level].sum(axis=2))
@@ -131,7 +131,7 @@ class Joining:
         for depth in range(self.taxonomy.depth, 1, -1):
             below = np.flatnonzero(depths == depth)
             np.add.at(probability.T, self.taxonomy.parent[below], probability.T[below])
-        found = np.log(np.maximum(probability, SMALLEST))
+        found = np.log(np.maximum(probability, LEAST_PROBABILITY))
         found[:, members] = conditional[:, members]
         return found
 

@@ -52,7 +52,7 @@ class EvidenceTable:
     """The first prototype of every member; a bundle is its only one."""
     grids: tuple[tuple[int, int], ...]
     """Rows and columns of every member's feature map."""
-    spans: tuple[int, ...]
+    smoothing: tuple[int, ...]
     """How many cells wide and high the boxes of each member are."""
     top_k: int
 
@@ -71,7 +71,7 @@ class EvidenceTable:
             )
         flat = manifest.kind != "hierarchical"
         headed = set(taxonomy.leaves if flat else (node for group in taxonomy.groups for node in group.children))
-        brood = np.bincount(taxonomy.parent - ROOT)
+        child_count = np.bincount(taxonomy.parent - ROOT)
         depths = np.array([len(node) for node in taxonomy.nodes])
         bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
         return cls(
@@ -84,7 +84,7 @@ class EvidenceTable:
             nodes=taxonomy.nodes,
             has_head=tuple(node in headed for node in range(len(taxonomy.nodes))),
             forced=tuple(
-                bool(brood[above - ROOT] == 1) and node not in headed
+                bool(child_count[above - ROOT] == 1) and node not in headed
                 for node, above in enumerate(taxonomy.parent.tolist())
             ),
             levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
@@ -92,7 +92,7 @@ class EvidenceTable:
             thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
             starts=bundle.starts if isinstance(bundle, Ensemble) else (0,),
             grids=tuple((member.manifest.graph.rows, member.manifest.graph.columns) for member in members),
-            spans=tuple(member.manifest.graph.span for member in members),
+            smoothing=tuple(member.manifest.graph.smoothing for member in members),
             top_k=manifest.graph.top_k,
         )
 
@@ -193,7 +193,7 @@ def _thresholds(bundle: Bundle) -> Thresholds | None:
         )
     return Thresholds.of(
         taxonomy,
-        manifest.kind == "hierarchical",
+        manifest.kind,
         [child for child in children if child is not None],
         manifest.novelty.score,
         manifest.novelty.thresholds,
@@ -232,7 +232,7 @@ def _evidence(
                 weight=weight,
                 contribution=contribution,
                 member=None if table.model.members is None else member,
-                box=geometry.cell_box(cell, *grid, table.spans[member]),
+                box=geometry.cell_box(cell, *grid, table.smoothing[member]),
                 map=None if heat is None else _map(heat[place], grid),
                 source=EvidenceSource(
                     image=record.source_image,

@@ -5,7 +5,8 @@ layer and a softmax over leaves; a decoder draws any code, so also every prototy
 
 The head is that of the other networks over a feature map of one cell. Similarity = reference − distance: with
 references of 0, as in training, the logits are the published sums of distances, each weight with its sign turned.
-`PrototypeHead.speak_where_near` then rewrites these sums for people, which changes no probability.
+`PrototypeHead.recentre_distances` then rewrites these sums in a form that people can read, without changing a
+probability.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from protoserve.errors import InputError
-from protoserve.networks.head import Explanation, HeadOutput, PrototypeHead
+from protoserve.networks.fused_head import Explanation, explain
+from protoserve.networks.head import HeadOutput, PrototypeHead
 
 Size = tuple[int, int]
 
@@ -118,7 +120,7 @@ class PrototypeAutoencoder(nn.Module):
 
     def explain(self, images: Tensor, top_k: int) -> Explanation:
         """The exported graph's outputs for uint8 images [N, H, W, 3]."""
-        return self.head.explain(self.latent(self.features(images)), top_k)
+        return explain(self.head, self.latent(self.features(images)), top_k)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The pictures [N, planes, H, W] in [0, 1] of codes [N, D]."""

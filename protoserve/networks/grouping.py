@@ -10,7 +10,7 @@ largest group, V nodes of the taxonomy, L levels; of bucket b, G_b groups of at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protoserve.errors import InputError
-from protoserve.taxonomy import Group, Taxonomy
+from protoserve.taxonomy import Kind, Taxonomy, competing_groups
 
-Kind = Literal["hierarchical", "flat"]
-# Stands for "no such place" in products and top-k; −inf would turn into NaN under multiplication.
-NEGATIVE = -1e30
+# The logit of a member that does not exist, in products and top-k. −inf would turn into NaN under multiplication.
+MASKED_LOGIT = -1e30
 # A bucket more costs about as much as so many weights, and a gathered similarity as 16.
 BUCKET_COST, SLOT_COST = 65_536, 16
 # Up to so many numbers, a table of the leaves below every node is cheaper than adding up leaf by leaf.
-DENSE = 1 << 22
+MAX_DENSE_ENTRIES = 1 << 22
 
 
 class Bucket(NamedTuple):
@@ -38,15 +37,10 @@ class Bucket(NamedTuple):
     slots: int
 
 
-def groups_of(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
-    """Which nodes compete: siblings (Hase et al. 2019), or all leaves at once (Chen et al. 2019)."""
-    return taxonomy.groups if kind == "hierarchical" else (taxonomy.leaf_group,)
-
-
-def bucketed(members: NDArray[np.int64], slots: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def make_buckets(members: NDArray[np.int64], slots: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Groups of `members` [G] nodes and `slots` [G] prototypes, put together so that padding and buckets cost least.
 
-    >>> [bucket.tolist() for bucket in bucketed(np.array([300, 2, 3]), np.array([3000, 20, 30]))]
+    >>> [bucket.tolist() for bucket in make_buckets(np.array([300, 2, 3]), np.array([3000, 20, 30]))]
     [[1, 2], [0]]
     """
     order = np.lexsort((members, slots))
@@ -66,7 +60,7 @@ def bucketed(members: NDArray[np.int64], slots: NDArray[np.int64]) -> list[NDArr
     return buckets[::-1]
 
 
-def taken(values: Tensor, places: Tensor) -> Tensor:
+def gather_columns(values: Tensor, places: Tensor) -> Tensor:
     """[N, K] the same `places` [K] of every row of `values` [N, ...]. For single numbers, runtimes gather element by
     element several times faster than they copy slices."""
     return values.gather(1, places.expand(values.shape[0], -1))
@@ -108,7 +102,7 @@ class Grouping(nn.Module):
     def __init__(self, taxonomy: Taxonomy, prototype_child: list[int], kind: Kind) -> None:
         super().__init__()
         self.kind = kind
-        groups = groups_of(taxonomy, kind)
+        groups = competing_groups(taxonomy, kind)
         nodes, count = len(taxonomy.nodes), len(prototype_child)
         group_of, member_of = np.full(nodes + 1, len(groups)), np.zeros(nodes + 1, dtype=np.int64)
         for number, group in enumerate(groups):
@@ -138,7 +132,7 @@ class Grouping(nn.Module):
         stride_of = np.zeros(len(groups), dtype=np.int64)
         sources, absent = [], []
         rows = weights = 0
-        for chosen in bucketed(members, sizes):
+        for chosen in make_buckets(members, sizes):
             height, width = int(members[chosen].max()), int(sizes[chosen].max())
             self.buckets.append(Bucket(tuple(chosen.tolist()), height, width))
             places = np.arange(len(chosen))
@@ -148,7 +142,7 @@ class Grouping(nn.Module):
             sources.append(
                 np.where(slots[:width] < sizes[chosen, None], first[chosen, None] + slots[:width], 0).ravel()
             )
-            absent.append(np.where(np.arange(height) < members[chosen, None], 0.0, NEGATIVE).ravel())
+            absent.append(np.where(np.arange(height) < members[chosen, None], 0.0, MASKED_LOGIT).ravel())
             rows += len(chosen) * height
             weights += len(chosen) * height * width
         self.rows = rows
@@ -185,14 +179,14 @@ class Grouping(nn.Module):
         one = len(self.buckets) == 1
         self.register_buffer("bucket_group", None if one else torch.from_numpy(order), persistent=False)
         below = ancestor = None
-        if kind == "flat" and nodes * len(leaves) <= DENSE:
+        if kind == "flat" and nodes * len(leaves) <= MAX_DENSE_ENTRIES:
             below = torch.from_numpy(taxonomy.leaves_below.astype(np.float32))
         elif kind == "flat":
             ancestor = torch.from_numpy(path[leaves])
         self.register_buffer("below", below, persistent=False)
         self.register_buffer("leaf_ancestor", ancestor, persistent=False)
 
-    def always(self, count: int) -> bool:
+    def has_full_evidence(self, count: int) -> bool:
         """Whether every node of every path competes with `count` prototypes or more, so that no evidence is lacking."""
         return bool((self.leaf_count >= count).all())
 
@@ -206,7 +200,7 @@ class Grouping(nn.Module):
             return [weight]
         return [weight[list(bucket.groups), : bucket.members, : bucket.slots] for bucket in self.buckets]
 
-    def weight_places(self) -> list[tuple[int, int]]:
+    def weight_offsets(self) -> list[tuple[int, int]]:
         """Per group, where in `flat_weights` its first member's weights start, and how far apart members are."""
         found, start = {}, 0
         for bucket in self.buckets:
@@ -223,7 +217,7 @@ class Grouping(nn.Module):
 
     def logits(self, similarity: Tensor, weights: list[Tensor]) -> list[Tensor]:
         """[N, G_b, M_b] of every bucket (−1e30 where a group has no such member), from similarities [N, P]."""
-        slots = _parts(taken(similarity, self.slot_source), [len(b.groups) * b.slots for b in self.buckets], 1)
+        slots = _parts(gather_columns(similarity, self.slot_source), [len(b.groups) * b.slots for b in self.buckets], 1)
         absent = _parts(self.absent, [len(bucket.groups) * bucket.members for bucket in self.buckets])
         found = []
         for bucket, weight, slot, none in zip(self.buckets, weights, slots, absent, strict=True):
@@ -232,7 +226,7 @@ class Grouping(nn.Module):
             found.append(products + none.reshape(len(bucket.groups), bucket.members))
         return found
 
-    def rows_of(self, tables: list[Tensor]) -> Tensor:
+    def concatenate_members(self, tables: list[Tensor]) -> Tensor:
         """[N, rows + 1] the members of every bucket [N, G_b, M_b] one after the other, and a 0."""
         flat = [table.flatten(1) for table in tables]
         return functional.pad(flat[0] if len(flat) == 1 else torch.cat(flat, dim=1), (0, 1))
@@ -241,7 +235,7 @@ class Grouping(nn.Module):
         """[N, G, M] the logits of all groups in one table, −1e30 where a group has no such member."""
         if len(logits) == 1:
             return logits[0]
-        rows = functional.pad(torch.cat([table.flatten(1) for table in logits], dim=1), (0, 1), value=NEGATIVE)
+        rows = functional.pad(torch.cat([table.flatten(1) for table in logits], dim=1), (0, 1), value=MASKED_LOGIT)
         return rows.index_select(1, self.group_row.reshape(-1)).reshape(-1, *self.group_row.shape)
 
     def logits_of_groups(self, group_logits: Tensor) -> list[Tensor]:
@@ -258,17 +252,17 @@ class Grouping(nn.Module):
         return [torch.log_softmax(table / part, dim=2) for table, part in zip(logits, parts, strict=True)]
 
     def node_values(self, rows: Tensor) -> Tensor:
-        """[N, V] of `rows_of`: 0 for a node that competes with none."""
-        return taken(rows, self.node_row)
+        """[N, V] of `concatenate_members`: 0 for a node that competes with none."""
+        return gather_columns(rows, self.node_row)
 
     def log_probability(self, conditional_rows: Tensor) -> Tensor:
-        """[N, V] natural logarithms of all nodes' probabilities, from the `rows_of` their conditionals.
+        """[N, V] natural logarithms of all nodes' probabilities, from the `concatenate_members` their conditionals.
 
         Hierarchical: a node's probability is the product along its path. Flat: an inner node's is the sum over its
         leaves.
         """
         if self.kind == "hierarchical":
-            return taken(conditional_rows, self.path_row.reshape(-1)).reshape(-1, *self.path_row.shape).sum(2)
+            return gather_columns(conditional_rows, self.path_row.reshape(-1)).reshape(-1, *self.path_row.shape).sum(2)
         conditional = self.node_values(conditional_rows)
         leaves = conditional.index_select(1, self.leaf_node).exp()
         if self.below is not None:

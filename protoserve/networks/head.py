@@ -1,45 +1,27 @@
 """The prototype head: distances, similarities, conditionals of all parents and path sums, without a loop over nodes.
 
-One module for everything: training runs it eagerly, and export traces the same `forward` and `explain` into the
-fused graph (ONNX, TorchScript), so that there is one formula. Shapes: N pictures, D dimensions, C = rows × columns
-cells, P prototypes, G groups of competing nodes, M members of the largest group, Q prototypes of the largest
-group, V nodes of the taxonomy, L levels.
+Training runs this module; `protoserve.networks.fused_head` holds the same computation in the form that is exported.
+Shapes: N pictures, D dimensions, C = rows × columns cells, P prototypes, G groups of competing nodes, M members of the
+largest group, Q prototypes of the largest group, V nodes of the taxonomy, L levels.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protoserve.networks.distances import (
-    at_prototypes,
-    best_cells,
-    closeness,
-    exact,
-    looked_up_again,
-    most_looks,
-    near,
-    nearest_cells,
-    squares,
-)
-from protoserve.networks.grouping import NEGATIVE, Grouping, Kind, groups_of, taken
-from protoserve.networks.similarity import Similarity, on_sphere, similarity, similarity_at
-from protoserve.taxonomy import Taxonomy
+from protoserve.errors import InputError
+from protoserve.networks.distances import cell_products, distance_offsets, nearest_cells, refinement_radius
+from protoserve.networks.grouping import Grouping
+from protoserve.networks.similarity import Similarity, to_unit_length
+from protoserve.taxonomy import Kind, Taxonomy, competing_groups
 
-__all__ = [
-    "NEGATIVE",
-    "Explanation",
-    "FusedHead",
-    "HeadOutput",
-    "Kind",
-    "PrototypeHead",
-    "groups_of",
-    "prototype_children",
-]
+# The similarity of Hase et al. 2019.
+PUBLISHED: Final = Similarity("log1p", epsilon=1e-4)
 
 
 class HeadOutput(NamedTuple):
@@ -54,31 +36,12 @@ class HeadOutput(NamedTuple):
     log_probability: Tensor
 
 
-class Explanation(NamedTuple):
-    """The outputs of the exported graph, in their order; see `FusedHead`."""
-
-    log_probability: Tensor
-    logit: Tensor
-    path: Tensor
-    evidence_prototype: Tensor
-    evidence_similarity: Tensor
-    evidence_weight: Tensor
-    evidence_contribution: Tensor
-    evidence_cell: Tensor
-    evidence_map: Tensor
-    similarity: Tensor
-    cell: Tensor
-
-
 class PrototypeHead(nn.Module):
     """Prototypes and last layers over a taxonomy.
 
-    With the similarity `negative-distance`, `reference` [P] is added to it: 0 unless `speak_where_near` was called.
-    With `zero`, what the similarity is at this squared distance is subtracted from it, so that a prototype farther than
-    that speaks against its child. As published the logarithms are positive everywhere, so a child gains from every
-    prototype that it has, whether that matches or not. Two random directions stand 2 apart.
-    With `sphere`, which the similarity `cosine` implies, latent cells must come at unit length, as
-    `PrototypeNetwork.latent` gives them.
+    With `unit_length`, which the similarity `cosine` implies, latent cells must come at unit length, as
+    `PrototypeNetwork.latent` gives them. `reference` [P] is added to the similarity `negative-distance`; it is 0 until
+    `recentre_distances` sets it, and None for other similarities.
 
     `prototypes` [P, D] are ordered by group and, within it, by child; `prototype_child` [P] is the node that each
     belongs to. `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members
@@ -89,7 +52,7 @@ class PrototypeHead(nn.Module):
     own_mask: Tensor
     temperature: Tensor
     centre: Tensor
-    reference: Tensor
+    reference: Tensor | None
     _leaves_below: Tensor | None
 
     def __init__(
@@ -99,19 +62,14 @@ class PrototypeHead(nn.Module):
         dimensions: int,
         *,
         kind: Kind = "hierarchical",
-        form: Similarity = "log1p",
-        epsilon: float = 1e-4,
-        sphere: bool = False,
-        zero: float | None = None,
+        similarity: Similarity = PUBLISHED,
+        unit_length: bool = False,
     ) -> None:
         super().__init__()
-        self.zero = zero
-        self.shift = 0.0 if zero is None else -similarity_at(zero, form, epsilon)
-        self.sphere = sphere or form == "cosine"
+        self.similarity = similarity
+        self.unit_length = unit_length or similarity.needs_unit_length
         self.taxonomy = taxonomy
         self.kind = kind
-        self.form: Similarity = form
-        self.epsilon = epsilon
         self.depth = taxonomy.depth
         self.grouping = Grouping(taxonomy, prototype_child, kind)
         nodes, count = len(taxonomy.nodes), len(prototype_child)
@@ -124,8 +82,7 @@ class PrototypeHead(nn.Module):
         groups, members, slots = valid.shape
         self.register_buffer("temperature", torch.ones(groups))
         self.register_buffer("centre", torch.zeros(dimensions))
-        if form == "negative-distance":
-            self.register_buffer("reference", torch.zeros(count))
+        self.register_buffer("reference", torch.zeros(count) if similarity.has_reference else None)
         self.prototypes = nn.Parameter(torch.rand(count, dimensions))
         self.weight = nn.Parameter(torch.zeros(groups, members, slots))
         self.reset_weight()
@@ -192,7 +149,7 @@ class PrototypeHead(nn.Module):
         Where siblings have different numbers of prototypes, each prototype counts in inverse proportion, or the
         child with more of them would start ahead; not so where one that does not match adds nothing (`zero`).
         """
-        if self.zero is not None:
+        if self.similarity.zero is not None:
             self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask)
             return
         owned = self.own_mask.sum(2).float()  # [G, M]
@@ -201,16 +158,20 @@ class PrototypeHead(nn.Module):
         self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask * share[:, None, :])
 
     @torch.no_grad()
-    def speak_where_near(self, typical: Tensor) -> None:
-        """Give a last layer over sums of distances the form that people read, without changing a probability.
+    def recentre_distances(self, typical: Tensor) -> None:
+        """Rewrite a last layer over sums of distances in a form that people can read; no probability changes.
 
         A sum of −distances is evidence by absence: the prototypes of *other* classes add most to a logit, because the
-        picture is far from them. Two freedoms turn that round. The mean over a group's members may be taken from every
-        prototype's weights, for a softmax does not see it; and to every similarity a constant may be added, as long as
-        the weights of every member times these `reference`s sum to 0. Of all such references those nearest to the
-        `typical` distances [P] are taken, so that a prototype nearer than that speaks for its own class. With fewer
-        prototypes than members there may be none but 0.
+        picture is far from them. Two freedoms reverse that. A softmax ignores a constant over its members, so the mean
+        over a group's members can be subtracted from every prototype's weights. And a constant, its `reference`, can be
+        added to every prototype's similarity, as long as the weights of every member times these references sum to 0.
+        Of all such references the nearest to the `typical` squared distances [P] are used, so that a prototype nearer
+        than its typical distance adds to its own class. With fewer prototypes than members, 0 may be the only choice.
+
+        Raises InputError for a similarity without references.
         """
+        if self.reference is None:
+            raise InputError(f"the similarity {self.similarity.form} has no reference distances; use negative-distance")
         members = (self.member_node < len(self.taxonomy.nodes)).double()[:, :, None]
         centred = self.effective_weight().double()
         centred = (centred - (centred * members).sum(1, keepdim=True) / members.sum(1, keepdim=True)) * self.weight_mask
@@ -231,17 +192,17 @@ class PrototypeHead(nn.Module):
 
     def vectors(self) -> Tensor:
         """[P, D] the prototypes as cells are compared with them: at unit length on the sphere, else as they are."""
-        return on_sphere(self.prototypes, 1) if self.sphere else self.prototypes
+        return to_unit_length(self.prototypes, 1) if self.unit_length else self.prototypes
 
     def shifted_vectors(self) -> Tensor:
         """[P, D] the prototypes as the product takes them. Distances do not change when both sides are shifted, and
         smaller numbers lose less to cancellation; at unit length they are small already."""
-        return self.vectors() if self.sphere else self.vectors() - self.centre
+        return self.vectors() if self.unit_length else self.vectors() - self.centre
 
     def shifted_cells(self, latent: Tensor) -> Tensor:
         """[N, C, D] cells of `latent` [N, D, rows, columns], shifted as the prototypes are."""
         cells = latent.flatten(2).transpose(1, 2)
-        return cells if self.sphere else cells - self.centre
+        return cells if self.unit_length else cells - self.centre
 
     def nearest_cells(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """distance [N, P] and cell int64 [N, P] of each prototype's best cell in `latent` [N, D, rows, columns].
@@ -250,15 +211,19 @@ class PrototypeHead(nn.Module):
         """
         cells, vectors = self.shifted_cells(latent), self.shifted_vectors()
         if self.training:
-            closest, cell = closeness(cells, vectors, self.sphere).max(1)
-            return (squares(vectors, self.sphere) - 2.0 * closest).clamp_min(0.0), cell
+            closest, cell = cell_products(cells, vectors, self.unit_length).max(1)
+            return (distance_offsets(vectors, self.unit_length) - 2.0 * closest).clamp_min(0.0), cell
         return nearest_cells(
-            cells, vectors, squares(vectors, self.sphere), self.sphere, near(self.form, self.epsilon, vectors)
+            cells,
+            vectors,
+            distance_offsets(vectors, self.unit_length),
+            self.unit_length,
+            refinement_radius(self.similarity, vectors),
         )
 
     def similarity_of(self, distance: Tensor) -> Tensor:
         """The similarities of squared distances of any shape, before any prototype's own `reference`."""
-        return similarity(distance, self.form, self.epsilon, self.shift)
+        return self.similarity.of_distance(distance)
 
     # ---- probabilities ---------------------------------------------------------------------------------------
 
@@ -268,7 +233,7 @@ class PrototypeHead(nn.Module):
         return self._node_log_probability(self.grouping.logits_of_groups(group_logits))
 
     def _node_log_probability(self, logits: list[Tensor]) -> tuple[Tensor, Tensor]:
-        conditional = self.grouping.rows_of(self.grouping.conditionals(logits, self.temperature))
+        conditional = self.grouping.concatenate_members(self.grouping.conditionals(logits, self.temperature))
         return self.grouping.node_values(conditional), self.grouping.log_probability(conditional)
 
     def forward(self, latent: Tensor) -> HeadOutput:
@@ -278,124 +243,11 @@ class PrototypeHead(nn.Module):
 
     def classify(self, distance: Tensor, cell: Tensor) -> HeadOutput:
         """The rest of `forward`, from distances and cells [N, P]."""
-        similarities = self.similarity_of(distance)
-        if self.form == "negative-distance":
-            similarities = similarities + self.reference
+        similarities = self.similarity.of_distance(distance, self.reference)
         logits = self.grouping.logits(similarities, self.grouping.weights(self.effective_weight()))
         conditional, log_probability = self._node_log_probability(logits)
         group_logits = self.grouping.group_logits(logits)
         return HeadOutput(distance, similarities, cell, group_logits, conditional, log_probability)
-
-    def explain(self, latent: Tensor, top_k: int) -> Explanation:
-        """What the exported graph answers for `latent` [N, D, rows, columns]; see `FusedHead`."""
-        explanation: Explanation = FusedHead(self, top_k)(latent)
-        return explanation
-
-
-class FusedHead(nn.Module):
-    """The head as graphs hold it: a frozen copy of its parameters, in the form that is computed with.
-
-    For `latent` [N, D, rows, columns] the `top_k` evidence of every level. With `cells` (rows × columns), the graph
-    looks a second time at as many small distances as a picture of so many cells can have; without, which no graph can,
-    at as many as there are.
-    """
-
-    vectors: Tensor
-    squares: Tensor
-    weights: Tensor
-    temperature: Tensor
-    centre: Tensor
-    reference: Tensor
-
-    def __init__(self, head: PrototypeHead, top_k: int, cells: int | None = None) -> None:
-        super().__init__()
-        self.grouping = head.grouping
-        self.form, self.epsilon, self.shift = head.form, head.epsilon, head.shift
-        self.unit, self.top_k = head.sphere, top_k
-        self.slots = head.top_k_limit
-        self.always = head.grouping.always(top_k)
-        with torch.no_grad():
-            vectors = head.shifted_vectors().clone()
-            self.register_buffer("vectors", vectors)
-            self.register_buffer("squares", squares(vectors, head.sphere))
-            # So many slots may be read past the start of any row.
-            flat = head.grouping.flat_weights(head.effective_weight())
-            self.register_buffer("weights", functional.pad(flat, (0, self.slots)))
-            self.register_buffer("temperature", head.temperature.clone())
-            if not head.sphere:
-                self.register_buffer("centre", head.centre.clone())
-            if head.form == "negative-distance":
-                self.register_buffer("reference", head.reference.clone())
-            self.radius = near(self.form, self.epsilon, vectors)
-            self.looks = None if cells is None else most_looks(vectors, self.radius, cells)
-
-    def forward(self, latent: Tensor) -> Explanation:
-        """log_probability, logit float [N, V] (logit 0 where a node has no head); path int64 [N, L] (−1 below the
-        leaf); evidence_prototype, evidence_cell int64 and evidence_similarity, _weight, _contribution float
-        [N, L, top_k] by falling contribution (−1 and 0 where there is none); evidence_map [N, L, top_k, rows,
-        columns], the similarity at every cell; similarity, cell [N, P].
-        """
-        grouping = self.grouping
-        cells = latent.flatten(2).transpose(1, 2)
-        if not self.unit:
-            cells = cells - self.centre
-        product = closeness(cells, self.vectors, self.unit)
-        distance, cell = best_cells(product, self.squares)
-        distance = looked_up_again(cells, self.vectors, distance, cell, self.radius, self.looks)
-        similarities = similarity(distance, self.form, self.epsilon, self.shift)
-        if self.form == "negative-distance":
-            similarities = similarities + self.reference
-        logits = grouping.logits(similarities, grouping.split_weights(self.weights[: -self.slots]))
-        logit = grouping.node_values(grouping.rows_of(logits))
-        conditional = grouping.rows_of(grouping.conditionals(logits, self.temperature))
-        log_probability = grouping.log_probability(conditional)
-        leaf = taken(log_probability, grouping.leaf_node).argmax(1)
-
-        # One row of last-layer weights and of similarities per picture and level.
-        levels = grouping.leaf_path.shape[1]
-        first, count = (table.index_select(0, leaf)[:, :, None] for table in (grouping.leaf_first, grouping.leaf_count))
-        slots = torch.arange(self.slots, device=latent.device)
-        places = grouping.leaf_weight.index_select(0, leaf)[:, :, None] + slots
-        weight = self.weights.gather(0, places.reshape(-1)).reshape(-1, levels, self.slots)
-        prototypes = (first + slots).clamp_max(self.vectors.shape[0] - 1)
-        found_similarities = similarities.gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
-        contributions = torch.where(slots < count, weight * found_similarities, NEGATIVE)
-        contribution, slot = contributions.topk(self.top_k, dim=2)
-        # Where every group has enough prototypes, nothing is lacking.
-        found = None if self.always else slot < count
-        prototype = first + slot
-        chosen = (prototype if found is None else torch.where(found, prototype, 0)).flatten(1)
-
-        if self.radius == 0.0:
-            apart = at_prototypes(product, self.squares, chosen)
-        else:
-            # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
-            vectors = self.vectors.index_select(0, chosen.reshape(-1))
-            apart = exact(cells[:, None], vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1]))
-        maps = similarity(apart, self.form, self.epsilon, self.shift)
-        if self.form == "negative-distance":
-            maps = maps + self.reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
-        evidence_similarity, evidence_weight = found_similarities.gather(2, slot), weight.gather(2, slot)
-        evidence_cell = cell.gather(1, chosen).reshape(-1, levels, self.top_k)
-        if found is not None:
-            prototype, evidence_cell = torch.where(found, prototype, -1), torch.where(found, evidence_cell, -1)
-            evidence_similarity = torch.where(found, evidence_similarity, 0.0)
-            evidence_weight = torch.where(found, evidence_weight, 0.0)
-            contribution = torch.where(found, contribution, 0.0)
-            maps = torch.where(found.reshape(-1, levels * self.top_k, 1), maps, 0.0)
-        return Explanation(
-            log_probability=log_probability,
-            logit=logit,
-            path=grouping.leaf_path.index_select(0, leaf),
-            evidence_prototype=prototype,
-            evidence_similarity=evidence_similarity,
-            evidence_weight=evidence_weight,
-            evidence_contribution=contribution,
-            evidence_cell=evidence_cell,
-            evidence_map=maps.reshape(-1, levels, self.top_k, latent.shape[2], latent.shape[3]),
-            similarity=similarities,
-            cell=cell,
-        )
 
 
 def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int, inner_factor: int = 1) -> list[int]:
@@ -407,7 +259,7 @@ def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int, inner_fac
     below = taxonomy.leaf_counts
     return [
         node
-        for group in groups_of(taxonomy, kind)
+        for group in competing_groups(taxonomy, kind)
         for node in group.children
         for _ in range(per_child * min(inner_factor, math.ceil(math.sqrt(below[node]))))
     ]

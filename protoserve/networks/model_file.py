@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import Field, ValidationError
@@ -16,9 +16,9 @@ from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.backbones import Backbone, backbone
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import Latent, LinearNetwork, PrototypeNetwork
-from protoserve.networks.similarity import Similarity
+from protoserve.networks.similarity import Similarity, SimilarityForm
 from protoserve.schema import Box, Contract
-from protoserve.taxonomy import Taxonomy
+from protoserve.taxonomy import Kind, Taxonomy
 
 FORMAT = 1
 # The networks that explain themselves, and all that a checkpoint may hold.
@@ -29,14 +29,14 @@ Network: TypeAlias = ExplainedNetwork | LinearNetwork
 class NetworkDescription(Contract):
     """All that is needed to build a network again, without its weights."""
 
-    kind: Literal["hierarchical", "flat", "linear", "autoencoder"]
+    kind: Kind
     taxonomy: dict[str, Any]
     input: InputRule
     backbone: str = Field(default="", description="empty for an autoencoder, which has an encoder of its own")
     stride: int | None = None
     reduced: int | None = None
     dimensions: int = Field(default=0, ge=0)
-    similarity: Similarity = "log1p"
+    similarity: SimilarityForm = "log1p"
     latent: Latent = "sigmoid"
     smoothing: int = Field(default=1, ge=1)
     hidden: int | None = None
@@ -46,6 +46,10 @@ class NetworkDescription(Contract):
     prototype_child: list[int] = Field(default_factory=list)
     channels: list[int] = Field(default_factory=list, description="maps of an autoencoder's layers")
     grey: bool = Field(default=True, description="whether an autoencoder reads one grey plane")
+
+    def formula(self) -> Similarity:
+        """The similarity of its prototypes."""
+        return Similarity(self.similarity, self.epsilon, self.zero)
 
 
 class PrototypeSource(Contract):
@@ -79,10 +83,8 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
         description.prototype_child,
         description.dimensions,
         kind=description.kind,
-        form=description.similarity,
-        epsilon=description.epsilon,
-        sphere=description.latent == "sphere",
-        zero=description.zero,
+        similarity=description.formula(),
+        unit_length=description.latent == "sphere",
     )
     return PrototypeNetwork(
         body, head, description.reduced, description.dropout, description.smoothing, description.hidden
@@ -109,8 +111,7 @@ def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:
         description.prototype_child,
         description.dimensions,
         kind="flat",
-        form=description.similarity,
-        epsilon=description.epsilon,
+        similarity=description.formula(),
     )
     rule = description.input
     return PrototypeAutoencoder(description.channels, rule.height, rule.width, head, grey=description.grey)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from protoserve.networks.backbones import MEAN, STANDARD_DEVIATION, Backbone
-from protoserve.networks.head import Explanation, HeadOutput, PrototypeHead
-from protoserve.networks.similarity import on_sphere
+from protoserve.networks.fused_head import Explanation, explain
+from protoserve.networks.head import HeadOutput, PrototypeHead
+from protoserve.networks.similarity import to_unit_length
 from protoserve.taxonomy import Taxonomy
 
 Latent = Literal["sigmoid", "sphere"]
@@ -54,9 +55,9 @@ class PrototypeNetwork(nn.Module):
     """Backbone → reduction → add-on layers → prototype head.
 
     `reduction` is a fixed 1×1 convolution (a principal component analysis of the training cells) or nothing. The
-    add-on layers end in a sigmoid, so latent values lie in (0, 1) and distances in [0, D]. On the head's `sphere` they
-    are linear, and each cell is brought to unit length: distances lie in [0, 4], and how strongly a cell is activated
-    no longer counts. For the similarity `cosine` they end in a hyperbolic tangent before that.
+    add-on layers end in a sigmoid, so latent values lie in (0, 1) and distances in [0, D]. For a head of
+    `unit_length` they are linear, and each cell is brought to unit length: distances lie in [0, 4], and how strongly a
+    cell is activated no longer counts. For the similarity `cosine` they end in a hyperbolic tangent before that.
 
     `smoothing` (odd) makes every cell the mean of the smoothing × smoothing cells around it, as far as they lie on the
     map: less local, steadier. `hidden` is the width of the add-on layers' rectified layer; without it they are one
@@ -80,7 +81,8 @@ class PrototypeNetwork(nn.Module):
         self.backbone = backbone
         self.reduction: nn.Conv2d | None = nn.Conv2d(backbone.channels, reduced, 1) if reduced else None
         width, dimensions = reduced or backbone.channels, head.prototypes.shape[1]
-        squash = nn.Tanh() if head.form == "cosine" else nn.Identity() if head.sphere else nn.Sigmoid()
+        # Before cells come to unit length, the cosine's are squashed; other similarities leave them linear.
+        squash = nn.Tanh() if head.similarity.needs_unit_length else nn.Identity() if head.unit_length else nn.Sigmoid()
         mapping = AddOn(width, dimensions, hidden) if hidden else nn.Conv2d(width, dimensions, 1)
         self.add_on = nn.Sequential(nn.Dropout(dropout), mapping, squash)
         self.head = head
@@ -96,16 +98,16 @@ class PrototypeNetwork(nn.Module):
 
     def latent(self, features: Tensor) -> Tensor:
         """The feature map that prototypes are compared with: [N, D, rows, columns], values in (0, 1); cells of unit
-        length on the sphere."""
+        length where the head asks for that."""
         latent: Tensor = self.add_on(features)
-        return on_sphere(latent, 1) if self.head.sphere else latent
+        return to_unit_length(latent, 1) if self.head.unit_length else latent
 
     def latent_of_cells(self, cells: Tensor) -> Tensor:
         """Latent vectors [cells, D] of single cells' features [cells, width], without dropout."""
         vectors = cells[:, :, None, None]
         for layer in self.add_on:
             vectors = vectors if isinstance(layer, nn.Dropout) else layer(vectors)
-        return (on_sphere(vectors, 1) if self.head.sphere else vectors)[:, :, 0, 0]
+        return (to_unit_length(vectors, 1) if self.head.unit_length else vectors)[:, :, 0, 0]
 
     def forward(self, images: Tensor) -> HeadOutput:
         output: HeadOutput = self.head(self.latent(self.features(images)))
@@ -113,7 +115,7 @@ class PrototypeNetwork(nn.Module):
 
     def explain(self, images: Tensor, top_k: int) -> Explanation:
         """The exported graph's outputs for uint8 images [N, H, W, 3]."""
-        return self.head.explain(self.latent(self.features(images)), top_k)
+        return explain(self.head, self.latent(self.features(images)), top_k)
 
 
 class LinearNetwork(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from export.parity import check
 from protoserve.errors import ParityError
 from protoserve.networks.model_file import load_network
-from protoserve.networks.routing import RoutedHead
+from protoserve.networks.routed_head import RoutedHead
 
 TOP_K = 4
 

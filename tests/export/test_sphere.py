@@ -38,7 +38,7 @@ def test_a_source_image_meets_its_prototype_with_the_greatest_similarity(run, bu
 
 def test_boxes_cover_the_cells_that_were_smoothed(bundle, photograph: Path) -> None:
     graph = bundle.manifest.graph
-    assert graph.span == 3
+    assert graph.smoothing == 3
     prediction = protoserve.load(bundle).predict(photograph, top_k=1)
     boxes = [evidence.box for level in prediction.levels for evidence in level.evidence]
     assert boxes

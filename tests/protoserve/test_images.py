@@ -133,8 +133,8 @@ def test_cell_box_by_hand() -> None:
     # Padded to a square: 100 × 50 in the middle, 25 grey rows above and below.
     pad = fit(decode(Image.new("RGB", (400, 200))), rule("pad", 100, 100)).geometry
     # Three cells wide and high, as far as the map reaches.
-    assert crop.cell_box(0, 4, 4, span=3) == (100, 0, 200, 100)
-    assert crop.cell_box(5, 4, 4, span=3) == (100, 0, 250, 150)
+    assert crop.cell_box(0, 4, 4, smoothing=3) == (100, 0, 200, 100)
+    assert crop.cell_box(5, 4, 4, smoothing=3) == (100, 0, 250, 150)
     assert pad.cell_box(0, 4, 4) == (0, 0, 100, 1)  # wholly in the padding: the nearest row
     assert pad.cell_box(5, 4, 4) == (100, 0, 200, 100)
     assert pad.cell_box(15, 4, 4) == (300, 199, 400, 200)

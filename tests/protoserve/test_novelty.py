@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from protoserve.novelty import SCORES, NoveltyTable, Thresholds, parent_names, threshold
-from protoserve.taxonomy import Taxonomy
+from protoserve.taxonomy import Kind, Taxonomy
 
 # A(0) B(1) C(2) | A/x(3) A/y(4) C/only(5) | A/x/i(6) A/x/j(7) A/x/k(8)
 TREE = Taxonomy.from_paths(["A/x/i", "A/x/j", "A/x/k", "A/y", "B", "C/only"])
@@ -44,7 +44,7 @@ def by_hand(score: str, logit: np.ndarray, similarity: np.ndarray, group: list[i
 
 @pytest.mark.parametrize("score", SCORES)
 def test_scores_against_a_loop(score) -> None:
-    found = NoveltyTable.of(TREE, True, CHILD).scores(score, *arrays())
+    found = NoveltyTable.of(TREE, "hierarchical", CHILD).scores(score, *arrays())
     _, logit, similarity = arrays()
     expected = [[by_hand(score, logit[i], similarity[i], group) for group in GROUPS] for i in range(len(logit))]
     np.testing.assert_allclose(found, expected, rtol=2e-6)
@@ -53,9 +53,9 @@ def test_scores_against_a_loop(score) -> None:
 @pytest.mark.parametrize("score", SCORES)
 def test_the_order_of_prototypes_changes_nothing(score) -> None:
     log_probability, logit, similarity = arrays()
-    expected = NoveltyTable.of(TREE, True, CHILD).scores(score, log_probability, logit, similarity)
+    expected = NoveltyTable.of(TREE, "hierarchical", CHILD).scores(score, log_probability, logit, similarity)
     order = np.random.default_rng(1).permutation(len(CHILD))
-    table = NoveltyTable.of(TREE, True, [CHILD[number] for number in order])
+    table = NoveltyTable.of(TREE, "hierarchical", [CHILD[number] for number in order])
     found = table.scores(score, log_probability, logit, similarity[:, order])
     np.testing.assert_array_equal(found, expected)
 
@@ -66,22 +66,22 @@ def test_probability_follows_the_temperature_that_the_graph_applied() -> None:
     cooled = logit[:, GROUPS[0]].astype(np.float64) / 3
     relative = cooled - np.log(np.exp(cooled).sum(axis=1, keepdims=True))
     log_probability[:, GROUPS[0]] = relative
-    found = NoveltyTable.of(TREE, True, CHILD).scores("probability", log_probability, logit, similarity)
+    found = NoveltyTable.of(TREE, "hierarchical", CHILD).scores("probability", log_probability, logit, similarity)
     np.testing.assert_allclose(found[:, 0], np.exp(relative.max(axis=1)), rtol=1e-5)
 
 
 def test_without_a_hierarchy_all_leaves_are_one_group() -> None:
     leaves = list(TREE.leaves)
-    table = NoveltyTable.of(TREE, False, leaves)
+    table = NoveltyTable.of(TREE, "flat", leaves)
     logit = np.zeros((2, len(TREE.nodes)), dtype=np.float32)
     logit[:, leaves] = np.random.default_rng(0).normal(size=(2, len(leaves)))
     found = table.scores("energy", logit, logit, np.zeros((2, len(leaves)), dtype=np.float32))
     np.testing.assert_allclose(found, np.log(np.exp(logit[:, leaves]).sum(axis=1, keepdims=True)), rtol=1e-6)
-    assert table.group_of(hierarchical=False).tolist() == [0] * len(TREE.nodes)
+    assert table.group_of("flat").tolist() == [0] * len(TREE.nodes)
 
 
 def test_support_rises_with_probability_whatever_the_sign_of_the_similarity() -> None:
-    table = NoveltyTable.of(TREE, True, CHILD)
+    table = NoveltyTable.of(TREE, "hierarchical", CHILD)
     logit = np.zeros((2, len(TREE.nodes)), dtype=np.float32)
     logit[:, 0] = [1.0, 3.0]
     for sign in (1, -1):
@@ -91,15 +91,15 @@ def test_support_rises_with_probability_whatever_the_sign_of_the_similarity() ->
 
 
 def test_a_plain_classifier_has_no_similarities() -> None:
-    assert NoveltyTable.of(TREE, False, []).available == ("energy", "probability")
-    assert NoveltyTable.of(TREE, True, CHILD).available == SCORES
+    assert NoveltyTable.of(TREE, "flat", []).available == ("energy", "probability")
+    assert NoveltyTable.of(TREE, "hierarchical", CHILD).available == SCORES
 
 
 def test_unlikely_parents_still_get_a_probability() -> None:
     log_probability, logit, similarity = arrays()
     log_probability[:, GROUPS[2]] -= 500.0
-    found = NoveltyTable.of(TREE, True, CHILD).scores("probability", log_probability, logit, similarity)
-    expected = NoveltyTable.of(TREE, True, CHILD).scores("probability", *arrays())
+    found = NoveltyTable.of(TREE, "hierarchical", CHILD).scores("probability", log_probability, logit, similarity)
+    expected = NoveltyTable.of(TREE, "hierarchical", CHILD).scores("probability", *arrays())
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -118,8 +118,8 @@ def test_a_rate_that_no_float_holds_is_met_exactly(rate: float) -> None:
     assert (scores >= threshold(scores, rate)).mean() == pytest.approx(rate)
 
 
-def thresholds(least: dict[str, float], hierarchical: bool = True) -> Thresholds:
-    return Thresholds.of(TREE, hierarchical, CHILD, "energy", least)
+def thresholds(least: dict[str, float], kind: Kind = "hierarchical") -> Thresholds:
+    return Thresholds.of(TREE, kind, CHILD, "energy", least)
 
 
 def test_what_is_unknown_at_a_level_stays_so_below_it() -> None:
@@ -145,7 +145,7 @@ def test_nothing_speaks_against_an_only_child_or_without_a_threshold() -> None:
 
 def test_one_group_speaks_for_every_level() -> None:
     path = TREE.path_at_level[[6, 6]]
-    found = thresholds({"": 1.0}, hierarchical=False).known(path, np.array([[2.0], [0.0]], dtype=np.float32))
+    found = thresholds({"": 1.0}, kind="flat").known(path, np.array([[2.0], [0.0]], dtype=np.float32))
     assert found.tolist() == [[True] * 3, [False] * 3]
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training.stages import analysis
 from training.stages.analysis import nearest_patches, own_patches, own_weights
@@ -14,7 +15,7 @@ TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 
 def make_problem(kind="hierarchical", form="log1p"):
     torch.manual_seed(0)
-    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 2, 2), 5, kind=kind, form=form)
+    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 2, 2), 5, kind=kind, similarity=Similarity(form))
     latent = torch.rand(17, 5, 3, 4)
     if form == "cosine":
         latent = torch.nn.functional.normalize(latent - 0.5, dim=1)
@@ -32,7 +33,7 @@ def make_problem(kind="hierarchical", form="log1p"):
 def exhaustive(head, latent, nearest):
     """(distance, image, cell) of the nearest images of each prototype, by trying every cell of every image."""
     vectors = head.prototypes.detach().double()
-    if head.form == "cosine":
+    if head.similarity.form == "cosine":
         vectors = vectors / vectors.square().sum(1, keepdim=True).sqrt()
     found = []
     for vector in vectors:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.networks.head import PrototypeHead
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training.stages.autoencoder_losses import Weights, autoencoder_losses
 
@@ -71,7 +72,8 @@ def terms_of(inputs: tuple[torch.Tensor, ...], weights: Weights = PUBLISHED) -> 
     """The terms through the head that training uses, with its turned signs."""
     codes, prototypes, weight, planes, drawn = inputs
     taxonomy = Taxonomy.from_paths([str(leaf) for leaf in range(LEAVES)])
-    head = PrototypeHead(taxonomy, [0, 0, 1, 1, 2, 3], LENGTH, kind="flat", form="negative-distance").double().train()
+    similarity = Similarity("negative-distance")
+    head = PrototypeHead(taxonomy, [0, 0, 1, 1, 2, 3], LENGTH, kind="flat", similarity=similarity).double().train()
     state = {"prototypes": prototypes, "weight": -weight[None]}
     output = torch.func.functional_call(head, state, codes[:, :, None, None])
     target = torch.from_numpy(TARGET)

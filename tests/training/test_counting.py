@@ -15,7 +15,6 @@ from protoserve.cli.root import build_app
 from protoserve.errors import InputError
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.model_file import load_network
-from protoserve.networks.similarity import similarity
 from protoserve.taxonomy import Taxonomy
 from training.config import parse_config
 from training.loop.plan import plan
@@ -113,7 +112,7 @@ def test_means_run_over_the_images_below_the_parent(kind: str) -> None:
     for number, child in enumerate(head.prototype_child.tolist()):
         parent = TAXONOMY.names[child].rpartition("/")[0] if kind == "hierarchical" else ""
         below = [TAXONOMY.names[TAXONOMY.leaves[leaf]].startswith(f"{parent}/" if parent else "") for leaf in leaves]
-        values = similarity(distance[torch.tensor(below), number].double(), "log1p", head.epsilon).numpy()
+        values = head.similarity.of_distance(distance[torch.tensor(below), number].double()).numpy()
         assert mean[number] == pytest.approx(values.mean(), rel=1e-6)
 
 

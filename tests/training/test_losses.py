@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training.losses import distillation, loss_tables, losses, noise_loss
 from training.sections.data import LossConfig
@@ -22,7 +23,7 @@ def random_head(kind, form="log1p", leaves=LEAVES, per_child=2, inner_factor=2):
     taxonomy = Taxonomy.from_paths(leaves)
     torch.manual_seed(0)
     children = prototype_children(taxonomy, kind, per_child, inner_factor)
-    head = PrototypeHead(taxonomy, children, 6, kind=kind, form=form, epsilon=EPSILON)
+    head = PrototypeHead(taxonomy, children, 6, kind=kind, similarity=Similarity(form, EPSILON))
     with torch.no_grad():
         head.weight += 0.3 * torch.randn_like(head.weight)
         if form == "cosine":
@@ -38,8 +39,8 @@ def random_latent(count, form, seed=0):
 class Reference:
     """The network's head as the papers write it, with loops, in double precision, on its own copies of the numbers."""
 
-    def __init__(self, head, latent) -> None:
-        self.taxonomy, self.form = head.taxonomy, head.form
+    def __init__(self, head, latent):
+        self.taxonomy, self.form = head.taxonomy, head.similarity.form
         self.owner = head.prototype_child.tolist()
         self.latent = latent.detach().double().requires_grad_()
         self.prototypes = head.prototypes.detach().double().requires_grad_()
@@ -245,7 +246,7 @@ def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there(
 def test_two_children_on_paper() -> None:
     """One parent, one cell at 0, prototypes at distances 1 and 3: every term follows from four numbers."""
     taxonomy = Taxonomy.from_paths(["Q", "R"])
-    head = PrototypeHead(taxonomy, [0, 1], 1, epsilon=1.0)
+    head = PrototypeHead(taxonomy, [0, 1], 1, similarity=Similarity(epsilon=1.0))
     head.reset_weight()
     with torch.no_grad():
         head.prototypes[:] = torch.tensor([[1.0], [math.sqrt(3.0)]])

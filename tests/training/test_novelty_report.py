@@ -25,7 +25,7 @@ from training.stages.novelty import images_below, novelty_report
 # A(0) B(1) C(2) | A/x(3) A/y(4) C/only(5); leaves B, A/x, A/y, C/only.
 TREE = Taxonomy.from_paths(["A/x", "A/y", "B", "C/only"])
 LEAVES = [TREE.names[leaf] for leaf in TREE.leaves]
-TABLE = NoveltyTable.of(TREE, True, [0, 1, 2, 3, 4])
+TABLE = NoveltyTable.of(TREE, "hierarchical", [0, 1, 2, 3, 4])
 
 
 def answers(predicted: list[str], root: list[float], below_a: list[float]) -> Answers:
@@ -88,7 +88,7 @@ def test_a_parent_without_known_images_has_no_auroc() -> None:
 
 
 def test_without_a_hierarchy_every_novel_image_asks_the_one_group() -> None:
-    table = NoveltyTable.of(TREE, False, [])
+    table = NoveltyTable.of(TREE, "flat", [])
     scores = np.array([[3.0], [2.0], [4.0], [1.0]], dtype=np.float32)
     known = KNOWN._replace(novelty={"energy": scores + 1, "probability": scores})
     novel = NOVEL._replace(novelty={"energy": scores, "probability": scores})

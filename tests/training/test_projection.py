@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training.prototypes import projection
 from training.prototypes.projection import NO_IMAGE, complete, find_nearest, merge, own_prototypes, search
@@ -21,7 +22,7 @@ UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v
 def make_problem(leaves=LEAVES, kind="hierarchical", form="log1p", images=23, seed=0):
     taxonomy = Taxonomy.from_paths(leaves)
     torch.manual_seed(seed)
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, 3, 2), 5, kind=kind, form=form)
+    head = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, 3, 2), 5, kind=kind, similarity=Similarity(form))
     latent = torch.rand(images, 5, 3, 4)
     if form == "cosine":
         latent = torch.nn.functional.normalize(latent - 0.5, dim=1)
@@ -43,7 +44,7 @@ def exhaustive(head, latent, leaves):
     """(distance, image, cell) of each prototype by trying everything, in double precision."""
     found = []
     prototypes = head.prototypes.detach().double()
-    if head.form == "cosine":
+    if head.similarity.form == "cosine":
         prototypes = prototypes / prototypes.square().sum(1, keepdim=True).sqrt()
     for prototype, child in zip(prototypes, head.prototype_child.tolist(), strict=True):
         best = (np.inf, -1, -1)

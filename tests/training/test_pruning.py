@@ -10,6 +10,7 @@ from rich.console import Console
 
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.model_file import load_network
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training import running
 from training.config import parse_config
@@ -51,7 +52,8 @@ def test_the_size_of_a_class_counts_all_images_below_its_child() -> None:
 @pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
 def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind: str, form: str) -> None:
     torch.manual_seed(1)
-    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 3, 2), 6, kind=kind, form=form, epsilon=0.01)
+    similarity = Similarity(form, epsilon=0.01)
+    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 3, 2), 6, kind=kind, similarity=similarity)
     with torch.no_grad():
         head.weight.normal_()
         head.temperature.uniform_(0.5, 2.0)

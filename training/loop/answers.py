@@ -36,9 +36,9 @@ class Answers(NamedTuple):
 def novelty_table(network: Network) -> NoveltyTable:
     """The groups and prototypes of a network."""
     if isinstance(network, LinearNetwork):
-        return NoveltyTable.of(network.taxonomy, hierarchical=False, prototype_child=())
+        return NoveltyTable.of(network.taxonomy, "linear", prototype_child=())
     head = network.head
-    return NoveltyTable.of(head.taxonomy, head.kind == "hierarchical", head.prototype_child.tolist())
+    return NoveltyTable.of(head.taxonomy, head.kind, head.prototype_child.tolist())
 
 
 @torch.inference_mode()

@@ -104,10 +104,10 @@ def for_people(
     """The same network in the form that people read: each prototype belongs to the leaf that it speaks for most,
     prototypes are ordered by leaf, and similarities are counted from what is typical of `codes` [images, D].
 
-    No probability changes (see `PrototypeHead.speak_where_near`).
+    No probability changes (see `PrototypeHead.recentre_distances`).
     """
     head = network.head
-    head.speak_where_near(_mean_distance(codes, head.prototypes))
+    head.recentre_distances(_mean_distance(codes, head.prototypes))
     member = head.effective_weight()[0].argmax(0)
     child = head.member_node[0][member].cpu().numpy()
     order = np.argsort(child, kind="stable")

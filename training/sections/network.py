@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from protoserve.networks.network import Latent
-from protoserve.networks.similarity import Similarity
+from protoserve.networks.similarity import SimilarityForm
 from training.sections.section import Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -47,7 +47,7 @@ class ModelConfig(Section):
         description="An inner node gets ⌈√leaves below⌉ times `prototypes_per_child`, at most this many times. 1 gives "
         "all nodes the same number, as published.",
     )
-    similarity: Similarity = Field(
+    similarity: SimilarityForm = Field(
         default="log1p", description="How a squared distance becomes a similarity; see protoserve/networks/similarity."
     )
     latent: Latent = Field(

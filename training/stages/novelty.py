@@ -15,7 +15,7 @@ from protoserve.images import fit
 from protoserve.networks.model_file import Network
 from protoserve.novelty import NoveltyTable, Thresholds, parent_names, threshold
 from protoserve.schema import NoveltyRecord
-from protoserve.taxonomy import ROOT, Taxonomy
+from protoserve.taxonomy import ROOT, Kind, Taxonomy
 from training.loop.answers import Answers, answer_features, answer_pictures, novelty_table
 from training.loop.trainer import Trainer
 from training.stages.autoencoder import AutoencoderTrainer
@@ -176,8 +176,8 @@ def known_shares(answers: Answers, dataset: Dataset, table: NoveltyTable, record
 
 def known_levels(answers: Answers, table: NoveltyTable, taxonomy: Taxonomy, record: NoveltyRecord) -> NDArray[np.bool_]:
     """[images, levels] as `protoserve.novelty.Thresholds.known`, for the predicted paths."""
-    hierarchical = table.groups == taxonomy.groups
-    thresholds = Thresholds.of(taxonomy, hierarchical, table.prototype_child.tolist(), record.score, record.thresholds)
+    kind: Kind = "hierarchical" if table.groups == taxonomy.groups else "flat"
+    thresholds = Thresholds.of(taxonomy, kind, table.prototype_child.tolist(), record.score, record.thresholds)
     return thresholds.known(predicted_path(answers, taxonomy), answers.novelty[record.score])
 
 

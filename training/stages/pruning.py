@@ -88,10 +88,8 @@ def smaller_head(head: PrototypeHead, kept: NDArray[np.int64]) -> PrototypeHead:
         children,
         head.prototypes.shape[1],
         kind=head.kind,
-        form=head.form,
-        epsilon=head.epsilon,
-        sphere=head.sphere,
-        zero=head.zero,
+        similarity=head.similarity,
+        unit_length=head.unit_length,
     ).to(head.prototypes.device)
     smaller.prototypes.copy_(head.prototypes[chosen])
     smaller.centre.copy_(head.centre)

@@ -6,7 +6,8 @@ import torch
 
 from protoserve.errors import InputError
 from protoserve.networks import grouping
-from protoserve.networks.grouping import bucketed
+from protoserve.networks.fused_head import explain
+from protoserve.networks.grouping import make_buckets
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
 
@@ -33,11 +34,11 @@ def test_many_buckets_answer_as_one(monkeypatch: pytest.MonkeyPatch, top_k: int)
     with torch.inference_mode():
         one = head()
         assert len(one.grouping.buckets) == 1
-        expected, shown = one(latent), one.explain(latent, top_k)
+        expected, shown = one(latent), explain(one, latent, top_k)
         monkeypatch.setattr(grouping, "BUCKET_COST", 1)
         many = head()
         assert len(many.grouping.buckets) > 2
-        found, explained = many(latent), many.explain(latent, top_k)
+        found, explained = many(latent), explain(many, latent, top_k)
     for name in ("group_logits", "conditional", "log_probability"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
     for name, value in shown._asdict().items():
@@ -51,7 +52,7 @@ def test_sums_over_leaves_are_the_same_without_the_dense_table(monkeypatch: pyte
     latent = torch.rand(3, 8, 2, 3)
     with torch.inference_mode():
         expected = head("flat")(latent).log_probability
-        monkeypatch.setattr(grouping, "DENSE", 0)
+        monkeypatch.setattr(grouping, "MAX_DENSE_ENTRIES", 0)
         other = head("flat")
         assert other.grouping.below is None
         torch.testing.assert_close(other(latent).log_probability, expected)
@@ -61,7 +62,7 @@ def test_padding_stays_small_where_one_group_is_huge() -> None:
     generator = np.random.default_rng(0)
     members = np.concatenate([generator.integers(2, 12, 800), [1_000]])
     slots = 10 * members
-    buckets = bucketed(members, slots)
+    buckets = make_buckets(members, slots)
     assert sorted(np.concatenate(buckets).tolist()) == list(range(801))
     padded = sum(len(chosen) * members[chosen].max() * slots[chosen].max() for chosen in buckets)
     assert padded < 1.1 * (members * slots).sum()

@@ -13,6 +13,7 @@ from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size, map_sizes
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import NetworkDescription, build_autoencoder, load_network, save_network
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 
 LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Knife", "Scuba")
@@ -76,7 +77,7 @@ def test_the_decoder_draws_pictures_of_the_size_that_was_encoded(
 
 def test_prototypes_must_be_as_long_as_the_code() -> None:
     taxonomy = Taxonomy.from_paths(LEAVES)
-    head = PrototypeHead(taxonomy, list(taxonomy.leaves), 7, kind="flat", form="negative-distance")
+    head = PrototypeHead(taxonomy, list(taxonomy.leaves), 7, kind="flat", similarity=Similarity("negative-distance"))
     with pytest.raises(InputError, match=r"maps of \[6, 4\] give a code of 48 numbers, .* have 7"):
         PrototypeAutoencoder((6, 4), 14, 9, head)
 
@@ -142,7 +143,7 @@ def typical(network: PrototypeAutoencoder, images: torch.Tensor) -> torch.Tensor
 def test_speaking_where_near_changes_no_probability(seed: int) -> None:
     network, images = random_network(seed), pictures(20, seed=seed)
     before = softmax(published_logits(network, images))
-    network.head.speak_where_near(typical(network, images))
+    network.head.recentre_distances(typical(network, images))
     leaves = list(network.head.taxonomy.leaves)
     after = network(images).log_probability.exp().detach().numpy()[:, leaves]
     np.testing.assert_allclose(after, before, atol=1e-5)
@@ -156,7 +157,7 @@ def test_references_are_the_nearest_to_what_is_typical() -> None:
     """Of all references that change no logit: any step among those leads farther away."""
     network, images = random_network(), pictures(20)
     wanted = typical(network, images).double().numpy()
-    network.head.speak_where_near(torch.from_numpy(wanted))
+    network.head.recentre_distances(torch.from_numpy(wanted))
     reference = network.head.reference.double().numpy()
     weight = network.head.weight[0].detach().double().numpy()
     _, values, directions = np.linalg.svd(weight)
@@ -168,7 +169,7 @@ def test_references_are_the_nearest_to_what_is_typical() -> None:
 def test_with_too_few_prototypes_the_sum_stays_as_published() -> None:
     network, images = random_network(prototypes=3), pictures(10)
     before = softmax(published_logits(network, images))
-    network.head.speak_where_near(typical(network, images))
+    network.head.recentre_distances(typical(network, images))
     np.testing.assert_allclose(network.head.reference.numpy(), 0.0, atol=1e-5)
     found = network(images).log_probability.exp().detach().numpy()[:, list(network.head.taxonomy.leaves)]
     np.testing.assert_allclose(found, before, atol=1e-5)
@@ -186,7 +187,7 @@ def test_a_near_prototype_is_the_strongest_evidence() -> None:
     deepest = (before.path >= 0).sum(1) - 1
     assert before.path[rows, deepest].tolist() == network.head.prototype_child.tolist()
     assert before.evidence_prototype[rows, deepest, 4].tolist() == list(range(5))
-    network.head.speak_where_near(typical(network, images))
+    network.head.recentre_distances(typical(network, images))
     after = network.explain(images, top_k=5)
     assert after.path.tolist() == before.path.tolist()
     assert after.evidence_prototype[rows, deepest, 0].tolist() == list(range(5))
@@ -195,7 +196,7 @@ def test_a_near_prototype_is_the_strongest_evidence() -> None:
 @torch.no_grad()
 def test_evidence_adds_up_to_the_logit() -> None:
     network, images = random_network(), pictures(6)
-    network.head.speak_where_near(typical(network, images))
+    network.head.recentre_distances(typical(network, images))
     found = network.explain(images, top_k=8)
     shares = found.evidence_weight * found.evidence_similarity
     np.testing.assert_allclose(found.evidence_contribution.numpy(), shares.numpy(), atol=1e-5)
@@ -216,7 +217,7 @@ def test_evidence_adds_up_to_the_logit() -> None:
 
 def test_a_checkpoint_gives_the_same_network_back(tmp_path: Path) -> None:
     network, images = random_network(), pictures(4)
-    network.head.speak_where_near(typical(network, images))
+    network.head.recentre_distances(typical(network, images))
     save_network(tmp_path / "model.pt", network, description())
     stored, found, sources = load_network(tmp_path / "model.pt")
     assert isinstance(stored, PrototypeAutoencoder)

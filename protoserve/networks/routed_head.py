@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protoserve.errors import InputError
-from protoserve.networks.distances import at_cells, exact, near
-from protoserve.networks.head import NEGATIVE, PrototypeHead
-from protoserve.networks.route_tables import Level, Rows, Tree, tree_of
-from protoserve.networks.similarity import doubling, similarity, similarity_of_product
+from protoserve.networks.distances import gather_cells, refinement_radius, squared_distances
+from protoserve.networks.grouping import MASKED_LOGIT
+from protoserve.networks.head import PrototypeHead
+from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, node_tables
 from protoserve.taxonomy import ROOT
 
 # Probabilities of the two heads differ by rounding; within this (natural logarithm) nothing is certain.
@@ -63,7 +63,7 @@ class RoutedHead(nn.Module):
 
     vectors: Tensor
     centre: Tensor
-    reference: Tensor
+    reference: Tensor | None
     trunk_weight: Tensor
     trunk_absent: Tensor
     trunk_path: Tensor
@@ -81,34 +81,34 @@ class RoutedHead(nn.Module):
             raise InputError("only a hierarchical head can be routed: in a flat one all leaves compete at once")
         if width < 1:
             raise InputError(f"a routed head expands at least 1 node of every level, not {width}")
-        self.form, self.epsilon, self.shift, self.unit = head.form, head.epsilon, head.shift, head.sphere
+        self.similarity, self.unit_length = head.similarity, head.unit_length
         self.top_k, self.width, self.slots = top_k, width, head.top_k_limit
-        self.always = head.grouping.always(top_k)
+        self.full_evidence = head.grouping.has_full_evidence(top_k)
         with torch.no_grad():
             vectors = head.shifted_vectors().detach()
             # Whether the product is exact enough everywhere; then it is that of multiplied vectors.
-            self.direct = self.unit and near(self.form, self.epsilon, vectors) == 0.0
+            self.direct = self.unit_length and refinement_radius(self.similarity, vectors) == 0.0
             if self.direct:
-                vectors = doubling(self.form, self.epsilon, self.shift) * vectors
+                vectors = self.similarity.product_factor * vectors
             # One more for places without a prototype.
             self.register_buffer("vectors", functional.pad(vectors, (0, 0, 0, 1)))
-            if not self.unit:
+            if not self.unit_length:
                 self.register_buffer("centre", head.centre.clone()[:, None])
-            if self.form == "negative-distance":
-                self.register_buffer("reference", functional.pad(head.reference, (0, 1))[:, None])
-            self.rows = Rows(head)
-        tree = tree_of(head)
+            reference = None if head.reference is None else functional.pad(head.reference, (0, 1))[:, None]
+            self.register_buffer("reference", reference)
+            self.rows = LastLayerRows(head)
+        tree = node_tables(head)
         self._make_trunk(head, tree, trunk)
-        levels: list[Level] = []
+        levels: list[RoutedLevel] = []
         widest = width
         for depth in range(self.trunk, tree.taxonomy.depth):
             widest = min(widest if levels else width, len(tree.parents_at(depth)))
-            levels.append(Level(head, tree, depth, widest, self.slots if self.rows.dense else None))
+            levels.append(RoutedLevel(head, tree, depth, widest, self.slots if self.rows.dense else None))
             widest = min(width, widest * levels[-1].members)
         self.levels, self.widths = nn.ModuleList(levels), [level.width for level in levels]
         self._make_answers(tree, levels)
 
-    def _make_trunk(self, head: PrototypeHead, tree: Tree, most: int) -> None:
+    def _make_trunk(self, head: PrototypeHead, tree: NodeTables, most: int) -> None:
         """The upper levels as two tables: from similarities to the logits of all groups, side by side and each as long
         as the longest, and from their log-probabilities to the sums along the paths."""
         taxonomy = tree.taxonomy
@@ -129,7 +129,7 @@ class RoutedHead(nn.Module):
             self.trunk_prototypes, self.trunk_members = prototypes, members
         groups, nodes = self.trunk_groups, int((tree.level[:-1] <= self.trunk).sum())
         weight = torch.zeros(self.trunk_prototypes, groups, self.trunk_members)
-        absent = torch.full((groups, self.trunk_members), NEGATIVE)
+        absent = torch.full((groups, self.trunk_members), MASKED_LOGIT)
         along = torch.zeros(groups, self.trunk_members, nodes)
         effective, path = head.effective_weight().detach().cpu(), taxonomy.path_at_level[:nodes]
         for number, group in enumerate(taxonomy.groups[:groups]):
@@ -152,7 +152,7 @@ class RoutedHead(nn.Module):
             self.register_buffer(name, table, persistent=False)
         self.trunk_nodes = nodes
 
-    def _make_answers(self, tree: Tree, levels: Sequence[Level]) -> None:
+    def _make_answers(self, tree: NodeTables, levels: Sequence[RoutedLevel]) -> None:
         """What is read of a leaf: its path, the last layers' rows and the groups along it, where the probabilities of
         its nodes stand among all that were computed, and its parents at the routed levels; and of a group, its first
         prototype and where their similarities stand. Both places move by that of the parent among those expanded."""
@@ -209,7 +209,7 @@ class RoutedHead(nn.Module):
             "of_leaf": of_leaf,
             "of_group": place.astype(np.int64 if self.rows.dense else np.int32),
             "first": first[:, None],
-            "no_slot": np.where(present, 0.0, NEGATIVE).astype(np.float32),
+            "no_slot": np.where(present, 0.0, MASKED_LOGIT).astype(np.float32),
         }
         for name, content in tables.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(content)), persistent=False)
@@ -219,13 +219,14 @@ class RoutedHead(nn.Module):
     def _similarity(self, values: Tensor, prototypes: Tensor | None) -> Tensor:
         """From products, where these are exact enough, or distances: [N, …, 1 or C] to the `prototypes` int64 [N, …],
         or [N, K] to those of the trunk."""
-        formula = similarity_of_product if self.direct else similarity
-        found = formula(values, self.form, self.epsilon, self.shift)
-        if self.form == "negative-distance":
+        reference = self.reference
+        if reference is not None:
             if prototypes is None:
-                return found + self.reference[: self.trunk_prototypes, 0]
-            found = found + functional.embedding(prototypes, self.reference)
-        return found
+                reference = reference[: self.trunk_prototypes, 0]
+            else:
+                reference = functional.embedding(prototypes, reference)
+        formula = self.similarity.of_product if self.direct else self.similarity.of_distance
+        return formula(values, reference)
 
     def _of_trunk(self, cells: Tensor) -> Tensor:
         """[N, K] the similarities of the trunk's prototypes at the best of `cells` [N, 1, D, C]."""
@@ -244,17 +245,17 @@ class RoutedHead(nn.Module):
 
     def _nearest(self, cells: Tensor, vectors: Tensor) -> Tensor:
         """[N, K] the distances of `vectors` [K, D] or [N, K, D] to the nearest of `cells` [N, D, C]."""
-        half = 0.0 if self.unit else -0.5 * (cells * cells).sum(1, keepdim=True)
+        half = 0.0 if self.unit_length else -0.5 * (cells * cells).sum(1, keepdim=True)
         cell = (torch.matmul(vectors, cells) + half).argmax(2)
         # So few prototypes are all looked at a second time.
-        return exact(at_cells(cells.transpose(1, 2), cell), vectors)
+        return squared_distances(gather_cells(cells.transpose(1, 2), cell), vectors)
 
     # ---- the way down ----------------------------------------------------------------------------------------
 
     def forward(self, latent: Tensor) -> RoutedExplanation:
         """The answer for `latent` [N, D, rows, columns]."""
         cells = latent.reshape(-1, 1, latent.shape[1], latent.shape[2] * latent.shape[3])
-        if not self.unit:
+        if not self.unit_length:
             cells = cells - self.centre
         similarities = [self._of_trunk(cells)]
         logits = torch.matmul(similarities[0], self.trunk_weight) + self.trunk_absent
@@ -270,7 +271,7 @@ class RoutedHead(nn.Module):
         if len(self.levels):
             best, parent = self._best(found[0].index_select(1, self.trunk_inner), self.widths[0], left_out)
         for number, level in enumerate(self.levels):
-            assert isinstance(level, Level)
+            assert isinstance(level, RoutedLevel)
             chosen.append(parent)
             similar, chances, numbers = self._score(cells, level, parent, best)
             similarities.append(similar)
@@ -298,7 +299,7 @@ class RoutedHead(nn.Module):
         # Graphs split in less time than they slice.
         return best, torch.split(place, [width, 1], dim=1)[0]
 
-    def _score(self, cells: Tensor, level: Level, parent: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _score(self, cells: Tensor, level: RoutedLevel, parent: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Similarities [N, B · slots], log-probabilities [N, B · members] and numbers among the leaves int64 [N, B,
         members] of the children of `parent` int64 [N, B], whose own log-probabilities are `above`."""
         below = functional.embedding(parent, level.below).long()
@@ -326,7 +327,7 @@ class RoutedHead(nn.Module):
         depth, top_k, slots = self.depth, self.top_k, self.slots
         chances, numbers = (_joined([*parts]) for parts in zip(*leaves, strict=True))
         best, place = chances.topk(1, dim=1)
-        bound = _joined(left_out) if left_out else torch.full_like(best, NEGATIVE)
+        bound = _joined(left_out) if left_out else torch.full_like(best, MASKED_LOGIT)
         if bound.shape[1] > 1:
             bound = bound.amax(1, keepdim=True)
         leaf = numbers.gather(1, place).squeeze(1)
@@ -352,7 +353,7 @@ class RoutedHead(nn.Module):
         parts_of_logit = weight * similar
         contribution, slot = (parts_of_logit + functional.embedding(group, self.no_slot)).topk(top_k, dim=2)
         prototype = functional.embedding(group, self.first) + slot
-        shown = None if self.always else contribution > 0.5 * NEGATIVE
+        shown = None if self.full_evidence else contribution > 0.5 * MASKED_LOGIT
         numbers = prototype if shown is None else torch.where(shown, prototype, 0)
         vectors = functional.embedding(numbers, self.vectors)
         if self.direct:
@@ -360,7 +361,7 @@ class RoutedHead(nn.Module):
             cell = values.argmax(3)
         else:
             # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
-            values = exact(cells.transpose(2, 3)[:, :, None], vectors[:, :, :, None])
+            values = squared_distances(cells.transpose(2, 3)[:, :, None], vectors[:, :, :, None])
             cell = (-values).argmax(3)
         maps = self._similarity(values, numbers)
         shown_similarity = similar.gather(2, slot)

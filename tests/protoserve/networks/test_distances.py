@@ -1,12 +1,18 @@
-"""Distances from one product and a second look, against double precision."""
+"""Distances from one refined product, against double precision."""
 
 import math
 
 import pytest
 import torch
 
-from protoserve.networks.distances import most_looks, near, nearest_cells, product_error, squares
-from protoserve.networks.similarity import on_sphere, similarity
+from protoserve.networks.distances import (
+    distance_offsets,
+    max_refinements,
+    nearest_cells,
+    product_error,
+    refinement_radius,
+)
+from protoserve.networks.similarity import Similarity, SimilarityForm, to_unit_length
 
 FORMS = ("log1p", "log-ratio", "cosine", "negative-distance")
 
@@ -20,7 +26,7 @@ def drawn(dimensions, unit, seed=0, prototypes=200, scale=1.0):
     moved = torch.logspace(-6, 0, prototypes // 2)[:, None] * torch.randn(prototypes // 2, dimensions)
     moved[:50] = 0.0
     vectors[: prototypes // 2] = flat[torch.randint(len(flat), (prototypes // 2,))] + scale * moved
-    return (on_sphere(cells - 0.5, 2), on_sphere(vectors - 0.5, 1)) if unit else (cells, vectors)
+    return (to_unit_length(cells - 0.5, 2), to_unit_length(vectors - 0.5, 1)) if unit else (cells, vectors)
 
 
 def in_double(cells, vectors):
@@ -30,25 +36,29 @@ def in_double(cells, vectors):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dimensions", [8, 128, 512])
-@pytest.mark.parametrize("looks", ["counted", "bounded"])
-def test_similarities_are_right_everywhere_also_at_projected_prototypes(form, dimensions: int, looks: str) -> None:
-    unit = form == "cosine"
+@pytest.mark.parametrize("refinements", ["counted", "bounded"])
+def test_similarities_are_right_everywhere_also_at_projected_prototypes(
+    form: SimilarityForm, dimensions: int, refinements: str
+) -> None:
+    similarity = Similarity(form)
+    unit = similarity.needs_unit_length
     cells, vectors = drawn(dimensions, unit)
-    radius = near(form, 1e-4, vectors)
-    bound = most_looks(vectors, radius, cells.shape[1]) if looks == "bounded" else None
-    distance, cell = nearest_cells(cells, vectors, squares(vectors, unit), unit, radius, bound)
+    radius = refinement_radius(similarity, vectors)
+    bound = max_refinements(vectors, radius, cells.shape[1]) if refinements == "bounded" else None
+    distance, cell = nearest_cells(cells, vectors, distance_offsets(vectors, unit), unit, radius, bound)
     expected, _ = in_double(cells, vectors)
-    error = similarity(distance.double(), form, 1e-4) - similarity(expected, form, 1e-4)
+    error = similarity.of_distance(distance.double()) - similarity.of_distance(expected)
     assert float(error.abs().max()) < 1e-3
     at_cell = cells.double().gather(1, cell[:, :, None].expand(-1, -1, dimensions)) - vectors.double()
     assert float((at_cell.square().sum(2) - expected).max()) <= product_error(vectors)
 
 
-def test_without_the_second_look_an_exact_match_is_wrong() -> None:
-    """The reason for it: were this to pass, the second look could go."""
+def test_without_refinement_an_exact_match_is_wrong() -> None:
+    """The reason for refinement: if this error were small, refinement could go."""
+    similarity = Similarity("log1p")
     cells, vectors = drawn(128, unit=False)
-    distance, _ = nearest_cells(cells, vectors, squares(vectors, False), False, radius=0.0)
-    error = similarity(distance.double(), "log1p", 1e-4) - similarity(in_double(cells, vectors)[0], "log1p", 1e-4)
+    distance, _ = nearest_cells(cells, vectors, distance_offsets(vectors, False), False, radius=0.0)
+    error = similarity.of_distance(distance.double()) - similarity.of_distance(in_double(cells, vectors)[0])
     assert float(error.abs().max()) > 1e-2
 
 
@@ -57,7 +67,7 @@ def test_without_the_second_look_an_exact_match_is_wrong() -> None:
 def test_the_product_is_never_off_by_more_than_its_bound(dimensions: int, scale: float) -> None:
     for seed in range(3):
         cells, vectors = drawn(dimensions, False, seed, scale=scale)
-        offset = squares(vectors, False)
+        offset = distance_offsets(vectors, False)
         distance, _ = nearest_cells(cells, vectors, offset, False, radius=0.0)
         expected, _ = in_double(cells, vectors)
         close = expected < 0.01 * offset.double()
@@ -66,19 +76,19 @@ def test_the_product_is_never_off_by_more_than_its_bound(dimensions: int, scale:
 
 
 @pytest.mark.parametrize("dimensions", [6, 128])
-def test_no_picture_needs_more_looks_than_the_bound(dimensions: int) -> None:
+def test_no_picture_needs_more_refinements_than_the_bound(dimensions: int) -> None:
     torch.manual_seed(2)
     vectors = torch.rand(300, dimensions)
     vectors[10:40] = vectors[0] + 1e-3 * torch.randn(30, dimensions)
     vectors[50:55] = vectors[41]
-    radius = near("log1p", 1e-4, vectors)
+    radius = refinement_radius(Similarity("log1p"), vectors)
     # By brute force: cells on the most crowded prototypes.
     counts = (torch.cdist(vectors.double(), vectors.double()).square() <= radius).sum(1)
     for cells in (1, 2, 9):
         picture = vectors[counts.argsort(descending=True)[:cells]][None]
         needed = int((in_double(picture, vectors)[0] < radius).sum())
-        assert needed <= most_looks(vectors, radius, cells)
-    assert most_looks(vectors, radius, 1) == 31
-    assert dimensions == 6 or most_looks(vectors[60:200], radius, 9) == 9
-    assert most_looks(vectors, math.inf, 9) == 300
-    assert most_looks(vectors, 0.0, 9) == 0
+        assert needed <= max_refinements(vectors, radius, cells)
+    assert max_refinements(vectors, radius, 1) == 31
+    assert dimensions == 6 or max_refinements(vectors[60:200], radius, 9) == 9
+    assert max_refinements(vectors, math.inf, 9) == 300
+    assert max_refinements(vectors, 0.0, 9) == 0

@@ -6,25 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.errors import InputError
-from protoserve.networks.head import FusedHead, PrototypeHead, prototype_children
-from protoserve.networks.similarity import on_sphere, similarity
+from protoserve.networks.fused_head import FusedHead, explain
+from protoserve.networks.head import PrototypeHead, prototype_children
+from protoserve.networks.similarity import Similarity, to_unit_length
 from protoserve.taxonomy import ROOT, Taxonomy
 
 UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
 
 
-def random_head(kind, leaves=UNEVEN, per_child=3, dimensions=8, seed=0, **options):
+def random_head(kind, leaves=UNEVEN, per_child=3, dimensions=8, seed=0, unit_length=False, **formula):
     taxonomy = Taxonomy.from_paths(leaves)
     torch.manual_seed(seed)
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, per_child), dimensions, kind=kind, **options)
+    head = PrototypeHead(
+        taxonomy,
+        prototype_children(taxonomy, kind, per_child),
+        dimensions,
+        kind=kind,
+        similarity=Similarity(**formula),
+        unit_length=unit_length,
+    )
     with torch.no_grad():
         head.weight += 0.2 * torch.randn_like(head.weight)
     return head.eval()
 
 
 def formula(head, d):
-    return np.log(1 + 1 / (d + head.epsilon)) if head.form == "log1p" else np.log((d + 1) / (d + head.epsilon))
+    epsilon = head.similarity.epsilon
+    return np.log(1 + 1 / (d + epsilon)) if head.similarity.form == "log1p" else np.log((d + 1) / (d + epsilon))
 
 
 def reference(head, latent):
@@ -32,7 +40,7 @@ def reference(head, latent):
     taxonomy = head.taxonomy
     z = latent.double().flatten(2).numpy()
     prototypes = head.prototypes.detach().double().numpy()
-    if head.form == "cosine":
+    if head.similarity.form == "cosine":
         lengths = np.linalg.norm(prototypes, axis=1)[None, :, None] * np.linalg.norm(z, axis=1)[:, None]
         cosine = np.einsum("pd,ndc->npc", prototypes, z) / lengths
         cell, s = cosine.argmax(2), cosine.max(2)
@@ -40,7 +48,7 @@ def reference(head, latent):
     else:
         distance = ((z[:, None] - prototypes[None, :, :, None]) ** 2).sum(2)
         d, cell = distance.min(2), distance.argmin(2)
-        s = formula(head, d) - (0 if head.zero is None else formula(head, head.zero))
+        s = formula(head, d) - (0 if head.similarity.zero is None else formula(head, head.similarity.zero))
     weight = head.effective_weight().detach().double().numpy()
     logit = np.zeros((len(z), len(taxonomy.nodes)))
     groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
@@ -70,10 +78,10 @@ def test_everything_agrees_with_loops_in_double_precision(kind: str, form: str, 
     head = random_head(kind, form=form, epsilon=1e-3, zero=zero)
     latent = torch.rand(5, 8, 3, 4)
     if form == "cosine":
-        latent = on_sphere(latent - 0.5, 1)
+        latent = to_unit_length(latent - 0.5, 1)
     d, cell, s, logit, log_probability = reference(head, latent)
     with torch.inference_mode():
-        output, explained = head(latent), head.explain(latent, 4)
+        output, explained = head(latent), explain(head, latent, 4)
     np.testing.assert_allclose(output.distance, d, atol=1e-6)
     np.testing.assert_array_equal(output.cell, cell)
     np.testing.assert_allclose(output.similarity, s, atol=1e-5)
@@ -84,7 +92,9 @@ def test_everything_agrees_with_loops_in_double_precision(kind: str, form: str, 
 def test_a_tree_worked_by_hand() -> None:
     """Leaves at depths 1, 2 and 4; every distance is chosen, so each probability follows on paper."""
     taxonomy = Taxonomy.from_paths(["Q", "A/w", "A/B/C/x", "A/B/C/y"])
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1), 1, epsilon=1.0)
+    head = PrototypeHead(
+        taxonomy, prototype_children(taxonomy, "hierarchical", 1), 1, similarity=Similarity(epsilon=1.0)
+    )
     head.reset_weight(own=1.0, other=0.0)
     # One cell at 0, so a prototype at √d has the distance d; log(1 + 1/(d + 1)) is log 2 at 0 and log 1.5 at 1.
     position = {"Q": 0.0, "A": 1.0, "A/w": 1.0, "A/B": 0.0, "A/B/C/x": 0.0, "A/B/C/y": 1.0}
@@ -108,12 +118,12 @@ def test_a_tree_worked_by_hand() -> None:
 
 def test_the_cosine_finds_the_smallest_angle_where_the_nearest_point_lies_elsewhere() -> None:
     taxonomy = Taxonomy.from_paths(["Q", "R"])
-    head = PrototypeHead(taxonomy, [0, 1], 2, form="cosine").eval()
+    head = PrototypeHead(taxonomy, [0, 1], 2, similarity=Similarity("cosine")).eval()
     cells = torch.tensor([[3.0, 0.3], [0.9, 0.9]]).t().reshape(1, 2, 1, 2)
     with torch.no_grad():
         # From (1, 0), the second cell is nearer, and the first lies in almost the same direction.
         head.prototypes[:] = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
-        output = head(on_sphere(cells, 1))
+        output = head(to_unit_length(cells, 1))
     assert output.cell[0].tolist() == [0, 1]
     expected = [3 / math.hypot(3, 0.3), math.sqrt(0.5)]
     assert output.similarity[0].tolist() == pytest.approx(expected, abs=1e-6)
@@ -123,7 +133,9 @@ def test_the_cosine_finds_the_smallest_angle_where_the_nearest_point_lies_elsewh
 def test_a_flat_tree_worked_by_hand() -> None:
     """Inner nodes by summation over leaves at depths 1, 2 and 4, for the same distances."""
     taxonomy = Taxonomy.from_paths(["Q", "A/w", "A/B/C/x", "A/B/C/y"])
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "flat", 1), 1, kind="flat", epsilon=1.0).eval()
+    head = PrototypeHead(
+        taxonomy, prototype_children(taxonomy, "flat", 1), 1, kind="flat", similarity=Similarity(epsilon=1.0)
+    ).eval()
     head.reset_weight(own=1.0, other=0.0)
     position = {"Q": 0.0, "A/w": 1.0, "A/B/C/x": 0.0, "A/B/C/y": 1.0}
     with torch.no_grad():
@@ -142,7 +154,7 @@ def test_levels_sum_to_one_and_never_contradict(kind: str) -> None:
     head = random_head(kind)
     taxonomy = head.taxonomy
     with torch.inference_mode():
-        explained = head.explain(torch.rand(16, 8, 4, 4), 3)
+        explained = explain(head, torch.rand(16, 8, 4, 4), 3)
     probability = explained.log_probability.double().exp().numpy()
     for level in range(taxonomy.depth):
         nodes = np.unique(taxonomy.level_of_leaf[:, level])
@@ -157,7 +169,7 @@ def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_t
     head = random_head(kind)
     latent = torch.rand(6, 8, 3, 5)
     with torch.inference_mode():
-        explained = head.explain(latent, head.top_k_limit)
+        explained = explain(head, latent, head.top_k_limit)
     _, cell, s, logit, _ = reference(head, latent)
     shown = explained.evidence_contribution.double()
     for image in range(6):
@@ -186,7 +198,7 @@ def test_a_node_without_a_head_has_no_evidence() -> None:
         for name in ("R", "R/S"):
             node = head.taxonomy.index[name]
             head.weight[head.node_group[node], head.node_member[node]] = 5.0
-        explained = head.explain(torch.rand(1, 8, 2, 2), 4)
+        explained = explain(head, torch.rand(1, 8, 2, 2), 4)
     assert explained.path[0].tolist()[2] == only
     assert (explained.evidence_prototype[0, 2] == -1).all()
     assert float(explained.logit[0, only]) == 0.0
@@ -206,18 +218,18 @@ def test_the_similarity_of_an_exact_match_survives_cancellation() -> None:
 
 @pytest.mark.parametrize("zero", [None, 0.7])
 @pytest.mark.parametrize(
-    ("epsilon", "sphere", "from_product"), [(1e-4, False, False), (0.1, False, True), (0.1, True, True)]
+    ("epsilon", "unit_length", "from_product"), [(1e-4, False, False), (0.1, False, True), (0.1, True, True)]
 )
 def test_maps_hold_the_similarity_at_every_cell(
-    zero: float | None, epsilon: float, sphere: bool, from_product: bool
+    zero: float | None, epsilon: float, unit_length: bool, from_product: bool
 ) -> None:
     """Both from differences and, where that is exact enough, from the product; for every piece of evidence."""
-    head = random_head("hierarchical", zero=zero, epsilon=epsilon, sphere=sphere)
+    head = random_head("hierarchical", zero=zero, epsilon=epsilon, unit_length=unit_length)
     assert (FusedHead(head, 2).radius == 0.0) == from_product
     latent = torch.rand(3, 8, 4, 6)
-    latent = on_sphere(latent, 1) if sphere else latent
+    latent = to_unit_length(latent, 1) if unit_length else latent
     with torch.inference_mode():
-        explained = head.explain(latent, 2)
+        explained = explain(head, latent, 2)
         vectors = head.vectors().double()
     shown = torch.nonzero(explained.evidence_prototype >= 0).tolist()
     assert len({int(explained.evidence_prototype[*place]) for place in shown}) > 1
@@ -242,11 +254,6 @@ def test_weights_start_as_published_and_never_leave_their_group() -> None:
     assert head.taxonomy.groups[0].parent == ROOT
 
 
-def test_an_unknown_similarity_is_named() -> None:
-    with pytest.raises(InputError, match="no similarity 'log1'; did you mean 'log1p'"):
-        similarity(torch.zeros(1), "log1", 1e-4)
-
-
 def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_limit() -> None:
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "A/5", "B/1", "B/2", "Q"])
     counts = {}
@@ -257,13 +264,6 @@ def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_l
     assert {prototype_children(taxonomy, "flat", 3, inner_factor=4).count(leaf) for leaf in taxonomy.leaves} == {3}
 
 
-@pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine", "negative-distance"])
-def test_the_similarity_is_0_at_the_distance_asked_for(form: str) -> None:
-    head = random_head("hierarchical", form=form, epsilon=0.1, zero=1.5)
-    found = head.similarity_of(torch.tensor([1.5, 1.4, 1.6]))
-    assert float(found[0]) == pytest.approx(0, abs=1e-6) and found[1] > 0 > found[2]
-
-
 def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match() -> None:
     """A has twice as many prototypes as Q, and half of them match; the others stand where the similarity is 0."""
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
@@ -271,7 +271,7 @@ def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match(
     a, q = taxonomy.index["A"], taxonomy.index["Q"]
     found = {}
     for matching in (a, q):
-        head = PrototypeHead(taxonomy, owners, 4, zero=2.0).eval()
+        head = PrototypeHead(taxonomy, owners, 4, similarity=Similarity(zero=2.0)).eval()
         distance = torch.full((1, len(owners)), 2.0)
         distance[0, [place for place, owner in enumerate(owners) if owner == matching][:3]] = 0.3
         with torch.inference_mode():

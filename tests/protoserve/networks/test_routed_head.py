@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoserve.errors import InputError
+from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead, prototype_children
-from protoserve.networks.routing import MARGIN, RoutedHead
-from protoserve.networks.similarity import on_sphere
+from protoserve.networks.routed_head import MARGIN, RoutedHead
+from protoserve.networks.similarity import Similarity, SimilarityForm, to_unit_length
 from protoserve.taxonomy import Taxonomy
 
 CELLS = 12
@@ -31,21 +32,21 @@ def random_tree(generator):
     return Taxonomy.from_paths(leaves)
 
 
-def random_head(seed, form="log1p", sphere=False, dimensions=6, epsilon=1e-3):
+def random_head(seed, form="log1p", unit_length=False, dimensions=6, epsilon=1e-3):
     generator = np.random.default_rng(seed)
     tree = random_tree(generator)
     torch.manual_seed(seed)
     children = prototype_children(tree, "hierarchical", 2, inner_factor=3)
-    head = PrototypeHead(tree, children, dimensions, form=form, sphere=sphere, epsilon=epsilon)
+    head = PrototypeHead(tree, children, dimensions, similarity=Similarity(form, epsilon), unit_length=unit_length)
     with torch.no_grad():
         head.weight.copy_(torch.randn_like(head.weight))
         head.temperature.uniform_(0.5, 2.0)
         head.centre.fill_(0.3)
     latent = torch.rand(7, dimensions, 3, 4)
-    return head.eval(), on_sphere(latent - 0.5, 1) if head.sphere else latent
+    return head.eval(), to_unit_length(latent - 0.5, 1) if head.unit_length else latent
 
 
-def even_head(seed, form="log1p", sphere=True, dimensions=16, epsilon=0.1):
+def even_head(seed, form="log1p", unit_length=True, dimensions=16, epsilon=0.1):
     """Three levels, every group with prototypes enough for any evidence."""
     generator = np.random.default_rng(seed)
     tree = Taxonomy.from_paths(
@@ -53,12 +54,12 @@ def even_head(seed, form="log1p", sphere=True, dimensions=16, epsilon=0.1):
     )
     torch.manual_seed(seed)
     children = prototype_children(tree, "hierarchical", 3)
-    head = PrototypeHead(tree, children, dimensions, form=form, sphere=sphere, epsilon=epsilon, zero=2.0)
+    head = PrototypeHead(tree, children, dimensions, similarity=Similarity(form, epsilon, 2.0), unit_length=unit_length)
     with torch.no_grad():
         head.weight.copy_(5.0 * torch.randn_like(head.weight))
         head.temperature.uniform_(0.5, 2.0)
     latent = torch.rand(7, dimensions, 3, 4)
-    return head.eval(), on_sphere(latent - 0.5, 1) if head.sphere else latent
+    return head.eval(), to_unit_length(latent - 0.5, 1) if head.unit_length else latent
 
 
 def routed(head, top_k, width, trunk=0):
@@ -71,15 +72,15 @@ def routed(head, top_k, width, trunk=0):
     seed=st.integers(0, 10_000),
     width=st.integers(1, 4),
     form=st.sampled_from(["log1p", "log-ratio", "cosine", "negative-distance"]),
-    sphere=st.booleans(),
+    unit_length=st.booleans(),
     epsilon=st.sampled_from([1e-3, 0.1]),
     dimensions=st.sampled_from([6, 96]),
     trunk=st.sampled_from([0, 0, 12, 1024]),
 )
 def test_where_the_certificate_holds_the_answer_is_the_full_heads(
-    seed, width, form, sphere, epsilon, dimensions, trunk
+    seed: int, width: int, form: SimilarityForm, unit_length: bool, epsilon: float, dimensions: int, trunk: int
 ) -> None:
-    head, latent = random_head(seed, form, sphere, dimensions, epsilon)
+    head, latent = random_head(seed, form, unit_length, dimensions, epsilon)
     same_where_certain(head, latent, width, trunk)
 
 
@@ -88,19 +89,21 @@ def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     seed=st.integers(0, 10_000),
     width=st.integers(1, 4),
     form=st.sampled_from(["log1p", "log-ratio", "cosine", "negative-distance"]),
-    sphere=st.booleans(),
+    unit_length=st.booleans(),
     trunk=st.sampled_from([0, 40, 1024]),
 )
-def test_so_it_does_where_no_evidence_is_lacking(seed, width, form, sphere, trunk) -> None:
-    head, latent = even_head(seed, form, sphere)
-    assert head.grouping.always(4) and RoutedHead(head, 4, 1).always
+def test_so_it_does_where_no_evidence_is_lacking(
+    seed: int, width: int, form: SimilarityForm, unit_length: bool, trunk: int
+) -> None:
+    head, latent = even_head(seed, form, unit_length)
+    assert head.grouping.has_full_evidence(4) and RoutedHead(head, 4, 1).full_evidence
     same_where_certain(head, latent, width, trunk)
 
 
 def same_where_certain(head, latent, width, trunk) -> None:
     top_k = min(4, head.top_k_limit)
     with torch.inference_mode():
-        full, found = head.explain(latent, top_k), routed(head, top_k, width, trunk)(latent)
+        full, found = explain(head, latent, top_k), routed(head, top_k, width, trunk)(latent)
     leaf = full.log_probability[:, head.leaf_node]
     runner_up = leaf.topk(2, dim=1).values
     # Two leaves as probable as each other within rounding: either may win.
@@ -154,7 +157,7 @@ def test_with_all_nodes_expanded_everything_is_certain() -> None:
     with torch.inference_mode():
         found = routed(head, 1, len(head.taxonomy.nodes))(latent)
     assert found.certain.all()
-    assert torch.equal(found.path, head.explain(latent, 1).path)
+    assert torch.equal(found.path, explain(head, latent, 1).path)
 
 
 def test_what_cannot_be_routed_is_said() -> None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protoserve.networks.grouping import NEGATIVE
+from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
 from protoserve.taxonomy import ROOT, Taxonomy
 
 
-class Tree(NamedTuple):
+class NodeTables(NamedTuple):
     """A taxonomy as tables: level [V + 1] of each node, that of the root last; first_child, children [V + 1]; and of
     each node's group of children first, slots [V + 1], its prototypes; group [V + 1] its number, −1 where a node has no
     children or one."""
@@ -37,7 +37,7 @@ class Tree(NamedTuple):
         return np.flatnonzero((self.level == depth) & (self.children > 0))
 
 
-def tree_of(head: PrototypeHead) -> Tree:
+def node_tables(head: PrototypeHead) -> NodeTables:
     """The tables of a hierarchical head's taxonomy."""
     taxonomy = head.taxonomy
     root = len(taxonomy.nodes)
@@ -52,11 +52,11 @@ def tree_of(head: PrototypeHead) -> Tree:
         parent = root if siblings.parent == ROOT else siblings.parent
         tables[2, parent], tables[3, parent], group[parent] = starts[number], sizes[number], number
     level = np.array([*(len(node) for node in taxonomy.nodes), 0], dtype=np.int64)
-    first_child, brood, first_prototype, slots = tables
-    return Tree(taxonomy, level, first_child, brood, first_prototype, slots, group)
+    first_child, child_count, first_prototype, slots = tables
+    return NodeTables(taxonomy, level, first_child, child_count, first_prototype, slots, group)
 
 
-class Rows(nn.Module):
+class LastLayerRows(nn.Module):
     """Every node's row of its group's last layer, 0 past the group's prototypes: of all nodes as one table where that
     is small beside the prototypes (`dense`; then `scaled` is the same divided by the group's temperature), else out of
     one row of numbers."""
@@ -83,7 +83,7 @@ class Rows(nn.Module):
             return
         self.register_buffer("table", None, persistent=False)
         flat = functional.pad(head.grouping.flat_weights(head.effective_weight().detach()), (0, slots))
-        places = np.array([*head.grouping.weight_places(), (0, 0)], dtype=np.int64)[group]
+        places = np.array([*head.grouping.weight_offsets(), (0, 0)], dtype=np.int64)[group]
         sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=weight.shape[0])
         start = torch.from_numpy(places[:, 0] + places[:, 1] * member.numpy())
         count = torch.from_numpy(np.where(alone, 0, np.append(sizes, 0)[group]))
@@ -102,7 +102,7 @@ class Rows(nn.Module):
         return torch.where(slot < functional.embedding(nodes, self.count), found, 0.0)
 
 
-class Level(nn.Module):
+class RoutedLevel(nn.Module):
     """The tables of one routed level over its parents, in their order; one row more is that of no parent.
 
     below int64 [parents, slots + 2 · members]: the prototypes, P for none; the children, V for none; and their numbers
@@ -119,7 +119,7 @@ class Level(nn.Module):
     inner: Tensor | None
     not_inner: Tensor | None
 
-    def __init__(self, head: PrototypeHead, tree: Tree, depth: int, width: int, slots: int | None) -> None:
+    def __init__(self, head: PrototypeHead, tree: NodeTables, depth: int, width: int, slots: int | None) -> None:
         super().__init__()
         # Where tables are large, half as large.
         self.index = torch.int64 if slots else torch.int32
@@ -143,11 +143,11 @@ class Level(nn.Module):
         temperature[-1] = 1.0
         tables: dict[str, NDArray[np.generic] | None] = {
             "below": np.concatenate([prototype, child, number[child]], axis=1),
-            "absent": np.where(child < nodes, 0.0, NEGATIVE),
+            "absent": np.where(child < nodes, 0.0, MASKED_LOGIT),
             "temperature": None if slots else temperature[:, None],
-            "not_leaf": None if is_leaf[child[child < nodes]].all() else np.where(is_leaf[child], 0.0, NEGATIVE),
+            "not_leaf": None if is_leaf[child[child < nodes]].all() else np.where(is_leaf[child], 0.0, MASKED_LOGIT),
             "inner": place[child] if len(below) else None,
-            "not_inner": np.where(place[child] < len(below), 0.0, NEGATIVE) if len(below) else None,
+            "not_inner": np.where(place[child] < len(below), 0.0, MASKED_LOGIT) if len(below) else None,
         }
         self.has_leaves = bool(is_leaf[child].any())
         for name, table in tables.items():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from protoserve.networks.backbones import backbone
+from protoserve.networks.backbones import Backbone, backbone
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.network import PrototypeNetwork
+from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 
 
@@ -15,9 +16,15 @@ def body():
     return backbone("squeezenet1_1")
 
 
-def network_of(body, form, *, sphere=False, smoothing=1, hidden=None):
+def network_of(body, form, *, unit_length=False, smoothing=1, hidden=None):
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "Q"])
-    head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 2), 8, form=form, sphere=sphere)
+    head = PrototypeHead(
+        taxonomy,
+        prototype_children(taxonomy, "hierarchical", 2),
+        8,
+        similarity=Similarity(form),
+        unit_length=unit_length,
+    )
     return PrototypeNetwork(body, head, reduced=None, smoothing=smoothing, hidden=hidden).eval()
 
 
@@ -44,8 +51,8 @@ def test_cells_of_the_cosine_have_unit_length_and_obtuse_angles_are_possible(bod
     torch.testing.assert_close(output.similarity, 1 - output.distance / 2)
 
 
-def test_on_the_sphere_only_the_direction_of_a_cell_counts(body) -> None:
-    network = network_of(body, "log1p", sphere=True)
+def test_at_unit_length_only_the_direction_of_a_cell_counts(body: Backbone) -> None:
+    network = network_of(body, "log1p", unit_length=True)
     torch.nn.init.zeros_(network.add_on[1].bias)
     features = 3 * torch.randn(4, body.channels, 3, 5)
     with torch.inference_mode():
@@ -71,8 +78,8 @@ def test_smoothing_is_the_mean_of_the_cells_around_that_lie_on_the_map(body) -> 
             torch.testing.assert_close(smoothed[:, :, row, column], around.mean((2, 3)))
 
 
-def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body) -> None:
-    network = network_of(body, "log1p", sphere=True, hidden=12)
+def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body: Backbone) -> None:
+    network = network_of(body, "log1p", unit_length=True, hidden=12)
     mapping = network.add_on[1]
     features = torch.randn(3, body.channels, 4, 5)
     linear = mapping.direct(features)
@@ -88,8 +95,8 @@ def test_a_hidden_layer_starts_as_the_linear_map_and_can_leave_it(body) -> None:
     assert bent.min() > 0
 
 
-def test_single_cells_meet_the_same_layers_as_maps(body) -> None:
-    network = network_of(body, "log1p", sphere=True, hidden=12)
+def test_single_cells_meet_the_same_layers_as_maps(body: Backbone) -> None:
+    network = network_of(body, "log1p", unit_length=True, hidden=12)
     torch.nn.init.normal_(network.add_on[1].bend.weight)
     features = torch.randn(3, body.channels, 4, 5)
     with torch.inference_mode():

@@ -1,0 +1,153 @@
+"""The prototype head in the form that is exported: from the latent map to the predicted path and its evidence.
+
+Shapes: N pictures, D dimensions, C = rows × columns cells, P prototypes, V nodes of the taxonomy, L levels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from protoserve.networks.distances import (
+    best_cells,
+    cell_products,
+    distance_offsets,
+    distances_to_prototypes,
+    max_refinements,
+    refine_distances,
+    refinement_radius,
+    squared_distances,
+)
+from protoserve.networks.grouping import MASKED_LOGIT, gather_columns
+from protoserve.networks.head import PrototypeHead
+
+
+class Explanation(NamedTuple):
+    """The outputs of the exported graph, in their order; see `FusedHead`."""
+
+    log_probability: Tensor
+    logit: Tensor
+    path: Tensor
+    evidence_prototype: Tensor
+    evidence_similarity: Tensor
+    evidence_weight: Tensor
+    evidence_contribution: Tensor
+    evidence_cell: Tensor
+    evidence_map: Tensor
+    similarity: Tensor
+    cell: Tensor
+
+
+class FusedHead(nn.Module):
+    """The head as graphs hold it: a frozen copy of its parameters, in the form that is computed with.
+
+    It answers a `latent` [N, D, rows, columns] with the `top_k` pieces of evidence at every level. With `cells` (rows ×
+    columns), the number of distances that are refined is fixed: as many as a picture with so many cells can need. A
+    graph needs that. Without, it is counted for each batch.
+    """
+
+    vectors: Tensor
+    offsets: Tensor
+    weights: Tensor
+    temperature: Tensor
+    centre: Tensor
+    reference: Tensor | None
+
+    def __init__(self, head: PrototypeHead, top_k: int, cells: int | None = None) -> None:
+        super().__init__()
+        self.grouping = head.grouping
+        self.similarity = head.similarity
+        self.unit_length, self.top_k = head.unit_length, top_k
+        self.slots = head.top_k_limit
+        self.full_evidence = head.grouping.has_full_evidence(top_k)
+        with torch.no_grad():
+            vectors = head.shifted_vectors().clone()
+            self.register_buffer("vectors", vectors)
+            self.register_buffer("offsets", distance_offsets(vectors, head.unit_length))
+            # So many slots may be read past the start of any row.
+            flat = head.grouping.flat_weights(head.effective_weight())
+            self.register_buffer("weights", functional.pad(flat, (0, self.slots)))
+            self.register_buffer("temperature", head.temperature.clone())
+            if not head.unit_length:
+                self.register_buffer("centre", head.centre.clone())
+            self.register_buffer("reference", None if head.reference is None else head.reference.clone())
+            self.radius = refinement_radius(self.similarity, vectors)
+            self.refinements = None if cells is None else max_refinements(vectors, self.radius, cells)
+
+    def forward(self, latent: Tensor) -> Explanation:
+        """log_probability, logit float [N, V] (logit 0 where a node has no head); path int64 [N, L] (−1 below the
+        leaf); evidence_prototype, evidence_cell int64 and evidence_similarity, _weight, _contribution float
+        [N, L, top_k] by falling contribution (−1 and 0 where there is none); evidence_map [N, L, top_k, rows,
+        columns], the similarity at every cell; similarity, cell [N, P].
+        """
+        grouping = self.grouping
+        cells = latent.flatten(2).transpose(1, 2)
+        if not self.unit_length:
+            cells = cells - self.centre
+        product = cell_products(cells, self.vectors, self.unit_length)
+        distance, cell = best_cells(product, self.offsets)
+        distance = refine_distances(cells, self.vectors, distance, cell, self.radius, self.refinements)
+        similarities = self.similarity.of_distance(distance, self.reference)
+        logits = grouping.logits(similarities, grouping.split_weights(self.weights[: -self.slots]))
+        logit = grouping.node_values(grouping.concatenate_members(logits))
+        conditional = grouping.concatenate_members(grouping.conditionals(logits, self.temperature))
+        log_probability = grouping.log_probability(conditional)
+        leaf = gather_columns(log_probability, grouping.leaf_node).argmax(1)
+
+        # One row of last-layer weights and of similarities per picture and level.
+        levels = grouping.leaf_path.shape[1]
+        first, count = (table.index_select(0, leaf)[:, :, None] for table in (grouping.leaf_first, grouping.leaf_count))
+        slots = torch.arange(self.slots, device=latent.device)
+        weight_index = grouping.leaf_weight.index_select(0, leaf)[:, :, None] + slots
+        weight = self.weights.gather(0, weight_index.reshape(-1)).reshape(-1, levels, self.slots)
+        prototypes = (first + slots).clamp_max(self.vectors.shape[0] - 1)
+        slot_similarity = similarities.gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
+        contributions = torch.where(slots < count, weight * slot_similarity, MASKED_LOGIT)
+        contribution, slot = contributions.topk(self.top_k, dim=2)
+        # Where every group has enough prototypes, all evidence is present.
+        present = None if self.full_evidence else slot < count
+        prototype = first + slot
+        chosen = (prototype if present is None else torch.where(present, prototype, 0)).flatten(1)
+
+        if self.radius == 0.0:
+            cell_distance = distances_to_prototypes(product, self.offsets, chosen)
+        else:
+            # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
+            vectors = self.vectors.index_select(0, chosen.reshape(-1))
+            cell_distance = squared_distances(
+                cells[:, None], vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1])
+            )
+        reference = self.reference
+        if reference is not None:
+            reference = reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
+        maps = self.similarity.of_distance(cell_distance, reference)
+        evidence_similarity, evidence_weight = slot_similarity.gather(2, slot), weight.gather(2, slot)
+        evidence_cell = cell.gather(1, chosen).reshape(-1, levels, self.top_k)
+        if present is not None:
+            prototype, evidence_cell = torch.where(present, prototype, -1), torch.where(present, evidence_cell, -1)
+            evidence_similarity = torch.where(present, evidence_similarity, 0.0)
+            evidence_weight = torch.where(present, evidence_weight, 0.0)
+            contribution = torch.where(present, contribution, 0.0)
+            maps = torch.where(present.reshape(-1, levels * self.top_k, 1), maps, 0.0)
+        return Explanation(
+            log_probability=log_probability,
+            logit=logit,
+            path=grouping.leaf_path.index_select(0, leaf),
+            evidence_prototype=prototype,
+            evidence_similarity=evidence_similarity,
+            evidence_weight=evidence_weight,
+            evidence_contribution=contribution,
+            evidence_cell=evidence_cell,
+            evidence_map=maps.reshape(-1, levels, self.top_k, latent.shape[2], latent.shape[3]),
+            similarity=similarities,
+            cell=cell,
+        )
+
+
+def explain(head: PrototypeHead, latent: Tensor, top_k: int) -> Explanation:
+    """The exported graph's answer for `latent` [N, D, rows, columns]; see `FusedHead`."""
+    explanation: Explanation = FusedHead(head, top_k)(latent)
+    return explanation
