@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,13 +16,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# In a log, work shorter than FIRST_SECONDS leaves no line; longer work leaves one every LINE_SECONDS.
+FIRST_SECONDS = 5.0
+LINE_SECONDS = 30.0
+
 
 @contextmanager
-def tracked(console: Console, description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar while the block runs; the block calls what it is given with the number of items done.
+def tracked(
+    console: Console, description: str, total: int, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int], None]]:
+    """Show progress while the block runs; the block calls the function that it gets with the number of items done.
 
-    Where the console is no terminal (a log file) nothing is shown; the line of every finished step remains.
+    A terminal shows a bar. Elsewhere, as in a redirected log, plain lines say how far the work is: the first after
+    `FIRST_SECONDS`, then one every `LINE_SECONDS`, and one at the end. `clock` gives seconds.
     """
+    if not console.is_terminal:
+        yield from _plain_lines(console, description, total, clock)
+        return
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=30),
@@ -29,9 +40,30 @@ def tracked(console: Console, description: str, total: int) -> Iterator[Callable
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+def _plain_lines(
+    console: Console, description: str, total: int, clock: Callable[[], float]
+) -> Iterator[Callable[[int], None]]:
+    began = clock()
+    done, due = 0, began + FIRST_SECONDS
+
+    def line() -> None:
+        console.print(f"{description}: {done} of {total} after {clock() - began:.0f} s", markup=False, soft_wrap=True)
+
+    def advance(items: int) -> None:
+        nonlocal done, due
+        done += items
+        if clock() >= due and done < total:
+            line()
+            due = clock() + LINE_SECONDS
+
+    yield advance
+    if clock() >= began + FIRST_SECONDS:
+        line()
 
 
 def console() -> Console:
