@@ -26,9 +26,9 @@ import torch
 from measuring import described, machine
 from torch import Tensor
 
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
-from protoserve.images import fit
+from protoserve.images.fitting import fit
+from protoserve.images.geometry import InputRule
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import NetworkDescription, build
 from protoserve.networks.network import PrototypeNetwork

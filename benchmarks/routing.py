@@ -24,7 +24,7 @@ from torch import Tensor
 
 from protoserve.data.dataset import read_split
 from protoserve.files import write_text
-from protoserve.images import fit
+from protoserve.images.fitting import fit
 from protoserve.networks.fused_head import explain
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from export.parity import Arrays, Precision, Runtime, Tolerance
 from export.sources import EdgeOptions
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
 from protoserve.errors import InputError, ParityError
-from protoserve.images import fit
+from protoserve.images.fitting import fit
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import ExplainedNetwork
 from protoserve.run.folder import Run
 from protoserve.scores import scores

@@ -21,18 +21,11 @@ from export.parity import BATCHES, FLOAT32, INT8, check
 from export.resizing import check_fitted
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
 from export.targets.table import TARGETS, Target, target_named
-from protoserve.bundle.folder import (
-    FORMAT,
-    Bundle,
-    GraphRecord,
-    InputRule,
-    Manifest,
-    read_bundle,
-    write_bundle,
-    write_manifest,
-)
+from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
 from protoserve.errors import InputError
-from protoserve.images import decode, fit
+from protoserve.images.decoding import decode
+from protoserve.images.fitting import fit
+from protoserve.images.geometry import InputRule
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import LinearNetwork

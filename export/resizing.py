@@ -1,4 +1,4 @@
-"""The resize rule of `protoserve.images.fit` as a part of the graph, for hosts that have no good resize.
+"""The resize rule of `protoserve.images.fitting.fit` as a part of the graph, for hosts that have no good resize.
 
 Pillow's antialiased bilinear filter is separable: every output pixel is a weighted mean of input pixels, by a triangle
 as wide as the picture shrinks. As a matrix per axis it is two products, which every runtime has, for any size of
@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.parity import FLOAT32, Fitter, Precision, Runtime, compare
-from protoserve.bundle.folder import InputRule
 from protoserve.errors import ParityError
-from protoserve.images import PAD_COLOUR, decode, fit
+from protoserve.images.decoding import decode
+from protoserve.images.fitting import PAD_COLOUR, fit
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import ExplainedNetwork
 
 # Height and width: pictures that shrink and grow, that are wider and higher than most models' input.

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from export.graph import ExplainedGraph, write_onnx
 from export.resizing import Fit, FittedGraph
-from protoserve.bundle.folder import InputRule, Manifest
+from protoserve.bundle.folder import Manifest
 from protoserve.errors import InputError
+from protoserve.images.geometry import InputRule
 from protoserve.taxonomy import Taxonomy
 
 LARGEST_SIDE = 20_000

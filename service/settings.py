@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protoserve.cores import usable_cores
 from protoserve.errors import InputError
-from protoserve.images import DEFAULT_LIMITS, FORMATS
+from protoserve.images.decoding import DEFAULT_LIMITS, FORMATS
 from service.api_keys import ApiKey, parse_key
 
 PREFIX: Final = "PROTOSERVE_"

@@ -40,8 +40,9 @@ def make_run(
     """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
     import torch
 
-    from protoserve.bundle.folder import InputRule
-    from protoserve.images import decode, fit
+    from protoserve.images.decoding import decode
+    from protoserve.images.fitting import fit
+    from protoserve.images.geometry import InputRule
     from protoserve.networks.head import prototype_children
     from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build, save_network
     from protoserve.networks.network import AddOn, PrototypeNetwork

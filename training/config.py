@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError, nearest
 from protoserve.files import parse_yaml, read_yaml
+from protoserve.images.geometry import InputRule
 from training.sections.data import DataConfig, LossConfig
 from training.sections.network import AutoencoderConfig, ModelConfig, Precision
 from training.sections.section import Section

@@ -19,6 +19,7 @@ from pydantic import AliasChoices, Field, ValidationError
 
 from protoserve.errors import BundleError, InputError
 from protoserve.files import file_hash, new_folder
+from protoserve.images.geometry import InputRule
 from protoserve.run.records import Metrics, Provenance
 from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
 from protoserve.taxonomy import Taxonomy
@@ -26,22 +27,6 @@ from protoserve.taxonomy import Taxonomy
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
-
-
-class InputRule(Contract):
-    """How a picture becomes the graph's input: resized to `height` × `width` pixels, uint8 RGB, no normalisation.
-
-    `stretch` takes the whole picture, `pad` the whole picture and a grey border, `crop` the largest centred part of
-    the input's shape, or `share` of its sides: 0.875 is what ImageNet weights are usually tested with.
-    """
-
-    height: int = Field(gt=0, description="Height in pixels.")
-    width: int = Field(gt=0, description="Width in pixels.")
-    resize: Literal["stretch", "crop", "pad"] = Field(description="How another shape of picture becomes this one.")
-    share: float = Field(default=1.0, gt=0, le=1, description="Share of the sides that `crop` takes.")
-    interpolation: Literal["bilinear-antialiased"] = Field(
-        default="bilinear-antialiased", description="Written into manifests for other languages; there is one rule."
-    )
 
 
 class GraphRecord(Contract):

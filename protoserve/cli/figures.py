@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from protoserve.bundle.ensemble import Model
-from protoserve.images import Box, DecodedImage, Geometry, decode, fit
-from protoserve.schema import Evidence, Level, Prediction
+from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.geometry import Geometry, geometry_of
+from protoserve.schema import Box, Evidence, Level, Prediction
 
 PROTOTYPE_SIDE: Final = 224
 
@@ -47,7 +48,7 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
     ("that"), with similarity × weight = contribution. Maps are drawn where the prediction holds them
     (`maps=True`).
     """
-    geometry = fit(image, bundle.manifest.input).geometry
+    geometry = geometry_of(image.width, image.height, bundle.manifest.input)
     sections = [_header(prediction)]
     sections += [_level_row(bundle, image, geometry, prediction, level) for level in prediction.levels]
     height = sum(section.height for section in sections) + _MARGIN

@@ -170,7 +170,8 @@ def explain(
         raise InputError(f"{output} is a folder or the image itself; give another --output")
     from protoserve.cli.figures import explain_figure
     from protoserve.files import new_file
-    from protoserve.images import decode, fit
+    from protoserve.images.decoding import decode
+    from protoserve.images.fitting import fit
 
     classifier = _load(bundle, others, device)
     decoded = decode(image)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from protoserve.data.idx import holds_idx, holds_idx_split, read_idx_labels, read_idx_split
 from protoserve.data.tables import Manifest, is_manifest, read_manifest
 from protoserve.errors import InputError, TaxonomyError, nearest
-from protoserve.images import DecodedImage, decode
+from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.geometry import Geometry, InputRule, geometry_of
 from protoserve.taxonomy import IMAGE_SUFFIXES, ROOT, Taxonomy
 
 TAXONOMY_FILE = "taxonomy.yaml"
@@ -52,8 +53,13 @@ class Dataset:
             raise InputError(f"{self.root}: the split {self.split!r} holds no image {image!r}") from None
 
     def picture(self, number: int) -> DecodedImage:
-        """Image `number`, upright RGB; raises ImageError and InputError as `protoserve.images.decode` does."""
+        """Image `number`, upright RGB; raises ImageError and InputError as `protoserve.images.decoding.decode` does."""
         return decode(self.file(number) if self.pixels is None else self.pixels[number])
+
+    def geometry(self, number: int, rule: InputRule) -> Geometry:
+        """Where the model's pixels lie in image `number`, which is decoded for its size but not resized."""
+        picture = self.picture(number)
+        return geometry_of(picture.width, picture.height, rule)
 
     def subset(self, numbers: Sequence[int] | NDArray[np.int64]) -> Dataset:
         """The images of the given numbers, in that order."""
@@ -180,7 +186,7 @@ class NovelImages:
         return len(self.images)
 
     def picture(self, number: int) -> DecodedImage:
-        """Image `number`, upright RGB; raises ImageError as `protoserve.images.decode` does."""
+        """Image `number`, upright RGB; raises ImageError as `protoserve.images.decoding.decode` does."""
         return decode(self.root / self.images[number])
 
 

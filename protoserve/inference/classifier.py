@@ -18,7 +18,8 @@ import numpy as np
 from protoserve.bundle.ensemble import Ensemble, Model, ensemble_of, read_model
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import ImageError, InputError
-from protoserve.images import DEFAULT_LIMITS, FORMATS, FittedImage, ImageSource, Limits, decode, fit
+from protoserve.images.decoding import DEFAULT_LIMITS, FORMATS, ImageSource, Limits, decode
+from protoserve.images.fitting import FittedImage, fit
 from protoserve.inference.engine import Device, Engine
 from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.inference.evidence import EvidenceTable, checked_top_k, predictions
@@ -93,9 +94,9 @@ class Classifier:
     ) -> FittedImage:
         """Read one untrusted image and bring it to model size: the half of `predict` that needs no engine.
 
-        With `draft`, large JPEGs are reduced while they are decoded; see `protoserve.images.decode`.
+        With `draft`, large JPEGs are reduced while they are decoded; see `protoserve.images.decoding.decode`.
 
-        Raises InputError and ImageError as `protoserve.images.decode` does.
+        Raises InputError and ImageError as `protoserve.images.decoding.decode` does.
         """
         rule = self.bundle.manifest.input
         return fit(decode(image, limits=limits, formats=formats, draft_for=rule if draft else None), rule)

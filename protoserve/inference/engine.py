@@ -109,7 +109,7 @@ class Engine:
             height, width, _ = self._image_shape
             raise InputError(
                 f"the model takes uint8 images [N, {height}, {width}, 3], not {images.dtype} "
-                f"{list(images.shape)}; make them with protoserve.images.fit"
+                f"{list(images.shape)}; make them with protoserve.images.fitting.fit"
             )
         try:
             arrays = self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(images)})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.folder import Bundle
 from protoserve.errors import BundleError, InputError
-from protoserve.images import Geometry
+from protoserve.images.geometry import Geometry
 from protoserve.inference.engine import Outputs
 from protoserve.novelty import Thresholds
 from protoserve.schema import (

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from pydantic import Field, ValidationError
 
-from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError
 from protoserve.files import new_file
+from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.backbones import Backbone, backbone
 from protoserve.networks.head import PrototypeHead

@@ -22,7 +22,7 @@ from protoserve.cores import usable_cores
 from protoserve.data.tables import is_manifest, table_columns
 from protoserve.errors import InputError, nearest
 from protoserve.files import make_folder, new_file, remove_drafts, write_text
-from protoserve.images import FittedImage
+from protoserve.images.fitting import FittedImage
 from protoserve.inference.classifier import Classifier
 from protoserve.schema import Prediction
 

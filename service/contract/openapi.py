@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from protoserve import __version__
-from protoserve.images import FORMATS
+from protoserve.images.decoding import FORMATS
 from protoserve.schema import Prediction
 from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
 from service.contract.queries import PredictQuery, PrototypesQuery

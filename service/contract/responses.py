@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from protoserve.bundle.ensemble import Ensemble, Model
-from protoserve.bundle.folder import InputRule
+from protoserve.images.geometry import InputRule
 from protoserve.schema import Contract, EvidenceSource, Prediction
 from service.contract.problems import ProblemDocument
 from service.settings import Settings

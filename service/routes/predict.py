@@ -21,7 +21,8 @@ from starlette.responses import Response
 
 from protoserve.cores import usable_cores
 from protoserve.errors import ImageError, ProtoServeError
-from protoserve.images import FittedImage, Limits
+from protoserve.images.decoding import Limits
+from protoserve.images.fitting import FittedImage
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import checked_top_k, predictions

@@ -17,7 +17,7 @@ from protoserve.bundle.folder import read_bundle
 from protoserve.cli.figures import explain_figure
 from protoserve.cli.terminal import prediction_tree
 from protoserve.errors import BundleError
-from protoserve.images import decode
+from protoserve.images.decoding import decode
 from protoserve.inference.engine import Engine
 from protoserve.networks.model_file import load_network, save_network
 from protoserve.run.folder import open_run

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from export.resizing import GREY_LEVELS, Fit, check_fitted
-from protoserve.bundle.folder import InputRule
 from protoserve.errors import ParityError
-from protoserve.images import decode, fit
+from protoserve.images.decoding import decode
+from protoserve.images.fitting import fit
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import load_network
 
 RULES = [("stretch", 1.0), ("crop", 1.0), ("crop", 0.7), ("crop", 0.875), ("pad", 1.0)]

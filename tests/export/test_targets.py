@@ -220,7 +220,8 @@ def resizing(resizing_bundle: Path):
 
 @pytest.mark.parametrize("target", ["onnx-edge", "onnx-routed", "torchscript", "torch-export", "openvino"])
 def test_pictures_of_any_size_are_resized_as_by_the_host(target: str, resizing, expected) -> None:
-    from protoserve.images import decode, fit
+    from protoserve.images.decoding import decode
+    from protoserve.images.fitting import fit
 
     noise = np.random.default_rng(7).integers(0, 255, (20, 33, 3), dtype=np.uint8)
     picture = np.array(decode(np.kron(noise, np.ones((9, 5, 1), dtype=np.uint8))).picture)

@@ -110,7 +110,7 @@ def test_choices_shape_the_answer(classifier: Classifier, photograph: Path) -> N
 
 def test_errors_name_the_item(classifier: Classifier, photograph: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("notes")
-    with pytest.raises(ImageError, match=r"image 2 of the list: .*notes\.jpg is no picture") as caught:
+    with pytest.raises(ImageError, match=r"image 2 of the list: .*notes\.jpg is not a picture") as caught:
         classifier.predict([photograph, photograph, tmp_path / "notes.jpg"])
     assert caught.value.code == "unsupported_image"
     with pytest.raises(InputError, match=r"image 1 of the list: .*gone\.jpg: no such image"):

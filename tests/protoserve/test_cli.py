@@ -117,7 +117,7 @@ def test_explain_never_leaves_or_harms_a_file_on_failure(
         (photograph, tmp_path / "figure.pdf", "can't write a figure as '.pdf'"),
         (photograph, tmp_path / "figure", "can't write a figure"),
         (photograph, tmp_path / "nowhere" / "figure.png", "no such folder"),
-        (tmp_path / "notes.jpg", tmp_path / "older.png", "is no picture"),
+        (tmp_path / "notes.jpg", tmp_path / "older.png", "is not a picture"),
         (own, own, "the image itself"),
     ]:
         code, out, err = run(["explain", tiny_bundle, image, "-o", output], capsys)
@@ -184,7 +184,7 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
     for image, message in [
         (tmp_path / "gone.jpg", "gone.jpg: no such image"),
         (tmp_path / "empty", "is a folder; give an image file"),
-        (tmp_path / "notes.jpg", "notes.jpg is no picture"),
+        (tmp_path / "notes.jpg", "notes.jpg is not a picture"),
         (tmp_path / "half.jpg", "half.jpg is damaged or truncated"),
     ]:
         for arguments in (

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from protoserve.bundle.ensemble import ENSEMBLE, Ensemble, ensemble_of, read_ensemble, read_model, write_ensemble
-from protoserve.bundle.folder import Bundle, InputRule, read_bundle
+from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import BundleError, InputError, ProtoServeError
+from protoserve.images.geometry import InputRule
 from protoserve.taxonomy import Taxonomy
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from protoserve.bundle.folder import Bundle, GraphRecord, InputRule, Manifest
+from protoserve.bundle.folder import Bundle, GraphRecord, Manifest
 from protoserve.errors import BundleError, InputError
-from protoserve.images import Geometry
+from protoserve.images.geometry import Geometry, InputRule
 from protoserve.inference.engine import OUTPUTS, Outputs
 from protoserve.inference.evidence import EvidenceTable, predictions
 from protoserve.novelty import Score

@@ -9,7 +9,7 @@ from PIL import Image
 
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.cli.figures import explain_figure, prototype_picture
-from protoserve.images import decode
+from protoserve.images.decoding import decode
 from protoserve.inference.classifier import Classifier, load
 from protoserve.schema import Prediction
 

@@ -199,8 +199,8 @@ def test_the_form_for_people_gives_every_picture_the_same_answer(tiny_idx: Path,
 
 
 def test_pictures_of_another_size_and_in_folders_are_read_into_memory(tiny_idx: Path, tmp_path: Path) -> None:
-    from protoserve.bundle.folder import InputRule
-    from protoserve.images import fit
+    from protoserve.images.fitting import fit
+    from protoserve.images.geometry import InputRule
 
     dataset = read_split(tiny_idx, "test", read_taxonomy(tiny_idx))
     rule = InputRule(height=10, width=12, resize="stretch")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.bundle.folder import InputRule
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import NetworkDescription, build, load_network, save_network
 from protoserve.networks.network import LinearNetwork
 from protoserve.scores import expected_calibration_error

@@ -11,8 +11,8 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import read_split, read_taxonomy
+from protoserve.images.geometry import InputRule
 from training.data.pictures import Views, batches
 from training.features.cache import CellMoments, cached_features
 from training.progress import tracked

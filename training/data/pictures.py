@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 from torch import Tensor
 
-from protoserve.bundle.folder import InputRule
 from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
-from protoserve.images import DecodedImage, FittedImage, fit
+from protoserve.images.decoding import DecodedImage
+from protoserve.images.fitting import FittedImage, fit
+from protoserve.images.geometry import InputRule
 from training.sections.data import DataConfig
 
 PLAIN, MIRRORED = 0, 1

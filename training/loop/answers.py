@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import NoveltyTable

@@ -14,15 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from torch import Tensor
 
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
 from protoserve.files import write_bytes, write_text
+from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder, save_network
 from protoserve.run.folder import Run
 from training.config import Config
-from training.data.pictures import fitted
 from training.loop.trainer import Splits
 from training.outcome.finishing import (
     final_metrics,
@@ -139,7 +138,7 @@ def _sources(
             cell=0,
             rows=1,
             columns=1,
-            box=fitted(dataset, number, rule).geometry.cell_box(0, 1, 1),
+            box=dataset.geometry(number, rule).cell_box(0, 1, 1),
             distance=distance,
         )
         for number, distance in zip(numbers.tolist(), distances.tolist(), strict=True)

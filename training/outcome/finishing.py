@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protoserve.bundle.folder import InputRule
 from protoserve.cli.figures import prototype_picture
 from protoserve.files import write_bytes, write_text, yaml_text
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.run.folder import Run, novelty_record
@@ -82,7 +82,7 @@ def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
     sources = []
     with tracked(trainer.console, "prototype pictures", len(projection.image)) as advance:
         for image, cell, distance in zip(*(part.tolist() for part in projection[:3]), strict=True):
-            geometry = fitted(dataset, image, rule).geometry
+            geometry = dataset.geometry(image, rule)
             sources.append(
                 PrototypeSource(
                     image=dataset.images[image],

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from protoserve.files import write_bytes, write_text
-from protoserve.images import Box
+from protoserve.images.geometry import geometry_of
 from protoserve.networks.model_file import PrototypeSource
 from protoserve.run.folder import Run
+from protoserve.schema import Box
 from protoserve.taxonomy import ROOT
-from training.data.pictures import fitted
 from training.loop.trainer import Trainer
 from training.progress import tracked
 from training.stages.analysis import NearestPatches, own_patches, own_weights
@@ -100,8 +100,8 @@ def _cut_out(
     order = np.argsort(image, axis=None, kind="stable")
     numbers, starts = np.unique(image.reshape(-1)[order], return_index=True)
     for number, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-        geometry = fitted(trainer.splits.fit, number, trainer.config.image).geometry
         picture = trainer.splits.fit.picture(number).picture
+        geometry = geometry_of(picture.width, picture.height, trainer.config.image)
         for prototype, rank in zip(*np.unravel_index(places, image.shape), strict=True):
             box = geometry.cell_box(int(cell[prototype, rank]), rows, columns, trainer.config.model.smoothing)
             boxes[prototype][rank] = box

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
+from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size
 from protoserve.networks.model_file import NetworkDescription, build_autoencoder, save_whole
 from protoserve.scores import scores

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from protoserve.bundle.folder import InputRule
 from protoserve.data.dataset import Dataset, NovelImages
-from protoserve.images import fit
+from protoserve.images.fitting import fit
+from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import Network
 from protoserve.novelty import NoveltyTable, Thresholds, parent_names, threshold
 from protoserve.schema import NoveltyRecord

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.bundle.folder import InputRule
 from protoserve.errors import InputError
+from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size, map_sizes
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import NetworkDescription, build_autoencoder, load_network, save_network

@@ -1,13 +1,11 @@
-"""Untrusted bytes → RGB uint8 at model size, and the geometry that maps a cell back to the sender's pixels.
+"""Untrusted bytes → an upright 8-bit RGB picture.
 
-Training, export and serving read every picture through `decode` and `fit`, so a network meets the same pixels
-everywhere.
+Training, export and serving read every picture by `decode`, so a network meets the same pixels everywhere.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
 import struct
 import warnings
@@ -19,18 +17,18 @@ from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
-from protoserve.bundle.folder import InputRule
 from protoserve.errors import ImageError, InputError
+from protoserve.images.geometry import InputRule
 
 ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | NDArray[np.uint8]
-Box: TypeAlias = tuple[int, int, int, int]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-PAD_COLOUR: Final = (124, 116, 104)
+# How the names of picture files end; `decode` itself looks at the content alone.
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
-# Enough to tell a damaged picture from something that never was one.
+# Enough to tell a damaged picture from other content.
 _SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -40,7 +38,7 @@ _SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
     "GIF": (b"GIF8",),
 }
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
-_ORIENTATION_TAG = 0x0112
+# Pillow's own `exif_transpose` rewrites all of the metadata as well, and so fails on a picture with one odd tag.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,7 +48,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's parsers raise on hostile input; its documentation names only the first few.
+# Pillow's parsers raise all of these on hostile input; its documentation names only the first few.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -68,15 +66,14 @@ _PILLOW_ERRORS = (
     MemoryError,
     Image.DecompressionBombWarning,
 )
-# Pillow warns of odd metadata in pictures that it reads well. A server can do nothing about a sender's
-# metadata, and `warnings.catch_warnings` is not safe with threads, so these (and only these) are off for
-# good.
+# Pillow warns of odd metadata in pictures that it reads well. A server can do nothing about a sender's metadata, and
+# `warnings.catch_warnings` is not safe with threads, so Pillow's warnings stay off for good.
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may measure: its encoded size in bytes, its pixels, and either side in pixels."""
+    """The largest picture allowed: its encoded size in bytes, its pixels, and either side in pixels."""
 
     bytes: int = 20_000_000
     pixels: int = 50_000_000
@@ -108,54 +105,6 @@ class DecodedImage:
         return self.picture.height if self.full is None else self.full[1]
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Where a model pixel lies in the sender's upright picture: `x = scale_x · model_x + offset_x`, y alike.
-
-    Coordinates are continuous, pixel `i` reaching from `i` to `i + 1`.
-    """
-
-    picture_width: int
-    picture_height: int
-    model_width: int
-    model_height: int
-    scale_x: float
-    scale_y: float
-    offset_x: float
-    offset_y: float
-
-    def cell_box(self, cell: int, rows: int, columns: int, smoothing: int = 1) -> Box:
-        """The sender's pixels of one cell of a `rows` × `columns` feature map: left, top, right, bottom.
-
-        Right and bottom are exclusive. The box is the cell's own share of the input grid, not its receptive
-        field, which is larger; with `smoothing` (odd, in cells) it is that of the square of cells around it. It is
-        clipped to the picture and at least one pixel wide and high; a cell that lies wholly in padding gets the
-        nearest pixels of the picture. Raises ValueError for a cell outside the map.
-
-        >>> Geometry(400, 200, 100, 100, 4.0, 2.0, 0.0, 0.0).cell_box(5, rows=2, columns=4)
-        (100, 100, 200, 200)
-        """
-        if not 0 <= cell < rows * columns:
-            raise ValueError(f"cell {cell} is outside a feature map of {rows} × {columns} cells")
-        row, column = divmod(cell, columns)
-        across = self.scale_x * self.model_width / columns
-        down = self.scale_y * self.model_height / rows
-        reach = smoothing // 2
-        left, right = _pixels(
-            self.offset_x, across, max(0, column - reach), min(columns, column + reach + 1), self.picture_width
-        )
-        top, bottom = _pixels(self.offset_y, down, max(0, row - reach), min(rows, row + reach + 1), self.picture_height)
-        return left, top, right, bottom
-
-
-@dataclass(frozen=True)
-class FittedImage:
-    """A picture at model size, uint8 RGB [height, width, 3], and the way back to the sender's pixels."""
-
-    array: NDArray[np.uint8]
-    geometry: Geometry
-
-
 def decode(
     source: ImageSource,
     *,
@@ -174,7 +123,7 @@ def decode(
     an eighth of its sides, so that at least two of its pixels are left for each of the model's: much quicker, and the
     pixels differ a little from those of a whole decoding.
 
-    Raises InputError for a path that is no readable file, and ImageError with the code `unsupported_image`
+    Raises InputError for a path that is not a readable file, and ImageError with the code `unsupported_image`
     (not a picture, or of a kind that has no clear 8-bit form), `broken_image` (damaged or truncated) or
     `image_too_large`.
 
@@ -191,80 +140,9 @@ def decode(
         _check_size(source.size, limits, "the image")
         return _upright_rgb(source, limits, "the image")
     raise ImageError(
-        f"{type(source).__name__} is no picture; give a path, bytes, a Pillow image or a uint8 array",
+        f"{type(source).__name__} is not a picture; give a path, bytes, a Pillow image or a uint8 array",
         "unsupported_image",
     )
-
-
-def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
-    """Resize to `rule.width` × `rule.height` with Pillow's antialiased bilinear filter.
-
-    `stretch` takes the whole picture; `crop` the largest centred part of the model's shape, or `rule.share` of
-    its sides (to a fraction of a pixel); `pad` scales the whole picture to fit and centres it on grey
-    (124, 116, 104), an odd pixel going to the right or bottom.
-
-    >>> square = InputRule(height=64, width=64, resize="crop")
-    >>> fit(decode(np.zeros((20, 30, 3), dtype=np.uint8)), square).geometry.offset_x
-    5.0
-    """
-    width, height = image.width, image.height
-    size = (rule.width, rule.height)
-    box = (0.0, 0.0, float(width), float(height))
-    origin = (0, 0)
-    wider = width * rule.height >= height * rule.width
-    if rule.resize == "crop" and wider:
-        part = min(height * rule.width / rule.height, float(width))
-        box = _centred(width, height, part * rule.share, height * rule.share)
-    elif rule.resize == "crop":
-        part = min(width * rule.height / rule.width, float(height))
-        box = _centred(width, height, width * rule.share, part * rule.share)
-    elif rule.resize == "pad":
-        if wider:
-            size = (rule.width, _rounded_quotient(height * rule.width, width))
-        else:
-            size = (_rounded_quotient(width * rule.height, height), rule.height)
-        origin = ((rule.width - size[0]) // 2, (rule.height - size[1]) // 2)
-    # Without a reducing gap the filter reads every source pixel, so the map below is exact. At the edges of a
-    # crop it also sees the pixels just beyond the box.
-    drawn = (
-        box[0] / image.reduced,
-        box[1] / image.reduced,
-        min(box[2] / image.reduced, image.picture.width),
-        min(box[3] / image.reduced, image.picture.height),
-    )
-    resized = image.picture.resize(size, Image.Resampling.BILINEAR, box=drawn, reducing_gap=None)
-    array = np.empty((rule.height, rule.width, 3), dtype=np.uint8)
-    if size != (rule.width, rule.height):
-        array[:] = PAD_COLOUR
-    array[origin[1] : origin[1] + size[1], origin[0] : origin[0] + size[0]] = np.asarray(resized)
-    scale_x = (box[2] - box[0]) / size[0]
-    scale_y = (box[3] - box[1]) / size[1]
-    geometry = Geometry(
-        picture_width=width,
-        picture_height=height,
-        model_width=rule.width,
-        model_height=rule.height,
-        scale_x=scale_x,
-        scale_y=scale_y,
-        offset_x=box[0] - scale_x * origin[0],
-        offset_y=box[1] - scale_y * origin[1],
-    )
-    return FittedImage(array, geometry)
-
-
-def _centred(width: int, height: int, across: float, down: float) -> tuple[float, float, float, float]:
-    return (width - across) / 2, (height - down) / 2, (width + across) / 2, (height + down) / 2
-
-
-def _rounded_quotient(numerator: int, denominator: int) -> int:
-    return max(1, (2 * numerator + denominator) // (2 * denominator))
-
-
-def _pixels(offset: float, step: float, start: int, end: int, limit: int) -> tuple[int, int]:
-    # Rounding both ends alike makes neighbouring boxes touch without overlap.
-    first = min(max(math.floor(offset + step * start + 0.5), 0), limit - 1)
-    last = min(math.floor(offset + step * end + 0.5), limit)
-    return first, max(last, first + 1)
 
 
 def _decode_file(path: Path, limits: Limits, formats: tuple[str, ...], draft_for: InputRule | None) -> DecodedImage:
@@ -298,7 +176,7 @@ def _decode_bytes(
     except _PILLOW_ERRORS as error:
         if _looks_like(data, formats):
             raise ImageError(f"{name} is damaged or truncated; send it again", "broken_image") from error
-        raise ImageError(f"{name} is no picture as {_listed(formats)}; convert it", "unsupported_image") from error
+        raise ImageError(f"{name} is not a picture as {_listed(formats)}; convert it", "unsupported_image") from error
     with picture:
         _check_size(picture.size, limits, name)
         full = picture.size
@@ -314,7 +192,7 @@ def _decode_bytes(
 
 def _reduction(size: tuple[int, int], rule: InputRule) -> int:
     """8, 4, 2 or 1: how far a JPEG may be reduced while decoding, with two pixels left for each of the model's."""
-    # Whether the picture will be turned is not known yet, so it is for the worse of both.
+    # The picture may yet be turned, so this takes the worse of both orientations.
     shrinking = rule.share * min(size) / max(rule.width, rule.height)
     return next((factor for factor in (8, 4, 2) if shrinking >= 2 * factor), 1)
 
@@ -334,9 +212,9 @@ def _upright_rgb(picture: Image.Image, limits: Limits, name: str) -> DecodedImag
     _silence_pillow_warnings()
     try:
         picture.load()
-        # Some formats learn their true size only now.
+        # Some formats know their true size only now.
         _check_size(picture.size, limits, name)
-        # Read after loading, for Pillow turns a TIFF itself and then drops its orientation.
+        # Read after loading, because Pillow turns a TIFF itself and then drops its orientation.
         turn = _UPRIGHT.get(_orientation(picture))
         upright = _rgb(picture, name)
         return DecodedImage(upright.transpose(turn) if turn is not None else upright)
@@ -346,9 +224,9 @@ def _upright_rgb(picture: Image.Image, limits: Limits, name: str) -> DecodedImag
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        orientation = picture.getexif().get(_ORIENTATION_TAG)
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except _PILLOW_ERRORS:
-        # The picture itself is whole; metadata that can't be read turns nothing, as in browsers.
+        # The picture itself is whole. Like browsers, ignore metadata that can't be read.
         return 1
     return orientation if isinstance(orientation, int) else 1
 
@@ -380,7 +258,7 @@ def _from_array(array: NDArray[np.uint8], limits: Limits) -> Image.Image:
     is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not is_picture or array.size == 0:
         raise ImageError(
-            f"an array {array.dtype} {list(array.shape)} is no picture; give uint8 [height, width, 3] "
+            f"an array {array.dtype} {list(array.shape)} is not a picture; give uint8 [height, width, 3] "
             "or [height, width]",
             "unsupported_image",
         )

@@ -1,0 +1,1 @@
+"""Pictures: from untrusted bytes to pixels at model size, and back to the sender's coordinates."""
