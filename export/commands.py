@@ -9,12 +9,6 @@ from typing import Annotated, Literal
 import typer
 
 
-def commands(app: typer.Typer) -> None:
-    """Add the commands to the root command."""
-    app.command("export")(export)
-    app.command("validate")(validate)
-
-
 def _list_targets(wanted: bool) -> None:
     if wanted:
         from rich.console import Console

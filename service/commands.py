@@ -22,13 +22,6 @@ GRACE_SECONDS = 10
 _TARGET = "service.service:ProtoServe"
 
 
-def commands(app: typer.Typer) -> None:
-    """Add the service's commands to the root command."""
-    app.command()(serve)
-    app.command()(publish)
-    app.command()(key)
-
-
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle or an ensemble.", show_default=False)],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,

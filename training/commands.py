@@ -23,17 +23,6 @@ DeviceOption = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
-def commands(app: typer.Typer) -> None:
-    """Add the commands to the root command."""
-    data = typer.Typer(no_args_is_help=True, help="Make and look at data sets.")
-    data.command("render")(render)
-    app.add_typer(data, name="data")
-    app.command("train")(train)
-    app.command("evaluate")(evaluate)
-    app.command("report")(report)
-    app.command("ablate")(ablate)
-
-
 def render(
     directory: Annotated[Path, typer.Argument(help="A new folder.")],
     per_leaf: Annotated[int, typer.Option(min=1, help="Training pictures per leaf; val and test get a quarter.")] = 60,

@@ -1,7 +1,8 @@
 """The root command `protoserve` and the commands that need only bundles: predict, explain, inspect, ensemble.
 
-The other rooms add theirs through the entry-point group `protoserve.commands`: each entry point is a function
-`commands(app: typer.Typer) -> None`, and its name says which extra it needs (`train`, `export`, `serve`).
+The other packages add theirs through the entry-point group `protoserve.commands`. Each entry point is one command: a
+function that typer reads. Its name states the extra that it needs and the command, `train.evaluate`, or the extra, a
+group and the command, `train.data.render`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,10 @@ if TYPE_CHECKING:
     from protoserve.schema import Prediction
 
 ENTRY_POINTS: Final = "protoserve.commands"
-# What each extra brings, for a room that can't be imported can't say so itself.
-COMMANDS_OF_EXTRA: Final = {
-    "train": ("data", "train", "evaluate"),
-    "export": ("export", "validate"),
-    "serve": ("serve", "publish", "key"),
-}
+# The order in which `--help` lists the packages' commands.
+EXTRAS: Final = ("train", "export", "serve")
+# What `protoserve GROUP --help` says of each group.
+GROUPS: Final = {"data": "Make and look at data sets."}
 FIGURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 _OWN_PACKAGES = frozenset({"protoserve", "training", "export", "service"})
@@ -97,7 +96,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def build_app() -> typer.Typer:
-    """The root command with the commands of every room that is installed."""
+    """The root command with the commands of every package that is installed."""
     app = typer.Typer(
         cls=_RootCommand,
         no_args_is_help=True,
@@ -113,8 +112,16 @@ def build_app() -> typer.Typer:
     app.command("inspect", epilog="Example: protoserve inspect bundles/grocery")(inspect)
     app.command("ensemble", epilog="Example: protoserve ensemble bundles/three bundles/a bundles/b bundles/c")(ensemble)
     app.command("score", epilog=score_command.EXAMPLE)(score_command.score)
-    for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda found: found.name):
-        _add_room(app, entry_point)
+    groups: dict[str, typer.Typer] = {}
+    for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=_command_order):
+        _, *group, name = entry_point.name.split(".")
+        parent = app
+        for word in group:
+            if word not in groups:
+                groups[word] = typer.Typer(no_args_is_help=True, help=GROUPS.get(word))
+                app.add_typer(groups[word], name=word)
+            parent = groups[word]
+        _add_command(parent, entry_point, " ".join((*group, name)))
     return app
 
 
@@ -224,7 +231,7 @@ def ensemble(
     typer.echo(f"{directory}   {manifest.name} {manifest.version[:19]}, {len(written.members)} members")
 
 
-# ---- rooms -------------------------------------------------------------------------------------------------
+# ---- other packages' commands ------------------------------------------------------------------------------------
 
 
 def _root(
@@ -242,28 +249,39 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _add_room(app: typer.Typer, entry_point: EntryPoint) -> None:
+def _command_order(entry_point: EntryPoint) -> tuple[int, str]:
+    """Training's commands first, then export's, then the service's; within a package by name."""
+    extra, _, command = entry_point.name.partition(".")
+    return (EXTRAS.index(extra) if extra in EXTRAS else len(EXTRAS)), command
+
+
+def _add_command(parent: typer.Typer, entry_point: EntryPoint, words: str) -> None:
+    """Add one command to the root or to a group; where its module can't be imported, a stub that names the extra."""
+    extra, name = entry_point.name.split(".")[0], entry_point.name.split(".")[-1]
     try:
-        commands: Callable[[typer.Typer], None] = entry_point.load()
+        function: Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:
-        # A library that the room imports, or the room itself where only some are deployed.
-        extra = entry_point.name.partition(".")[0]
-        for name in COMMANDS_OF_EXTRA.get(extra, ()):
-            _add_stub(app, name, extra, str(error.name))
+        # A library that the module imports, or the module itself where only some packages are deployed.
+        missing = str(error.name)
+
+        def stub() -> None:
+            raise MissingExtraError(f"'protoserve {words}' (which imports {missing})", extra)
+
+        anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+        parent.command(name, help=f"Needs the extra {extra!r}, which is not installed.", context_settings=anything)(
+            stub
+        )
     else:
-        commands(app)
-
-
-def _add_stub(app: typer.Typer, name: str, extra: str, module: str) -> None:
-    def stub() -> None:
-        raise MissingExtraError(f"'protoserve {name}' (which imports {module})", extra)
-
-    anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(name, help=f"Needs the extra {extra!r}, which is not installed.", context_settings=anything)(stub)
+        parent.command(name)(function)
 
 
 def _extra_of(command: str | None) -> str | None:
-    return next((extra for extra, names in COMMANDS_OF_EXTRA.items() if command in names), None)
+    """The extra of a command or group of another package; None for the root's own."""
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        extra, *words = entry_point.name.split(".")
+        if words[:1] == [command]:
+            return extra
+    return None
 
 
 def _is_third_party(error: ModuleNotFoundError) -> bool:

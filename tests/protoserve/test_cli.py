@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,8 +14,8 @@ from PIL import Image
 
 import protoserve
 from protoserve.bundle.folder import read_bundle
-from protoserve.cli import root as cli
-from protoserve.cli.root import COMMANDS_OF_EXTRA, main
+from protoserve.cli import root
+from protoserve.cli.root import main
 from protoserve.schema import Prediction
 
 Captured = pytest.CaptureFixture[str]
@@ -240,61 +241,94 @@ def test_version_and_help(capsys: Captured) -> None:
         assert code == 0 and f"Example: protoserve {command} bundles/" in out
 
 
-# ---- rooms -------------------------------------------------------------------------------------------------
+# ---- other packages' commands --------------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Read from the project's file, not from the code under test.
+DECLARED = sorted(PROJECT["entry-points"]["protoserve.commands"])
 
 
-def room(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, extra: str, code: str) -> None:
-    """Install a room: a module with a `commands` function, found through an entry point."""
-    (folder / f"{name}.py").write_text(code)
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, code: str) -> None:
+    """Install one command: a module with a function `run`, found through the entry point `name`."""
+    module = f"module_{name.replace('.', '_')}_{abs(hash(code))}"
+    (folder / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
-    found = [EntryPoint(name=extra, value=f"{name}:commands", group=cli.ENTRY_POINTS)]
-    monkeypatch.setattr(cli, "entry_points", lambda group: found)
+    installed = [EntryPoint(name=name, value=f"{module}:run", group=root.ENTRY_POINTS)]
+    monkeypatch.setattr(root, "entry_points", lambda group: installed)
 
 
-def command(name: str, body: str) -> str:
-    """A room's module with one command."""
-    return f"def commands(app):\n    @app.command()\n    def {name}() -> None:\n        {body}\n"
+def command(body: str) -> str:
+    """A module with one command."""
+    return f"def run() -> None:\n    {body}\n"
 
 
-def test_a_room_adds_its_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
-    code = command("sing", "print('la')")
-    room(monkeypatch, tmp_path, "room_that_sings", "train", code)
+def test_every_command_has_its_entry_point(capsys: Captured) -> None:
+    words = [name.split(".")[1:] for name in DECLARED]
+    assert ["report"] in words and ["ablate"] in words and ["data", "render"] in words
+    for path in words:
+        code, out, _ = run([*path, "--help"], capsys)
+        assert code == 0 and f"Usage: protoserve {' '.join(path)} " in out and "Needs the extra" not in out
+
+
+def test_help_lists_the_commands_of_all_packages(capsys: Captured) -> None:
+    _, out, _ = run(["--help"], capsys)
+    listed = [line.split()[1] for line in out.splitlines() if line.startswith("│ ") and len(line.split()) > 2]
+    assert {name.split(".")[1] for name in DECLARED} | {"predict", "explain", "inspect"} <= set(listed)
+
+
+def test_an_installed_command_is_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    install(monkeypatch, tmp_path, "train.sing", command("print('la')"))
     assert run(["sing"], capsys) == (0, "la\n", "")
 
 
-@pytest.mark.parametrize("extra", sorted(COMMANDS_OF_EXTRA))
-def test_a_room_without_its_extra_costs_its_commands_alone(
-    extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path, capsys: Captured
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_command_without_its_extra_names_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path, capsys: Captured
 ) -> None:
-    room(monkeypatch, tmp_path, f"room_without_{extra}", extra, "import library_that_nobody_has\n")
-    for name in COMMANDS_OF_EXTRA[extra]:
-        code, out, err = run([name, "runs/grocery", "--seed", "1"], capsys)
-        assert (code, out) == (2, "") and f"pip install 'protoserve[{extra}]'" in err
-        assert "library_that_nobody_has" in err
+    install(monkeypatch, tmp_path, name, "import library_that_nobody_has\n")
+    extra, *words = name.split(".")
+    code, out, err = run([*words, "runs/grocery", "--seed", "1"], capsys)
+    assert (code, out) == (2, "") and f"pip install 'protoserve[{extra}]'" in err
+    assert f"'protoserve {' '.join(words)}'" in err and "library_that_nobody_has" in err
     assert run(["inspect", tiny_bundle, "--json"], capsys)[0] == 0
 
 
+@pytest.mark.parametrize("name", [name for name in DECLARED if name.count(".") == 1])
 def test_an_extra_that_is_missing_only_when_the_command_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
-    code = command("train", "import library_that_nobody_has")
-    room(monkeypatch, tmp_path, "room_that_imports_late", "train", code)
-    status, out, err = run(["train"], capsys)
-    assert (status, out) == (2, "") and "pip install 'protoserve[train]'" in err
+    install(monkeypatch, tmp_path, name, command("import library_that_nobody_has"))
+    extra, word = name.split(".")
+    status, out, err = run([word], capsys)
+    assert (status, out) == (2, "") and f"pip install 'protoserve[{extra}]'" in err
+
+
+@pytest.mark.parametrize("command", [["report"], ["ablate", "--data", "d", "--out", "o"]])
+def test_report_and_ablate_without_the_extra_train_end_in_one_line(command: list[str], tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "model.pt").touch()
+    code = (
+        "import sys\n"
+        "for library in ('torch', 'torchvision', 'jinja2', 'matplotlib', 'sklearn', 'ruamel', 'ruamel.yaml'):\n"
+        "    sys.modules[library] = None\n"
+        "from protoserve.cli.root import main\nmain()"
+    )
+    finished = process(code, command[0], run_folder, *command[1:])
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr.count("\n") == 1 and "pip install 'protoserve[train]'" in finished.stderr
 
 
 def test_a_mistake_in_our_own_imports_is_not_blamed_on_an_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    code = command("train", "import protoserve.absent")
-    room(monkeypatch, tmp_path, "room_with_a_mistake", "train", code)
+    install(monkeypatch, tmp_path, "train.train", command("import protoserve.absent"))
     with pytest.raises(ModuleNotFoundError, match=r"protoserve\.absent"):
         main(["train"])
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
-    code = command("train", "raise KeyboardInterrupt")
-    room(monkeypatch, tmp_path, "room_that_is_interrupted", "train", code)
+    install(monkeypatch, tmp_path, "train.train", command("raise KeyboardInterrupt"))
     status, out, err = run(["train"], capsys)
     assert (status, out) == (130, "") and "Traceback" not in err
 
