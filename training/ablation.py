@@ -22,6 +22,7 @@ from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training import running
 from training.config import Config, read_config
+from training.device import Device
 
 SHOWN = 15
 Row = dict[str, str | float]
@@ -70,7 +71,7 @@ def with_epochs(config: Config, epochs: int) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update={"epochs": epochs})})
 
 
-def ablate(config: Config, data: Path, out: Path, *, device: running.Device, console: Console) -> list[Row]:
+def ablate(config: Config, data: Path, out: Path, *, device: Device, console: Console) -> list[Row]:
     """Train every variant into a run of its own below `out`, then write `ablation.{md,csv,json}` and `prototypes.png`
     there and return the table's rows.
 

@@ -173,10 +173,10 @@ def evaluate(
     from rich.console import Console
 
     from protoserve.cli.terminal import scores_report
-    from training import running
+    from training.outcome import evaluating
     from training.progress import console
 
-    metrics = running.evaluate(run, data, split, novel=novel, device=device, console=console())
+    metrics = evaluating.evaluate(run, data, split, novel=novel, device=device, console=console())
     if as_json:
         typer.echo(json.dumps(metrics))
         return

@@ -25,6 +25,7 @@ from service.model.holder import ModelHolder
 from service.settings import Settings
 from training import running
 from training.config import parse_config
+from training.outcome import evaluating
 
 with warnings.catch_warnings():
     # Starlette would rather have httpx2, which it does not require; httpx does what is needed here.
@@ -81,7 +82,7 @@ def model(bundle: Path) -> Classifier:
 
 
 def test_the_bundle_scores_as_the_run_does(run: Path, bundle: Path, data: Path) -> None:
-    expected = running.evaluate(run, data, "test", device="cpu", console=Console(file=io.StringIO()))
+    expected = evaluating.evaluate(run, data, "test", device="cpu", console=Console(file=io.StringIO()))
     found = validate(bundle, data, "test", device="cpu")
     assert expected["images"] == 40
     assert expected["accuracy"]["leaf"] > 0.9

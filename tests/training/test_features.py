@@ -14,8 +14,9 @@ from torch import nn
 from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.images.geometry import InputRule
 from training.data.pictures import Views, batches
-from training.features.cache import CellMoments, cached_features
+from training.features.cache import cached_features
 from training.progress import tracked
+from training.prototypes.reduction import CellMoments
 from training.sections.data import DataConfig
 
 

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from training.config import Config
 from training.data.pictures import PLAIN
+from training.data.splits import read_splits
 from training.features.building import freeze_all_but, trainable_parameters
 from training.features.shared_cache import GIGABYTE, SharedCache
 from training.loop.trainer import Trainer
 from training.processes import Processes
-from training.running import read_splits
 
 TRAIN_FROM = "stage2.2"
 

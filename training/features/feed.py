@@ -21,8 +21,9 @@ from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from training.config import Config
+from training.data.batches import slices
 from training.data.pictures import PLAIN, Views, loaded
-from training.features.cache import FeatureCache, cache_files, cached_features, slices
+from training.features.cache import FeatureCache, cache_files, cached_features
 from training.features.precision import learning_forward
 from training.features.shared_cache import GIGABYTE, SharedCache
 from training.features.trunk import Cut, cut_at

@@ -16,7 +16,8 @@ from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import NoveltyTable
-from protoserve.scores import scores
+from protoserve.scores import calibration_scores, scores
+from protoserve.taxonomy import Taxonomy
 from training.data.pictures import batches, fitted
 from training.progress import tracked
 
@@ -131,3 +132,18 @@ def score_network(
     """`protoserve.scores.scores` of a network, which must be in evaluation mode."""
     found = answer_dataset(network, dataset, rule, device, console)
     return scores(found.log_probability, dataset.leaves, dataset.taxonomy)
+
+
+def compare_calibration(answers: Answers, dataset: Dataset) -> dict[str, Any]:
+    """`before` and `after`: the calibration scores of a split's images without and with the temperatures."""
+    before, after = answers.uncalibrated, answers.log_probability
+    return {
+        "before": calibration_scores(before, dataset.leaves, dataset.taxonomy),
+        "after": calibration_scores(after, dataset.leaves, dataset.taxonomy),
+    }
+
+
+def images_below(table: NoveltyTable, leaves: NDArray[np.int64], taxonomy: Taxonomy) -> NDArray[np.bool_]:
+    """[images, groups] whether an image's true leaf lies below the group's parent."""
+    passes = [taxonomy.leaves_below[list(group.children)].any(axis=0) for group in table.groups]
+    return np.stack(passes, axis=1)[leaves]

@@ -15,39 +15,27 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
 from protoserve.networks.model_file import NetworkDescription, build, save_whole
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.scores import scores
 from training.config import Config
+from training.data.batches import epoch_batches, slices
 from training.data.pictures import PLAIN
+from training.data.splits import Splits
 from training.features.building import check_picture_size, describe
-from training.features.cache import slices
 from training.features.feed import Feed
 from training.features.precision import half_precision
 from training.features.shared_cache import SharedCache
 from training.loop.checkpoints import CHECKPOINT, read_checkpoint
-from training.loop.plan import Averages, Stage, Step, adam, epoch_batches, plan
+from training.loop.optimising import Averages, adam
+from training.loop.plan import Stage, Step, plan
 from training.loop.tensorboard import Board
 from training.losses import LossTables, loss_tables
 from training.processes import ALONE, Processes
 from training.prototypes.projection import Projection
 
 FORMAT = 2
-
-
-@dataclass(frozen=True)
-class Splits:
-    """`fit` is learned from; `selection` (held out of train, and val where there is one) chooses; `validation` and
-    `test` are scored once, at the end. `left_out` maps leaves that the run is not to know to their folders."""
-
-    fit: Dataset
-    selection: Dataset
-    validation: Dataset
-    test: Dataset | None
-    fingerprint: str
-    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Batch(NamedTuple):

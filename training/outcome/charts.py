@@ -87,7 +87,7 @@ def _over_steps(history: Sequence[dict[str, Any]], labels: dict[str, str], scale
 
 
 def counts_figure(counts: dict[str, Any]) -> Figure:
-    """Accuracy against the number of prototypes, from the facts that `training.stages.counting.count` leaves: the marks say
+    """Accuracy against the number of prototypes, from the record of `training.stages.counting.count`: the marks say
     which rule took prototypes away, the band what is within the tolerance of the best, the ring what was picked."""
     from matplotlib.figure import Figure
 

@@ -22,7 +22,7 @@ from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder, save_network
 from protoserve.run.folder import Run
 from training.config import Config
-from training.loop.trainer import Splits
+from training.data.splits import Splits
 from training.outcome.finishing import (
     final_metrics,
     parity_samples,
@@ -35,7 +35,7 @@ from training.outcome.patches import write_patches
 from training.stages.analysis import analyse
 from training.stages.autoencoder import AutoencoderTrainer, codes_of, nearest_pictures, pieces
 from training.stages.calibration import calibrate
-from training.stages.novelty import novelty
+from training.stages.novelty_thresholds import novelty
 
 PANEL, GAP, CAPTION = 224, 8, 24
 RECONSTRUCTIONS = 12

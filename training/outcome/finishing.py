@@ -24,15 +24,16 @@ from protoserve.networks.network import PrototypeNetwork
 from protoserve.run.folder import Run, novelty_record
 from protoserve.scores import scores, sibling_confusion
 from training.data.pictures import fitted
-from training.loop.answers import Answers, answer_dataset, novelty_table
-from training.loop.trainer import Splits, Trainer
+from training.data.splits import Splits
+from training.loop.answers import Answers, answer_dataset, compare_calibration, novelty_table
+from training.loop.trainer import Trainer
 from training.outcome.confusion import plot_confusion
+from training.outcome.counts import write_counts
+from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
+from training.outcome.reliability import plot_reliability
 from training.progress import tracked
 from training.stages.autoencoder import AutoencoderTrainer
-from training.stages.calibration import compare_calibration, plot_reliability
-from training.stages.counting import write_counts
-from training.stages.novelty import known_shares
 
 SAMPLES = 24
 

@@ -21,7 +21,7 @@ from protoserve.schema import Box
 from protoserve.taxonomy import ROOT
 from training.loop.trainer import Trainer
 from training.progress import tracked
-from training.stages.analysis import NearestPatches, own_patches, own_weights
+from training.prototypes.nearest_patches import NearestPatches, own_patches, own_weights
 from training.stages.autoencoder import AutoencoderTrainer
 
 FORMAT = 1

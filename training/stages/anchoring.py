@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from protoserve.networks.head import HeadOutput
+from training.data.batches import slices
 from training.features.building import freeze_all_but
-from training.features.cache import slices
-from training.loop.plan import Averages, set_learning_rate
+from training.loop.optimising import Averages, set_learning_rate
 from training.loop.trainer import Trainer, merit
 from training.losses import losses
 from training.progress import tracked

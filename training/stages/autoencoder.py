@@ -23,13 +23,14 @@ from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size
 from protoserve.networks.model_file import NetworkDescription, build_autoencoder, save_whole
 from protoserve.scores import scores
 from training.config import Config
+from training.data.batches import epoch_batches, slices
 from training.data.elastic import deform
 from training.data.pictures import fitted
-from training.features.cache import slices
+from training.data.splits import Splits
 from training.features.feed import Part
 from training.loop.checkpoints import CHECKPOINT, read_checkpoint
-from training.loop.plan import Averages, adam, epoch_batches, set_learning_rate
-from training.loop.trainer import Splits, selection_row
+from training.loop.optimising import Averages, adam, set_learning_rate
+from training.loop.trainer import selection_row
 from training.progress import tracked
 from training.stages.autoencoder_losses import Weights, autoencoder_losses
 

@@ -9,7 +9,6 @@ of it is sums over a grid, so there is nothing to converge.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protoserve.data.dataset import Dataset
 from protoserve.novelty import parent_names
-from protoserve.scores import BINS, calibration_scores, confidences, reliability, scores
-from protoserve.taxonomy import Taxonomy
-from training.loop.answers import Answers, logits_and_similarities, node_log_probability, novelty_table, temperature
+from protoserve.scores import calibration_scores, scores
+from training.loop.answers import logits_and_similarities, node_log_probability, novelty_table, temperature
 from training.loop.trainer import Trainer, selection_row
 from training.stages.autoencoder import AutoencoderTrainer
 
@@ -142,41 +139,3 @@ def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
         "calibration_error": after["expected_calibration_error"]["leaf"],
         **selected(),
     }
-
-
-def compare_calibration(answers: Answers, dataset: Dataset) -> dict[str, Any]:
-    """`before` and `after`: the calibration scores of a split's images without and with the temperatures."""
-    before, after = answers.uncalibrated, answers.log_probability
-    return {
-        "before": calibration_scores(before, dataset.leaves, dataset.taxonomy),
-        "after": calibration_scores(after, dataset.leaves, dataset.taxonomy),
-    }
-
-
-def plot_reliability(
-    before: NDArray[np.float32], after: NDArray[np.float32], leaves: NDArray[np.int64], taxonomy: Taxonomy, name: str
-) -> bytes:
-    """A reliability diagram per level as PNG: accuracy against confidence before and after calibration, the area of a
-    point growing with its bin's images. `before` and `after` are log-probabilities [images, nodes]."""
-    from matplotlib.figure import Figure
-
-    points = [confidences(log_probability, leaves, taxonomy) for log_probability in (before, after)]
-    errors = [
-        calibration_scores(log_probability, leaves, taxonomy)["expected_calibration_error"]
-        for log_probability in (before, after)
-    ]
-    levels = [f"level_{level + 1}" for level in range(taxonomy.depth)]
-    figure = Figure(figsize=(4.2 * len(levels), 4.4), layout="constrained")
-    for axes, level in zip(np.atleast_1d(figure.subplots(1, len(levels))), levels, strict=True):
-        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        for found, error, label in zip(points, errors, ("before", "after"), strict=True):
-            counts, mean, accuracy = reliability(*found[level])
-            full = counts > 0
-            axes.plot(mean[full], accuracy[full], linewidth=1, label=f"{label}, error {error[level]:.3f}")
-            axes.scatter(mean[full], accuracy[full], s=4 + 160 * counts[full] / counts.sum())
-        axes.set(title=level.replace("_", " "), xlabel="probability", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-        axes.legend(loc="upper left", frameon=False)
-    figure.suptitle(f"{name}: {len(leaves)} images, {BINS} bins")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()

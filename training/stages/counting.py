@@ -8,12 +8,7 @@ layers.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,20 +16,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protoserve.files import write_bytes, write_text
 from protoserve.networks.head import PrototypeHead
-from training.features.cache import slices
-from training.loop.plan import adam, last_layer_epoch, similarities_of
+from training.data.batches import slices
+from training.loop.optimising import adam
 from training.loop.trainer import Trainer, merit
 from training.losses import loss_tables
-from training.outcome.charts import as_png, counts_figure
 from training.progress import tracked
-from training.stages.analysis import fit_patches, own_patches, own_weights
-from training.stages.prototypes import fit_distances
-from training.stages.pruning import class_sizes, pure_prototypes, smaller_head, take_head
+from training.prototypes.nearest_patches import own_patches, own_weights
+from training.prototypes.thinning import (
+    class_sizes,
+    heirs,
+    mean_similarities,
+    near_duplicates,
+    pure_prototypes,
+    smaller_head,
+    strongest,
+    with_inherited_weights,
+)
+from training.stages.analysis import fit_patches
+from training.stages.last_layers import fit_distances, last_layer_epoch, similarities_of
+from training.stages.pruning import take_head
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 # Duplicates lie within this share of the median distance between siblings' prototypes.
 MERGE_WITHIN = 0.1
@@ -127,100 +131,6 @@ def pick(rounds: list[tuple[int, float]], tolerance: float) -> int:
     return min(within, key=lambda number: (rounds[number][0], -rounds[number][1]))
 
 
-@torch.inference_mode()
-def mean_similarities(head: PrototypeHead, distance: Tensor, leaves: NDArray[np.int64]) -> NDArray[np.float64]:
-    """float64 [P] the mean similarity of each prototype to the images that its child's logit is asked for: those below
-    the child's parent, all of them in a flat network.
-
-    `distance` [images, P]; `leaves` int64 [images] are places in `taxonomy.leaves`.
-    """
-    below = torch.from_numpy(head.taxonomy.leaves_below.T[leaves]).to(distance.device)  # [images, nodes]
-    passes = torch.nn.functional.pad(below, (0, 1))[:, head.member_node].any(dim=2).double()  # [images, groups]
-    sums = torch.matmul(passes.t(), head.similarity_of(distance).double())  # [groups, P]
-    group = head.prototype_group
-    mean = sums[group, torch.arange(len(group), device=group.device)] / passes.sum(0)[group]
-    return mean.cpu().numpy()
-
-
-def near_duplicates(
-    head: PrototypeHead, source: NDArray[np.int64], strength: NDArray[np.float64], within: float
-) -> NDArray[np.int64]:
-    """int64 [P] the prototype that stands for each: itself, or a stronger one of the same child that it repeats.
-
-    Two prototypes repeat each other when they were cut from the same cell (`source` [P, 2]: image, cell), or when their
-    squared distance is at most `within` times the median one between prototypes of different children of the same
-    parent. They are gone through by falling `strength`, so that the strongest of a cluster stays, and no chain
-    of neighbours joins what lies apart.
-    """
-    child, heir = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
-    for places, distance in _distances_within_groups(head):
-        siblings = child[places][:, None] != child[places][None]
-        limit = within * float(np.median(distance[siblings]))
-        same_source = (source[places][:, None] == source[places][None]).all(axis=2)
-        repeats = ~siblings & ((distance <= limit) | same_source)
-        kept: list[int] = []
-        for place in np.argsort(-strength[places], kind="stable").tolist():
-            repeated = [other for other in kept if repeats[place, other]]
-            if repeated:
-                heir[places[place]] = places[min(repeated, key=lambda other: distance[place, other])]
-            else:
-                kept.append(place)
-    return heir
-
-
-def heirs(head: PrototypeHead, keep: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [P] the nearest prototype of the same child among those to `keep`; of these, each itself."""
-    child, heir = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
-    kept = np.isin(heir, keep)
-    for places, distance in _distances_within_groups(head):
-        stays = kept[places]
-        possible = stays[None] & (child[places][:, None] == child[places][None])
-        nearest = np.where(possible, distance, np.inf).argmin(axis=1)
-        heir[places] = np.where(stays, places, places[nearest])
-    return heir
-
-
-def _distances_within_groups(head: PrototypeHead) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each group of competing nodes its prototypes [Q] and their squared distances [Q, Q]."""
-    vectors = head.vectors().detach().double().cpu()
-    group = head.prototype_group.cpu().numpy()
-    for number in np.unique(group):
-        places = np.flatnonzero(group == number)
-        # By differences: equal prototypes must come out at 0.
-        root = torch.cdist(vectors[places], vectors[places], compute_mode="donot_use_mm_for_euclid_dist")
-        yield places, root.square().numpy()
-
-
-@torch.no_grad()
-def with_inherited_weights(head: PrototypeHead, heir: NDArray[np.int64], mean: NDArray[np.float64]) -> PrototypeHead:
-    """The same head, with every prototype's weights moved to its heir (`heir` [P], of the same child), times the ratio
-    of their mean similarities `mean` [P].
-
-    So the mean logits stay as they are: a child that loses prototypes does not fall behind its siblings. Where the
-    similarities are equal, as those of duplicates, so are the logits.
-    """
-    result = smaller_head(head, np.arange(len(heir)))
-    weight = head.effective_weight()[head.prototype_group, :, head.prototype_slot]  # [P, M]
-    # A mean cosine may be 0 or below, and then no ratio keeps it.
-    known = (mean > 0) & (mean[heir] > 0)
-    ratio = np.where(known, mean / np.where(known, mean[heir], 1.0), 1.0)
-    moved = weight * torch.from_numpy(ratio).to(weight)[:, None]
-    sums = torch.zeros_like(weight).index_add_(0, torch.from_numpy(heir).to(weight.device), moved)
-    result.weight[result.prototype_group, :, result.prototype_slot] = sums
-    return result
-
-
-def strongest(strength: NDArray[np.float64], child: NDArray[np.int64], target: int) -> NDArray[np.int64]:
-    """The `target` strongest prototypes, ascending, but always the strongest one of every child; `strength`, `child`
-    [P]."""
-    by_strength = np.argsort(-strength, kind="stable")
-    # np.unique returns where each child occurs first, that is, its strongest.
-    _, first = np.unique(child[by_strength], return_index=True)
-    safe = by_strength[first]
-    others = by_strength[~np.isin(by_strength, safe)]
-    return np.sort(np.concatenate([safe, others[: max(0, target - len(safe))]]))
-
-
 def _selection_distances(trainer: Trainer) -> Tensor:
     """distance [images, P] of the selection images."""
     network, images = trainer.prototype_network, len(trainer.splits.selection)
@@ -263,21 +173,3 @@ def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> dict
 
 
 # ---- what is written down --------------------------------------------------------------------------------------------
-
-
-def write_counts(counts: dict[str, Any], directory: Path, name: str) -> None:
-    """The facts of `count` as `counts.json`, `counts.csv` and `counts.png`."""
-    write_text(directory / "counts.json", json.dumps(counts, indent=1) + "\n")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*counts["rounds"][0], "picked"])
-    writer.writeheader()
-    for number, row in enumerate(counts["rounds"]):
-        writer.writerow({**row, "picked": int(number == counts["picked"])})
-    write_text(directory / "counts.csv", buffer.getvalue())
-
-    def draw() -> Figure:
-        figure = counts_figure(counts)
-        figure.suptitle(f"{name}: how many prototypes", fontsize=11)
-        return figure
-
-    write_bytes(directory / "counts.png", as_png(draw))

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.features.cache import cached_features, slices
+from training.data.batches import slices
+from training.features.cache import cached_features
 from training.loop.trainer import Trainer
 from training.progress import tracked
 

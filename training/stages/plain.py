@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from training.features.building import freeze_all_but, trainable_modules, trainable_parameters
-from training.loop.plan import Averages, set_learning_rate
+from training.loop.optimising import Averages, set_learning_rate
 from training.loop.trainer import Trainer
 from training.progress import tracked
 

@@ -9,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.data.pictures import MIRRORED, PLAIN
+from training.data.batches import epoch_order, slices
+from training.data.pictures import PLAIN
 from training.features.building import freeze_all_but, trainable_parameters
-from training.features.cache import epoch_order, fit_reduction, slices
-from training.loop.plan import Averages, last_layer_epoch, set_learning_rate, similarities_of
+from training.loop.optimising import Averages, set_learning_rate
 from training.loop.trainer import Trainer, merit
 from training.losses import losses, noise_loss
 from training.progress import tracked
 from training.prototypes.projection import complete, search
+from training.prototypes.reduction import fit_reduction
 from training.prototypes.starting import start_from_data
 from training.stages.noise import noise_features
 from training.stages.teaching import add_distillation, forget_teacher, telling_cells
@@ -151,40 +152,3 @@ def project(trainer: Trainer) -> dict[str, float]:
         "before": before["selection_leaf"],
         **after,
     }
-
-
-def last_layers(trainer: Trainer) -> dict[str, float]:
-    """One epoch of the last layers on fixed distances; after the last one, the weights of the epoch that classified
-    the selection images best are taken, which may be those before the first."""
-    step, head = trainer.step, trainer.prototype_network.head
-    if step.epoch == 0:
-        before = trainer.select_prototypes()
-        trainer.state.facts["last_layers"] = {"before": before, "after": before, "epoch": 0}
-        trainer.state.kept["weight"] = head.weight.detach().clone()
-    optimiser = trainer.optimiser([([head.weight], trainer.config.last_layers.learning_rate)])
-    head.weight.requires_grad_(True)
-    if "distance" not in trainer.remembered:
-        trainer.remembered["distance"] = fit_distances(trainer)
-    distance = trainer.remembered["distance"]
-    leaves = torch.from_numpy(trainer.splits.fit.leaves).to(trainer.device)
-    row = last_layer_epoch(head, distance, leaves, trainer.tables, optimiser, trainer.config, trainer.state.step)
-    head.weight.requires_grad_(False)
-    selected, facts = trainer.select_prototypes(), trainer.state.facts["last_layers"]
-    if merit(selected) > merit(facts["after"]):
-        facts |= {"after": selected, "epoch": step.epoch + 1}
-        trainer.state.kept["weight"] = head.weight.detach().clone()
-    if step.epoch + 1 == step.epochs:
-        with torch.no_grad():
-            head.weight.copy_(trainer.state.kept.pop("weight"))
-    return {**row, **selected}
-
-
-def fit_distances(trainer: Trainer) -> Tensor:
-    """distance [images, P] for the last layers, on mirrored pictures where there are some: there no prototype meets
-    the very cell it was cut from, a match that new pictures never have."""
-    count = len(trainer.splits.fit)
-    own = np.arange(count)[trainer.processes.stripe(count)]
-    mirrored = trainer.config.data.mirror and trainer.config.data.views > 1
-    view = MIRRORED if mirrored else PLAIN
-    head = trainer.prototype_network.head
-    return trainer.processes.joined(similarities_of(head, trainer.latents(own, view))[0], count).clone()

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protoserve.networks.head import HeadOutput
-from training.features.cache import epoch_order, slices
-from training.loop.plan import adam, set_learning_rate
+from training.data.batches import epoch_order, slices
+from training.loop.optimising import adam, set_learning_rate
 from training.loop.trainer import Trainer
 from training.losses import distillation
 from training.progress import tracked

@@ -21,6 +21,7 @@ from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training import running
 from training.config import Config, parse_config
+from training.data.splits import read_splits
 from training.outcome.decoded import for_people
 from training.stages import autoencoder as trainer_module
 from training.stages.autoencoder import AutoencoderTrainer, codes_of, in_memory
@@ -119,7 +120,7 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tiny_idx: Path, tmp_path: Path) -> None:
-    splits = running.read_splits(config(), tiny_idx)
+    splits = read_splits(config(), tiny_idx)
     AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet()).save()
     other = AutoencoderTrainer(config(prototypes=5), splits, tmp_path, device=torch.device("cpu"), console=quiet())
     with pytest.raises(InputError, match=r"another autoencoder\.prototypes|another config\.autoencoder\.prototypes"):
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tiny_idx: Path, tmp_
 def test_sources_are_the_nearest_training_pictures(whole: Path, tiny_idx: Path) -> None:
     network, description, sources = load_network(whole / "model.pt")
     assert isinstance(network, PrototypeAutoencoder) and sources is not None
-    fit = running.read_splits(config(), tiny_idx).fit
+    fit = read_splits(config(), tiny_idx).fit
     assert fit.pixels is not None
     codes = []
     with torch.inference_mode():
@@ -173,7 +174,7 @@ def test_pictures_of_all_prototypes_and_of_reconstructions_are_there(whole: Path
 
 
 def test_prototypes_start_as_codes_of_their_leaves_pictures(tiny_idx: Path, tmp_path: Path) -> None:
-    splits = running.read_splits(config(), tiny_idx)
+    splits = read_splits(config(), tiny_idx)
     trainer = AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet())
     codes = codes_of(trainer.network, trainer.fit)
     for prototype, child in zip(trainer.network.head.prototypes.detach(), [0, 0, 1, 1, 2, 3], strict=True):
@@ -184,7 +185,7 @@ def test_prototypes_start_as_codes_of_their_leaves_pictures(tiny_idx: Path, tmp_
 
 
 def test_the_form_for_people_gives_every_picture_the_same_answer(tiny_idx: Path, tmp_path: Path) -> None:
-    splits = running.read_splits(config(), tiny_idx)
+    splits = read_splits(config(), tiny_idx)
     trainer = AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet())
     with torch.no_grad():
         trainer.network.head.weight.normal_()

@@ -11,10 +11,11 @@ from rich.console import Console
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.taxonomy import Taxonomy
 from training.config import Config
+from training.data.splits import read_splits
 from training.loop.plan import plan
 from training.loop.trainer import Trainer
 from training.prototypes.starting import start_from_data
-from training.running import STAGES, read_splits
+from training.running import STAGES
 from training.stages.teaching import BIAS, WEIGHT, telling_cells
 
 

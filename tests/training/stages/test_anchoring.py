@@ -12,8 +12,9 @@ from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training.config import Config
 from training.data.pictures import fitted
+from training.data.splits import read_splits
 from training.loop.plan import plan
-from training.running import read_splits, train
+from training.running import train
 
 
 def settings(small_config: Callable[..., Config], **sections):

@@ -11,7 +11,8 @@ from protoserve.networks.model_file import NetworkDescription, build, load_netwo
 from protoserve.networks.network import LinearNetwork
 from protoserve.scores import expected_calibration_error
 from protoserve.taxonomy import Taxonomy
-from training.stages.calibration import Temperatures, fit_temperatures, gentler, plot_reliability, tolerated
+from training.outcome.reliability import plot_reliability
+from training.stages.calibration import Temperatures, fit_temperatures, gentler, tolerated
 
 
 def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:

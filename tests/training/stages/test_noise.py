@@ -9,9 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 from training.config import parse_config
+from training.data.splits import read_splits
 from training.loop.trainer import Trainer
 from training.losses import noise_loss
-from training.running import STAGES, read_splits
+from training.running import STAGES
 from training.sections.data import LossConfig
 from training.stages.noise import noise_pictures
 

@@ -7,8 +7,8 @@ import torch
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
-from training.stages import analysis
-from training.stages.analysis import nearest_patches, own_patches, own_weights
+from training.prototypes import nearest_patches as nearest_patches_module
+from training.prototypes.nearest_patches import nearest_patches, own_patches, own_weights
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 
@@ -57,7 +57,7 @@ def stream(latent, order, size):
 def test_the_nearest_patches_are_those_of_an_exhaustive_search(
     kind: str, form: str, size: int, seed: int | None, block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(analysis, "BLOCK", block)
+    monkeypatch.setattr(nearest_patches_module, "BLOCK", block)
     head, latent = make_problem(kind, form)
     order = np.arange(17) if seed is None else np.random.default_rng(seed).permutation(17)
     found = nearest_patches(head, stream(latent, order, size), 6)

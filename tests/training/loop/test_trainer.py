@@ -9,9 +9,11 @@ from rich.console import Console
 
 from protoserve.errors import InputError
 from training.config import Config
-from training.loop.plan import adam, epoch_batches
+from training.data.batches import epoch_batches
+from training.data.splits import read_splits
+from training.loop.optimising import adam
 from training.loop.trainer import Trainer
-from training.running import STAGES, read_splits
+from training.running import STAGES
 
 
 def train(config, data, run, *, linear=False, resume=False):

@@ -18,8 +18,15 @@ from protoserve.networks.model_file import load_network
 from protoserve.taxonomy import Taxonomy
 from training.config import parse_config
 from training.loop.plan import plan
-from training.stages.counting import heirs, mean_similarities, near_duplicates, pick, strongest, with_inherited_weights
-from training.stages.pruning import smaller_head
+from training.prototypes.thinning import (
+    heirs,
+    mean_similarities,
+    near_duplicates,
+    smaller_head,
+    strongest,
+    with_inherited_weights,
+)
+from training.stages.counting import pick
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 

@@ -17,10 +17,11 @@ from protoserve.novelty import SCORES, NoveltyTable
 from protoserve.schema import NoveltyRecord
 from protoserve.taxonomy import ROOT, Taxonomy
 from training.config import parse_config
-from training.loop.answers import Answers
+from training.data.splits import read_splits
+from training.loop.answers import Answers, images_below
+from training.outcome.novelty_report import novelty_report
 from training.rendered import render_dataset
-from training.running import read_splits, train
-from training.stages.novelty import images_below, novelty_report
+from training.running import train
 
 # A(0) B(1) C(2) | A/x(3) A/y(4) C/only(5); leaves B, A/x, A/y, C/only.
 TREE = Taxonomy.from_paths(["A/x", "A/y", "B", "C/only"])
@@ -216,7 +217,7 @@ def test_evaluate_reports_on_the_left_out_leaves(run: Path, data: Path, left_out
 
 
 def test_evaluate_needs_something_novel(run: Path, data: Path, tmp_path: Path) -> None:
-    from training.running import evaluate
+    from training.outcome.evaluating import evaluate
 
     shutil.copytree(data / "test" / "Vehicle", tmp_path / "Vehicle")
     taxonomy = read_taxonomy(data)

@@ -14,7 +14,7 @@ from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training import running
 from training.config import parse_config
-from training.stages.pruning import class_sizes, pure_prototypes, smaller_head
+from training.prototypes.thinning import class_sizes, pure_prototypes, smaller_head
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 

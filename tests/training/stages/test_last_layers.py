@@ -7,8 +7,9 @@ from PIL import Image
 from rich.console import Console
 
 from training.config import parse_config
+from training.data.splits import read_splits
 from training.loop.trainer import Trainer
-from training.running import STAGES, read_splits
+from training.running import STAGES
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,48 @@
+"""The optimiser, its learning rate, and the means of an epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Averages:
+    """Means of named numbers over the images of an epoch."""
+
+    sums: dict[str, float]
+    count: int = 0
+
+    def add(self, values: dict[str, float], count: int) -> None:
+        """Count `values`, each a mean over `count` images."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * count
+        self.count += count
+
+    def means(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: total / max(1, self.count) for name, total in self.sums.items()}
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, progress: float, cosine: bool) -> None:
+    """Cosine decay from each group's own rate to 1 % of it, or a constant; `progress` in [0, 1]."""
+    factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)) if cosine else 1.0
+    for group in optimiser.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def adam(groups: list[tuple[list[nn.Parameter], float]], weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """Adam over groups of (parameters, learning rate); with `weight_decay`, decoupled from the gradient (Loshchilov and
+    Hutter 2019, algorithm 2) and not for vectors: biases, and the scales of norms."""
+    found: list[dict[str, Any]] = []
+    for parameters, rate in groups:
+        vectors = [parameter for parameter in parameters if weight_decay > 0 and parameter.ndim <= 1]
+        others = [parameter for parameter in parameters if weight_decay == 0 or parameter.ndim > 1]
+        for part, decay in ((others, weight_decay), (vectors, 0.0)):
+            if part:
+                found.append({"params": part, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(found)

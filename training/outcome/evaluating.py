@@ -1,0 +1,48 @@
+"""Scoring a finished run's network on a split."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from protoserve.data.dataset import read_novel, read_split
+from protoserve.networks.model_file import load_network
+from protoserve.run.folder import open_run
+from protoserve.scores import scores
+from protoserve.taxonomy import Taxonomy
+from training.data.splits import note_renamed
+from training.device import Device, torch_device
+from training.loop.answers import answer_dataset
+from training.outcome.novelty_report import evaluate_novelty
+
+
+def evaluate(
+    run: Path, data: Path, split: str, *, novel: Path | None = None, device: Device, console: Console
+) -> dict[str, Any]:
+    """Score a finished run's network on one split; `seconds` is the time it took.
+
+    With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the document gets
+    `novel`: see `training.outcome.novelty_report.novelty_report`.
+    """
+    chosen = torch_device(device)
+    opened = open_run(run)
+    network, description, _ = load_network(opened.model)
+    taxonomy = Taxonomy.from_dict(description.taxonomy)
+    left_out = opened.provenance().left_out
+    dataset = read_split(data, split, taxonomy, left_out=left_out)
+    note_renamed(dataset, console)
+    unknown = None if novel is None else read_novel(novel, split, taxonomy, left_out)
+    began = time.perf_counter()
+    network = network.to(chosen)
+    answers = answer_dataset(network, dataset, description.input, chosen, console)
+    found = scores(answers.log_probability, dataset.leaves, taxonomy)
+    if unknown is not None:
+        recorded = opened.metrics().novelty
+        thresholds = None if recorded is None else recorded.record()
+        found["novel"] = evaluate_novelty(
+            network, answers, dataset, unknown, thresholds, description.input, chosen, console
+        )
+    return {**found, "seconds": round(time.perf_counter() - began, 2)}
