@@ -107,6 +107,7 @@ def validate(
     from rich.progress import Progress
 
     from export import validating
+    from protoserve.cli.terminal import scores_report
 
     screen = Console(stderr=True, highlight=False)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -121,5 +122,4 @@ def validate(
     if as_json:
         typer.echo(json.dumps(metrics))
         return
-    accuracy = "  ".join(f"{level} {100 * value:.1f} %" for level, value in metrics["accuracy"].items())
-    typer.echo(f"{accuracy}  (macro {100 * metrics['macro_accuracy']:.1f} %, {metrics['images']} images)")
+    Console(highlight=False).print(*scores_report(metrics), sep="\n")

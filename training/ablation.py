@@ -1,4 +1,4 @@
-"""`ablate`: the same run with one term of the loss at a time taken out, in one table and one figure."""
+"""`ablate`: the same run without one term of the loss at a time, in one table and one figure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +17,17 @@ from PIL import Image
 from rich.console import Console
 
 from protoserve.errors import InputError
-from protoserve.files import make_folder, write_bytes, write_text
+from protoserve.files import make_folder, write_text
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training import running
 from training.config import Config, read_config
 from training.device import Device
+from training.outcome.charts import write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 15
 Row = dict[str, str | float]
@@ -46,23 +51,23 @@ class Ablation:
 
 
 def variants(config: Config) -> list[Variant]:
-    """The configuration as it is, and without each of the two terms that make prototypes what they are: R1 and R2 of an
-    autoencoder (Li et al. 2018), Clust and Sep of the others (Chen et al. 2019).
+    """The configuration as it is, and without each of the two terms that shape prototypes: R1 and R2 of an autoencoder
+    (Li et al. 2018), Clust and Sep of the others (Chen et al. 2019).
 
-    Raises InputError where such a term has the weight 0 already.
+    Raises InputError where such a term already has the weight 0.
     """
     if config.model.kind == "autoencoder":
         section, terms = "autoencoder", {"prototype_near_code": "R1", "code_near_prototype": "R2"}
     else:
         section, terms = "loss", {"cluster": "Clust", "separation": "Sep"}
     weights = getattr(config, section)
-    found = [Variant("both", f"{' and '.join(terms.values())} on", config)]
+    chosen = [Variant("both", f"{' and '.join(terms.values())} on", config)]
     for term, label in terms.items():
         if getattr(weights, term) == 0:
             raise InputError(f"{section}.{term} is 0 already; give it a weight to see what it does")
         changed = config.model_copy(update={section: weights.model_copy(update={term: 0.0})})
-        found.append(Variant(f"without-{term.replace('_', '-')}", f"{label} off", changed))
-    return found
+        chosen.append(Variant(f"without-{term.replace('_', '-')}", f"{label} off", changed))
+    return chosen
 
 
 def with_epochs(config: Config, epochs: int) -> Config:
@@ -75,8 +80,8 @@ def ablate(config: Config, data: Path, out: Path, *, device: Device, console: Co
     """Train every variant into a run of its own below `out`, then write `ablation.{md,csv,json}` and `prototypes.png`
     there and return the table's rows.
 
-    Finished runs are taken as they are and unfinished ones gone on with. Raises InputError where a run below `out` is
-    of another configuration.
+    Keeps finished runs and resumes unfinished ones. Raises InputError where a run below `out` has another
+    configuration.
     """
     make_folder(out)
     chosen = variants(config)
@@ -88,15 +93,15 @@ def ablate(config: Config, data: Path, out: Path, *, device: Device, console: Co
             continue
         console.print(f"{directory}: {variant.label}", markup=False, soft_wrap=True)
         running.train(variant.config, data, directory, linear=False, resume=True, device=device, console=console)
-    found = Ablation(
+    ablation = Ablation(
         [_row(variant, out / variant.name) for variant in chosen],
         [prototype_pictures(Run(out / variant.name)) for variant in chosen],
     )
-    write_text(out / "ablation.md", markdown(found.rows))
-    write_text(out / "ablation.csv", _csv(found.rows))
-    write_text(out / "ablation.json", json.dumps(found.rows, indent=1) + "\n")
-    write_bytes(out / "prototypes.png", figure(found, config.name))
-    return found.rows
+    write_text(out / "ablation.md", markdown(ablation.rows))
+    write_text(out / "ablation.csv", _csv(ablation.rows))
+    write_text(out / "ablation.json", json.dumps(ablation.rows, indent=1) + "\n")
+    write_figure(out / "prototypes.png", lambda: figure(ablation, config.name), console, dpi=120)
+    return ablation.rows
 
 
 def _check_same(directory: Path, config: Config) -> None:
@@ -105,16 +110,16 @@ def _check_same(directory: Path, config: Config) -> None:
 
 
 def _row(variant: Variant, directory: Path) -> Row:
-    """Accuracies in % on test, or on validation where there is no test, and what the run says of its prototypes."""
-    metrics = Run(directory).read_json("metrics.json")
-    split = "test" if "test" in metrics else "validation"
+    """Accuracies in % on test, or on validation where there is no test, and measures of the run's prototypes."""
+    metrics = Run(directory).metrics()
+    split, scores = next(iter(metrics.of(("test", "validation")).items()))
     row: Row = {"variant": variant.label, "split": split}
-    row |= {f"{level}, %": 100 * value for level, value in metrics[split]["accuracy"].items()}
-    if variant.config.model.kind == "autoencoder":
-        row.update(metrics["autoencoder"])
-        return row
-    projection = metrics["projection"]
-    row |= {f"selection leaf {when} projection, %": 100 * projection[when]["selection_leaf"] for when in projection}
+    row |= {f"{level}, %": 100 * value for level, value in scores.accuracy.items()}
+    if metrics.autoencoder is not None:
+        return row | metrics.autoencoder.model_dump()
+    if metrics.projection is not None:
+        row["selection leaf before projection, %"] = 100 * metrics.projection.before.selection_leaf
+        row["selection leaf after projection, %"] = 100 * metrics.projection.after.selection_leaf
     row["distance to projection"] = _last_projection(directory)
     return row
 
@@ -126,15 +131,15 @@ def _last_projection(directory: Path) -> float:
 
 
 def prototype_pictures(run: Run) -> list[NDArray[np.uint8]]:
-    """What people see of a run's prototypes, evenly over all of them: decoded by an autoencoder, else their patches."""
+    """Pictures of some of a run's prototypes, evenly over all: decoded by an autoencoder, else their source patches."""
     network, description, _ = load_network(run.model)
     count = len(description.prototype_child)
-    numbers = np.linspace(0, count - 1, min(SHOWN, count)).astype(np.int64)
+    chosen = np.linspace(0, count - 1, min(SHOWN, count)).astype(np.int64)
     if isinstance(network, PrototypeAutoencoder):
         with torch.inference_mode():
-            drawn = network.decode(network.head.prototypes[torch.from_numpy(numbers)]).movedim(1, 3)
+            drawn = network.decode(network.head.prototypes[torch.from_numpy(chosen)]).movedim(1, 3)
         return list((drawn * 255.0).round().byte().expand(-1, -1, -1, 3).numpy())
-    return [np.asarray(Image.open(run.picture(int(number))).convert("RGB")) for number in numbers]
+    return [np.asarray(Image.open(run.picture(prototype)).convert("RGB")) for prototype in chosen.tolist()]
 
 
 # ---- table and figure ----------------------------------------------------------------------------------------
@@ -161,20 +166,18 @@ def _csv(rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def figure(found: Ablation, name: str) -> bytes:
-    """A PNG: the prototypes of every variant side by side, a row each."""
+def figure(ablation: Ablation, name: str) -> Figure:
+    """The prototypes of every variant side by side, one row per variant."""
     from matplotlib.figure import Figure
 
-    columns = max(len(pictures) for pictures in found.pictures)
-    sheet = Figure(figsize=(0.8 * columns, 1.2 * len(found.rows)), layout="constrained")
-    strips = sheet.subfigures(len(found.rows), 1, squeeze=False)[:, 0]
-    for strip, row, pictures in zip(strips, found.rows, found.pictures, strict=True):
-        said = f"{name}, {row['variant']}: {row['leaf, %']:.2f} % of {row['split']}"
-        strip.suptitle(said, fontsize=9, x=0.01, ha="left")
-        for place, picture in zip(strip.subplots(1, columns, squeeze=False)[0], pictures, strict=False):
-            place.imshow(picture, interpolation="nearest")
-        for place in strip.axes:
-            place.set_axis_off()
-    buffer = io.BytesIO()
-    sheet.savefig(buffer, dpi=120, format="png")
-    return buffer.getvalue()
+    columns = max(len(pictures) for pictures in ablation.pictures)
+    sheet = Figure(figsize=(0.8 * columns, 1.2 * len(ablation.rows)), layout="constrained")
+    strips = sheet.subfigures(len(ablation.rows), 1, squeeze=False)[:, 0]
+    for strip, row, pictures in zip(strips, ablation.rows, ablation.pictures, strict=True):
+        title = f"{name}, {row['variant']}: {row['leaf, %']:.2f} % of {row['split']}"
+        strip.suptitle(title, fontsize=9, x=0.01, ha="left")
+        for axes, picture in zip(strip.subplots(1, columns, squeeze=False)[0], pictures, strict=False):
+            axes.imshow(picture, interpolation="nearest")
+        for axes in strip.axes:
+            axes.set_axis_off()
+    return sheet

@@ -103,6 +103,7 @@ def train(
 
     Example: protoserve train training/configs/grocery.yaml --data grocery-store --run runs/grocery
     """
+    from protoserve.cli.terminal import scores_line
     from training import running
     from training.config import read_config, read_settings
     from training.features.shared_cache import GIGABYTE, SharedCache
@@ -129,16 +130,15 @@ def train(
         tensorboard=tensorboard,
         cache=None if cache is None else SharedCache(cache, int(cache_limit * GIGABYTE)),
     )
-    # Of several processes the first alone speaks.
-    if not metrics:
+    # Of several processes only the first prints.
+    if metrics is None:
         return
     if as_json:
-        typer.echo(json.dumps(metrics))
+        typer.echo(json.dumps(metrics.model_dump()))
         return
-    for split in ("selection", "validation", "test"):
-        if split in metrics:
-            typer.echo(f"{split:<11}{_line(metrics[split])}")
-    screen.print(f"{run}: finished in {metrics['seconds']:.0f} s. Next:", highlight=False)
+    for split, scores in metrics.of().items():
+        typer.echo(f"{split:<11}{scores_line(scores)}")
+    screen.print(f"{run}: finished in {metrics.seconds:.0f} s. Next:", highlight=False)
     if head == "prototypes":
         screen.print(f"  protoserve export {run} --to onnx,torchscript --bundle bundles/{run.name}", soft_wrap=True)
 
@@ -239,8 +239,3 @@ def report(
     file = run / "report.html" if output is None else output
     size = write_report(run, file)
     typer.echo(f"{file}: {size / 1e6:.1f} MB")
-
-
-def _line(metrics: dict[str, Any]) -> str:
-    accuracy = "  ".join(f"{level} {100 * value:.1f} %" for level, value in metrics["accuracy"].items())
-    return f"{accuracy}  (macro {100 * metrics['macro_accuracy']:.1f} %, {metrics['images']} images)"

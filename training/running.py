@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from protoserve.errors import InputError
 from protoserve.files import make_folder, remove_drafts
+from protoserve.run.records import Metrics
 from training.config import Config
 from training.data.splits import note_renamed, read_splits
 from training.device import Device, torch_device
@@ -66,11 +66,11 @@ def train(
     console: Console,
     tensorboard: bool = False,
     cache: SharedCache | None = None,
-) -> dict[str, Any]:
+) -> Metrics | None:
     """Train a run from a data set and return its metrics; with `resume`, go on where it stopped.
 
     `cache` is where runs share features (see `Feed`).
-    As one of several processes (`torchrun … -m training`) only the first returns metrics, the others an empty mapping.
+    As one of several processes (`torchrun … -m training`) only the first returns metrics, the others None.
     Raises InputError when the place is taken, DeviceError when the device asked for is not there, MissingExtraError for
     `tensorboard` without it.
     """
@@ -102,10 +102,10 @@ def train(
             processes.wait()
         board = Board(run / "tensorboard", trainer.state.history) if tensorboard and processes.first else None
         if processes.first:
-            write_config(trainer)
+            write_config(config, run)
         trainer.run(STAGES, board)
         if not processes.first:
-            return {}
+            return None
         trainer.go_on_alone()
         return finish(trainer)
 

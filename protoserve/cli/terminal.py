@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
+from protoserve.run.records import Scores
 from protoserve.schema import Prediction
 from protoserve.taxonomy import ROOT
 
@@ -62,6 +63,12 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
                 line.append(f", {_place(evidence.source.box)} of {evidence.source.image}")
             branch.add(line)
     return tree
+
+
+def scores_line(scores: Scores) -> str:
+    """The accuracies of a data set in one line."""
+    accuracy = "  ".join(f"{level} {100 * value:.1f} %" for level, value in scores.accuracy.items())
+    return f"{accuracy}  (macro {100 * scores.macro_accuracy:.1f} %, {scores.images} images)"
 
 
 def scores_report(metrics: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -80,13 +80,15 @@ class PruningRecord(Record):
     after: SelectionAccuracy
 
 
-class CountsRound(SelectionAccuracy):
+class CountsRound(Record):
     """A round of the search for the number of prototypes: the rule that removed some (empty in the first round), how
     many are left, and their accuracies."""
 
     round: int
     rule: Rule
     prototypes: int
+    selection_leaf: float
+    selection_level_1: float
 
 
 class Counts(Record):

@@ -1,4 +1,4 @@
-"""The files of the search for the number of prototypes: `counts.json`, `counts.csv` and `counts.png`."""
+"""What the search for the number of prototypes leaves for people: `counts.json`, `counts.csv` and `counts.png`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from protoserve.files import write_bytes, write_text
-from training.outcome.charts import as_png, counts_figure
+from rich.console import Console
+
+from protoserve.files import write_text
+from protoserve.run.records import Counts
+from training.outcome.charts import counts_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_counts(counts: dict[str, Any], directory: Path, name: str) -> None:
-    """The facts of `count` as `counts.json`, `counts.csv` and `counts.png`."""
-    write_text(directory / "counts.json", json.dumps(counts, indent=1) + "\n")
+def write_counts(counts: Counts, directory: Path, name: str, console: Console) -> None:
+    """Write the rounds of the search into a run's folder; `name` is the run's, for the figure's title."""
+    content = counts.model_dump()
+    write_text(directory / "counts.json", json.dumps(content, indent=1) + "\n")
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*counts["rounds"][0], "picked"])
+    writer = csv.DictWriter(buffer, [*content["rounds"][0], "picked"])
     writer.writeheader()
-    for number, row in enumerate(counts["rounds"]):
-        writer.writerow({**row, "picked": int(number == counts["picked"])})
+    for index, row in enumerate(content["rounds"]):
+        writer.writerow({**row, "picked": int(index == counts.picked)})
     write_text(directory / "counts.csv", buffer.getvalue())
 
     def draw() -> Figure:
@@ -30,4 +34,4 @@ def write_counts(counts: dict[str, Any], directory: Path, name: str) -> None:
         figure.suptitle(f"{name}: how many prototypes", fontsize=11)
         return figure
 
-    write_bytes(directory / "counts.png", as_png(draw))
+    write_figure(directory / "counts.png", draw, console)

@@ -1,11 +1,10 @@
-"""The end of an autoencoder's run: the same folder as of every other run, and pictures of what the decoder draws."""
+"""What an autoencoder's decoder draws: the pictures of its prototypes, its reconstructions, and how good they are."""
 
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,26 +15,26 @@ from torch import Tensor
 
 from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
-from protoserve.files import write_bytes, write_text
+from protoserve.files import write_bytes
 from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder, save_network
+from protoserve.networks.head import PrototypeHead
+from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder
 from protoserve.run.folder import Run
+from protoserve.run.records import AutoencoderRecord, Metrics
 from training.config import Config
 from training.data.splits import Splits
-from training.outcome.finishing import (
-    final_metrics,
-    parity_samples,
-    plot_curves,
-    provenance,
-    write_config,
-    write_history,
-)
+from training.outcome.charts import write_figure
+from training.outcome.finishing import write_config, write_outcome
 from training.outcome.patches import write_patches
+from training.prototypes.nearest_patches import NearestPatches
 from training.stages.analysis import analyse
 from training.stages.autoencoder import AutoencoderTrainer, codes_of, nearest_pictures, pieces
 from training.stages.calibration import calibrate
 from training.stages.novelty_thresholds import novelty
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANEL, GAP, CAPTION = 224, 8, 24
 RECONSTRUCTIONS = 12
@@ -43,7 +42,7 @@ RECONSTRUCTIONS = 12
 
 def train_autoencoder(
     config: Config, splits: Splits, run: Path, *, linear: bool, resume: bool, device: torch.device, console: Console
-) -> dict[str, Any]:
+) -> Metrics:
     """Train an autoencoder in an existing folder, or go on with it, and return its metrics.
 
     Raises InputError for `linear`: there is no backbone to put a plain head on.
@@ -53,17 +52,14 @@ def train_autoencoder(
     trainer = AutoencoderTrainer(config, splits, run, device=device, console=console)
     if resume:
         trainer.resume()
-    write_config(trainer)
+    write_config(config, run)
     trainer.run()
     return finish_autoencoder(trainer)
 
 
-def finish_autoencoder(trainer: AutoencoderTrainer) -> dict[str, Any]:
-    """Write everything that a finished run holds, `model.pt` last, and return its metrics.
-
-    Validation and test are scored here, once.
-    """
-    run, splits = Run(trainer.directory), trainer.splits
+def finish_autoencoder(trainer: AutoencoderTrainer) -> Metrics:
+    """Write the decoded pictures, then all that `write_outcome` writes, and return the metrics."""
+    run = Run(trainer.directory)
     codes = codes_of(trainer.network, trainer.fit)
     trainer.description, trainer.network = for_people(trainer.description, trainer.network, codes)
     analyse(trainer)
@@ -71,36 +67,64 @@ def finish_autoencoder(trainer: AutoencoderTrainer) -> dict[str, Any]:
         calibrate(trainer)
     if trainer.config.novelty.enabled:
         novelty(trainer)
-    numbers, distances = nearest_pictures(trainer.network, codes)
-    sources = _sources(splits.fit, trainer.config.image, numbers, distances)
-    drawn = _drawn(trainer.network, trainer.network.head.prototypes)
-    for number, (decoded, nearest) in enumerate(zip(drawn, trainer.fit[torch.from_numpy(numbers)], strict=True)):
-        run.picture(number).parent.mkdir(exist_ok=True)
+    sources, record = write_decoded(
+        run, trainer.network, trainer.fit, trainer.selection, trainer.splits.fit, trainer.config.image, trainer.console
+    )
+    kept = trainer.state.kept
+    write_patches(
+        run,
+        trainer.network.head,
+        trainer.splits.fit,
+        NearestPatches(*(kept[f"patch_{name}"].cpu().numpy() for name in NearestPatches._fields)),
+        sources,
+        rule=trainer.config.image,
+        smoothing=trainer.config.model.smoothing,
+        purity_of=trainer.config.prune.nearest,
+        console=trainer.console,
+    )
+    trainer.state.facts["autoencoder"] = record.model_dump()
+    return write_outcome(trainer, run, sources)
+
+
+def write_decoded(
+    run: Run,
+    network: PrototypeAutoencoder,
+    fit: Tensor,
+    selection: Tensor,
+    dataset: Dataset,
+    rule: InputRule,
+    console: Console,
+) -> tuple[list[PrototypeSource], AutoencoderRecord]:
+    """Write what the decoder draws: `prototypes/NNNN.webp`, `prototypes.png` and `reconstructions.png`. Returns the
+    nearest training image of every prototype, and how well the decoder draws.
+
+    `fit` and `selection` are pictures uint8 [images, H, W, 3]; those of `fit` are the images of `dataset`.
+    """
+    codes = codes_of(network, fit)
+    images, distances = nearest_pictures(network, codes)
+    sources = nearest_sources(dataset, rule, images, distances)
+    drawn = _drawn(network, network.head.prototypes)
+    for prototype, (decoded, nearest) in enumerate(zip(drawn, fit[torch.from_numpy(images)], strict=True)):
+        run.picture(prototype).parent.mkdir(exist_ok=True)
         picture = decoded_beside_nearest(decoded, nearest.cpu().numpy())
-        write_bytes(run.picture(number), _encoded(picture, "WEBP", quality=90, method=4))
-    write_patches(trainer, run, sources)
-    write_bytes(run.directory / "prototypes.png", prototypes_figure(trainer, drawn))
-    write_bytes(run.directory / "reconstructions.png", reconstructions_picture(trainer))
-    write_bytes(run.directory / "samples.npy", parity_samples(splits, trainer.config.image, sources))
-    trainer.state.facts["autoencoder"] = {
-        "reconstruction error": reconstruction_error(trainer.network, trainer.selection),
-        **closeness(trainer.network, codes, codes_of(trainer.network, trainer.selection)),
-        "drawn prototype to picture": drawn_to_picture(trainer.network, trainer.fit),
-    }
-    metrics = final_metrics(trainer)
-    write_text(run.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text(run.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
-    write_history(trainer.state.history, run.directory)
-    plot_curves(trainer.state.history, run.directory / "curves.png", trainer.config.name)
-    save_network(run.model, trainer.network, trainer.description, sources)
-    return metrics
+        write_bytes(run.picture(prototype), _encoded(picture, "WEBP", quality=90, method=4))
+    write_figure(run.directory / "prototypes.png", lambda: prototypes_figure(network.head, drawn), console, dpi=120)
+    write_bytes(run.directory / "reconstructions.png", reconstructions_picture(network, selection))
+    near = closeness(network, codes, codes_of(network, selection))
+    record = AutoencoderRecord(
+        reconstruction_error=reconstruction_error(network, selection),
+        prototype_to_code=near.prototype_to_code,
+        code_to_prototype=near.code_to_prototype,
+        drawn_prototype_to_picture=drawn_to_picture(network, fit),
+    )
+    return sources, record
 
 
 @torch.no_grad()
 def for_people(
     description: NetworkDescription, network: PrototypeAutoencoder, codes: Tensor
 ) -> tuple[NetworkDescription, PrototypeAutoencoder]:
-    """The same network in the form that people read: each prototype belongs to the leaf that it speaks for most,
+    """The same network in a form for people: each prototype belongs to the leaf that it speaks for most,
     prototypes are ordered by leaf, and similarities are counted from what is typical of `codes` [images, D].
 
     No probability changes (see `PrototypeHead.recentre_distances`).
@@ -128,20 +152,21 @@ def _mean_distance(codes: Tensor, prototypes: Tensor) -> Tensor:
     return (mean - prototypes.detach().double()).square().sum(1) + variance
 
 
-def _sources(
-    dataset: Dataset, rule: InputRule, numbers: NDArray[np.int64], distances: NDArray[np.float64]
+def nearest_sources(
+    dataset: Dataset, rule: InputRule, images: NDArray[np.int64], distances: NDArray[np.float64]
 ) -> list[PrototypeSource]:
-    """The nearest training image of every prototype; its one cell is all that the network saw of it."""
+    """The nearest training image of every prototype, from the indices of `images` in `dataset` and their squared
+    `distances` [P]; each is one cell, for an autoencoder's code covers the whole picture."""
     return [
         PrototypeSource(
-            image=dataset.images[number],
+            image=dataset.images[image],
             cell=0,
             rows=1,
             columns=1,
-            box=dataset.geometry(number, rule).cell_box(0, 1, 1),
+            box=dataset.geometry(image, rule).cell_box(0, 1, 1),
             distance=distance,
         )
-        for number, distance in zip(numbers.tolist(), distances.tolist(), strict=True)
+        for image, distance in zip(images.tolist(), distances.tolist(), strict=True)
     ]
 
 
@@ -162,43 +187,40 @@ def decoded_beside_nearest(decoded: NDArray[np.uint8], nearest: NDArray[np.uint8
     sheet = Image.new("RGB", (2 * PANEL + GAP, height + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
     panels = ((decoded, "the prototype, decoded"), (nearest, "nearest training image"))
-    for place, (array, caption) in enumerate(panels):
-        left = place * (PANEL + GAP)
+    for column, (array, caption) in enumerate(panels):
+        left = column * (PANEL + GAP)
         sheet.paste(Image.fromarray(array).resize((PANEL, height), Image.Resampling.NEAREST), (left, 0))
         draw.text((left + PANEL // 2, height + CAPTION // 2), caption, "black", ImageFont.load_default(15), anchor="mm")
     return sheet
 
 
-def prototypes_figure(trainer: AutoencoderTrainer, drawn: NDArray[np.uint8]) -> bytes:
-    """A PNG of all decoded prototypes uint8 [P, H, W, 3], each under the leaf it speaks for and its weight for it."""
+def prototypes_figure(head: PrototypeHead, drawn: NDArray[np.uint8]) -> Figure:
+    """All decoded prototypes uint8 [P, H, W, 3], each below its leaf and its weight for that leaf."""
     from matplotlib.figure import Figure
 
-    head = trainer.network.head
     weight = head.effective_weight()[0].detach().cpu().numpy()
     columns = min(10, len(drawn))
     rows = -(-len(drawn) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.7 * rows), layout="constrained")
-    for number, place in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        place.set_axis_off()
-        if number < len(drawn):
-            member = int(weight[:, number].argmax())
+    for prototype, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if prototype < len(drawn):
+            member = int(weight[:, prototype].argmax())
             label = head.taxonomy.nodes[int(head.member_node[0, member])][-1]
-            place.imshow(drawn[number], interpolation="nearest")
-            place.set_title(f"{label}\n{weight[member, number]:+.2f}", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    return buffer.getvalue()
+            axes.imshow(drawn[prototype], interpolation="nearest")
+            axes.set_title(f"{label}\n{weight[member, prototype]:+.2f}", fontsize=9)
+    return figure
 
 
 @torch.inference_mode()
-def reconstructions_picture(trainer: AutoencoderTrainer) -> bytes:
-    """A PNG of selection pictures (above) and what the decoder makes of their codes (below)."""
-    count = min(RECONSTRUCTIONS, len(trainer.selection))
-    pictures = trainer.selection[torch.linspace(0, len(trainer.selection) - 1, count).long()]
-    shown = trainer.network.planes(pictures).movedim(1, 3)
-    given = (shown * 255.0).round().byte().expand(-1, -1, -1, 3).cpu().numpy()
-    drawn = _drawn(trainer.network, codes_of(trainer.network, pictures))
-    sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in (list(given), list(drawn))]))
+def reconstructions_picture(network: PrototypeAutoencoder, pictures: Tensor) -> bytes:
+    """A PNG of some of the pictures uint8 [N, H, W, 3] (above) and of their reconstructions (below)."""
+    count = min(RECONSTRUCTIONS, len(pictures))
+    chosen = pictures[torch.linspace(0, len(pictures) - 1, count).long()]
+    shown = network.planes(chosen).movedim(1, 3)
+    originals = (shown * 255.0).round().byte().expand(-1, -1, -1, 3).cpu().numpy()
+    drawn = _drawn(network, codes_of(network, chosen))
+    sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in (list(originals), list(drawn))]))
     scale = max(1, 1200 // sheet.width)
     enlarged = sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
     return _encoded(enlarged, "PNG")
@@ -216,7 +238,14 @@ def reconstruction_error(network: PrototypeAutoencoder, pictures: Tensor) -> flo
     return total / len(pictures)
 
 
-def closeness(network: PrototypeAutoencoder, fit: Tensor, selection: Tensor) -> dict[str, float]:
+class Closeness(NamedTuple):
+    """How near prototypes and codes are to each other, see `closeness`."""
+
+    prototype_to_code: float
+    code_to_prototype: float
+
+
+def closeness(network: PrototypeAutoencoder, fit: Tensor, selection: Tensor) -> Closeness:
     """How near prototypes and codes [images, D] are to each other, as shares of the mean squared distance between two
     fit codes, so that spaces of different scale compare: the mean over prototypes of the distance to the nearest fit
     code (R1), and the mean over selection codes of the distance to the nearest prototype (R2)."""
@@ -225,10 +254,7 @@ def closeness(network: PrototypeAutoencoder, fit: Tensor, selection: Tensor) -> 
     prototypes = network.head.prototypes.detach().double()
     difference = selection.double()[:, None] - prototypes
     to_prototype = difference.square().sum(2).min(dim=1).values
-    return {
-        "prototype to code": float(to_code.mean()) / between,
-        "code to prototype": to_prototype.mean().item() / between,
-    }
+    return Closeness(float(to_code.mean()) / between, to_prototype.mean().item() / between)
 
 
 @torch.inference_mode()

@@ -1,87 +1,146 @@
-"""The end of a run: its final network, the pictures of its prototypes, its scores, and the plots one looks at."""
+"""The end of a run: its final network, the pictures of its prototypes, its scores, and its figures."""
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from protoserve.cli.figures import prototype_picture
+from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.images.geometry import InputRule
-from protoserve.networks.model_file import PrototypeSource, save_network
+from protoserve.networks.model_file import Network, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.run.folder import Run, novelty_record
+from protoserve.run.folder import Run
+from protoserve.run.records import (
+    CalibrationChange,
+    CalibrationRecord,
+    Confusion,
+    DataReference,
+    ImageNumbers,
+    KnownShares,
+    Metrics,
+    NoveltyThresholds,
+    Provenance,
+    Scores,
+    Split,
+    StageRecords,
+)
 from protoserve.scores import scores, sibling_confusion
+from training.config import Config
 from training.data.pictures import fitted
 from training.data.splits import Splits
 from training.loop.answers import Answers, answer_dataset, compare_calibration, novelty_table
 from training.loop.trainer import Trainer
-from training.outcome.confusion import plot_confusion
+from training.outcome.charts import (
+    History,
+    confusion_figure,
+    curves_figure,
+    reliability_figure,
+    write_figure,
+)
 from training.outcome.counts import write_counts
 from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
-from training.outcome.reliability import plot_reliability
 from training.progress import tracked
+from training.prototypes.nearest_patches import NearestPatches
+from training.prototypes.projection import Projection
 from training.stages.autoencoder import AutoencoderTrainer
 
 SAMPLES = 24
 
 
-def finish(trainer: Trainer) -> dict[str, Any]:
-    """Write everything that a finished run holds, `model.pt` last, and return its metrics.
+def finish(trainer: Trainer) -> Metrics:
+    """Write the pictures of the prototypes, then all that `write_outcome` writes, and return the metrics."""
+    run, network, projection = Run(trainer.directory), trainer.network, trainer.state.projection
+    sources = None
+    if isinstance(network, PrototypeNetwork) and projection is not None:
+        sources = prototype_sources(
+            network,
+            projection,
+            trainer.splits.fit,
+            trainer.config.image,
+            trainer.config.model.smoothing,
+            trainer.device,
+            trainer.console,
+        )
+        write_prototype_pictures(run, trainer.splits.fit, sources)
+        kept = trainer.state.kept
+        write_patches(
+            run,
+            network.head,
+            trainer.splits.fit,
+            NearestPatches(*(kept[f"patch_{name}"].cpu().numpy() for name in NearestPatches._fields)),
+            sources,
+            rule=trainer.config.image,
+            smoothing=trainer.config.model.smoothing,
+            purity_of=trainer.config.prune.nearest,
+            console=trainer.console,
+        )
+    return write_outcome(trainer, run, sources)
 
-    Validation and test are scored here, once, after every choice was made on the selection images.
+
+def write_outcome(trainer: Trainer | AutoencoderTrainer, run: Run, sources: list[PrototypeSource] | None) -> Metrics:
+    """Write what a finished run of any kind holds beside the pictures of its prototypes, and return its metrics.
+
+    Validation and test are scored here, once, after every choice was made on the selection images. `model.pt`, which
+    marks the run as finished, comes last; a figure that can't be drawn is left out with a warning.
     """
-    run = Run(trainer.directory)
-    sources = _sources(trainer)
-    for number, source in enumerate(sources or []):
-        run.picture(number).parent.mkdir(exist_ok=True)
-        picture = trainer.splits.fit.picture(trainer.splits.fit.number(source.image)).picture
-        buffer = io.BytesIO()
-        prototype_picture(picture, source.box).save(buffer, "WEBP", quality=88, method=4)
-        write_bytes(run.picture(number), buffer.getvalue())
-    if sources is not None:
-        write_patches(trainer, run, sources)
-    write_bytes(trainer.directory / "samples.npy", parity_samples(trainer.splits, trainer.config.image, sources))
-    metrics = final_metrics(trainer)
-    write_text(trainer.directory / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_text(trainer.directory / "provenance.json", json.dumps(provenance(trainer), indent=1) + "\n")
-    write_history(trainer.state.history, trainer.directory)
-    plot_curves(trainer.state.history, trainer.directory / "curves.png", trainer.config.name)
-    if "counts" in metrics:
-        write_counts(metrics["counts"], trainer.directory, trainer.config.name)
+    config, splits, directory, console = trainer.config, trainer.splits, run.directory, trainer.console
+    write_bytes(directory / "samples.npy", parity_samples(splits.fit, splits.selection, config.image, sources))
+    answers = answer_splits(trainer.network, splits, config.image, trainer.device, console)
+    records = StageRecords.model_validate(trainer.state.facts)
+    metrics = final_metrics(trainer.network, splits, answers, records, trainer.state.seconds)
+    write_text(directory / "metrics.json", json.dumps(metrics.model_dump(), indent=1) + "\n")
+    origin = provenance(config, splits, trainer.device)
+    write_text(directory / "provenance.json", json.dumps(origin.model_dump(), indent=1) + "\n")
+    write_history(trainer.state.history, directory)
+    write_figure(directory / "curves.png", lambda: curves_figure(trainer.state.history, config.name), console)
+    write_confusion(directory, splits, answers, config.name, console)
+    if metrics.calibration is not None:
+        write_reliability(directory, splits, answers, config.name, console)
+    if metrics.counts is not None:
+        write_counts(metrics.counts, directory, config.name, console)
     save_network(run.model, trainer.network, trainer.description, sources)
-    shutil.rmtree(trainer.directory / "cache", ignore_errors=True)
+    shutil.rmtree(directory / "cache", ignore_errors=True)
     return metrics
 
 
-def write_config(trainer: Trainer | AutoencoderTrainer) -> None:
-    """The whole configuration, defaults included."""
-    content = trainer.config.model_dump(mode="json")
-    write_text(trainer.directory / "config.yaml", yaml_text(content))
+def write_config(config: Config, directory: Path) -> None:
+    """Write the whole configuration, defaults included, as `config.yaml`."""
+    content = config.model_dump(mode="json")
+    write_text(directory / "config.yaml", yaml_text(content))
 
 
-def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
-    projection = trainer.state.projection
-    if not isinstance(trainer.network, PrototypeNetwork) or projection is None:
-        return None
-    dataset, rule = trainer.splits.fit, trainer.config.image
+# ---- prototypes ------------------------------------------------------------------------------------------------------
+
+
+def prototype_sources(
+    network: PrototypeNetwork,
+    projection: Projection,
+    dataset: Dataset,
+    rule: InputRule,
+    smoothing: int,
+    device: torch.device,
+    console: Console,
+) -> list[PrototypeSource]:
+    """The cells of `dataset` that the last projection put the prototypes on."""
     with torch.inference_mode():
-        blank = torch.zeros(1, rule.height, rule.width, 3, dtype=torch.uint8, device=trainer.device)
-        rows, columns = trainer.network.features(blank).shape[2:]
+        blank = torch.zeros(1, rule.height, rule.width, 3, dtype=torch.uint8, device=device)
+        rows, columns = network.features(blank).shape[2:]
     sources = []
-    with tracked(trainer.console, "prototype pictures", len(projection.image)) as advance:
+    with tracked(console, "prototype pictures", len(projection.image)) as advance:
         for image, cell, distance in zip(*(part.tolist() for part in projection[:3]), strict=True):
             geometry = dataset.geometry(image, rule)
             sources.append(
@@ -90,7 +149,7 @@ def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
                     cell=cell,
                     rows=rows,
                     columns=columns,
-                    box=geometry.cell_box(cell, rows, columns, trainer.config.model.smoothing),
+                    box=geometry.cell_box(cell, rows, columns, smoothing),
                     distance=distance,
                 )
             )
@@ -98,75 +157,108 @@ def _sources(trainer: Trainer) -> list[PrototypeSource] | None:
     return sources
 
 
-def parity_samples(splits: Splits, rule: InputRule, sources: list[PrototypeSource] | None) -> bytes:
-    """Pictures for the parity gate: some of the selection, and the source images of some prototypes, where a
-    similarity is at its greatest and most easily wrong."""
-    selection = splits.selection
+def write_prototype_pictures(run: Run, dataset: Dataset, sources: Sequence[PrototypeSource]) -> None:
+    """Write `prototypes/NNNN.webp`: each prototype's source patch in its image."""
+    for prototype, source in enumerate(sources):
+        run.picture(prototype).parent.mkdir(exist_ok=True)
+        picture = dataset.picture(dataset.number(source.image)).picture
+        buffer = io.BytesIO()
+        prototype_picture(picture, source.box).save(buffer, "WEBP", quality=88, method=4)
+        write_bytes(run.picture(prototype), buffer.getvalue())
+
+
+def parity_samples(
+    fit: Dataset, selection: Dataset, rule: InputRule, sources: Sequence[PrototypeSource] | None
+) -> bytes:
+    """`samples.npy`, pictures for the parity gate: some of `selection`, and from `fit` the source images of some
+    prototypes, where a similarity is at its greatest and most easily wrong."""
     chosen = np.linspace(0, len(selection) - 1, min(SAMPLES, len(selection))).astype(np.int64)
-    arrays = [fitted(selection, int(number), rule).array for number in chosen]
+    arrays = [fitted(selection, image, rule).array for image in chosen.tolist()]
     images = list(dict.fromkeys(source.image for source in sources or []))
-    for number in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64):
-        arrays.append(fitted(splits.fit, splits.fit.number(images[number]), rule).array)
+    for index in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64):
+        arrays.append(fitted(fit, fit.number(images[index]), rule).array)
     buffer = io.BytesIO()
     np.save(buffer, np.stack(arrays), allow_pickle=False)
     return buffer.getvalue()
 
 
-def final_metrics(trainer: Trainer | AutoencoderTrainer) -> dict[str, Any]:
-    """Scores on every split that there is, and the facts and seconds of the run; among the facts, what calibration and
-    novelty thresholds do to each split.
-
-    Writes the siblings' confusion of each split (`confusion.json`), and of the last one (test where there is one) its
-    picture and the diagram of calibration.
-    """
-    splits, config = trainer.splits, trainer.config
-    metrics: dict[str, Any] = {}
-    facts: dict[str, Any] = copy.deepcopy(trainer.state.facts)
-    record = novelty_record(facts)
-    confusion: dict[str, dict[str, NDArray[np.int64]]] = {}
-    answers: Answers | None = None
-    for name, dataset in {
-        "selection": splits.selection,
-        "validation": splits.validation,
-        "test": splits.test,
-    }.items():
-        if dataset is not None:
-            answers = answer_dataset(trainer.network, dataset, config.image, trainer.device, trainer.console)
-            metrics[name] = scores(answers.log_probability, dataset.leaves, dataset.taxonomy)
-            confusion[name] = sibling_confusion(answers.log_probability, dataset.leaves, dataset.taxonomy)
-            if "calibration" in facts:
-                facts["calibration"][name] = compare_calibration(answers, dataset)
-            if record is not None:
-                facts["novelty"][name] = known_shares(answers, dataset, novelty_table(trainer.network), record)
-    assert answers is not None  # there are always selection images
-    last = splits.validation if splits.test is None else splits.test
-    title = f"{config.name}, {last.split}"
-    tables = {name: {parent: counts.tolist() for parent, counts in found.items()} for name, found in confusion.items()}
-    write_text(trainer.directory / "confusion.json", json.dumps(tables) + "\n")
-    picture = plot_confusion(list(confusion.values())[-1], last.taxonomy, title)
-    write_bytes(trainer.directory / "confusion.png", picture)
-    if "calibration" in facts:
-        diagram = plot_reliability(answers.uncalibrated, answers.log_probability, last.leaves, last.taxonomy, title)
-        write_bytes(trainer.directory / "calibration.png", diagram)
-    return {**metrics, **facts, "seconds": round(trainer.state.seconds, 1)}
+# ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def provenance(trainer: Trainer | AutoencoderTrainer) -> dict[str, Any]:
-    """What the run came from: configuration, seed, data, versions, device."""
+def answer_splits(
+    network: Network, splits: Splits, rule: InputRule, device: torch.device, console: Console
+) -> dict[Split, Answers]:
+    """The network's answers on every split that there is."""
     return {
-        "config": trainer.config.model_dump(mode="json"),
-        "seed": trainer.config.seed,
-        "data": {"root": trainer.splits.fit.root.name, "fingerprint": trainer.splits.fingerprint},
-        "left_out": dict(trainer.splits.left_out),
-        "images": {"fit": len(trainer.splits.fit), "selection": len(trainer.splits.selection)},
-        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
-        "python": platform.python_version(),
-        "device": str(trainer.device),
+        split: answer_dataset(network, dataset, rule, device, console)
+        for split, dataset in _scored_datasets(splits).items()
     }
 
 
-def write_history(history: list[dict[str, Any]], directory: Path) -> None:
-    """One row per step, as CSV."""
+def _scored_datasets(splits: Splits) -> dict[Split, Dataset]:
+    datasets: dict[Split, Dataset] = {"selection": splits.selection, "validation": splits.validation}
+    return datasets if splits.test is None else {**datasets, "test": splits.test}
+
+
+def final_metrics(
+    network: Network, splits: Splits, answers: dict[Split, Answers], records: StageRecords, seconds: float
+) -> Metrics:
+    """The scores on every split, and the stages' records; those of calibration and novelty get what temperatures and
+    thresholds do to each split."""
+    datasets = _scored_datasets(splits)
+    found = {
+        split: Scores.model_validate(scores(answers[split].log_probability, dataset.leaves, dataset.taxonomy))
+        for split, dataset in datasets.items()
+    }
+    kept = dict(records)
+    if records.calibration is not None:
+        kept["calibration"] = _with_changes(records.calibration, datasets, answers)
+    if records.novelty is not None:
+        kept["novelty"] = _with_known_shares(records.novelty, network, datasets, answers)
+    recorded = {name: record for name, record in kept.items() if record is not None}
+    return Metrics(**found, **recorded, seconds=round(seconds, 1))
+
+
+def _with_changes(
+    calibration: CalibrationRecord, datasets: dict[Split, Dataset], answers: dict[Split, Answers]
+) -> CalibrationRecord:
+    changes: dict[str, CalibrationChange] = {
+        split: CalibrationChange.model_validate(compare_calibration(answers[split], dataset))
+        for split, dataset in datasets.items()
+    }
+    return calibration.model_copy(update=changes)
+
+
+def _with_known_shares(
+    novelty: NoveltyThresholds, network: Network, datasets: dict[Split, Dataset], answers: dict[Split, Answers]
+) -> NoveltyThresholds:
+    table, record = novelty_table(network), novelty.record()
+    shares: dict[str, KnownShares] = {
+        split: KnownShares(**known_shares(answers[split], dataset, table, record))
+        for split, dataset in datasets.items()
+    }
+    return novelty.model_copy(update=shares)
+
+
+def provenance(config: Config, splits: Splits, device: torch.device) -> Provenance:
+    """What a run came from: configuration, seed, data, versions, device."""
+    return Provenance(
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        data=DataReference(root=splits.fit.root.name, fingerprint=splits.fingerprint),
+        left_out=dict(splits.left_out),
+        images=ImageNumbers(fit=len(splits.fit), selection=len(splits.selection)),
+        versions={name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        python=platform.python_version(),
+        device=str(device),
+    )
+
+
+# ---- history and figures ---------------------------------------------------------------------------------------------
+
+
+def write_history(history: History, directory: Path) -> None:
+    """Write `history.csv`, one row per step."""
     columns = list(dict.fromkeys(name for row in history for name in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns)
@@ -175,29 +267,41 @@ def write_history(history: list[dict[str, Any]], directory: Path) -> None:
     write_text(directory / "history.csv", buffer.getvalue())
 
 
-def plot_curves(history: list[dict[str, Any]], file: Path, name: str) -> None:
-    """Losses and selection accuracy over the steps, with the projections marked."""
-    from matplotlib.figure import Figure
+def write_confusion(
+    directory: Path, splits: Splits, answers: dict[Split, Answers], name: str, console: Console
+) -> None:
+    """Write the siblings' confusion of every split as `confusion.json`, and that of the last one, which is test where
+    there is one, as `confusion.png`."""
+    confusion: dict[Split, dict[str, NDArray[np.int64]]] = {
+        split: sibling_confusion(answers[split].log_probability, dataset.leaves, dataset.taxonomy)
+        for split, dataset in _scored_datasets(splits).items()
+    }
+    tables = {
+        split: {parent: counts.tolist() for parent, counts in found.items()} for split, found in confusion.items()
+    }
+    record = Confusion.model_validate(tables)
+    write_text(directory / "confusion.json", json.dumps(record.model_dump()) + "\n")
+    split, last = _last(splits)
+    write_figure(
+        directory / "confusion.png",
+        lambda: confusion_figure(confusion[split], last.taxonomy, f"{name}, {last.split}"),
+        console,
+        dpi=90,
+    )
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    steps = [row["step"] + 1 for row in history]
-    terms = ("loss", "total", "cross_entropy", "cluster", "separation")
-    for term in (*terms, "reconstruction", "prototype_near_code", "code_near_prototype"):
-        points = [(step, row[term]) for step, row in zip(steps, history, strict=True) if term in row]
-        if points:
-            upper.plot(*zip(*points, strict=True), marker=".", label=term.replace("_", " "))
-    for measure, label in (("selection_leaf", "leaf"), ("selection_level_1", "level 1")):
-        points = [(step, 100 * row[measure]) for step, row in zip(steps, history, strict=True) if measure in row]
-        lower.plot(*zip(*points, strict=True), marker=".", label=label)
-    for axes in (upper, lower):
-        for row, step in zip(history, steps, strict=True):
-            if row["stage"] == "project":
-                axes.axvline(step, color="0.8", zorder=0)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="best", frameon=False)
-    upper.set(ylabel="loss", title=f"{name}: training (grey lines are projections)")
-    lower.set(ylabel="accuracy on selection images, %", xlabel="step")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    write_bytes(file, buffer.getvalue())
+
+def write_reliability(
+    directory: Path, splits: Splits, answers: dict[Split, Answers], name: str, console: Console
+) -> None:
+    """Write `calibration.png`: probabilities of the last split before and after calibration."""
+    split, last = _last(splits)
+    before, after = answers[split].uncalibrated, answers[split].log_probability
+    write_figure(
+        directory / "calibration.png",
+        lambda: reliability_figure(before, after, last.leaves, last.taxonomy, f"{name}, {last.split}"),
+        console,
+    )
+
+
+def _last(splits: Splits) -> tuple[Split, Dataset]:
+    return ("validation", splits.validation) if splits.test is None else ("test", splits.test)

@@ -1,117 +1,140 @@
-"""What a finished run keeps of its global analysis: `analysis.json`, and a strip of small pictures per prototype.
+"""The global analysis in a run's folder: `analysis.json`, and a strip of small pictures per prototype.
 
-The report needs the run alone; so the patches are cut out while the data set is at hand.
+The patches are cut out while the data set is at hand, so that the report needs the run alone.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from rich.console import Console
 
+from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text
-from protoserve.images.geometry import geometry_of
+from protoserve.images.geometry import InputRule, geometry_of
+from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import PrototypeSource
 from protoserve.run.folder import Run
+from protoserve.run.records import AnalysedNode, AnalysedPrototype, Analysis, Patch, PatchSource, Purity
 from protoserve.schema import Box
 from protoserve.taxonomy import ROOT
-from training.loop.trainer import Trainer
 from training.progress import tracked
 from training.prototypes.nearest_patches import NearestPatches, own_patches, own_weights
-from training.stages.autoencoder import AutoencoderTrainer
 
 FORMAT = 1
-# Pixels of a patch's picture, and how many times the patch's own side it shows, so that one sees where it lies.
+# Pixels of a patch's picture, and how many times the patch's own side it shows: its surroundings say where it lies.
 TILE, CONTEXT = 80, 2.0
 # Prototypes whose pictures are in memory at once; an image that several of them share is then decoded once.
 BLOCK = 256
 
 
-def write_patches(trainer: Trainer | AutoencoderTrainer, run: Run, sources: list[PrototypeSource]) -> None:
-    """Write `analysis.json` and `patches/NNNN.webp` from what the stage `analyse` found.
+def write_patches(
+    run: Run,
+    head: PrototypeHead,
+    fit: Dataset,
+    nearest: NearestPatches,
+    sources: Sequence[PrototypeSource],
+    *,
+    rule: InputRule,
+    smoothing: int,
+    purity_of: int,
+    console: Console,
+) -> None:
+    """Write `analysis.json` (see `Analysis`) and `patches/NNNN.webp`.
 
-    `analysis.json` holds per prototype its child and parent, the weight between it and its child, how many of its
-    nearest patches are of its class, and the patches, nearest first: image, leaf, cell, box in the image's pixels,
-    squared distance, and whether the patch is of the prototype's class.
+    `nearest` are each prototype's nearest patches in the images of `fit`, as the stage `analyse` found them, `sources`
+    what each prototype was cut from. A cell's features are the mean of `smoothing`² cells. Purity counts the
+    `purity_of` nearest patches.
     """
-    head, fit, kept = trainer.prototype_network.head, trainer.splits.fit, trainer.state.kept
     taxonomy = head.taxonomy
-    found = NearestPatches(*(kept[f"patch_{name}"].cpu().numpy() for name in NearestPatches._fields))
-    own = own_patches(head, found, fit.leaves)
+    own = own_patches(head, nearest, fit.leaves)
     weight = own_weights(head).cpu().tolist()
-    purity_of = min(trainer.config.prune.nearest, own.shape[1])
+    purity_of = min(purity_of, own.shape[1])
     rows, columns = sources[0].rows, sources[0].columns
     (run.directory / "patches").mkdir(exist_ok=True)
-    prototypes: list[dict[str, Any]] = []
-    with tracked(trainer.console, "pictures of nearest patches", len(sources)) as advance:
+    prototypes: list[AnalysedPrototype] = []
+    with tracked(console, "pictures of nearest patches", len(sources)) as advance:
         for start in range(0, len(sources), BLOCK):
             block = np.arange(start, min(len(sources), start + BLOCK))
-            boxes, tiles = _cut_out(trainer, found.image[block], found.cell[block], rows, columns)
-            for place, number in enumerate(block.tolist()):
-                child = int(head.prototype_child[number])
+            boxes, tiles = _cut_out(fit, nearest.image[block], nearest.cell[block], rule, smoothing, rows, columns)
+            for index, prototype in enumerate(block.tolist()):
+                child = int(head.prototype_child[prototype])
                 parent = ROOT if head.kind == "flat" else int(taxonomy.parent[child])
-                write_bytes(run.patches(number), _strip(tiles[place]))
+                source = sources[prototype]
+                write_bytes(run.patches(prototype), _strip(tiles[index]))
+                patches = [
+                    Patch(
+                        image=fit.images[image],
+                        leaf=taxonomy.names[taxonomy.leaves[fit.leaves[image]]],
+                        cell=int(nearest.cell[prototype, rank]),
+                        box=boxes[index][rank],
+                        distance=float(nearest.distance[prototype, rank]),
+                        own=bool(own[prototype, rank]),
+                    )
+                    for rank, image in enumerate(nearest.image[prototype].tolist())
+                ]
                 prototypes.append(
-                    {
-                        "id": number,
-                        "child": taxonomy.names[child],
-                        "parent": "" if parent == ROOT else taxonomy.names[parent],
-                        "weight": weight[number],
-                        "source": {"image": sources[number].image, "box": list(sources[number].box)},
-                        "purity": {"own": int(own[number, :purity_of].sum()), "nearest": purity_of},
-                        "patches": [
-                            {
-                                "image": fit.images[image],
-                                "leaf": taxonomy.names[taxonomy.leaves[fit.leaves[image]]],
-                                "cell": int(found.cell[number, rank]),
-                                "box": list(boxes[place][rank]),
-                                "distance": float(found.distance[number, rank]),
-                                "own": bool(own[number, rank]),
-                            }
-                            for rank, image in enumerate(found.image[number].tolist())
-                        ],
-                    }
+                    AnalysedPrototype(
+                        id=prototype,
+                        child=taxonomy.names[child],
+                        parent="" if parent == ROOT else taxonomy.names[parent],
+                        weight=weight[prototype],
+                        source=PatchSource(image=source.image, box=source.box),
+                        purity=Purity(own=int(own[prototype, :purity_of].sum()), nearest=purity_of),
+                        patches=patches,
+                    )
                 )
                 advance(1)
-    content = {
-        "format": FORMAT,
-        "kind": head.kind,
-        "images": len(fit),
-        "rows": rows,
-        "columns": columns,
-        "tile": TILE,
-        "nodes": [{"name": name, "label": node[-1]} for name, node in zip(taxonomy.names, taxonomy.nodes, strict=True)],
-        "prototypes": prototypes,
-    }
-    write_text(run.directory / "analysis.json", json.dumps(content) + "\n")
+    analysis = Analysis(
+        format=FORMAT,
+        kind=head.kind,
+        images=len(fit),
+        rows=rows,
+        columns=columns,
+        tile=TILE,
+        nodes=[
+            AnalysedNode(name=name, label=node[-1]) for name, node in zip(taxonomy.names, taxonomy.nodes, strict=True)
+        ],
+        prototypes=prototypes,
+    )
+    write_text(run.directory / "analysis.json", json.dumps(analysis.model_dump()) + "\n")
 
 
 def _cut_out(
-    trainer: Trainer | AutoencoderTrainer, image: NDArray[np.int64], cell: NDArray[np.int64], rows: int, columns: int
+    dataset: Dataset,
+    image: NDArray[np.int64],
+    cell: NDArray[np.int64],
+    rule: InputRule,
+    smoothing: int,
+    rows: int,
+    columns: int,
 ) -> tuple[list[list[Box]], NDArray[np.uint8]]:
     """The boxes of patches [prototypes, K] in their images' pixels, and their pictures uint8 [prototypes, K, TILE,
     TILE, 3]; every image is decoded once."""
     boxes: list[list[Box]] = [[(0, 0, 0, 0)] * image.shape[1] for _ in image]
     tiles = np.empty((*image.shape, TILE, TILE, 3), dtype=np.uint8)
     order = np.argsort(image, axis=None, kind="stable")
-    numbers, starts = np.unique(image.reshape(-1)[order], return_index=True)
-    for number, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-        picture = trainer.splits.fit.picture(number).picture
-        geometry = geometry_of(picture.width, picture.height, trainer.config.image)
-        for prototype, rank in zip(*np.unravel_index(places, image.shape), strict=True):
-            box = geometry.cell_box(int(cell[prototype, rank]), rows, columns, trainer.config.model.smoothing)
+    images, starts = np.unique(image.reshape(-1)[order], return_index=True)
+    for image_index, patches in zip(images.tolist(), np.split(order, starts[1:]), strict=True):
+        picture = dataset.picture(image_index).picture
+        geometry = geometry_of(picture.width, picture.height, rule)
+        for prototype, rank in zip(*np.unravel_index(patches, image.shape), strict=True):
+            box = geometry.cell_box(int(cell[prototype, rank]), rows, columns, smoothing)
             boxes[prototype][rank] = box
             tiles[prototype, rank] = np.asarray(patch_picture(picture, box))
     return boxes, tiles
 
 
 def patch_picture(picture: Image.Image, box: Box) -> Image.Image:
-    """A square of `TILE` pixels around `box` (left, top, right, bottom in the picture's pixels), which is outlined. It
-    shows a part of the picture that lies inside it, and less of it where the picture is small."""
+    """A square of `TILE` pixels around `box` (left, top, right, bottom in the picture's pixels), which is outlined.
+
+    The square lies inside the picture and shrinks where the picture is small.
+    """
     left, top, right, bottom = box
     side = min(max(1, round(CONTEXT * max(right - left, bottom - top))), *picture.size)
     corner = [
@@ -122,8 +145,8 @@ def patch_picture(picture: Image.Image, box: Box) -> Image.Image:
     tile = picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS, box=window)
     scale = TILE / side
     outline = [
-        min(TILE - 1, max(0, round((edge - start) * scale) - (place > 1)))
-        for place, (edge, start) in enumerate(zip(box, (*corner, *corner), strict=True))
+        min(TILE - 1, max(0, round((edge - start) * scale) - (side_index > 1)))
+        for side_index, (edge, start) in enumerate(zip(box, (*corner, *corner), strict=True))
     ]
     pen = ImageDraw.Draw(tile)
     pen.rectangle((outline[0], outline[1], outline[2], outline[3]), outline=(0, 0, 0))

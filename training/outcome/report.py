@@ -1,4 +1,4 @@
-"""A run as one page: everything that one asks of it, in a file that needs no network and nothing beside it."""
+"""A run as one HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from PIL import Image
 from protoserve.errors import InputError
 from protoserve.files import write_text, yaml_text
 from protoserve.run.folder import Run, open_run
+from protoserve.run.records import (
+    AnalysedPrototype,
+    Analysis,
+    Confusion,
+    ConfusionTables,
+    Metrics,
+    SelectionAccuracy,
+    Split,
+)
 from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure
 
 # Pixels of the longer side of a prototype's source picture.
@@ -23,8 +32,8 @@ MATRIX = 40
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Confusion among the children of `parent`: `counts` [true][taken for], and the mistakes among `images`."""
+class SiblingConfusion:
+    """Confusion among the children of `parent`: `counts` [true][predicted], and the mistakes among `images`."""
 
     parent: str
     labels: list[str]
@@ -36,7 +45,7 @@ class Confusion:
 def write_report(run_directory: Path, file: Path) -> int:
     """Write the report of a finished run to `file`, whole; returns its size in bytes.
 
-    Raises InputError when there is no finished run, or when a part of it can't be read.
+    Raises InputError when the run is not finished, or when a part of it can't be read.
     """
     run = open_run(run_directory)
     if not file.parent.is_dir():
@@ -47,7 +56,7 @@ def write_report(run_directory: Path, file: Path) -> int:
 
 
 def render(run: Run) -> str:
-    """The page, as HTML; what a run does not hold (calibration that was off, say) is said to be missing."""
+    """The page, as HTML. It names the parts that the run does not hold, for example calibration that was off."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -57,58 +66,67 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "name": lambda key: key.replace("_", " ")}
-    metrics, provenance = run.read_json("metrics.json"), run.read_json("provenance.json")
-    config = provenance.get("config", {})
-    analysis = run.read_json("analysis.json") if (run.directory / "analysis.json").is_file() else None
-    history = read_history(run.directory / "history.csv")
-    splits = [split for split in ("test", "validation", "selection") if split in metrics]
-    charts = {
-        "selection": as_svg(lambda: selection_figure(history), "selection", "Accuracy over the steps of training")
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "name": lambda key: key.replace("_", " "),
+        "known": known,
     }
-    charts["losses"] = as_svg(lambda: losses_figure(history), "losses", "Terms of the loss over the steps of training")
-    counts = metrics.get("counts")
+    metrics, provenance, analysis = run.metrics(), run.provenance(), run.analysis()
+    history = read_history(run.directory / "history.csv")
+    scores = metrics.of(("test", "validation", "selection"))
+    main = next(iter(scores), None)
+    charts = {
+        "selection": as_svg(lambda: selection_figure(history), "selection", "Accuracy over the steps of training"),
+        "losses": as_svg(lambda: losses_figure(history), "losses", "Terms of the loss over the steps of training"),
+    }
+    counts = metrics.counts
     if counts is not None:
         description = "Accuracy on the selection images against the number of prototypes"
         charts["counts"] = as_svg(lambda: counts_figure(counts), "counts", description)
     return environment.get_template("report.html").render(
-        name=config.get("name", run.directory.name),
+        name=provenance.config.get("name", run.directory.name),
         run=run.directory.name,
-        config=config,
+        model=provenance.config.get("model", {}),
         provenance=provenance,
         metrics=metrics,
-        splits=splits,
-        levels=list(metrics[splits[0]]["accuracy"]) if splits else [],
+        scores=scores,
+        main=main,
+        levels=[] if main is None else list(scores[main].accuracy),
         charts=charts,
         counts=counts,
         stages=stage_table(metrics),
-        confusions=read_confusions(run, splits[0] if splits else "", analysis),
+        confusions=[] if main is None else sibling_confusions(run.confusion(), main, analysis),
         matrix=MATRIX,
         confusion_picture=data_uri_of(run.directory / "confusion.png"),
         calibration_picture=data_uri_of(run.directory / "calibration.png"),
         decoded_picture=data_uri_of(run.directory / "prototypes.png"),
         analysis=analysis,
         groups=prototype_groups(run, analysis) if analysis is not None else [],
-        configuration=yaml_text(config),
+        configuration=yaml_text(provenance.config),
     )
 
 
-def stage_table(metrics: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def stage_table(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
     """Accuracies on the selection images around the steps that change the prototypes or their weights."""
-    found: list[tuple[str, dict[str, float]]] = []
-    names = {"projection": "projection", "prune": "pruning", "last_layers": "last layers"}
-    for stage, label in names.items():
-        if stage in metrics:
-            before, after = metrics[stage]["before"], metrics[stage]["after"]
-            # What comes right after another stage starts where that one ended.
-            if not found or found[-1][1] != before:
-                found.append((f"before {label}", before))
-            found.append((f"after {label}", after))
-    return found
+    stages = {
+        "projection": metrics.projection,
+        "anchoring": metrics.anchored,
+        "pruning": metrics.prune,
+        "last layers": metrics.last_layers,
+    }
+    rows: list[tuple[str, SelectionAccuracy]] = []
+    for label, record in stages.items():
+        if record is not None:
+            # A stage that comes right after another one starts where that one ended.
+            if not rows or rows[-1][1] != record.before:
+                rows.append((f"before {label}", record.before))
+            rows.append((f"after {label}", record.after))
+    return rows
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """The rows of `history.csv`, numbers as numbers, without what a stage does not report."""
+    """The rows of `history.csv`, numbers as numbers, without the figures that a stage does not report."""
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -124,44 +142,69 @@ def read_history(file: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file}: can't read the history ({error}); train again") from error
 
 
-def read_confusions(run: Run, split: str, analysis: dict[str, Any] | None) -> list[Confusion]:
-    """The confusion of siblings on a split, the parents with most mistakes first; nothing where the run does not hold
-    it, or not the nodes' names."""
-    file = run.directory / "confusion.json"
-    if not file.is_file() or analysis is None:
+def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Analysis | None) -> list[SiblingConfusion]:
+    """The confusion of siblings on a split, the parents with most mistakes first; empty where the run does not hold it,
+    or not the nodes' names."""
+    tables: ConfusionTables | None = getattr(confusion, split, None)
+    if tables is None or analysis is None:
         return []
-    nodes = [node["name"] for node in analysis["nodes"]]
-    found = []
-    for parent, counts in run.read_json(file.name).get(split, {}).items():
-        labels = [name.rpartition("/")[2] for name in nodes if name.rpartition("/")[0] == parent]
+    children: dict[str, list[str]] = {}
+    for node in analysis.nodes:
+        children.setdefault(node.name.rpartition("/")[0], []).append(node.label)
+    confusions = []
+    for parent, counts in tables.items():
         images = sum(map(sum, counts))
-        right = sum(row[place] for place, row in enumerate(counts))
-        found.append(Confusion(parent, labels, counts, images, images - right))
-    return sorted(found, key=lambda confusion: (-confusion.mistakes, confusion.parent))
+        right = sum(row[child] for child, row in enumerate(counts))
+        confusions.append(SiblingConfusion(parent, children[parent], counts, images, images - right))
+    return sorted(confusions, key=lambda table: (-table.mistakes, table.parent))
 
 
-def prototype_groups(run: Run, analysis: dict[str, Any]) -> list[dict[str, Any]]:
-    """The prototypes by child, in the order of the tree, each with its pictures as data: URIs."""
-    groups: dict[str, dict[str, Any]] = {}
-    for prototype in analysis["prototypes"]:
-        child = prototype["child"]
-        group = groups.setdefault(child, {"child": child, "parent": prototype["parent"], "prototypes": []})
-        pictures = {
-            "source_picture": data_uri(_smaller(run.picture(prototype["id"])), "image/webp"),
-            "strip": data_uri(_read(run.patches(prototype["id"])), "image/webp"),
-        }
-        group["prototypes"].append({**prototype, **pictures})
+@dataclass(frozen=True)
+class PicturedPrototype:
+    """A prototype of the global analysis, with its source picture and the strip of its patches as `data:` URIs."""
+
+    record: AnalysedPrototype
+    source_picture: str
+    strip: str
+
+
+@dataclass(frozen=True)
+class PrototypeGroup:
+    """The prototypes of one child; `parent` is empty where the child competes at the root."""
+
+    child: str
+    parent: str
+    prototypes: list[PicturedPrototype]
+
+
+def prototype_groups(run: Run, analysis: Analysis) -> list[PrototypeGroup]:
+    """The prototypes by child, in the order of the tree."""
+    groups: dict[str, PrototypeGroup] = {}
+    for prototype in analysis.prototypes:
+        group = groups.setdefault(prototype.child, PrototypeGroup(prototype.child, prototype.parent, []))
+        group.prototypes.append(
+            PicturedPrototype(
+                prototype,
+                data_uri(_smaller(run.picture(prototype.id)), "image/webp"),
+                data_uri(_read(run.patches(prototype.id)), "image/webp"),
+            )
+        )
     return list(groups.values())
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share as a percentage without its sign; a dash for what is not known."""
+    """A share as a percentage without its sign; a dash for None."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits; a dash for what is not known."""
+    """A number with `digits` significant digits; a dash for None."""
     return "–" if value is None else f"{value:.{digits}g}"
+
+
+def known(value: object) -> object:
+    """The value itself; a dash for None."""
+    return "–" if value is None else value
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -189,7 +232,7 @@ def _smaller(file: Path) -> bytes:
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
             small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     except OSError as error:
-        raise InputError(f"{file}: no picture ({error}); train again") from error
+        raise InputError(f"{file}: can't read the picture ({error}); train again") from error
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=70, method=4)
     return buffer.getvalue()

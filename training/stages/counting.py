@@ -9,7 +9,7 @@ layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead
+from protoserve.run.records import Rule
 from training.data.batches import slices
 from training.loop.optimising import adam
 from training.loop.trainer import Trainer, merit
@@ -37,13 +38,8 @@ from training.stages.analysis import fit_patches
 from training.stages.last_layers import fit_distances, last_layer_epoch, similarities_of
 from training.stages.pruning import take_head
 
-if TYPE_CHECKING:
-    pass
-
 # Duplicates lie within this share of the median distance between siblings' prototypes.
 MERGE_WITHIN = 0.1
-
-Rule = Literal["", "duplicates", "purity", "contribution"]
 
 
 @dataclass(frozen=True)
@@ -170,6 +166,3 @@ def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> dict
         "selection_leaf": float((predicted == leaves).mean()),
         "selection_level_1": float((top[predicted] == top[leaves]).mean()),
     }
-
-
-# ---- what is written down --------------------------------------------------------------------------------------------

@@ -49,12 +49,12 @@ def test_every_prototype_is_the_cell_it_was_cut_from(anchored, small_data: Path)
 
 def test_it_learns_and_keeps_the_best_epoch(anchored) -> None:
     _, run, metrics = anchored
-    facts = metrics["anchored"]
-    assert facts["after"]["selection_leaf"] >= facts["before"]["selection_leaf"]
+    record = metrics.anchored
+    assert record.after.selection_leaf >= record.before.selection_leaf
     history = (run / "history.csv").read_text().splitlines()
     rows = [line for line in history if ",anchor," in line]
     assert len(rows) == 3
-    assert metrics["selection"]["accuracy"]["leaf"] == pytest.approx(facts["after"]["selection_leaf"], abs=0.2)
+    assert metrics.selection.accuracy["leaf"] == pytest.approx(record.after.selection_leaf, abs=0.2)
 
 
 def test_the_teacher_comes_where_the_features_stand_still(small_config: Callable[..., Config]) -> None:

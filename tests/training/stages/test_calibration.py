@@ -11,7 +11,6 @@ from protoserve.networks.model_file import NetworkDescription, build, load_netwo
 from protoserve.networks.network import LinearNetwork
 from protoserve.scores import expected_calibration_error
 from protoserve.taxonomy import Taxonomy
-from training.outcome.reliability import plot_reliability
 from training.stages.calibration import Temperatures, fit_temperatures, gentler, tolerated
 
 
@@ -99,15 +98,6 @@ def test_enormous_logits_stay_finite() -> None:
     logits = np.array([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4]])
     found = fit_temperatures([logits], [np.array([0, 1, 1])])
     assert np.isfinite(found.groups).all()
-
-
-def test_the_diagram_is_a_picture() -> None:
-    taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
-    leaves = np.random.default_rng(0).integers(0, 3, 50)
-    logits = np.random.default_rng(1).normal(size=(50, 3))
-    log_probability = np.log(np.exp(log_softmax(logits, axis=1)) @ taxonomy.leaves_below.T)
-    picture = plot_reliability(log_probability, log_probability, leaves, taxonomy, "name")
-    assert picture.startswith(b"\x89PNG")
 
 
 # ---- the plain classifier --------------------------------------------------------------------------------------------

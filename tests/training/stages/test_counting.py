@@ -202,12 +202,3 @@ def test_a_run_takes_the_number_that_the_rule_says(counted_run: Path) -> None:
         (done,) = [row for row in csv.DictReader(stream) if row["stage"] == "count"]
     assert float(done["selection_leaf"]) == pytest.approx(picked["selection_leaf"])
     assert float(done["selection_level_1"]) == pytest.approx(picked["selection_level_1"])
-
-
-def test_the_table_is_there_as_csv_and_as_a_picture(counted_run: Path) -> None:
-    counts = json.loads((counted_run / "counts.json").read_text())
-    with (counted_run / "counts.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [int(row["prototypes"]) for row in rows] == [row["prototypes"] for row in counts["rounds"]]
-    assert [row["picked"] for row in rows].index("1") == counts["picked"]
-    assert (counted_run / "counts.png").read_bytes().startswith(b"\x89PNG")

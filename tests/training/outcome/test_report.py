@@ -7,6 +7,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -49,8 +50,9 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-def analysis_of(run: Path) -> dict:
-    return json.loads((run / "analysis.json").read_text())
+def analysis_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "analysis.json").read_text())
+    return content
 
 
 def test_nothing_is_fetched(page: Page) -> None:
@@ -82,9 +84,9 @@ def test_anchors_lead_somewhere_and_identities_are_unique(page: Page) -> None:
 
 def test_every_prototype_is_there_with_its_pictures_and_patches(page: Page, counted_run: Path) -> None:
     analysis = analysis_of(counted_run)
-    articles = [attributes["id"] for tag, attributes in page.tags if tag == "article"]
+    articles = [str(attributes["id"]) for tag, attributes in page.tags if tag == "article"]
     assert sorted(articles) == sorted(f"prototype-{prototype['id']}" for prototype in analysis["prototypes"])
-    titles = [attributes["title"] for tag, attributes in page.tags if tag == "li" and "title" in attributes]
+    titles = [str(attributes["title"]) for tag, attributes in page.tags if tag == "li" and "title" in attributes]
     expected = [patch["image"] for prototype in analysis["prototypes"] for patch in prototype["patches"]]
     assert sorted(titles) == sorted(expected)
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
