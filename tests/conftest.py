@@ -1,162 +1,127 @@
-"""A small, real bundle that most tests read: a random network on an uneven taxonomy, exported like any other run."""
+"""What most tests read: `run(**options)` and `bundle(**options)`, made once a session, and a photograph."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import os
-import shutil
 import struct
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from tests.bundles import (
+    BundleFactory,
+    RunFactory,
+    Shared,
+    bundle_factory,
+    learned_run,
+    run_factory,
+    shared_by_workers,
+)
+
 # prometheus_client reads this at import; every test process gets a directory of its own.
-os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="protoserve-metrics-"))
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="protoserve-metrics-")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 # torch's threads wait by spinning, which starves the servers and commands that tests start beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers already use every core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Blade/Knife", "Scuba")
-SIZE = (64, 96)
-
-
-def make_run(
-    directory: Path,
-    kind: str = "hierarchical",
-    leaves: tuple[str, ...] = LEAVES,
-    *,
-    similarity: str = "log1p",
-    seed: int = 0,
-    stride: int = 8,
-    latent: str = "sigmoid",
-    smoothing: int = 1,
-    hidden: int | None = None,
-    zero: float | None = None,
-) -> Path:
-    """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
-    import torch
-
-    from protoserve.images.decoding import decode
-    from protoserve.images.fitting import fit
-    from protoserve.images.geometry import InputRule
-    from protoserve.networks.head import prototype_children
-    from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build, save_network
-    from protoserve.networks.network import AddOn, PrototypeNetwork
-    from protoserve.taxonomy import Taxonomy
-
-    taxonomy = Taxonomy.from_paths(leaves)
-    rule = InputRule(height=SIZE[0], width=SIZE[1], resize="stretch")
-    description = NetworkDescription(
-        kind=kind,
-        taxonomy=taxonomy.to_dict(),
-        input=rule,
-        backbone="resnet18",
-        stride=stride,
-        reduced=24,
-        dimensions=16,
-        similarity=similarity,
-        latent=latent,
-        smoothing=smoothing,
-        hidden=hidden,
-        zero=zero,
-        prototype_child=prototype_children(taxonomy, kind, 3),
-    )
-    torch.manual_seed(seed)
-    network = build(description).eval()
-    assert isinstance(network, PrototypeNetwork)
-    generator = np.random.default_rng(seed)
-    (directory / "prototypes").mkdir(parents=True)
-    samples, sources = [], []
-    with torch.inference_mode():
-        network.head.weight += 0.1 * torch.randn_like(network.head.weight)
-        if isinstance(network.add_on[1], AddOn):
-            network.add_on[1].bend.weight += 0.1 * torch.randn_like(network.add_on[1].bend.weight)
-        for number in range(len(description.prototype_child)):
-            noise = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
-            picture = Image.fromarray(noise).resize((120, 90), Image.Resampling.BICUBIC)
-            picture.save(directory / "prototypes" / f"{number:04d}.webp")
-            fitted = fit(decode(picture), rule)
-            latent = network.latent(network.features(torch.from_numpy(fitted.array[None])))
-            rows, columns = latent.shape[2:]
-            cell = int(generator.integers(rows * columns))
-            network.head.prototypes[number] = latent.flatten(2)[0, :, cell]
-            box = fitted.geometry.cell_box(cell, rows, columns)
-            samples.append(fitted.array)
-            sources.append(
-                PrototypeSource(
-                    image=f"train/{number:04d}.png",
-                    cell=cell,
-                    rows=rows,
-                    columns=columns,
-                    box=box,
-                    distance=0.0,
-                )
-            )
-    np.save(directory / "samples.npy", np.stack(samples))
-    save_network(directory / "model.pt", network, description, sources)
-    (directory / "metrics.json").write_text(
-        json.dumps({"test": {"images": 10, "accuracy": {"leaf": 0.2}, "macro_accuracy": 0.2}})
-    )
-    (directory / "provenance.json").write_text(json.dumps({"seed": 0}))
-    return directory
+EDGE_TARGETS = (
+    "onnx",
+    "onnx-edge",
+    "onnx-routed",
+    "onnx-fp16",
+    "onnx-int8",
+    "ort",
+    "torchscript",
+    "torch-export",
+    "openvino",
+    "executorch",
+)
+RESIZING_TARGETS = ("onnx", "onnx-edge", "onnx-routed", "torchscript", "torch-export", "openvino")
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """The folder that holds the session's runs and bundles."""
+    return shared_by_workers(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def run(shared: Shared) -> RunFactory:
+    """`run(**options)`: the folder of a random run, made once a session."""
+    return run_factory(shared)
+
+
+@pytest.fixture(scope="session")
+def bundle(shared: Shared) -> BundleFactory:
+    """`bundle(**options)`: the folder of a random run's bundle, made once a session."""
+    return bundle_factory(shared)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared: Shared) -> Path:
     """A run folder of a random hierarchical network."""
-    return make_run(tmp_path_factory.mktemp("runs") / "tiny")
+    return run_factory(shared)()
 
 
 @pytest.fixture(scope="session")
-def flat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flat_run(shared: Shared) -> Path:
     """A run folder of a random ProtoPNet: the same leaves in one softmax."""
-    return make_run(tmp_path_factory.mktemp("runs") / "flat", kind="flat")
+    return run_factory(shared)(kind="flat")
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That run as a bundle with both targets; tests must not change it (copy it first)."""
-    from export.bundling import export_bundle
-    from protoserve.run.folder import open_run
-
-    directory = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(open_run(tiny_run), directory, ("onnx", "torchscript"))
-    return directory
-
-
-@pytest.fixture(scope="session")
-def flat_bundle(flat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ProtoPNet as a bundle with both targets."""
-    from export.bundling import export_bundle
-    from protoserve.run.folder import open_run
-
-    directory = tmp_path_factory.mktemp("bundles") / "flat"
-    export_bundle(open_run(flat_run), directory, ("onnx", "torchscript"))
-    return directory
-
-
-@pytest.fixture(scope="session")
-def twin_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def twin_run(shared: Shared) -> Path:
     """Another random network on the same taxonomy, with larger cells: 4 × 6 of them."""
-    return make_run(tmp_path_factory.mktemp("runs") / "twin", seed=1, stride=16)
+    return run_factory(shared)(seed=1, stride=16)
 
 
 @pytest.fixture(scope="session")
-def twin_bundle(twin_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That run as a bundle, to make an ensemble with `tiny_bundle`."""
-    from export.bundling import export_bundle
-    from protoserve.run.folder import open_run
-
-    directory = tmp_path_factory.mktemp("bundles") / "twin"
-    export_bundle(open_run(twin_run), directory)
-    return directory
+def tiny_bundle(shared: Shared) -> Path:
+    """`tiny_run` as a bundle with two targets."""
+    return bundle_factory(shared)("tiny", ("onnx", "torchscript"))
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
+@pytest.fixture(scope="session")
+def flat_bundle(shared: Shared) -> Path:
+    """The ProtoPNet as a bundle with two targets."""
+    return bundle_factory(shared)("flat", ("onnx", "torchscript"), kind="flat")
+
+
+@pytest.fixture(scope="session")
+def twin_bundle(shared: Shared) -> Path:
+    """`twin_run` as a bundle, to make an ensemble with `tiny_bundle`."""
+    return bundle_factory(shared)("twin", seed=1, stride=16)
+
+
+@pytest.fixture(scope="session")
+def learned(shared: Shared) -> tuple[Path, Path]:
+    """(run, data): the tiny run, and a data set that it says to have learned from."""
+    return learned_run(shared)
+
+
+@pytest.fixture(scope="session")
+def edge_bundle(shared: Shared) -> Path:
+    """The learned run as a bundle with all targets that take any batch."""
+    return bundle_factory(shared)("edge", EDGE_TARGETS, data=True)
+
+
+@pytest.fixture(scope="session")
+def resizing_bundle(shared: Shared) -> Path:
+    """The tiny run as a bundle whose files for the edge take one picture of any size."""
+    from export.sources import EdgeOptions
+
+    return bundle_factory(shared)("resizing", RESIZING_TARGETS, edge=EdgeOptions(resize=True))
+
+
+def idx_bytes(array: NDArray[np.uint8]) -> bytes:
     """The content of an IDX file of unsigned bytes."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
@@ -183,80 +148,3 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pictures") / "photograph.jpg"
     Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC).save(file, quality=95)
     return file
-
-
-def write_data(run: Path, directory: Path) -> None:
-    """A data set for a run without one: its sample pictures, each under the leaf that the network gives it and every
-    leaf with some; in val only those that the network is sure of, as a trained one is of most. The run then says that
-    it learned from there."""
-    import torch
-
-    from protoserve.data.dataset import read_split, read_taxonomy
-    from protoserve.networks.model_file import load_network
-
-    network, _, _ = load_network(run / "model.pt")
-    samples = np.load(run / "samples.npy")
-    with torch.inference_mode():
-        explained = network.explain(torch.from_numpy(samples), 1)
-    path, taxonomy = explained.path.numpy(), network.head.taxonomy
-    best, second = explained.log_probability[:, list(taxonomy.leaves)].topk(2, dim=1).values.T
-    names = [taxonomy.names[nodes[nodes >= 0][-1]] for nodes in path]
-    names[: len(taxonomy.leaves)] = [taxonomy.names[leaf] for leaf in taxonomy.leaves]
-    for split in ("train", "val"):
-        for number, (name, sample) in enumerate(zip(names, samples, strict=True)):
-            if split == "val" and best[number] - second[number] < 0.5:
-                continue
-            (directory / split / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sample).save(directory / split / name / f"{number:02d}.png")
-    learned = read_split(directory, "train", read_taxonomy(directory))
-    provenance = {
-        "config": {"seed": 0, "data": {"hold_out": 0.0, "seed": None}},
-        "data": {"root": directory.name, "fingerprint": learned.fingerprint()},
-    }
-    (run / "provenance.json").write_text(json.dumps(provenance))
-
-
-@pytest.fixture(scope="session")
-def learned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(run, data): the tiny run, and a data set that it says to have learned from."""
-    place = tmp_path_factory.mktemp("learned")
-    shutil.copytree(tiny_run, place / "run")
-    write_data(place / "run", place / "data")
-    return place / "run", place / "data"
-
-
-@pytest.fixture(scope="session")
-def edge_bundle(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That run as a bundle with all targets that take any batch."""
-    from export.bundling import export_bundle
-    from protoserve.run.folder import open_run
-
-    run, data = learned
-    directory = tmp_path_factory.mktemp("bundles") / "edge"
-    targets = (
-        "onnx",
-        "onnx-edge",
-        "onnx-routed",
-        "onnx-fp16",
-        "onnx-int8",
-        "ort",
-        "torchscript",
-        "torch-export",
-        "openvino",
-        "executorch",
-    )
-    export_bundle(open_run(run), directory, targets, data=data)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def resizing_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run as a bundle whose files for the edge take one picture of any size."""
-    from export.bundling import export_bundle
-    from export.sources import EdgeOptions
-    from protoserve.run.folder import open_run
-
-    directory = tmp_path_factory.mktemp("bundles") / "resizing"
-    targets = ("onnx", "onnx-edge", "onnx-routed", "torchscript", "torch-export", "openvino")
-    export_bundle(open_run(tiny_run), directory, targets, options=EdgeOptions(resize=True))
-    return directory

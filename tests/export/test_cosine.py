@@ -13,7 +13,7 @@ from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import open_run
-from tests.conftest import make_run
+from tests.bundles import make_run
 
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 

@@ -10,7 +10,7 @@ import protoserve
 from export.bundling import export_bundle
 from export.targets.table import TARGETS
 from protoserve.run.folder import open_run
-from tests.conftest import make_run
+from tests.bundles import make_run
 
 
 @pytest.fixture(scope="module")
