@@ -17,7 +17,6 @@ from training.data.pictures import Views, batches
 from training.features.cache import cached_features
 from training.progress import tracked
 from training.prototypes.reduction import CellMoments
-from training.sections.data import DataConfig
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def dataset(tmp_path: Path):
     return read_split(tmp_path, "train", read_taxonomy(tmp_path))
 
 
-VIEWS = Views(DataConfig(), InputRule(height=30, width=40, resize="stretch"), seed=3)
+VIEWS = Views(InputRule(height=30, width=40, resize="stretch"), seed=3)
 
 
 def test_a_view_is_a_function_of_seed_image_and_view(dataset) -> None:

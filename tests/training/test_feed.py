@@ -103,7 +103,7 @@ def test_features_of_an_earlier_backbone_are_forgotten(trainer) -> None:
         for parameter in trainer.network.backbone.parameters():
             parameter.mul_(1.5)
     assert torch.equal(trainer.feed.still("fit", numbers), before)
-    trainer.feed.backbone_state(frozen=True, version=1)
+    trainer.feed.set_backbone(frozen=True, version=1)
     assert not torch.equal(trainer.feed.still("fit", numbers), before)
     assert [file.name for file in sorted((trainer.directory / "cache").glob("fit*.npy"))] == ["fit-1-0.npy"]
 
@@ -156,7 +156,7 @@ def test_runs_share_features_of_the_same_weights_and_pictures_alone(
         with torch.no_grad():
             for parameter in trainer.network.parameters():
                 parameter.copy_(torch.rand(parameter.shape) * 0.1)
-        trainer.feed.take(trainer.network)
+        trainer.feed.use(trainer.network)
         return shared_folders(trainer)
 
     first = folders("first")

@@ -18,34 +18,39 @@ from protoserve.data.dataset import Dataset
 from protoserve.images.decoding import DecodedImage
 from protoserve.images.fitting import FittedImage, fit
 from protoserve.images.geometry import InputRule
-from training.sections.data import DataConfig
 
 PLAIN, MIRRORED = 0, 1
 
 
 @dataclass(frozen=True)
 class Views:
-    """How a training image is varied; every view of an image is a function of (seed, image, view) alone."""
+    """How training images are varied; a view of an image depends on (seed, image, view) alone.
 
-    config: DataConfig
+    `zoom` holds the least and the greatest side of a random crop, relative to the side that the plain view shows;
+    with `mirror`, mirror images are views, too; `count` views of every image are kept.
+    """
+
     rule: InputRule
     seed: int
+    zoom: tuple[float, float] = (0.75, 1.25)
+    mirror: bool = True
+    count: int = 2
 
     def of(self, dataset: Dataset, number: int, view: int) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]: view 0 is the plain picture, 1 its mirror image, higher ones are random crops."""
         picture = dataset.picture(number)
         if view == PLAIN:
             return fit(picture, self.rule).array
-        if view == MIRRORED and self.config.mirror:
+        if view == MIRRORED and self.mirror:
             return fit(_mirrored(picture), self.rule).array
         generator = np.random.default_rng((self.seed, view, number))
         picture = self._crop(picture, generator)
-        if self.config.mirror and generator.random() < 0.5:
+        if self.mirror and generator.random() < 0.5:
             picture = _mirrored(picture)
         return fit(picture, self.rule.model_copy(update={"share": 1.0})).array
 
     def _crop(self, picture: DecodedImage, generator: np.random.Generator) -> DecodedImage:
-        side = self.rule.share * float(generator.uniform(*self.config.zoom))
+        side = self.rule.share * float(generator.uniform(*self.zoom))
         stretch = float(np.exp(generator.uniform(-0.15, 0.15)))
         width = max(1, min(picture.width, round(picture.width * side * stretch)))
         height = max(1, min(picture.height, round(picture.height * side / stretch)))
@@ -77,7 +82,7 @@ def loaded(
     """For each part its numbers and its pictures, uint8 [part, H, W, 3]; `pinned` in memory that a GPU reads directly.
 
     Decoding runs ahead in `workers` threads (Pillow releases the interpreter lock), by two parts and at least two
-    pictures a thread, and one more thread puts parts together, so that who learns from one part finds the next ready.
+    pictures a thread. One more thread puts parts together, so that the next part is ready while one is learned from.
     """
 
     def together(futures: list[Future[NDArray[np.uint8]]]) -> Tensor:
@@ -100,6 +105,6 @@ def loaded(
                 numbers, pictures = waiting.popleft()
                 yield numbers, pictures.result()
         finally:
-            # Whoever stops early, or fails, does not wait for pictures that nobody will look at.
+            # A loop that stops early, or fails, does not wait for pictures that it will not see.
             decoding.shutdown(wait=False, cancel_futures=True)
             stacking.shutdown(wait=False, cancel_futures=True)

@@ -8,20 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from protoserve.data.dataset import Dataset
+from protoserve.images.geometry import InputRule
 from protoserve.errors import InputError, nearest
+from protoserve.networks.backbones import Backbone
 from protoserve.networks.head import prototype_children
 from protoserve.networks.model_file import NetworkDescription
-from training.config import Config
+from protoserve.taxonomy import Taxonomy
+from training.sections.network import ModelConfig
 
 
-def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescription:
-    """The network that a configuration asks for on a data set's taxonomy."""
-    model, taxonomy = config.model, dataset.taxonomy
-    per_child = config.prototypes.start if config.prototypes.auto else model.prototypes_per_child
+def describe(
+    model: ModelConfig, rule: InputRule, taxonomy: Taxonomy, prototypes_per_child: int, linear: bool
+) -> NetworkDescription:
+    """The network on a taxonomy that a configuration asks for; `linear` for a plain classifier instead of
+    prototypes."""
     common: dict[str, Any] = {
         "taxonomy": taxonomy.to_dict(),
-        "input": config.image,
+        "input": rule,
         "backbone": model.backbone,
         "stride": model.stride,
         "dropout": model.dropout,
@@ -39,20 +42,20 @@ def describe(config: Config, dataset: Dataset, linear: bool) -> NetworkDescripti
         hidden=model.hidden,
         zero=model.zero,
         epsilon=model.epsilon,
-        prototype_child=prototype_children(taxonomy, model.kind, per_child, model.inner_factor),
+        prototype_child=prototype_children(taxonomy, model.kind, prototypes_per_child, model.inner_factor),
         **common,
     )
 
 
 @torch.inference_mode()
-def check_picture_size(backbone: nn.Module, config: Config, device: torch.device) -> None:
-    """Raise InputError where the configured pictures are too small for the backbone."""
-    height, width = config.image.height, config.image.width
+def check_picture_size(backbone: Backbone, rule: InputRule, device: torch.device) -> None:
+    """Raise InputError where the pictures that `rule` makes are too small for the backbone."""
+    height, width = rule.height, rule.width
     try:
         backbone(torch.zeros(1, 3, height, width, device=device))
     except RuntimeError as error:
         raise InputError(
-            f"image: {config.model.backbone!r} has no feature map of {height} × {width} pixels ({error}); "
+            f"image: {backbone.name!r} has no feature map of {height} × {width} pixels ({error}); "
             "raise image.height and image.width"
         ) from error
 

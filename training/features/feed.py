@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
-from training.config import Config
 from training.data.batches import slices
 from training.data.pictures import PLAIN, Views, loaded
 from training.features.cache import FeatureCache, cache_files, cached_features
-from training.features.precision import learning_forward
+from training.features.precision import Learning, learning_forward
 from training.features.shared_cache import GIGABYTE, SharedCache
 from training.features.trunk import Cut, cut_at
 from training.processes import ALONE, Processes
@@ -41,27 +40,36 @@ def fresh_view(step: int) -> int:
 
 
 class Feed:
-    """Pictures and features of the fit and selection images, for the network that `take` was given last.
+    """Pictures and features of the fit and selection images, for the network that `use` was given last.
 
-    What is kept goes into `shared`, where there is such a folder, under a name made of all that it depends on: other
-    runs on the same pictures with the same weights find it there.
+    Pictures come in batches of `batch`, decoded by `workers` threads (None: one per core of this process). `views` says
+    how they are varied, `learning` how the backbone learns, and `seed` draws the view of each image in each step.
 
-    `frozen` says whether the backbone stands still for now, so that features are worth keeping; `version` counts how
-    often it has begun to do so, so that features of an earlier time are not taken for its own.
+    Features are kept in `directory` or, where runs share a folder, in `shared`. There their folder is named by all that
+    they depend on, so that other runs on the same pictures with the same weights find them.
+
+    `frozen` says whether the backbone is frozen now, so that features are worth keeping. `version` counts how many
+    times it was unfrozen, so that features of an earlier backbone are not mistaken for those of this one.
     """
 
     def __init__(
         self,
         fit: Dataset,
         selection: Dataset,
-        config: Config,
+        *,
+        views: Views,
+        learning: Learning,
+        seed: int,
+        batch: int,
+        workers: int | None,
         directory: Path,
         device: torch.device,
         console: Console,
-        processes: Processes,
+        processes: Processes = ALONE,
         shared: SharedCache | None = None,
     ) -> None:
-        self.config, self.device, self.console, self.processes = config, device, console, processes
+        self.views, self.learning, self.seed, self.batch = views, learning, seed, batch
+        self.device, self.console, self.processes = device, console, processes
         # Each process keeps a stripe of the images, and reads those of the others.
         self.directories = (
             [directory]
@@ -72,22 +80,21 @@ class Feed:
         self.shared = shared
         self._shared_names: dict[tuple[Part, str], str] = {}
         self.datasets: dict[Part, Dataset] = {"fit": fit, "selection": selection}
-        self.views = Views(config.data, config.image, config.data_seed)
-        self.workers = config.data.workers or max(1, usable_cores() // processes.local_count)
+        self.workers = workers or max(1, usable_cores() // processes.local_count)
         self.frozen, self.version = True, 0
         self._caches: dict[tuple[str, int], FeatureCache] = {}
 
-    def take(self, network: PrototypeNetwork | LinearNetwork) -> None:
-        """Go on with this network."""
-        config = self.config
+    def use(self, network: PrototypeNetwork | LinearNetwork) -> None:
+        """Give features of this network from now on."""
         self.network = network
         self._cut: Cut | None = None
-        if not config.finetune.fresh and config.finetune.train_from is not None:
-            self._cut = cut_at(network.backbone.body, config.finetune.train_from)
+        if not self.learning.fresh and self.learning.train_from is not None:
+            self._cut = cut_at(network.backbone.body, self.learning.train_from)
         self._forward: Callable[[Tensor], Tensor] | None = None
 
-    def backbone_state(self, *, frozen: bool, version: int) -> None:
-        """Say whether the backbone stands still, and the how-manieth time; features of earlier times are removed."""
+    def set_backbone(self, *, frozen: bool, version: int) -> None:
+        """Say whether the backbone is frozen, and how many times it was unfrozen. Removes features of earlier
+        versions."""
         self.frozen, self.version = frozen, version
         for key, view in [*self._caches]:
             if key in (f"{part}-{old}" for part in self.datasets for old in range(version)):
@@ -96,15 +103,15 @@ class Feed:
             for file in self.directory.glob(f"*-{old}-*"):
                 file.unlink(missing_ok=True)
 
-    def go_on_alone(self) -> None:
-        """No other process keeps features any more."""
+    def leave_processes(self) -> None:
+        """Work on in this process alone, once the others have ended."""
         self.processes, self.directories = ALONE, [self.directory]
 
     # ---- pictures --------------------------------------------------------------------------------------------
 
     def pictures(self, part: Part, numbers: NDArray[np.int64], view: int) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of pictures in one view: their numbers and uint8 [batch, H, W, 3], decoded ahead."""
-        return self._pictures(part, slices(numbers, self.config.batch), view)
+        return self._pictures(part, slices(numbers, self.batch), view)
 
     def _pictures(
         self, part: Part, batches: Iterable[NDArray[np.int64]], view: int
@@ -128,12 +135,12 @@ class Feed:
         step, of those kept where there is a trunk, else seen anew."""
         if self._forward is None:
             module: nn.Module = self.network.backbone if self._cut is None else self._cut.top
-            self._forward = learning_forward(module, self.config, len(self.datasets["fit"]), self.device)
+            self._forward = learning_forward(module, self.learning, self.device)
         if self._cut is None:
             for chosen, pictures in self._pictures("fit", batches, fresh_view(step)):
                 yield np.array(chosen), self._forward(self.network.normalise(self.on_device(pictures)))
             return
-        caches = [self._trunk_cache("fit", view) for view in range(self.config.data.views)]
+        caches = [self._trunk_cache("fit", view) for view in range(self.views.count)]
         for numbers, rows in self._drawn(caches, batches, step):
             yield numbers, self._forward(rows)
 
@@ -146,7 +153,7 @@ class Feed:
             for numbers, maps in self.maps(batches, step):
                 yield numbers, self.network.from_maps(maps)
             return
-        views = range(self.config.data.views) if plain else range(PLAIN + 1, self.config.data.views)
+        views = range(self.views.count) if plain else range(PLAIN + 1, self.views.count)
         caches = [self._cache("fit", view) for view in views]
         yield from self._drawn(caches, batches, step)
 
@@ -155,7 +162,7 @@ class Feed:
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Batches of fit images, each image from a cache, of one view each, that is drawn for this step."""
         # For all images at once, so that it does not matter in which batch or process one is.
-        drawn = np.random.default_rng((self.config.seed, step)).integers(0, len(caches), len(self.datasets["fit"]))
+        drawn = np.random.default_rng((self.seed, step)).integers(0, len(caches), len(self.datasets["fit"]))
         for numbers in batches:
             views = drawn[numbers]
             pieces = [
@@ -198,7 +205,7 @@ class Feed:
                 yield self.network.backbone(self.network.normalise(self.on_device(pictures)))
             return
         rows = self._trunk_cache("selection", PLAIN)
-        for piece in slices(numbers, self.config.batch):
+        for piece in slices(numbers, self.batch):
             yield self._cut.top(rows.batch(piece).to(self.device))
 
     # ---- what is kept ----------------------------------------------------------------------------------------
@@ -218,8 +225,7 @@ class Feed:
         if self.shared is not None:
             reduction = network.reduction if isinstance(network, PrototypeNetwork) else None
             parts: list[nn.Module] = [network.backbone, *([] if reduction is None else [reduction])]
-            pooled = "pooled" if isinstance(network, LinearNetwork) else f"maps-{self.config.model.smoothing}"
-            directories = self._shared_directories(self.shared, part, f"{pooled}-{self.version}", parts)
+            directories = self._shared_directories(self.shared, part, f"{_form(network)}-{self.version}", parts)
         if self._cut is None or view == PLAIN:
             return self._kept(key, part, view, label, network.features, directories=directories)
         if (key, view) in self._caches:
@@ -247,9 +253,10 @@ class Feed:
         pictures, the rule that fits them and how they are varied."""
         if (part, of) not in self._shared_names:
             digest = hashlib.sha256(self.datasets[part].fingerprint().encode())
-            digest.update(self.config.image.model_dump_json().encode())
-            varied = (self.config.data.zoom, self.config.data.mirror, self.config.data_seed)
-            digest.update(repr((of, self.config.model.backbone, self.config.model.stride, *varied)).encode())
+            views, backbone = self.views, self.network.backbone
+            digest.update(views.rule.model_dump_json().encode())
+            varied = (views.zoom, views.mirror, views.seed)
+            digest.update(repr((of, backbone.name, backbone.stride, *varied)).encode())
             for module in modules:
                 for name, tensor in sorted(module.state_dict().items()):
                     digest.update(name.encode() + tensor.cpu().numpy().tobytes())
@@ -283,7 +290,7 @@ class Feed:
             if rows is None:
                 source: Iterator[tuple[list[int], Tensor]] = self.pictures(part, own, view)
             else:
-                source = ((piece.tolist(), rows.batch(piece)) for piece in slices(own, self.config.batch))
+                source = ((piece.tolist(), rows.batch(piece)) for piece in slices(own, self.batch))
             return (([number - stripe.start for number in numbers], batch) for numbers, batch in source)
 
         with tracked(self.console, label, len(own)) as advance:
@@ -312,3 +319,10 @@ class Feed:
                     soft_wrap=True,
                 )
         return self._caches[key, view]
+
+
+def _form(network: PrototypeNetwork | LinearNetwork) -> str:
+    """What the features of a network are: one vector per picture, or maps whose cells are means of so many cells."""
+    if isinstance(network, LinearNetwork):
+        return "pooled"
+    return f"maps-{1 if network.smoothing is None else network.smoothing.kernel_size}"

@@ -12,17 +12,30 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from protoserve.errors import DeviceError
-from training.config import Config
 from training.sections.network import Precision
 
 # Compiling takes about a minute; `auto` does so where at least this many pictures will be learned from.
 WORTH_COMPILING = 100_000
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a backbone learns: from the part named `train_from` on (None: all of it), with what stands before that part
+    computed once and kept unless `fresh`; in `precision`; compiled or not; from `pictures` pictures in all epochs."""
+
+    train_from: str | None = None
+    fresh: bool = False
+    precision: Precision = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    pictures: int = 0
 
 
 def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -39,20 +52,20 @@ def half_precision(precision: Precision, device: torch.device) -> torch.dtype | 
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
-def compiles(config: Config, images: int, device: torch.device) -> bool:
-    """Whether a learning backbone is compiled. `auto`: on a GPU, where enough epochs over `images` pay for it.
+def compiles(wanted: Literal["auto"] | bool, pictures: int, device: torch.device) -> bool:
+    """Whether a backbone that will learn from `pictures` pictures, those of all epochs, is compiled. `auto`: on a GPU,
+    where they are enough to pay for it.
 
     Raises DeviceError where `compile: true` lacks what compiling needs, naming it.
     """
-    if config.compile is False:
+    if wanted is False:
         return False
     missing = _missing_to_compile(device)
-    if config.compile is True:
+    if wanted is True:
         if missing:
             raise DeviceError(f"compile: true: {missing}; install it, or set compile to false or auto")
         return True
-    epochs = config.finetune.epochs + (config.joint.epochs if config.joint.backbone_learning_rate > 0 else 0)
-    return device.type == "cuda" and not missing and epochs * images >= WORTH_COMPILING
+    return device.type == "cuda" and not missing and pictures >= WORTH_COMPILING
 
 
 def _missing_to_compile(device: torch.device) -> str | None:
@@ -66,19 +79,18 @@ def _missing_to_compile(device: torch.device) -> str | None:
     return None
 
 
-def learning_forward(
-    module: nn.Module, config: Config, images: int, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a backbone, or of its top, that learns from `images` images an epoch: float32 in, float32
-    out, in between as the configuration says."""
-    half = half_precision(config.precision, device)
-    forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiles(config, images, device) else module
+def learning_forward(module: nn.Module, learning: Learning, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a backbone, or of its top, while it learns: float32 in, float32 out, in between as `learning`
+    says. Raises DeviceError where the device can't do so."""
+    half = half_precision(learning.precision, device)
+    compiled = compiles(learning.compile, learning.pictures, device)
+    forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
     if half is None:
         return forward
 
-    def in_half_precision(given: Tensor) -> Tensor:
+    def in_half_precision(pictures: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=half):
-            maps = forward(given)
+            maps = forward(pictures)
         return maps.float()
 
     return in_half_precision

@@ -21,11 +21,11 @@ from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.scores import scores
 from training.config import Config
 from training.data.batches import epoch_batches, slices
-from training.data.pictures import PLAIN
+from training.data.pictures import PLAIN, Views
 from training.data.splits import Splits
 from training.features.building import check_picture_size, describe
 from training.features.feed import Feed
-from training.features.precision import half_precision
+from training.features.precision import Learning, half_precision
 from training.features.shared_cache import SharedCache
 from training.loop.checkpoints import CHECKPOINT, read_checkpoint
 from training.loop.optimising import Averages, adam
@@ -97,13 +97,27 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.optimisers: dict[Stage, torch.optim.Optimizer] = {}
         self._stored_optimisers: dict[Stage, Any] = {}
-        description = describe(config, splits.fit, linear)
+        per_child = config.prototypes.start if config.prototypes.auto else config.model.prototypes_per_child
+        description = describe(config.model, config.image, splits.fit.taxonomy, per_child, linear)
         network = build(description, config.model.weights).to(device).eval()
-        check_picture_size(network.backbone, config, device)
+        check_picture_size(network.backbone, config.image, device)
         half = half_precision(config.precision, device)
         # The small gradients of float16 need it; without it nothing is scaled.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
-        self.feed = Feed(splits.fit, splits.selection, config, directory / "cache", device, console, processes, cache)
+        self.feed = Feed(
+            splits.fit,
+            splits.selection,
+            views=Views(config.image, config.data_seed, config.data.zoom, config.data.mirror, config.data.views),
+            learning=_learning(config, len(splits.fit)),
+            seed=config.seed,
+            batch=config.batch,
+            workers=config.data.workers,
+            directory=directory / "cache",
+            device=device,
+            console=console,
+            processes=processes,
+            shared=cache,
+        )
         # What a stage computes once and needs until its last epoch; not in the checkpoint.
         self.remembered: dict[str, Tensor] = {}
         self._stage_ended = False
@@ -112,7 +126,7 @@ class Trainer:
     def take_network(self, description: NetworkDescription, network: PrototypeNetwork | LinearNetwork) -> None:
         """Go on with another network, for example one with fewer prototypes; it must be on the run's device."""
         self.description, self.network = description, network
-        self.feed.take(network)
+        self.feed.use(network)
         # Plain fine-tuning trains a linear head on the same backbone, whatever the run's own head is.
         if isinstance(network, LinearNetwork):
             self.plain = network
@@ -153,7 +167,7 @@ class Trainer:
     def go_on_alone(self) -> None:
         """The other processes are done; this one does what is left."""
         self.processes = ALONE
-        self.feed.go_on_alone()
+        self.feed.leave_processes()
 
     def end_stage(self) -> None:
         """Go on after the last of this stage's steps once the present one is done, with what comes between them left
@@ -164,12 +178,12 @@ class Trainer:
         return max(place for place, step in enumerate(self.steps) if step.stage == stage)
 
     def _place_backbone(self) -> None:
-        """Whether the backbone stands still in this step, and the how-manieth time."""
+        """Tell the feed whether the backbone is frozen in this step."""
         learns = not self.linear and self.config.joint.backbone_learning_rate > 0 and self.config.joint.epochs > 0
         if learns:
             first = next(place for place, step in enumerate(self.steps) if step.stage == "joint")
             learning = first <= self.state.step <= self._last("joint")
-            self.feed.backbone_state(frozen=not learning, version=int(self.state.step > self._last("joint")))
+            self.feed.set_backbone(frozen=not learning, version=int(self.state.step > self._last("joint")))
 
     def _tell(self, step: Step, row: dict[str, float]) -> None:
         place = f"{step.stage} {step.epoch + 1}/{step.epochs}" if step.epochs > 1 else step.stage
@@ -345,6 +359,14 @@ class Trainer:
         self.optimisers, self._stored_optimisers = {}, content["optimisers"]
         self.scaler.load_state_dict(content["scaler"])
         self._place_backbone()
+
+
+def _learning(config: Config, images: int) -> Learning:
+    """How the backbone learns from `images` fit images an epoch."""
+    epochs = config.finetune.epochs + (config.joint.epochs if config.joint.backbone_learning_rate > 0 else 0)
+    return Learning(
+        config.finetune.train_from, config.finetune.fresh, config.precision, config.compile, epochs * images
+    )
 
 
 def selection_row(found: dict[str, Any]) -> dict[str, float]:
