@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from protoserve.images.geometry import InputRule
 from protoserve.errors import InputError, nearest
+from protoserve.images.geometry import InputRule
 from protoserve.networks.backbones import Backbone
 from protoserve.networks.head import prototype_children
 from protoserve.networks.model_file import NetworkDescription
