@@ -1,12 +1,14 @@
 # `make help` lists the targets. Everything happens in .venv, made on first use.
 PYTHON ?= python3
 PORT ?= 3000
+# How many test processes run side by side: a number, or logical for one per core.
+WORKERS ?= logical
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test test-faults container test-container bench-head bench-service clean distclean
+.PHONY: help install demo serve check format test test-fast test-faults container test-container bench-head bench-service clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
@@ -38,8 +40,12 @@ format: install ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: install ## All tests
-	$(BIN)/python -m pytest
+# Each worker computes with one thread, since the workers already use every core.
+test: install ## All tests, side by side (WORKERS=logical)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
+
+test-fast: install ## Most of the safety in under two minutes: no slow tests, none end to end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 -m "not slow" --ignore tests/e2e --ignore tests/deploy
 
 bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
 	$(BIN)/python benchmarks/head.py
