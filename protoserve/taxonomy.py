@@ -1,6 +1,6 @@
 """The class tree: its nodes, levels, paths and groups of siblings.
 
-A node's identity is its path (`"Fruit/Apple"`), so names may repeat in different branches. The root itself is no
+A node's identity is its path (`"Fruit/Apple"`), so names may repeat in different branches. The root itself is not a
 node; level 1 is the root's children, and leaves may stand at different levels. Nodes are numbered breadth first,
 so the children of one parent are consecutive, and so are the parents' groups.
 """
@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.errors import InputError, TaxonomyError, nearest
-from protoserve.files import read_yaml
+from protoserve.errors import TaxonomyError, nearest
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 ROOT = -1
 # The kinds of network, which differ in the nodes that compete with each other.
 Kind: TypeAlias = Literal["hierarchical", "flat", "linear", "autoencoder"]
@@ -50,7 +47,7 @@ class Taxonomy:
     nodes: tuple[tuple[str, ...], ...]
     folders: tuple[str, ...]
 
-    # ---- making one ------------------------------------------------------------------------------------------
+    # ---- construction ---------------------------------------------------------------------------------------
 
     @classmethod
     def from_paths(cls, paths: Iterable[str | Sequence[str]], folders: Sequence[str] | None = None) -> Taxonomy:
@@ -77,8 +74,7 @@ class Taxonomy:
             )
         if len(leaves) < 2:
             raise TaxonomyError(f"the taxonomy has one leaf, {'/'.join(leaves[0])!r}: nothing to tell apart")
-        # A dict keeps the order of first appearance; sorting by length alone is then breadth first, except that
-        # cousins must be grouped by their parent's place.
+        # A dict keeps the order of first appearance, so that siblings stand in the order given.
         children: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
         for leaf in leaves:
             for depth in range(1, len(leaf) + 1):
@@ -88,129 +84,31 @@ class Taxonomy:
         while frontier:
             frontier = [child for parent in frontier for child in children.get(parent, {})]
             nodes.extend(frontier)
-        given = dict(zip(leaves, folders or ["/".join(leaf) for leaf in leaves], strict=True))
-        return cls(tuple(nodes), tuple(given[node] for node in nodes if node in seen))
-
-    @classmethod
-    def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Taxonomy:
-        """The tree of (child, parent) pairs; parents that are nobody's child stand at level 1.
-
-        Names must be unique here, since they are the only identity that pairs have.
-        Raises TaxonomyError for a cycle (naming it) or a child with two parents.
-        """
-        parent_of: dict[str, str] = {}
-        order: dict[str, None] = {}
-        for child, parent in pairs:
-            if parent_of.get(child, parent) != parent:
-                raise TaxonomyError(f"{child!r} has two parents, {parent_of[child]!r} and {parent!r}; keep one")
-            parent_of[child] = parent
-            order.update({parent: None, child: None})
-        paths: dict[str, tuple[str, ...]] = {}
-        for name in order:
-            path = [name]
-            while (above := parent_of.get(path[0])) is not None:
-                if above in path:
-                    raise TaxonomyError(f"cycle in the taxonomy: {' → '.join([above, *path])}; remove one pair")
-                path.insert(0, above)
-            paths[name] = tuple(path)
-        inner = set(parent_of.values())
-        return cls.from_paths([path for name, path in paths.items() if name not in inner])
-
-    @classmethod
-    def from_folders(cls, directory: Path) -> Taxonomy:
-        """The tree of nested folders below `directory`: a folder with images is a leaf, any other a parent.
-
-        Names are sorted, hidden entries ignored. Raises InputError when there is no such folder, TaxonomyError for
-        a leaf without images, for a folder with both images and subfolders, and for a cycle of links.
-        """
-        if not directory.is_dir():
-            raise InputError(f"{directory}: no such folder; give the folder that holds the class folders")
-        paths: list[tuple[str, ...]] = []
-
-        def walk(folder: Path, path: tuple[str, ...], above: frozenset[Path]) -> None:
-            here = folder.resolve()
-            if here in above:
-                raise TaxonomyError(f"cycle in the taxonomy: {folder} links back to {here}; remove the link")
-            entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-            subfolders = [entry for entry in entries if entry.is_dir()]
-            has_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file())
-            if has_images and subfolders:
-                raise TaxonomyError(
-                    f"{folder} holds both images and the folder {subfolders[0].name!r}; "
-                    "move the images into a folder of their own"
-                )
-            if has_images and path:
-                paths.append(path)
-                return
-            if has_images:
-                raise TaxonomyError(f"{folder} holds images itself; put them into one folder per class")
-            if not subfolders and path:
-                raise TaxonomyError(f"leaf {'/'.join(path)!r} has no images under {folder}; add some or remove it")
-            for entry in subfolders:
-                walk(entry, (*path, entry.name), above | {here})
-
-        walk(directory, (), frozenset())
-        if not paths:
-            raise TaxonomyError(f"the taxonomy is empty: {directory} holds no class folders with images")
-        return cls.from_paths(paths)
-
-    @classmethod
-    def from_yaml(cls, file: Path) -> Taxonomy:
-        """The tree of nested mappings in a YAML file over flat folders.
-
-        A leaf is a key with no value (its images lie in the folder of that name) or with a string (the folder).
-        Raises InputError when the file can't be read or names a class twice, TaxonomyError for what is no tree: cycles,
-        lists.
-        """
-        content = read_yaml(file)
-        if not isinstance(content, dict) or not content:
-            raise TaxonomyError(f"{file}: the taxonomy is empty; write nested mappings, one key per class")
-        paths: list[tuple[str, ...]] = []
-        folders: list[str] = []
-
-        def walk(mapping: Mapping[Any, Any], path: tuple[str, ...], above: tuple[int, ...]) -> None:
-            if id(mapping) in above:
-                raise TaxonomyError(f"{file}: cycle in the taxonomy at {'/'.join(path)!r}; remove the alias")
-            for key, value in mapping.items():
-                here = (*path, str(key))
-                if isinstance(value, dict) and value:
-                    walk(value, here, (*above, id(mapping)))
-                elif value is None or isinstance(value, str):
-                    paths.append(here)
-                    folders.append(value or here[-1])
-                else:
-                    raise TaxonomyError(
-                        f"{file}: {'/'.join(here)!r} has the value {value!r}; a leaf takes nothing or a folder's name"
-                    )
-
-        walk(content, (), ())
-        for folder in folders:
-            if folders.count(folder) > 1:
-                raise TaxonomyError(
-                    f"{file}: two leaves share the folder {folder!r}; give each its own ('leaf: folder')"
-                )
-        return cls.from_paths(paths, folders)
+        folder_of = dict(zip(leaves, folders or ["/".join(leaf) for leaf in leaves], strict=True))
+        return cls(tuple(nodes), tuple(folder_of[node] for node in nodes if node in seen))
 
     def without(self, leaves: Iterable[str]) -> Taxonomy:
         """The tree less the given leaves (`"Fruit/Apple/Gala"`) and the parents that then have no leaf.
 
-        A parent left with one child stays, and its child is then certain. Raises TaxonomyError for what is no leaf,
-        or when fewer than two leaves are left.
+        A parent left with one child stays, and its child is then certain. Raises TaxonomyError for a name that is not a
+        leaf, or when fewer than two leaves are left.
         """
         left_out = dict.fromkeys(leaves)
-        held = [self.names[leaf] for leaf in self.leaves]
+        names = [self.names[leaf] for leaf in self.leaves]
         for name in left_out:
-            if name in self.index and name not in held:
+            if name in self.index and name not in names:
                 below = [self.names[self.leaves[leaf]] for leaf in np.flatnonzero(self.leaves_below[self.index[name]])]
-                raise TaxonomyError(f"{name!r} is no leaf to leave out; name the leaves below it: {', '.join(below)}")
-            if name not in held:
-                raise TaxonomyError(f"the taxonomy has no leaf {name!r} to leave out{nearest(name, held)}")
-        kept = [place for place, name in enumerate(held) if name not in left_out]
+                raise TaxonomyError(
+                    f"{name!r} is not a leaf to leave out; name the leaves below it: {', '.join(below)}"
+                )
+            if name not in names:
+                raise TaxonomyError(f"the taxonomy has no leaf {name!r} to leave out{nearest(name, names)}")
+        kept = [leaf for leaf, name in enumerate(names) if name not in left_out]
         # Depth first, so that siblings keep their order.
-        kept.sort(key=lambda place: self.path_at_level[self.leaves[place]].tolist())
+        kept.sort(key=lambda leaf: self.path_at_level[self.leaves[leaf]].tolist())
         if len(kept) < 2:
             raise TaxonomyError(f"without the {len(left_out)} leaves left out, {len(kept)} are left; leave out fewer")
-        return Taxonomy.from_paths([held[place] for place in kept], [self.folders[place] for place in kept])
+        return Taxonomy.from_paths([names[leaf] for leaf in kept], [self.folders[leaf] for leaf in kept])
 
     # ---- its shape -------------------------------------------------------------------------------------------
 
@@ -221,8 +119,8 @@ class Taxonomy:
 
     @cached_property
     def index(self) -> Mapping[str, int]:
-        """From a node's identity to its number."""
-        return {name: number for number, name in enumerate(self.names)}
+        """From a node's identity to its index."""
+        return {name: node for node, name in enumerate(self.names)}
 
     @cached_property
     def depth(self) -> int:
@@ -232,8 +130,8 @@ class Taxonomy:
     @cached_property
     def parent(self) -> NDArray[np.int64]:
         """[nodes] the parent of each node, `ROOT` at level 1."""
-        number = {node: i for i, node in enumerate(self.nodes)} | {(): ROOT}
-        return np.array([number[node[:-1]] for node in self.nodes], dtype=np.int64)
+        index_of = {path: node for node, path in enumerate(self.nodes)} | {(): ROOT}
+        return np.array([index_of[path[:-1]] for path in self.nodes], dtype=np.int64)
 
     @cached_property
     def children(self) -> tuple[range, ...]:
@@ -242,12 +140,12 @@ class Taxonomy:
 
     def children_of(self, parent: int) -> range:
         """The children of a node or of `ROOT`, consecutive by construction."""
-        found = np.flatnonzero(self.parent == parent)
-        return range(int(found[0]), int(found[-1]) + 1) if len(found) else range(0)
+        children = np.flatnonzero(self.parent == parent)
+        return range(int(children[0]), int(children[-1]) + 1) if len(children) else range(0)
 
     @cached_property
     def leaves(self) -> tuple[int, ...]:
-        """The leaves' node numbers, ascending."""
+        """The leaves' node indices, ascending."""
         parents = set(self.parent.tolist())
         return tuple(node for node in range(len(self.nodes)) if node not in parents)
 
@@ -267,10 +165,10 @@ class Taxonomy:
     def path_at_level(self) -> NDArray[np.int64]:
         """[nodes, depth] the node's ancestor (or itself) at level k + 1; below its own level, −1."""
         table = np.full((len(self.nodes), self.depth), -1, dtype=np.int64)
-        for number, node in enumerate(self.nodes):
-            if len(node) > 1:
-                table[number] = table[self.parent[number]]
-            table[number, len(node) - 1] = number
+        for node, path in enumerate(self.nodes):
+            if len(path) > 1:
+                table[node] = table[self.parent[node]]
+            table[node, len(path) - 1] = node
         return table
 
     @cached_property
@@ -282,7 +180,7 @@ class Taxonomy:
     @cached_property
     def leaves_below(self) -> NDArray[np.bool_]:
         """[nodes, leaves] whether the leaf is the node or lies below it."""
-        # One row more for the −1 of levels below the leaf; a table per level would not fit for thousands of leaves.
+        # The extra row takes the −1 of levels below the leaf. A table per level would not fit for thousands of leaves.
         below = np.zeros((len(self.nodes) + 1, len(self.leaves)), dtype=np.bool_)
         for level in self.path_at_level[list(self.leaves)].T:
             below[level, np.arange(len(self.leaves))] = True
@@ -291,13 +189,13 @@ class Taxonomy:
     @cached_property
     def leaf_counts(self) -> NDArray[np.int64]:
         """[nodes] how many leaves are the node or lie below it."""
-        places = self.path_at_level[list(self.leaves)]
-        return np.bincount(places[places >= 0], minlength=len(self.nodes)).astype(np.int64)
+        ancestors = self.path_at_level[list(self.leaves)]
+        return np.bincount(ancestors[ancestors >= 0], minlength=len(self.nodes)).astype(np.int64)
 
     # ---- as JSON ---------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; `from_dict` reads it back."""
+        """A form that JSON can hold; `from_dict` reads it back."""
         return {"nodes": [list(node) for node in self.nodes], "folders": list(self.folders)}
 
     @classmethod
@@ -308,11 +206,11 @@ class Taxonomy:
             folders = tuple(str(folder) for folder in content["folders"])
         except (KeyError, TypeError) as error:
             raise TaxonomyError(f"not a stored taxonomy ({error!r} is missing); write it with to_dict()") from error
-        # From the leaves in depth-first order of the stored nodes the same table must come out again.
-        place = {node: number for number, node in enumerate(nodes)}
-        inner = {node[:-1] for node in nodes}
-        leaves = [node for node in nodes if node not in inner]
-        leaves.sort(key=lambda leaf: [place.get(leaf[:depth], -1) for depth in range(1, len(leaf) + 1)])
+        # The leaves, in depth-first order of the stored nodes, must give the same table again.
+        index_of = {path: node for node, path in enumerate(nodes)}
+        inner = {path[:-1] for path in nodes}
+        leaves = [path for path in nodes if path not in inner]
+        leaves.sort(key=lambda leaf: [index_of.get(leaf[:depth], -1) for depth in range(1, len(leaf) + 1)])
         rebuilt = cls.from_paths(leaves)
         if rebuilt.nodes != nodes or len(folders) != len(leaves):
             raise TaxonomyError("not a stored taxonomy: its nodes do not form a tree")
@@ -329,6 +227,6 @@ def _check_names(path: tuple[str, ...]) -> None:
     for name in path:
         if not name or name != name.strip() or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
             raise TaxonomyError(
-                f"{name!r} in {'/'.join(path)!r} is no class name; names are non-empty, without '/', '\\' or "
+                f"{name!r} in {'/'.join(path)!r} is not a class name; names are non-empty, without '/', '\\' or "
                 "spaces at the ends"
             )

@@ -1,1 +1,1 @@
-"""Data sets as folders, tables and IDX files."""
+"""Data sets: labelled images in class folders, listed in a table, or held in IDX files."""

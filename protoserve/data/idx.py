@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from protoserve.errors import InputError
 
 PREFIXES: Final = {"train": "train", "test": "t10k"}
+_KINDS: Final = {"images": "idx3", "labels": "idx1"}
 _UNSIGNED_BYTE: Final = 0x08
 _GZIP: Final = b"\x1f\x8b"
-# More than any picture set that one holds in memory; a header that asks for more is damaged.
+# In bytes, more than any data set that is held in memory; a header that announces more is damaged.
 _LARGEST: Final = 1 << 33
 
 
@@ -38,12 +39,12 @@ def holds_idx_split(root: Path, split: str) -> bool:
 def read_idx_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The pictures uint8 [images, rows, columns] and labels uint8 [images] of `train` or `test`.
 
-    Raises InputError when a file is missing, torn or no IDX file of bytes, and where there are not as many labels
-    as pictures.
+    Raises InputError when a file is missing, torn or not an IDX file of bytes, and when the numbers of labels and
+    pictures differ.
     """
     if split not in PREFIXES:
         raise InputError(f"{root}: no split {split!r}; a data set of IDX files has {', '.join(PREFIXES)}")
-    images_file, labels_file = _found(root, split, "images"), _found(root, split, "labels")
+    images_file, labels_file = _required(root, split, "images"), _required(root, split, "labels")
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
     if len(images) != len(labels):
         raise InputError(
@@ -57,7 +58,7 @@ def read_idx_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[n
 
 def read_idx_labels(root: Path, split: str) -> NDArray[np.uint8]:
     """The labels alone, uint8 [images]."""
-    return read_idx(_found(root, split, "labels"), 1)
+    return read_idx(_required(root, split, "labels"), 1)
 
 
 def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -87,7 +88,7 @@ def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
 
 def _shape(file: Path, head: bytes, dimensions: int) -> tuple[int, ...]:
     if len(head) < 4 or head[:2] != b"\0\0":
-        raise InputError(f"{file}: starts with {head[:4].hex(' ') or 'nothing'}, so it is no IDX file")
+        raise InputError(f"{file}: starts with {head[:4].hex(' ') or 'nothing'}, so it is not an IDX file")
     if head[2] != _UNSIGNED_BYTE or head[3] != dimensions:
         raise InputError(
             f"{file}: holds values of type {head[2]} in {head[3]} dimensions; expected type {_UNSIGNED_BYTE} (unsigned "
@@ -102,7 +103,7 @@ def _shape(file: Path, head: bytes, dimensions: int) -> tuple[int, ...]:
 
 
 def _find(root: Path, split: str, part: str) -> Path | None:
-    kind = {"images": "idx3", "labels": "idx1"}[part]
+    kind = _KINDS[part]
     for separator in "-.":
         for suffix in (".gz", ""):
             file = root / f"{PREFIXES[split]}-{part}{separator}{kind}-ubyte{suffix}"
@@ -111,9 +112,10 @@ def _find(root: Path, split: str, part: str) -> Path | None:
     return None
 
 
-def _found(root: Path, split: str, part: str) -> Path:
+def _required(root: Path, split: str, part: str) -> Path:
     file = _find(root, split, part)
     if file is None:
-        kind = {"images": "idx3", "labels": "idx1"}[part]
-        raise InputError(f"{root}: {PREFIXES[split]}-{part}-{kind}-ubyte.gz is missing; put it beside the others")
+        raise InputError(
+            f"{root}: {PREFIXES[split]}-{part}-{_KINDS[part]}-ubyte.gz is missing; put it beside the others"
+        )
     return file

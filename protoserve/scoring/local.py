@@ -19,14 +19,15 @@ import pyarrow
 from pyarrow import parquet
 
 from protoserve.cores import usable_cores
-from protoserve.data.tables import is_manifest, table_columns
+from protoserve.data.folders import image_files
+from protoserve.data.tables import is_table, table_columns
 from protoserve.errors import InputError, nearest
 from protoserve.files import make_folder, new_file, remove_drafts, write_text
+from protoserve.images.decoding import IMAGE_SUFFIXES
 from protoserve.images.fitting import FittedImage
 from protoserve.inference.classifier import Classifier
 from protoserve.schema import Prediction
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 PART: Final = 1000
 BATCH: Final = 16
 JOB: Final = "job.json"
@@ -103,18 +104,11 @@ def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
     can't be read.
     """
     if source.is_dir():
-        found = tuple(
-            sorted(
-                file.relative_to(source).as_posix()
-                for file in source.rglob("*")
-                if file.suffix.lower() in SUFFIXES
-                and not any(part.startswith(".") for part in file.relative_to(source).parts)
-            )
-        )
+        found = tuple(sorted(file.relative_to(source).as_posix() for file in image_files(source)))
         if not found:
-            raise InputError(f"{source}: holds no pictures ({', '.join(sorted(SUFFIXES))}); give another folder")
+            raise InputError(f"{source}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
         return source.resolve(), found
-    if not is_manifest(source):
+    if not is_table(source):
         raise InputError(f"{source}: is no folder and no table; give a folder, a .csv or a .parquet file")
     columns = table_columns(source)
     if "image" not in columns:

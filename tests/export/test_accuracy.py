@@ -9,6 +9,7 @@ import pytest
 
 from export.accuracy import evidence_kept, first_evidence, held_back, in_batches, judge
 from export.parity import INT8
+from protoserve.data.folders import taxonomy_of_folders
 from protoserve.errors import InputError, ParityError
 from protoserve.run.folder import open_run
 from protoserve.taxonomy import Taxonomy
@@ -84,7 +85,7 @@ def test_batches_that_must_be_whole_start_over() -> None:
 
 def test_calibration_pictures_were_learned_from_and_validation_pictures_not(learned: tuple[Path, Path]) -> None:
     run, data = learned
-    taxonomy = Taxonomy.from_folders(data / "train")
+    taxonomy = taxonomy_of_folders(data / "train")
     held = held_back(open_run(run), data, taxonomy)
     assert all(image.startswith("train/") for image in held.calibration.images)
     assert all(image.startswith("val/") for image in held.validation.images)
@@ -96,11 +97,11 @@ def test_without_val_the_run_s_own_hold_out_is_validated_on(learned: tuple[Path,
     shutil.copytree(learned[1], data)
     shutil.rmtree(data / "val")
     with pytest.raises(InputError, match="held nothing back"):
-        held_back(open_run(run), data, Taxonomy.from_folders(data / "train"))
+        held_back(open_run(run), data, taxonomy_of_folders(data / "train"))
     provenance = json.loads((run / "provenance.json").read_text())
     provenance["config"]["data"]["hold_out"] = 0.3
     (run / "provenance.json").write_text(json.dumps(provenance))
-    held = held_back(open_run(run), data, Taxonomy.from_folders(data / "train"))
+    held = held_back(open_run(run), data, taxonomy_of_folders(data / "train"))
     assert len(held.validation)
     assert not set(held.validation.images) & set(held.calibration.images)
 
@@ -110,4 +111,4 @@ def test_another_data_set_is_refused(learned: tuple[Path, Path], tmp_path: Path)
     shutil.copytree(data, tmp_path / "data")
     next((tmp_path / "data" / "train").rglob("*.png")).unlink()
     with pytest.raises(InputError, match="is not the data set"):
-        held_back(open_run(run), tmp_path / "data", Taxonomy.from_folders(data / "train"))
+        held_back(open_run(run), tmp_path / "data", taxonomy_of_folders(data / "train"))

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from protoserve.data.dataset import read_novel, read_split
+from protoserve.data.dataset import read_split
+from protoserve.data.novel import read_novel
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import open_run
 from protoserve.scores import scores

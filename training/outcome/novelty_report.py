@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from protoserve.data.dataset import Dataset, NovelImages
+from protoserve.data.dataset import Dataset
+from protoserve.data.novel import NovelImages
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import Network

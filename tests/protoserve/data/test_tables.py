@@ -1,5 +1,3 @@
-"""Tables as data sets, and what is said about a bad row."""
-
 import os
 from pathlib import Path
 
@@ -8,7 +6,7 @@ import pytest
 from PIL import Image
 
 from protoserve.data.dataset import hold_out, holds_split, read_split, read_taxonomy
-from protoserve.data.tables import is_manifest, read_manifest
+from protoserve.data.tables import is_table, read_table
 from protoserve.errors import InputError, TaxonomyError
 
 PATHS = """image,path,split,remark
@@ -26,20 +24,20 @@ test,Apple,d.png,Fruit,Gala
 
 
 @pytest.fixture
-def folder(tmp_path: Path):
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "deep").mkdir()
     for number, name in enumerate(("a", "deep/b", "c", "d")):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{name}.png")
     return tmp_path
 
 
-def write(folder, text, name="m.csv"):
+def write(folder: Path, text: str, name: str = "m.csv") -> Path:
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 
 
 @pytest.mark.parametrize("text", [PATHS, LEVELS, "\ufeff" + PATHS, PATHS.replace("\n", "\r\n")])
-def test_a_table_is_read_like_the_folders_it_stands_for(folder, text) -> None:
+def test_a_table_is_read_like_the_folders_it_stands_for(folder: Path, text: str) -> None:
     table = write(folder, text)
     taxonomy = read_taxonomy(table)
     assert [taxonomy.names[leaf] for leaf in taxonomy.leaves] == ["Garlic", "Fruit/Lemon", "Fruit/Apple/Gala"]
@@ -57,7 +55,7 @@ def test_a_table_is_read_like_the_folders_it_stands_for(folder, text) -> None:
     assert len(rest) == 3 and not len(held)
 
 
-def test_an_image_may_lie_anywhere(folder, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_image_may_lie_anywhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("tables") / "m.csv"
     text = PATHS.replace("a.png", str(folder / "a.png")).replace(
         "deep/b.png", os.path.relpath(folder / "deep/b.png", elsewhere.parent)
@@ -67,27 +65,27 @@ def test_an_image_may_lie_anywhere(folder, tmp_path_factory: pytest.TempPathFact
     assert [np.asarray(train.picture(number).picture)[0, 0, 0] for number in range(3)] == [0, 1, 2]
 
 
-def test_parquet_holds_the_same(folder) -> None:
+def test_parquet_holds_the_same(folder: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import csv, parquet
 
     table = write(folder, LEVELS)
     strings = dict.fromkeys(("level_1", "level_2", "level_3"), pyarrow.string())
     columns = csv.read_csv(table, convert_options=csv.ConvertOptions(column_types=strings, strings_can_be_null=True))
-    # Absent values, dictionary-encoded text, and a column of another type that nobody asks for.
+    # Absent values, dictionary-encoded text, and a column of another type that no data set uses.
     columns = columns.set_column(0, "split", columns["split"].dictionary_encode())
     columns = columns.append_column("width", pyarrow.array([1, 2, 3, 4]))
     parquet.write_table(columns, folder / "m.parquet")
-    ours, theirs = read_manifest(folder / "m.parquet"), read_manifest(table)
+    ours, theirs = read_table(folder / "m.parquet"), read_table(table)
     assert (ours.images, ours.paths, ours.splits) == (theirs.images, theirs.paths, theirs.splits)
 
     wrong = pyarrow.table({"image": ["a.png"], "split": ["train"], "path": [3]})
     parquet.write_table(wrong, folder / "wrong.parquet")
-    with pytest.raises(InputError, match=r"wrong.parquet, row 1, column 'path': 3 is no text; store"):
-        read_manifest(folder / "wrong.parquet")
+    with pytest.raises(InputError, match=r"wrong.parquet, row 1, column 'path': 3 is not text; store"):
+        read_table(folder / "wrong.parquet")
     (folder / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"torn\.parquet: can't read it as Parquet"):
-        read_manifest(folder / "torn.parquet")
+        read_table(folder / "torn.parquet")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,11 @@ def test_parquet_holds_the_same(folder) -> None:
         ("path,split", "class,split", r"has neither of these, but image, class, split, remark"),
         ("remark", "level_1", "it has both of these"),
         ("remark", "path", "two columns 'path'; name each column once"),
-        ("Garlic,train", "Garlic,trian", r"row 3, column 'split': 'trian' is none of train, val, test; did you mean"),
+        (
+            "Garlic,train",
+            "Garlic,trian",
+            r"row 3, column 'split': 'trian' is not one of train, val, test; did you mean",
+        ),
         ("Garlic,train", ",train", "row 3, column 'path': is empty"),
         ("c.png", "a.png", "row 3, column 'image': 'a.png' is in row 1 already"),
         ("c.png,Garlic", "c.png,Fruit,Garlic", "row 3: 5 cells under 4 columns; quote"),
@@ -106,10 +108,10 @@ def test_parquet_holds_the_same(folder) -> None:
         ('"red, ripe"', '"red, ripe', "can't read it as CSV"),
     ],
 )
-def test_a_bad_table_names_row_column_and_cure(folder, old, new: str, message: str) -> None:
+def test_a_bad_table_names_row_column_and_cure(folder: Path, old: str, new: str, message: str) -> None:
     assert old in PATHS
     with pytest.raises(InputError, match=message):
-        read_manifest(write(folder, PATHS.replace(old, new, 1)))
+        read_table(write(folder, PATHS.replace(old, new, 1)))
 
 
 @pytest.mark.parametrize(
@@ -125,13 +127,13 @@ def test_a_bad_table_names_row_column_and_cure(folder, old, new: str, message: s
         ("c.png,Garlic", "c.png,", "row 3, column 'level_1': is empty"),
     ],
 )
-def test_bad_levels_name_row_column_and_cure(folder, old: str, new: str, message: str) -> None:
+def test_bad_levels_name_row_column_and_cure(folder: Path, old: str, new: str, message: str) -> None:
     assert old in LEVELS
     with pytest.raises(InputError, match=message):
-        read_manifest(write(folder, LEVELS.replace(old, new, 1)))
+        read_table(write(folder, LEVELS.replace(old, new, 1)))
 
 
-def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder) -> None:
+def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder: Path) -> None:
     table = write(folder, PATHS.replace("c.png", "e.png"))
     with pytest.raises(InputError, match=r"row 3, column 'image': there is no file 'e.png'; give a path relative to"):
         read_taxonomy(table)
@@ -146,7 +148,7 @@ def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder) 
         read_split(other, "test", taxonomy)
 
 
-def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder) -> None:
+def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder: Path) -> None:
     table = write(folder, PATHS)
     whole = read_taxonomy(table)
     taxonomy = whole.without(["Garlic"])
@@ -155,14 +157,14 @@ def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder) 
         read_split(table, "test", whole, every_leaf=True)
 
 
-def test_a_table_is_told_from_a_folder_and_read_again_when_it_changes(folder) -> None:
+def test_a_table_is_told_from_a_folder_and_read_again_when_it_changes(folder: Path) -> None:
     (folder / "folder.csv").mkdir()
-    assert is_manifest(folder / "m.csv") and is_manifest(folder / "m.PARQUET")
-    assert not is_manifest(folder / "folder.csv") and not is_manifest(folder)
+    assert is_table(folder / "m.csv") and is_table(folder / "m.PARQUET")
+    assert not is_table(folder / "folder.csv") and not is_table(folder)
     with pytest.raises(InputError, match=r"nothing.csv: can't read it \(No such file"):
         read_taxonomy(folder / "nothing.csv")
     table = write(folder, PATHS)
-    assert len(read_manifest(table).images) == 4
+    assert len(read_table(table).images) == 4
     table.write_text(PATHS + "deep/../d.png,Garlic,test,\n")
     os.utime(table, ns=(1, 1))
-    assert len(read_manifest(table).images) == 5
+    assert len(read_table(table).images) == 5

@@ -1,5 +1,3 @@
-"""IDX files: what they hold, what is wrong with those that are damaged, and data sets made of them."""
-
 from __future__ import annotations
 
 import gzip
@@ -37,8 +35,8 @@ WHOLE = header(2, 3) + bytes(6)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "starts with nothing, so it is no IDX file"),
-        (b"\x89PNG\r\n\x1a\n", "starts with 89 50 4e 47, so it is no IDX file"),
+        (b"", "starts with nothing, so it is not an IDX file"),
+        (b"\x89PNG\r\n\x1a\n", "starts with 89 50 4e 47, so it is not an IDX file"),
         (header(2, 3, kind=0x0D) + bytes(24), "holds values of type 13 in 2 dimensions; expected type 8"),
         (header(6) + bytes(6), "in 1 dimensions; expected type 8 (unsigned byte) in 2"),
         (WHOLE[:9], "ends within its header"),
@@ -84,7 +82,7 @@ def test_the_other_usual_names_are_found_too(tiny_idx: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_real_files_hold_what_they_are_known_for(name: str) -> None:
-    folder = Path(os.environ.get("PROTOSERVE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / name
+    folder = Path(os.environ.get("PROTOSERVE_DATA", Path(__file__).resolve().parents[4] / "shared" / "data")) / name
     if not holds_idx(folder):
         pytest.skip(f"there is no {name} in {folder.parent}; PROTOSERVE_DATA names the folder that holds it")
     images, labels = read_idx_split(folder, "test")

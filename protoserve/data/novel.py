@@ -1,0 +1,98 @@
+"""Images of classes that a taxonomy does not hold, to measure how well a network knows that it does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve.data.dataset import NOTHING_LEFT_OUT
+from protoserve.data.folders import image_files, without_only_parents
+from protoserve.data.taxonomy_file import TAXONOMY_FILE, read_taxonomy_file
+from protoserve.errors import InputError
+from protoserve.images.decoding import DecodedImage, decode
+from protoserve.taxonomy import ROOT, Taxonomy
+
+
+@dataclass(frozen=True)
+class NovelImages:
+    """Images of classes that a taxonomy does not hold.
+
+    `images` are paths relative to `root`; `ancestor` int64 [images] is the deepest node that each is known to lie
+    below, or `ROOT`; `passed_over` counts the images of known classes that lay among them.
+    """
+
+    root: Path
+    images: tuple[str, ...]
+    ancestor: NDArray[np.int64]
+    passed_over: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def picture(self, number: int) -> DecodedImage:
+        """Image `number`, upright RGB; raises ImageError as `protoserve.images.decoding.decode` does."""
+        return decode(self.root / self.images[number])
+
+
+def read_novel(
+    directory: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str] = NOTHING_LEFT_OUT
+) -> NovelImages:
+    """The images below `directory`, or below its folder `split` where it has one, whose class the taxonomy lacks.
+
+    Class folders are nested as far as the taxonomy knows where they belong: images in `Fruit/Apple/Jonagold` are novel
+    below `Fruit/Apple`, and so are those in `Fruit/Apple` itself; those in `Bicycle` are novel below the root. A folder
+    that stands for a known leaf, or lies within one, is passed over, so that the data set of a run with left-out leaves
+    may be given as it is. `left_out`, leaf → folder, and a `taxonomy.yaml` in `directory` say where flat folders
+    belong. Raises InputError when there is no such folder or nothing novel in it.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such folder; --novel takes a folder of class folders")
+    folder = directory / split if (directory / split).is_dir() else directory
+    path_of_folder = _paths_of_folders(directory, taxonomy, left_out)
+    ancestors: dict[Path, int | None] = {}
+    images: list[str] = []
+    image_ancestors: list[int] = []
+    passed_over = 0
+    for file in image_files(folder):
+        class_folder = file.parent.relative_to(folder)
+        if class_folder not in ancestors:
+            shorter = without_only_parents(class_folder, folder, taxonomy)
+            name = class_folder.as_posix()
+            ancestors[class_folder] = _ancestor(path_of_folder.get(name, path_of_folder.get(shorter, name)), taxonomy)
+        ancestor = ancestors[class_folder]
+        if ancestor is None:
+            passed_over += 1
+        else:
+            images.append(file.relative_to(directory).as_posix())
+            image_ancestors.append(ancestor)
+    if not images:
+        raise InputError(
+            f"{folder}: holds no image of a class that the taxonomy lacks ({passed_over} of known ones); give a folder "
+            "with other classes, or train with --leave-out LEAF"
+        )
+    return NovelImages(directory, tuple(images), np.array(image_ancestors, dtype=np.int64), passed_over)
+
+
+def _paths_of_folders(directory: Path, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> dict[str, str]:
+    """From the folder of every class that is known by name to its path in the tree."""
+    path_of_folder: dict[str, str] = {}
+    if (directory / TAXONOMY_FILE).is_file():
+        whole = read_taxonomy_file(directory / TAXONOMY_FILE)
+        path_of_folder |= {folder: whole.names[leaf] for leaf, folder in zip(whole.leaves, whole.folders, strict=True)}
+    path_of_folder |= {folder: leaf for leaf, folder in left_out.items()}
+    path_of_folder |= {
+        folder: taxonomy.names[leaf] for leaf, folder in zip(taxonomy.leaves, taxonomy.folders, strict=True)
+    }
+    return path_of_folder
+
+
+def _ancestor(path: str, taxonomy: Taxonomy) -> int | None:
+    """The deepest known node on the way to a class, `ROOT` where there is none, None where the class is known."""
+    parts = [] if path == "." else path.split("/")
+    prefixes = ("/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+    node = next((taxonomy.index[prefix] for prefix in prefixes if prefix in taxonomy.index), ROOT)
+    return None if node in taxonomy.leaves else node
