@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -78,7 +78,7 @@ def batches(
 
 def loaded(
     load: Callable[[int], NDArray[np.uint8]], parts: Iterable[Sequence[int]], workers: int, *, pinned: bool = False
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Generator[tuple[list[int], Tensor], None, None]:
     """For each part its numbers and its pictures, uint8 [part, H, W, 3]; `pinned` in memory that a GPU reads directly.
 
     Decoding runs ahead in `workers` threads (Pillow releases the interpreter lock), by two parts and at least two

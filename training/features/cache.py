@@ -76,7 +76,7 @@ def cached_features(
                     shape: tuple[int, ...] = (images, *found.shape[1:])
                     _check_room(file, int(np.prod(shape)) * np.dtype(dtype).itemsize)
                     stored = np.lib.format.open_memmap(draft, mode="w+", dtype=dtype, shape=shape)
-                if (largest := float(np.abs(found).max(initial=0.0))) > np.finfo(dtype).max:
+                if (largest := float(np.abs(found).max(initial=0.0))) > float(np.finfo(dtype).max):
                     raise InputError(
                         f"{file}: features reach {largest:.3g}, more than {np.dtype(dtype)} holds; "
                         "set finetune.fresh: true"

@@ -103,7 +103,7 @@ class Feed:
             for file in self.directory.glob(f"*-{old}-*"):
                 file.unlink(missing_ok=True)
 
-    def leave_processes(self) -> None:
+    def continue_alone(self) -> None:
         """Work on in this process alone, once the others have ended."""
         self.processes, self.directories = ALONE, [self.directory]
 

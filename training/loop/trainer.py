@@ -167,7 +167,7 @@ class Trainer:
     def go_on_alone(self) -> None:
         """The other processes are done; this one does what is left."""
         self.processes = ALONE
-        self.feed.leave_processes()
+        self.feed.continue_alone()
 
     def end_stage(self) -> None:
         """Go on after the last of this stage's steps once the present one is done, with what comes between them left

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from training.data.elastic import deform, displacements, move
 
@@ -15,10 +16,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def gaussian(sigma: float, reach: int) -> np.ndarray:
-    places = np.arange(-reach, reach + 1)
-    weights = np.exp(-0.5 * (places / sigma) ** 2)
-    return weights / weights.sum()
+def gaussian(sigma: float, reach: int) -> NDArray[np.float64]:
+    offsets = np.arange(-reach, reach + 1)
+    weights: NDArray[np.float64] = np.exp(-0.5 * (offsets / sigma) ** 2)
+    return weights / float(weights.sum())
 
 
 def test_displacements_are_smoothed_noise() -> None:
@@ -46,7 +47,7 @@ def test_the_published_strength_moves_pixels_by_about_one() -> None:
     assert middle.mean().item() == pytest.approx(0.0, abs=0.1)
 
 
-def bilinear(picture: np.ndarray, x: float, y: float) -> float:
+def bilinear(picture: NDArray[np.float64], x: float, y: float) -> float:
     height, width = picture.shape
     x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
     left, top = min(int(x), width - 2), min(int(y), height - 2)

@@ -25,8 +25,6 @@ from training.rendered import (
     render_dataset,
     split_counts,
 )
-from training.rendered.picture import with_occluders
-from training.rendered.shapes import Palette
 
 PER_LEAF = 28
 LEAF = ("Creature", "Bird", "Toucan")
@@ -77,18 +75,6 @@ def test_neither_count_nor_order_changes_a_picture(rendered: Path, tmp_path: Pat
     assert np.array_equal(alone.pixels, pixels(rendered / "train" / Path(*LEAF) / "toucan_0002.png"))
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"seed": 1}, {"split": "val"}, {"index": 2}, {"leaf": ("Creature", "Bird", "Peacock")}],
-    ids=["seed", "split", "index", "leaf"],
-)
-def test_seed_split_index_and_leaf_each_give_another_background(other: dict[str, Any]) -> None:
-    usual: dict[str, Any] = {"leaf": LEAF, "seed": 0, "split": "train", "index": 1, "size": 64}
-    first, second = (draw_picture(**arguments).pixels for arguments in (usual, usual | other))
-    # The corners show the background, where a stream shared between the two would show.
-    assert not np.array_equal(first[:4, :4], second[:4, :4])
-
-
 def test_no_two_pictures_are_alike(rendered: Path) -> None:
     found = [pixels(rendered / path).tobytes() for path in pictures(rendered)]
     assert len(set(found)) == len(found) == count_pictures(PER_LEAF)
@@ -128,14 +114,6 @@ def test_description_names_every_part_and_node(description: dict[str, Any]) -> N
     assert all(set(parts) <= set(PARTS) and parts for parts in description["decisive"].values())
 
 
-def test_the_tree_has_three_levels_and_a_choice_at_every_node() -> None:
-    assert len(leaf_paths()) == len(set(leaf_paths())) == 16
-    for node in DECISIVE_PARTS:
-        parent, _, _ = node.rpartition("/")
-        siblings = [other for other in DECISIVE_PARTS if other.rpartition("/")[0] == parent]
-        assert len(siblings) >= 2, node
-
-
 def test_decisive_parts_of_every_level_are_seen_in_every_picture(rendered: Path, description: dict[str, Any]) -> None:
     names = [description["parts"][str(index)] for index in range(len(PARTS) + 1)]
     for path in pictures(rendered):
@@ -170,27 +148,6 @@ def test_masks_lie_on_the_figures_to_the_pixel(rendered: Path) -> None:
         for shift in shifts:
             darkness[shift] -= grey[np.roll(rim, shift, axis=(0, 1))].mean()
     assert max(darkness, key=lambda shift: darkness[shift]) == (0, 0)
-
-
-def test_nothing_stands_before_the_part_that_decides_the_leaf() -> None:
-    parts = np.zeros((96, 96), dtype=np.uint8)
-    parts[15:80, 15:80] = part_index("body")
-    for part, columns in (("mane", slice(40, 65)), ("leg", slice(15, 25)), ("ear", slice(70, 80))):
-        parts[30:70, columns] = part_index(part)
-    mane, figure = parts == part_index("mane"), parts > 0
-    grey = np.full((96, 96, 3), 128.0)
-    palette = Palette((1, 1, 1), (2, 2, 2), (3, 3, 3), outline=(9, 9, 9))
-    hidden = 0
-    for seed in range(150):
-        leaf = ("Creature", "Quadruped", "Lion")
-        scene, seen = with_occluders(np.random.default_rng(seed), grey, parts, leaf, palette)
-        assert np.array_equal(scene[mane], grey[mane]) and (seen[mane] == part_index("mane")).all()
-        # What is hidden is background in the mask, and only where the picture has changed.
-        assert set(np.unique(seen[seen != parts]).tolist()) <= {0}
-        assert (scene[seen != parts] != 128.0).any(axis=1).all()
-        assert (seen[figure] == 0).mean() < 0.4
-        hidden += bool((seen != parts).any())
-    assert hidden >= 15
 
 
 @pytest.mark.parametrize(("level_2", "part"), [("Bird", "eye"), ("Quadruped", "eye"), ("Car", "wheel")])
