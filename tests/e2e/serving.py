@@ -22,8 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVE = (
     sys.executable,
     "-c",
-    "from protoserve.cli.root import build_app; from service.commands import commands; "
-    "app = build_app(); commands(app); app(prog_name='protoserve')",
+    "from protoserve.cli.root import main; main()",
     "serve",
 )
 

@@ -14,11 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Works in a checkout that is not installed, too, where the root command finds no entry points.
-PROTOSERVE = (
-    "from protoserve.cli.root import build_app; from service.commands import commands; "
-    "app = build_app(); commands(app); app(prog_name='protoserve')"
-)
+PROTOSERVE = "from protoserve.cli.root import main; main()"
 
 
 def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -43,6 +43,16 @@ class Bridge(httpx.BaseTransport):
         return httpx.Response(response.status_code, headers=response.headers, content=response.content)
 
 
+@pytest.fixture(scope="module")
+def holder(tiny_bundle: Path) -> ModelHolder:
+    return ModelHolder(lambda: tiny_bundle, Settings(device="cpu", threads=1))
+
+
+@pytest.fixture(scope="module")
+def classifier(holder: ModelHolder) -> Classifier:
+    return holder.current().classifier
+
+
 @pytest.fixture
 def app(holder: ModelHolder) -> ASGIApp:
     return create_app(Settings(max_bytes=200_000, max_images=3), holder.current)
