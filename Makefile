@@ -48,8 +48,8 @@ test-fast: install ## Most of the safety in under two minutes: no slow tests, no
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 -m "not slow" --ignore tests/e2e --ignore tests/deploy
 
 bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
-	$(BIN)/python benchmarks/head.py
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python -m benchmarks.head.cost
+	$(BIN)/python -m benchmarks.head.scale
 
 test-faults: install ## Hostile uploads (10,000), kills, full disks, slow and vanishing clients, Ray
 	PROTOSERVE_HOSTILE_UPLOADS=10000 $(BIN)/python -m pytest tests/service/test_hostile.py --timeout 3000
@@ -66,7 +66,7 @@ test-container: install ## Build the CPU image with buildah, run it read-only wi
 	PROTOSERVE_TEST_BASE=$(or $(BASE_IMAGE),localhost/protoserve-base) $(BIN)/python -m pytest tests/deploy -rA --timeout 3000
 
 bench-service: install ## Throughput and latency of the service beside others (BUNDLE=, DATA= folder of photographs)
-	$(BIN)/python benchmarks/service.py $(BUNDLE) $(DATA)
+	$(BIN)/python -m benchmarks.service.throughput $(BUNDLE) $(DATA)
 
 clean: ## Remove the demo and the tools' caches
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

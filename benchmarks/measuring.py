@@ -1,4 +1,4 @@
-"""What all measurements share: running a command, and the machine that the figures come from."""
+"""All measurements share this: running a command, describing the machine, writing results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from protoserve.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CONFIGS = ROOT / "training" / "configs"
+
 
 def protoserve(*arguments: str | Path) -> dict[str, Any]:
     """Run a command with `--json` and return its document."""
@@ -21,8 +27,15 @@ def protoserve(*arguments: str | Path) -> dict[str, Any]:
     return document
 
 
+def write_results(name: str, document: dict[str, Any], table: str) -> None:
+    """Write `results/NAME.json` and its table, `results/NAME.md`, each whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    write_text(RESULTS / f"{name}.json", json.dumps(document, indent=1) + "\n")
+    write_text(RESULTS / f"{name}.md", table)
+
+
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and the versions that the figures come from."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

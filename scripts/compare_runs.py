@@ -114,7 +114,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--before-run", type=Path, metavar="DIR", help="a finished run, instead of training BEFORE")
     parser.add_argument("--after-run", type=Path, metavar="DIR", help="a finished run, instead of training AFTER")
-    parser.add_argument("--config", type=Path, help="the configuration (default: training/configs/rendered.yaml)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("training/configs/rendered.yaml"),
+        help="the configuration, relative to each checkout (default: training/configs/rendered.yaml)",
+    )
     parser.add_argument(
         "--data", default="rendered", help="the data set's folder, or 'rendered' to draw one (the default)"
     )
@@ -145,7 +150,6 @@ def main() -> int:
             data = work / "rendered"
             if not data.is_dir():
                 render(data)
-        config = (options.config or ROOT / "training" / "configs" / "rendered.yaml").resolve()
         arguments = ["--seed", str(options.seed)]
         for setting in options.set:
             arguments += ["--set", setting]
@@ -155,7 +159,8 @@ def main() -> int:
         for name, finished in (("before", options.before_run), ("after", options.after_run)):
             run = finished or work / f"run-{name}"
             if finished is None:
-                train(checkouts.pop(0), config, data, run, arguments)
+                checkout = checkouts.pop(0)
+                train(checkout, checkout / options.config, data, run, arguments)
             runs.append(run)
         before, after = (read_tensors(run) for run in runs)
     lines = compare(before, after)

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     jpeg_draft: bool = Field(
         default=False,
         description="scale large JPEGs down while decoding them: faster, but answers differ slightly "
-        "(benchmarks/draft.py)",
+        "(benchmarks/service/draft.py)",
     )
     read_seconds: float = Field(default=30.0, gt=0, description="longest time to receive a request body, in seconds")
     header_seconds: float = Field(

@@ -14,7 +14,7 @@ from export.sources import Source, finish_onnx
 from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, web
 from protoserve.errors import InputError, nearest
 
-# How many nodes of every level a routed graph expands; see benchmarks/routing.py.
+# How many nodes of every level a routed graph expands; see benchmarks/accuracy/routing.py.
 ROUTED_WIDTH: Final = 2
 
 

@@ -1,4 +1,4 @@
-"""Servers to measure and load for them, for benchmarks/service.py and benchmarks/batching.py."""
+"""Servers to measure and load for them, for benchmarks/service/throughput.py and benchmarks/service/batching.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.measuring import ROOT
+
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -4,7 +4,7 @@
 For each: latency with one client, throughput at saturation, and what a picture that fails does to those beside it. The
 pictures come as raw pixels of the model's size, so that nothing but batching is measured. The sides take turns.
 
-Example: python benchmarks/batching.py bundles/grocery
+Example: python -m benchmarks.service.batching bundles/grocery
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import described, machine
-from service_load import OPENER, RESULTS, ROOT, Side, side, wrk, wrk_script
 
+from benchmarks.measuring import RESULTS, ROOT, described, machine
+from benchmarks.service.load import OPENER, Side, side, wrk, wrk_script
 from protoserve.bundle.folder import read_bundle
 
 SIDES = {
@@ -74,7 +74,7 @@ def main() -> None:
                 "-m",
                 "bentoml",
                 "serve",
-                "benchmarks.batching_sides:Sides",
+                "benchmarks.service.batching_sides:Sides",
                 "--working-dir",
                 str(ROOT),
             ]
@@ -147,7 +147,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# Ways to put pictures together",
         "",
-        f"`python benchmarks/batching.py BUNDLE --rounds {found['options']['rounds']} "
+        f"`python -m benchmarks.service.batching BUNDLE --rounds {found['options']['rounds']} "
         f"--seconds {found['options']['seconds']:g}`: raw pixels of the model's size, "
         f"{found['options']['lanes']} lanes of one thread, {found['options']['connections']} connections when busy; "
         f"medians of {found['options']['rounds']} rounds in which the sides take turns.",

@@ -1,6 +1,6 @@
 """A plain classifier, ProtoPNet and the hierarchical network side by side, frozen and fine-tuned. One command:
 
-    python benchmarks/comparison.py grocery --data DIR --weights FILE --runs RUNS
+    python -m benchmarks.accuracy.comparison grocery --data DIR --weights FILE --runs RUNS
 
 or `hpnet15`, or `similarities` for the hierarchical network with each form of the similarity on Grocery Store.
 
@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import described, machine, protoserve
 
+from benchmarks.measuring import CONFIGS, RESULTS, described, machine, protoserve
 from protoserve.files import write_text
 
-HERE = Path(__file__).parent
-CONFIGS = HERE.parent / "training" / "configs"
 NOTES = {
     "grocery": "Grocery Store (Klasson et al. 2019), MobileNetV2; test split, 2,485 photographs.",
     "similarities": "The frozen hierarchical network of `grocery` with each form of the similarity, all else equal.",
@@ -173,7 +171,8 @@ def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
     lines = [
         f"# {name}" + ("" if name == "similarities" else ": plain, ProtoPNet, hierarchical"),
         "",
-        f"Made by `python benchmarks/comparison.py {name} --data DIR --weights FILE`; all figures in `{name}.json`.",
+        f"Made by `python -m benchmarks.accuracy.comparison {name} --data DIR --weights FILE`; all figures in "
+        f"`{name}.json`.",
         NOTES[name],
         "",
         f"{described_seeds(seeds)} Accuracy in %; "
@@ -224,7 +223,7 @@ def main() -> None:
         help="rows and seeds not asked for stay as the results have them; only where their settings are still those",
     )
     options = parser.parse_args()
-    file = HERE / "results" / f"{options.name}.json"
+    file = RESULTS / f"{options.name}.json"
     earlier = json.loads(file.read_text()) if options.keep and file.is_file() else {"systems": {}, "bundles": {}}
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)

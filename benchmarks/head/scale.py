@@ -1,6 +1,6 @@
 """A taxonomy of 10,000 leaves and 100,000 prototypes: what its graphs cost to write, to load and to ask. One command:
 
-    python benchmarks/scale.py
+    python -m benchmarks.head.scale
 
 The tree is drawn at random: four levels, uneven. A process of its own writes the full and the routed graph and tells
 its time and greatest memory; another loads both and asks them in turns. Weights are random but the last layers strong,
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import described, machine
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.measuring import described, machine, write_results
+
 SIZE, DIMENSIONS, TOP_K = 224, 128, 10
 FULL = "full.onnx"
 # How many nodes of every level are expanded.
@@ -148,7 +148,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# Scale",
         "",
-        "Made by `python benchmarks/scale.py`; all figures in `scale.json`.",
+        "Made by `python -m benchmarks.head.scale`; all figures in `scale.json`.",
         "",
         f"{written['leaves']:,} leaves in {written['groups']:,} groups (the largest of {written['largest_group']} "
         f"nodes), {written['prototypes']:,} prototypes of {DIMENSIONS} dimensions, {setting['backbone']} at {SIZE} "
@@ -169,10 +169,9 @@ def table(results: dict[str, Any]) -> str:
             f"{100 * asked['same_where_certain'][name]:.0f} % |"
         )
     lines += [
-        "| asked | ≤ 180 | ≤ 1.3 | | ≥ 5 | | 100 % |",
         "",
         f"Times include the backbone. Writing all three held {written['peak_mib']:,.0f} MiB at most, asking them "
-        f"{asked['peak_mib']:,.0f} (asked: 3,072).",
+        f"{asked['peak_mib']:,.0f}.",
         "",
         described(results["machine"]),
         "",
@@ -197,9 +196,7 @@ def main() -> None:
             asked = pool.submit(ask, folder, options.rounds, options.threads).result()
     setting = {"backbone": options.backbone, "rounds": options.rounds, "threads": options.threads}
     results = {"machine": machine(), "setting": setting, "written": written, "asked": asked}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "scale.md").write_text(table(results))
+    write_results("scale", results, table(results))
     print(table(results))
 
 

@@ -4,7 +4,7 @@
 Photographs smaller than `--side` are enlarged to it first, for a data set of small ones; that leaves out the finest
 detail of a camera's own pictures, so judge by large photographs of your own where you have them.
 
-Example: python benchmarks/draft.py bundles/grocery photos/
+Example: python -m benchmarks.service.draft bundles/grocery photos/
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measuring import described, machine
 from PIL import Image
-from service_load import RESULTS
 
+from benchmarks.measuring import RESULTS, described, machine
 from protoserve.inference.classifier import load
 
 

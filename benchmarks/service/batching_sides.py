@@ -1,4 +1,4 @@
-"""The sides of benchmarks/batching.py, as BentoML services: one route around three ways to put pictures together.
+"""The sides of benchmarks/service/batching.py, as BentoML services: one route around three ways to form batches.
 
 `BATCHING_SIDE` names it: `ours` (service.scheduling.batching), `bentoml` (BentoML's batcher in the same process),
 `separate` (BentoML's batcher in a service of its own, behind `bentoml.depends`). An image whose first sample is 255

@@ -6,7 +6,7 @@ All decode the same photographs with the same function, run the same graph with 
 the same document; what differs is what carries the bytes. `wrk` makes the load (apt-get install wrk); the sides take
 turns, round after round, and what is reported are medians over rounds and their ratios.
 
-Example: python benchmarks/service.py bundles/grocery grocery-store/test
+Example: python -m benchmarks.service.throughput bundles/grocery grocery-store/test
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from measuring import described, machine
-from service_load import RESULTS, ROOT, Side, open_loop, paced, side, wrk, wrk_script
 
+from benchmarks.measuring import RESULTS, ROOT, described, machine
+from benchmarks.service.load import Side, open_loop, paced, side, wrk, wrk_script
 from protoserve.inference.classifier import Classifier, load
 
 TWINS = Path(__file__).parent
@@ -220,17 +220,17 @@ def start_sides(stack: ExitStack, options: argparse.Namespace, folder: Path) -> 
     ]
     sides = [stack.enter_context(side("ProtoServe", [*serve, "--port"], "/v1/predict", False, ours, "/readyz"))]
     if importlib.util.find_spec("fastapi"):
-        command = [sys.executable, str(TWINS / "service_twin_fastapi.py")]
+        command = [sys.executable, str(TWINS / "twin_fastapi.py")]
         sides.append(stack.enter_context(side("FastAPI + onnxruntime", command, "/predict", False, common, "/docs")))
     else:
         print("no FastAPI twin: pip install fastapi", file=sys.stderr)
     if importlib.util.find_spec("litserve"):
-        command = [sys.executable, str(TWINS / "service_twin_litserve.py")]
+        command = [sys.executable, str(TWINS / "twin_litserve.py")]
         sides.append(stack.enter_context(side("LitServe", command, "/predict", True, common, "/health")))
     else:
         print("no LitServe twin: pip install litserve", file=sys.stderr)
     bento = {**common, "BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "true"}
-    native = [*serve[:4], "service_twin_bentoml:Twin", "--working-dir", str(TWINS), "--host", "127.0.0.1", "--port"]
+    native = [*serve[:4], "twin_bentoml:Twin", "--working-dir", str(TWINS), "--host", "127.0.0.1", "--port"]
     sides.append(stack.enter_context(side("a native BentoML API", native, "/predict", True, bento, "/readyz")))
     return sides
 
@@ -264,7 +264,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# The service beside its engine and beside twins",
         "",
-        f"`python benchmarks/service.py BUNDLE DIR --workers {given['workers']} --rounds {given['rounds']} "
+        f"`python -m benchmarks.service.throughput BUNDLE DIR --workers {given['workers']} --rounds {given['rounds']} "
         f"--seconds {given['seconds']:g} --soak {given['soak']:g}`: {found['photographs']} "
         f"photographs in turn, {given['lanes']} inferences of one thread at a time on every side (ours in "
         f"{given['workers']} processes), {given['connections']} connections at saturation. Medians of "

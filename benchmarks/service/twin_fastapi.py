@@ -1,6 +1,6 @@
-"""A twin of the service for benchmarks/service.py: the same decoding, graph and document behind a bare FastAPI.
+"""A twin of the service for benchmarks/service/throughput.py: the same work behind a bare FastAPI.
 
-One process, each request's work in a thread of a pool. `python benchmarks/service_twin_fastapi.py PORT`, with
+One process, each request's work in a thread of a pool. `python benchmarks/service/twin_fastapi.py PORT`, with
 TWIN_BUNDLE and TWIN_LANES in the environment.
 """
 

@@ -1,10 +1,10 @@
 """How often a routed graph is certain on photographs, and right. One command:
 
-    python benchmarks/routing.py RUN [RUN ...] --data DIR
+    python -m benchmarks.accuracy.routing RUN [RUN ...] --data DIR
 
-Takes finished hierarchical runs (those of `benchmarks/comparison.py` with `--runs`), routes all levels but the first,
-which real heads of this size would not need, and compares with the full head on the test split, in PyTorch. Results in
-benchmarks/results/routing.{json,md}.
+Takes finished hierarchical runs (those of `benchmarks/accuracy/comparison.py` with `--runs`), routes all levels but
+the first, which real heads of this size would not need, and compares with the full head on the test split, in PyTorch.
+Results in benchmarks/results/routing.{json,md}.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import described_rows, machine
 from rich.progress import track
 from torch import Tensor
 
+from benchmarks.measuring import RESULTS, described_rows, machine
 from protoserve.data.dataset import read_split
 from protoserve.files import write_text
 from protoserve.images.fitting import fit
@@ -31,7 +31,6 @@ from protoserve.networks.network import PrototypeNetwork
 from protoserve.networks.routed_head import RoutedHead
 from protoserve.run.folder import open_run
 
-RESULTS = Path(__file__).parent / "results"
 WIDTHS = (1, 2, 3, 5)
 TOP_K, BATCH = 10, 32
 
@@ -84,7 +83,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# How often a routed graph is certain",
         "",
-        "Made by `python benchmarks/routing.py RUN … --data DIR`; all figures in `routing.json`.",
+        "Made by `python -m benchmarks.accuracy.routing RUN … --data DIR`; all figures in `routing.json`.",
         "",
         "All levels but the first routed. *Certain*: no leaf that was not scored can win; of these photographs, those "
         f"with the full head's path, and with its {TOP_K} prototypes in order at every level (equal contributions may "

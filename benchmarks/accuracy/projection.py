@@ -1,6 +1,6 @@
 """What projection costs: its time over that of one forward pass of the whole network, and its memory. One command:
 
-    python benchmarks/projection.py [--data DIR --weights FILE]
+    python -m benchmarks.accuracy.projection [--data DIR --weights FILE]
 
 Both go over the same decoded training pictures, batch by batch and in turns, so that whatever else the machine does
 meets both alike; projection's time is that of finding the latent maps and searching them. Without --data, pictures are
@@ -10,7 +10,6 @@ drawn first (`protoserve data render`). Results in benchmarks/results/projection
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -23,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import described, machine
 from torch import Tensor
 
+from benchmarks.measuring import described, machine, write_results
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
@@ -36,7 +35,6 @@ from protoserve.taxonomy import Taxonomy, competing_groups
 from training.prototypes.projection import find_nearest
 from training.rendered import render_dataset
 
-RESULTS = Path(__file__).parent / "results"
 DIMENSIONS, REDUCED = 128, 256
 RULE = InputRule(height=224, width=224, resize="crop")
 LIMIT = 1.3
@@ -179,8 +177,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# Projection",
         "",
-        f"Made by `python benchmarks/projection.py --data DIR --weights FILE --rounds {setting['rounds']}`; all "
-        "figures in `projection.json`.",
+        f"Made by `python -m benchmarks.accuracy.projection --data DIR --weights FILE --rounds {setting['rounds']}`; "
+        "all figures in `projection.json`.",
         "",
         f"{setting['images']:,} training pictures of {setting['data']} ({setting['leaves']} leaves), "
         f"{setting['backbone']}, 224 pixels, 128 dimensions, batches of {setting['batch']}, {setting['threads']} "
@@ -243,9 +241,7 @@ def main() -> None:
         "times": found,
         "memory_mib": memory(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "projection.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "projection.md").write_text(table(results))
+    write_results("projection", results, table(results))
     print(table(results))
 
 

@@ -5,7 +5,7 @@ Two applications have the same route over the same documents, without a model: `
 counts the body and returns a prediction. Both are called in process, without sockets, in turns. The extra `bench`
 brings FastAPI. docs/decisions/0003-starlette-without-fastapi.md weighs the figures.
 
-Example: python -m benchmarks.web_framework
+Example: python -m benchmarks.service.web_framework
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "# FastAPI beside the service's own query parsing and OpenAPI document",
         "",
-        f"`python -m benchmarks.web_framework --rounds {options['rounds']} --requests {options['requests']}`: medians "
-        f"of {options['rounds']} rounds of {options['requests']} requests in process, the sides in turns; "
+        f"`python -m benchmarks.service.web_framework --rounds {options['rounds']} --requests {options['requests']}`: "
+        f"medians of {options['rounds']} rounds of {options['requests']} requests in process, the sides in turns; "
         "all times are processor time.",
         "",
         "| | per request, µs | against Starlette |",

@@ -1,7 +1,7 @@
-"""A twin of the service for benchmarks/service.py: the same decoding, graph and document behind LitServe.
+"""A twin of the service for benchmarks/service/throughput.py: the same decoding, graph and document behind LitServe.
 
 A process for each lane, as LitServe does it; photographs come as forms, since it reads JSON and forms.
-`python benchmarks/service_twin_litserve.py PORT`, with TWIN_BUNDLE and TWIN_LANES in the environment.
+`python benchmarks/service/twin_litserve.py PORT`, with TWIN_BUNDLE and TWIN_LANES in the environment.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A twin of the service for benchmarks/service.py: the same decoding, graph and document behind a native BentoML API.
+"""A twin of the service for benchmarks/service/throughput.py: the same work behind a native BentoML API.
 
 One process, with as many threads as the others have lanes. What a layer would cost that gives its errors our shape is
-not in it. `bentoml serve service_twin_bentoml:Twin`, with TWIN_BUNDLE and TWIN_LANES in the environment.
+not in it. `bentoml serve twin_bentoml:Twin`, with TWIN_BUNDLE and TWIN_LANES in the environment.
 """
 
 import os

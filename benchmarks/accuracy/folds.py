@@ -1,6 +1,6 @@
 """Recipes for the frozen hierarchical network compared on folds of Grocery Store's train, never on test. One command:
 
-    python benchmarks/folds.py --data DIR --weights FILE --runs RUNS
+    python -m benchmarks.accuracy.folds --data DIR --weights FILE --runs RUNS
 
 `val` (296 photographs) can't tell two recipes apart that differ by a picture at level 1. Photographs of train that look
 alike, mostly shots of one shelf, are put together (by their mean features, leaf by leaf), and whole such groups into
@@ -34,10 +34,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison import FROZEN_PROTOPNET
-from measuring import described_rows, machine, protoserve
 from numpy.typing import NDArray
 
+from benchmarks.accuracy.comparison import FROZEN_PROTOPNET
+from benchmarks.measuring import CONFIGS, RESULTS, described_rows, machine, protoserve, write_results
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.files import write_text
 from protoserve.networks.backbones import backbone
@@ -45,16 +45,22 @@ from protoserve.networks.network import Normalise
 from training.config import read_config
 from training.data.pictures import batches, fitted
 
-HERE = Path(__file__).parent
-CONFIG = HERE.parent / "training" / "configs" / "grocery.yaml"
+CONFIG = CONFIGS / "grocery.yaml"
 FOLDS = 4
 STANDING = "as it stood"
 # What the configuration had before.
 EARLIER = ("start.share=1", "loss.outside=0", "loss.leaf=0", "joint.epochs=6")
 PLAIN, FLAT = "plain softmax", "ProtoPNet"
-WITHDRAWN = (
-    "*Four teachers*: each image is taught by a classifier that has learned neither from it nor from what looks like "
-    "it. The key `loss.distillation_parts` was taken out again after these figures; commit c70aebe has it."
+TRIED = (
+    "No command makes these rows any more. *Four teachers*: each image is taught by a classifier that has learned "
+    "neither from it nor from its look-alikes. The keys `loss.distillation_parts` (commit c70aebe has it) and "
+    "`start.inner_nodes` were removed after these figures, since they made them worse. *On the H100*: the recipe as it "
+    "stood, on the GPU's machine."
+)
+HEADER = (
+    "| recipe | seeds | leaf | level 2 | level 1 | distance | severity | NLL leaf | level 2 | level 1 "
+    "| wrong at level 1 |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
 )
 BOTH = "outside 1, leaf 0.3, 10 joint epochs"
 BRANCHES = ("loss.outside=1", "loss.leaf=0.3", "joint.epochs=10")
@@ -194,27 +200,30 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Recipes for the frozen hierarchical network, on folds of train",
         "",
-        "Made by `python benchmarks/folds.py --data DIR --weights FILE --runs RUNS`, which says how, and the rule; "
-        f"all figures in `folds.json`. Grocery Store, {FOLDS} folds, {images} training photographs, each scored by the "
+        "Made by `python -m benchmarks.accuracy.folds --data DIR --weights FILE --runs RUNS`, which states the "
+        "method and the rule; all figures in `folds.json`. "
+        f"Grocery Store, {FOLDS} folds, {images} training photographs, each scored by the "
         "network that has learned neither from it nor from its group of look-alikes; test is not looked at.",
         "",
-        "| recipe | seeds | leaf | level 2 | level 1 | distance | severity | NLL leaf | level 2 | level 1 "
-        "| wrong at level 1 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *HEADER,
     ]
-    for recipe, one in results.items():
-        settings = f" (`{'`, `'.join(one['settings'])}`)" if one["settings"] else ""
-        accuracy = " | ".join(f"{100 * one['accuracy'][level]:.2f}" for level in LEVELS)
-        likelihood = " | ".join(f"{one['negative_log_likelihood'][level]:.4f}" for level in LEVELS)
-        lines.append(
-            f"| {recipe}{settings} | {len(one['seeds'])} | {accuracy} | {one['hierarchical_distance']:.4f} "
-            f"| {one['mistake_severity']:.3f} | {likelihood} | {one['wrong_level_1']:.1f} |"
-        )
+    lines += [table_row(recipe, row) for recipe, row in results.items() if recipe in RECIPES]
     lines += ["", f"By the rule, best first: {'; '.join(by_the_rule(results))}."]
-    if any("distillation_parts" in setting for one in results.values() for setting in one["settings"]):
-        lines += ["", WITHDRAWN]
-    lines += described_rows({recipe: one["machine"] for recipe, one in results.items()})
+    if tried := [table_row(recipe, row) for recipe, row in results.items() if recipe not in RECIPES]:
+        lines += ["", "## Tried earlier", "", TRIED, "", *HEADER, *tried]
+    lines += described_rows({recipe: row["machine"] for recipe, row in results.items()})
     return "\n".join(lines) + "\n"
+
+
+def table_row(recipe: str, row: dict[str, Any]) -> str:
+    """One recipe's figures as a row of Markdown."""
+    settings = f" (`{'`, `'.join(row['settings'])}`)" if row["settings"] else ""
+    accuracy = " | ".join(f"{100 * row['accuracy'][level]:.2f}" for level in LEVELS)
+    likelihood = " | ".join(f"{row['negative_log_likelihood'][level]:.4f}" for level in LEVELS)
+    return (
+        f"| {recipe}{settings} | {len(row['seeds'])} | {accuracy} | {row['hierarchical_distance']:.4f} "
+        f"| {row['mistake_severity']:.3f} | {likelihood} | {row['wrong_level_1']:.1f} |"
+    )
 
 
 def main() -> None:
@@ -229,9 +238,12 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
     tables = write_folds(options.data, options.weights, options.runs)
-    file, found = HERE / "results" / "folds.json", machine()
-    earlier = json.loads(file.read_text())["recipes"] if options.recipes and file.is_file() else {}
-    results: dict[str, dict[str, Any]] = earlier
+    file, found = RESULTS / "folds.json", machine()
+    earlier = json.loads(file.read_text())["recipes"] if file.is_file() else {}
+    # Rows that no recipe makes any more can't be measured again: they stay.
+    results: dict[str, dict[str, Any]] = {
+        recipe: row for recipe, row in earlier.items() if options.recipes or recipe not in RECIPES
+    }
     # The first recipe goes first alone: the others find its features, instead of computing the same beside it.
     wanted = [STANDING, *(recipe for recipe in options.recipes or RECIPES if recipe != STANDING)]
     with ThreadPoolExecutor(options.jobs) as workers:
@@ -251,8 +263,7 @@ def main() -> None:
             results[recipe] = {"settings": settings, "machine": found} | pooled(
                 [run.result() for run in runs], options.seeds
             )
-            write_text(file, json.dumps({"recipes": results}, indent=1) + "\n")
-            write_text(file.with_suffix(".md"), table(results))
+            write_results("folds", {"recipes": results}, table(results))
     print(file.with_suffix(".md").read_text())
 
 

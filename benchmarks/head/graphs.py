@@ -1,5 +1,5 @@
-"""What `benchmarks/head.py` compares, and how it is written: our graphs, a plain classifier's, and a head as in the
-published code, over one random taxonomy."""
+"""The graphs that `benchmarks/head/cost.py` compares over one random taxonomy: ours, a plain classifier's, and a
+head's as in the published code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The prototype autoencoder (Li, Liu, Chen, Rudin 2018) on MNIST and Fashion-MNIST, and its ablation. One command:
 
-    python benchmarks/autoencoder.py --mnist DIR --fashion DIR --runs RUNS
+    python -m benchmarks.accuracy.autoencoder --mnist DIR --fashion DIR --runs RUNS
 
 Trains through the command line, exports both runs and scores the exported bundles, takes R1 and R2 out one at a time,
 and keeps the table in benchmarks/results/autoencoder.{json,md} and the figures in docs/. Finished runs below RUNS are
@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine, protoserve
 from PIL import Image
 
+from benchmarks.measuring import CONFIGS, ROOT, machine, protoserve, write_results
 from protoserve.data.dataset import read_split
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import load_network
 
-HERE = Path(__file__).parent
-CONFIGS = HERE.parent / "training" / "configs"
-TAXONOMY = HERE.parent / "training" / "taxonomies" / "fashion-mnist.yaml"
-DOCS = HERE.parent / "docs"
+TAXONOMY = ROOT / "training" / "taxonomies" / "fashion-mnist.yaml"
+DOCS = ROOT / "docs"
 
 
 def with_taxonomy(data: Path, folder: Path) -> Path:
@@ -87,7 +85,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# The prototype autoencoder (Li et al. 2018)",
         "",
-        "Made by `python benchmarks/autoencoder.py --mnist DIR --fashion DIR`; all figures in `autoencoder.json`.",
+        "Made by `python -m benchmarks.accuracy.autoencoder --mnist DIR --fashion DIR`; all figures in "
+        "`autoencoder.json`.",
         "The published network: maps 32-32-32-10, codes of 40, 15 prototypes, batch 250, Adam, elastic deformation.",
         "The losses' weights and the rate are the published ones, too; that prototypes start as codes of training",
         "pictures was chosen on 6,000 pictures held out of train, before test was seen. One seed. The paper reports",
@@ -185,9 +184,7 @@ def main() -> None:
         results["ablation"] = {"epochs": options.ablation_epochs, "rows": rows}
         small(ablation / "prototypes.png", DOCS / "ablation.webp")
         small(runs / "mnist" / "prototypes.png", DOCS / "mnist-prototypes.webp")
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "autoencoder.json").write_text(json.dumps(results, indent=1) + "\n")
-    (HERE / "results" / "autoencoder.md").write_text(table(results))
+    write_results("autoencoder", results, table(results))
     print(table(results))
 
 
