@@ -15,6 +15,7 @@ from export.parity import Arrays, Precision, Runtime, Tolerance
 from export.sources import EdgeOptions
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
 from protoserve.errors import InputError, ParityError
+from protoserve.graph_signature import named_arrays
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import ExplainedNetwork
@@ -77,7 +78,7 @@ def network_runtime(network: ExplainedNetwork, top_k: int) -> Runtime:
     def run(given: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
             outputs = network.explain(torch.from_numpy(given), top_k)
-        return {name: output.numpy() for name, output in outputs._asdict().items()}
+        return {name: output.numpy() for name, output in named_arrays(outputs).items()}
 
     return run
 

@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protoserve.networks.fused_head import Explanation, FusedHead
+from protoserve.graph_signature import INPUT, OUTPUT_NAMES, ROUTED_OUTPUT_NAMES, named_arrays
+from protoserve.networks.fused_head import FusedHead
 from protoserve.networks.model_file import ExplainedNetwork
-from protoserve.networks.routed_head import TRUNK, RoutedExplanation, RoutedHead
+from protoserve.networks.routed_head import TRUNK, RoutedHead
 
-OUTPUTS: tuple[str, ...] = Explanation._fields
-ROUTED_OUTPUTS: tuple[str, ...] = RoutedExplanation._fields
 OPSET = 20
 
 
 class ExplainedGraph(nn.Module):
-    """uint8 `image` [N, H, W, 3] → the outputs of `FusedHead`, in the order of `OUTPUTS`.
+    """uint8 `image` [N, H, W, 3] → the fields of `Explanation`, in their order.
 
     `example` is an image batch of the size that the graph is made for.
     """
@@ -39,11 +38,11 @@ class ExplainedGraph(nn.Module):
         return self.network.latent(self.network.features(image))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head(self._latent(image)))
+        return tuple(named_arrays(self.head(self._latent(image))).values())
 
 
 class RoutedGraph(nn.Module):
-    """uint8 `image` [N, H, W, 3] → the outputs of `RoutedHead`, in the order of `ROUTED_OUTPUTS`.
+    """uint8 `image` [N, H, W, 3] → the fields of `RoutedExplanation`, in their order.
 
     `width` nodes of every level are expanded below the trunk of `trunk` prototypes.
     """
@@ -54,7 +53,7 @@ class RoutedGraph(nn.Module):
         self.head = RoutedHead(network.head, top_k, width, trunk)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head(self.network.latent(self.network.features(image))))
+        return tuple(named_arrays(self.head(self.network.latent(self.network.features(image)))).values())
 
 
 def write_onnx(
@@ -77,7 +76,7 @@ def write_onnx(
     if dynamic is None:
         dynamic = {0: torch.export.Dim("batch", min=1)}
     if outputs is None:
-        outputs = ROUTED_OUTPUTS if isinstance(graph, RoutedGraph) else OUTPUTS
+        outputs = ROUTED_OUTPUT_NAMES if isinstance(graph, RoutedGraph) else OUTPUT_NAMES
 
     with quiet():
         program = torch.onnx.export(
@@ -85,7 +84,7 @@ def write_onnx(
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["image"],
+            input_names=[INPUT],
             output_names=list(outputs),
             dynamic_shapes=(dict(dynamic),) if dynamic else None,
             external_data=False,

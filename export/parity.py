@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.errors import ParityError
+from protoserve.graph_signature import named_arrays
 from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import ExplainedNetwork
@@ -115,7 +116,7 @@ def compare(
     for given, fitted in pairs:
         with torch.inference_mode():
             latent = network.latent(network.features(torch.from_numpy(fitted)))
-            expected = {k: v.numpy() for k, v in explain(network.head, latent, top_k)._asdict().items()}
+            expected = {k: v.numpy() for k, v in named_arrays(explain(network.head, latent, top_k)).items()}
         found = runtime(given)
         if routed:
             certain += found["certain"].tolist()

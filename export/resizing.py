@@ -34,6 +34,8 @@ UNIT: Final = 65536.0
 HALF: Final = 0.5 + 2.0**-7
 # Rounded twice, along each axis, by sums that differ in their last bits.
 GREY_LEVELS: Final = 2
+# The output of the graph's first part alone, which resizes.
+FITTED: Final = "fitted"
 
 
 class FittedGraph(nn.Module):

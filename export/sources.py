@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph import ExplainedGraph, write_onnx
-from export.resizing import Fit, FittedGraph
+from export.resizing import FITTED, Fit, FittedGraph
 from protoserve.bundle.folder import Manifest
 from protoserve.errors import InputError
+from protoserve.graph_signature import INPUT
 from protoserve.images.geometry import InputRule
 from protoserve.taxonomy import Taxonomy
 
@@ -89,7 +90,7 @@ def write_graphs(
     # An odd size of its own, so that none of the model's is taken for the picture's.
     example = torch.zeros((1, rule.height + 7, rule.width + 5, 3), dtype=torch.uint8)
     dynamic = {axis: torch.export.Dim(name, min=2, max=LARGEST_SIDE) for axis, name in ((1, "height"), (2, "width"))}
-    write_onnx(Fit(rule).eval(), example, prefix, {}, dynamic=dynamic, outputs=["fitted"])
+    write_onnx(Fit(rule).eval(), example, prefix, {}, dynamic=dynamic, outputs=[FITTED])
     return Graphs(options, graph, fitted, FittedGraph(graph, rule).eval(), example, dynamic, plain, prefix)
 
 
@@ -101,7 +102,7 @@ def finish_onnx(source: Source, file: Path) -> None:
     if source.graphs.prefix is not None:
         prefix = onnx.load(str(source.graphs.prefix))
         prefix = onnx.compose.add_prefix(prefix, "fit/", rename_inputs=False, rename_outputs=False)
-        model = onnx.compose.merge_models(prefix, model, [("fitted", "image")])
+        model = onnx.compose.merge_models(prefix, model, [(FITTED, INPUT)])
     onnx.helper.set_model_props(model, source.metadata)
     onnx.save_model(model, str(file))
 

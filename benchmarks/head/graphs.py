@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.graph import OUTPUTS, ROUTED_OUTPUTS, ExplainedGraph, RoutedGraph, quiet, write_onnx
+from export.graph import ExplainedGraph, RoutedGraph, quiet, write_onnx
 from export.targets.table import ROUTED_WIDTH
+from protoserve.graph_signature import OUTPUT_NAMES, ROUTED_OUTPUT_NAMES
 from protoserve.networks.backbones import backbone
 from protoserve.networks.fused_head import FusedHead
 from protoserve.networks.head import PrototypeHead
@@ -84,7 +85,7 @@ class Fused(nn.Module):
         self.head = RoutedHead(head, TOP_K, ROUTED_WIDTH) if routed else FusedHead(head, TOP_K, cells=CELLS * CELLS)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head(latent))
+        return tuple(named_arrays(self.head(latent)).values())
 
 
 class Published(nn.Module):
@@ -193,7 +194,7 @@ def _write_fused(head: PrototypeHead, example: Tensor, file: Path, form: str) ->
 
     write_module(Fused(head, form), example, file, "latent")
     model = onnx.load(str(file))
-    names = ROUTED_OUTPUTS if form == ROUTED else OUTPUTS
+    names = ROUTED_OUTPUT_NAMES if form == ROUTED else OUTPUT_NAMES
     for output, name in zip(model.graph.output, names, strict=True):
         for node in model.graph.node:
             node.output[:] = [name if value == output.name else value for value in node.output]

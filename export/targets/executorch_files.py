@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.graph import OUTPUTS
 from export.parity import Runtime
 from protoserve.errors import MissingExtraError
+from protoserve.graph_signature import OUTPUT_NAMES
 
 
 def write_executorch(graph: torch.nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
@@ -47,7 +47,7 @@ def run_executorch(file: Path) -> Runtime:
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         outputs = method.execute([torch.from_numpy(np.ascontiguousarray(pictures))])
         # The next call writes into the same memory.
-        return {name: output.numpy().copy() for name, output in zip(OUTPUTS, outputs, strict=True)}
+        return {name: output.numpy().copy() for name, output in zip(OUTPUT_NAMES, outputs, strict=True)}
 
     return run
 

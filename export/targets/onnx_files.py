@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import OUTPUTS, ROUTED_OUTPUTS
 from export.parity import Runtime
 from protoserve.errors import InputError
+from protoserve.graph_signature import INPUT, OUTPUT_NAMES, ROUTED_OUTPUT_NAMES
 
 # Where torch's exporter writes which module a node came from.
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
@@ -25,7 +25,7 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _BACKBONES: Final = ("network.backbone", "network.encoder")
 
 
-def run_onnx(file: Path, outputs: Sequence[str] = OUTPUTS) -> Runtime:
+def run_onnx(file: Path, outputs: Sequence[str] = OUTPUT_NAMES) -> Runtime:
     """An ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU."""
     import onnxruntime
 
@@ -34,14 +34,14 @@ def run_onnx(file: Path, outputs: Sequence[str] = OUTPUTS) -> Runtime:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        return dict(zip(outputs, session.run(list(outputs), {"image": pictures}), strict=True))
+        return dict(zip(outputs, session.run(list(outputs), {INPUT: pictures}), strict=True))
 
     return run
 
 
 def run_routed(file: Path) -> Runtime:
     """A routed graph's ONNX file in onnxruntime on the CPU."""
-    return run_onnx(file, ROUTED_OUTPUTS)
+    return run_onnx(file, ROUTED_OUTPUT_NAMES)
 
 
 def copy(source: Path, file: Path) -> None:

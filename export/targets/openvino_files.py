@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import OUTPUTS
 from export.parity import Fitter, Runtime
 from protoserve.errors import MissingExtraError
+from protoserve.graph_signature import INPUT, OUTPUT_NAMES
 
 
 def write_openvino(source: Path, file: Path, metadata: dict[str, str]) -> None:
@@ -31,8 +31,8 @@ def run_openvino(file: Path) -> Runtime:
     compiled = _compiled(file)
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        found = compiled({"image": pictures})
-        return {name: np.array(found[name]) for name in OUTPUTS}
+        found = compiled({INPUT: pictures})
+        return {name: np.array(found[name]) for name in OUTPUT_NAMES}
 
     return run
 
@@ -42,7 +42,7 @@ def fit_openvino(file: Path) -> Fitter:
     compiled = _compiled(file)
 
     def run(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.array(compiled({"image": picture})["fitted"])
+        return np.array(compiled({INPUT: picture})[FITTED])
 
     return run
 

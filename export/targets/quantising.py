@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from export.accuracy import answers, evidence_kept, first_evidence, in_batches
 from export.targets.onnx_files import backbone_nodes, run_onnx, silent
 from protoserve.errors import InputError
+from protoserve.graph_signature import INPUT
 
 Batches: TypeAlias = Sequence[NDArray[np.uint8]]
 
@@ -96,7 +97,7 @@ def _quantise(source: Path, file: Path, layers: Sequence[str], batches: Batches,
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"image": batch}
+            return None if batch is None else {INPUT: batch}
 
     with silent():
         quantize_static(
@@ -163,7 +164,7 @@ def _tensor_of(model: Any, name: str) -> Callable[[NDArray[np.uint8]], NDArray[n
     session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (found,) = session.run([name], {"image": pictures})
+        (found,) = session.run([name], {INPUT: pictures})
         return np.asarray(found)
 
     return run

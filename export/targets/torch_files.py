@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.graph import OUTPUTS
 from export.parity import Runtime
+from protoserve.graph_signature import OUTPUT_NAMES
 
 
 def run_torchscript(file: Path) -> Runtime:
@@ -35,7 +35,7 @@ def _runtime(module: torch.nn.Module) -> Runtime:
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
             outputs = module(torch.from_numpy(pictures))
-        return {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
+        return {name: output.numpy() for name, output in zip(OUTPUT_NAMES, outputs, strict=True)}
 
     return run
 

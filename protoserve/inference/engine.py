@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import logging
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -16,11 +18,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
 from protoserve.bundle.folder import Bundle
 from protoserve.errors import BundleError, DeviceError, InputError
+from protoserve.graph_signature import INPUT, OUTPUT_NAMES, OUTPUTS, Explanation, GraphOutput, named_arrays
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 DEVICES: Final = ("auto", "cpu", "cuda")
-INPUT: Final = "image"
 
 _LOG = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
@@ -34,48 +36,19 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """The graph's answer for N images; V nodes, L levels, k evidence, P prototypes, h × w cells.
+class Outputs(Explanation[NDArray[np.float32], NDArray[np.int64]]):
+    """The full graph's answer for N images, or an ensemble's, which also says what is `known`."""
 
-    A cell's number is `row * w + column`.
-    """
-
-    log_probability: NDArray[np.float32]
-    """[N, V] log of every node's unconditional probability, in the taxonomy's node order."""
-    logit: NDArray[np.float32]
-    """[N, V] the sum of the contributions of a node's prototypes; 0 for a node without a head."""
-    path: NDArray[np.int64]
-    """[N, L] the predicted node of every level; −1 below the most probable leaf's own."""
-    evidence_prototype: NDArray[np.int64]
-    """[N, L, k] prototypes by falling contribution to the level's node; −1 where there are no more."""
-    evidence_similarity: NDArray[np.float32]
-    """[N, L, k] their similarities; 0 where there is none."""
-    evidence_weight: NDArray[np.float32]
-    """[N, L, k] their weights for the level's node."""
-    evidence_contribution: NDArray[np.float32]
-    """[N, L, k] weight × similarity."""
-    evidence_cell: NDArray[np.int64]
-    """[N, L, k] the cell of the greatest similarity; −1 where there is none."""
-    evidence_map: NDArray[np.float32]
-    """[N, L, k, h, w] the similarity at every cell."""
-    similarity: NDArray[np.float32]
-    """[N, P] every prototype's greatest similarity over the cells."""
-    cell: NDArray[np.int64]
-    """[N, P] the cell where it lies."""
     known: NDArray[np.bool_] | None = None
-    """[N, L] whether the picture is known at each level, where an ensemble's members have voted on it; no graph's."""
+    """[N, levels] whether the picture is known at each level, where an ensemble's members have voted on it."""
 
     def __len__(self) -> int:
         return len(self.path)
 
     def rows(self, start: int, stop: int) -> Outputs:
         """The answer for the images `start` to `stop` (exclusive) alone: views, not copies."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts: dict[str, Any] = {name: None if array is None else array[start:stop] for name, array in arrays.items()}
-        return Outputs(**parts)
-
-
-OUTPUTS: Final = tuple(field.name for field in fields(Outputs) if field.name != "known")
+        parts = {name: array[start:stop] for name, array in named_arrays(self).items()}
+        return Outputs(**parts, known=None if self.known is None else self.known[start:stop])
 
 
 class Engine:
@@ -112,7 +85,7 @@ class Engine:
                 f"{list(images.shape)}; make them with protoserve.images.fitting.fit"
             )
         try:
-            arrays = self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(images)})
+            arrays = self._session.run(list(OUTPUT_NAMES), {INPUT: np.ascontiguousarray(images)})
         except _RUNTIME_ERRORS as error:
             raise DeviceError(
                 f"the graph failed on {self.device} for {len(images)} images ({error}); try fewer at a time"
@@ -154,7 +127,7 @@ class Engine:
                 "choose the device cpu"
             )
         try:
-            session.run([OUTPUTS[0]], {INPUT: np.zeros((1, *self._image_shape), dtype=np.uint8)})
+            session.run([OUTPUT_NAMES[0]], {INPUT: np.zeros((1, *self._image_shape), dtype=np.uint8)})
         except _RUNTIME_ERRORS as error:
             raise DeviceError(f"CUDA failed on a first image ({error}); choose the device cpu") from error
         return session
@@ -187,38 +160,43 @@ def _cuda_driver() -> bool:
 
 
 def _check_signature(session: Any, bundle: Bundle) -> None:
-    """Every input and output of the contract, with the sizes that the manifest states."""
+    """Raise BundleError unless the graph has exactly our input and every output, with the manifest's sizes."""
     file, rule, graph = bundle.file("onnx"), bundle.manifest.input, bundle.manifest.graph
-    nodes, levels, top_k = len(bundle.taxonomy.nodes), bundle.taxonomy.depth, graph.top_k
-    evidence = (levels, top_k)
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        INPUT: ("uint8", (rule.height, rule.width, 3)),
-        "log_probability": ("float", (nodes,)),
-        "logit": ("float", (nodes,)),
-        "path": ("int64", (levels,)),
-        "evidence_prototype": ("int64", evidence),
-        "evidence_similarity": ("float", evidence),
-        "evidence_weight": ("float", evidence),
-        "evidence_contribution": ("float", evidence),
-        "evidence_cell": ("int64", evidence),
-        "evidence_map": ("float", (*evidence, graph.rows, graph.columns)),
-        "similarity": ("float", (graph.prototypes,)),
-        "cell": ("int64", (graph.prototypes,)),
-    }
     inputs = [value.name for value in session.get_inputs()]
     if inputs != [INPUT]:
         raise BundleError(f"{file}: takes {inputs}, not only {INPUT!r}; export the bundle again")
-    found = {value.name: value for value in (*session.get_inputs(), *session.get_outputs())}
-    for name, (kind, shape) in expected.items():
-        if name not in found:
-            raise BundleError(f"{file}: has no output {name!r}; export the bundle again")
-        value = found[name]
-        # A dimension that the graph leaves open is a string or None; N always is.
-        fits = len(value.shape) == len(shape) + 1 and all(
-            stated == size or not isinstance(stated, int) for stated, size in zip(value.shape[1:], shape, strict=True)
+    picture = GraphOutput(INPUT, "uint8", ("images", "height", "width", "channels"))
+    check_values(session.get_inputs(), (picture,), {"height": rule.height, "width": rule.width, "channels": 3}, file)
+    sizes = {
+        "nodes": len(bundle.taxonomy.nodes),
+        "levels": bundle.taxonomy.depth,
+        "evidence": graph.top_k,
+        "rows": graph.rows,
+        "columns": graph.columns,
+        "prototypes": graph.prototypes,
+    }
+    check_values(session.get_outputs(), OUTPUTS, sizes, file)
+
+
+def check_values(found: Sequence[Any], declared: Sequence[GraphOutput], sizes: Mapping[str, int], file: Path) -> None:
+    """Raise BundleError unless a graph's inputs or outputs, as onnxruntime lists them, are as `declared`.
+
+    `sizes` are those of named dimensions; a dimension that the graph leaves open, or that has no size here, may have
+    any.
+    """
+    values = {value.name: value for value in found}
+    for expected in declared:
+        if expected.name not in values:
+            raise BundleError(f"{file}: has no output {expected.name!r}; export the bundle again")
+        value = values[expected.name]
+        # onnxruntime gives open dimensions as strings or None.
+        fits = len(value.shape) == len(expected.dimensions) and all(
+            not isinstance(stated, int) or stated == sizes.get(name, stated)
+            for stated, name in zip(value.shape, expected.dimensions, strict=True)
         )
-        if value.type != f"tensor({kind})" or not fits:
+        if value.type != f"tensor({expected.dtype})" or not fits:
+            shape = ", ".join(str(sizes.get(name, name)) for name in expected.dimensions[1:])
             raise BundleError(
-                f"{file}: {name!r} is {value.type} {value.shape}, but the manifest says {kind} [N, "
-                f"{', '.join(map(str, shape))}]; export the bundle again"
+                f"{file}: {expected.name!r} is {value.type} {value.shape}, but the manifest says {expected.dtype} [N, "
+                f"{shape}]; export the bundle again"
             )

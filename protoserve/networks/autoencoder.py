@@ -18,7 +18,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from protoserve.errors import InputError
-from protoserve.networks.fused_head import Explanation, explain
+from protoserve.graph_signature import Explanation
+from protoserve.networks.fused_head import explain
 from protoserve.networks.head import HeadOutput, PrototypeHead
 
 Size = tuple[int, int]
@@ -118,7 +119,7 @@ class PrototypeAutoencoder(nn.Module):
         output: HeadOutput = self.head(self.latent(self.features(images)))
         return output
 
-    def explain(self, images: Tensor, top_k: int) -> Explanation:
+    def explain(self, images: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:
         """The exported graph's outputs for uint8 images [N, H, W, 3]."""
         return explain(self.head, self.latent(self.features(images)), top_k)
 

@@ -5,12 +5,11 @@ Shapes: N pictures, D dimensions, C = rows × columns cells, P prototypes, V nod
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protoserve.graph_signature import Explanation
 from protoserve.networks.distances import (
     best_cells,
     cell_products,
@@ -23,22 +22,6 @@ from protoserve.networks.distances import (
 )
 from protoserve.networks.grouping import MASKED_LOGIT, gather_columns
 from protoserve.networks.head import PrototypeHead
-
-
-class Explanation(NamedTuple):
-    """The outputs of the exported graph, in their order; see `FusedHead`."""
-
-    log_probability: Tensor
-    logit: Tensor
-    path: Tensor
-    evidence_prototype: Tensor
-    evidence_similarity: Tensor
-    evidence_weight: Tensor
-    evidence_contribution: Tensor
-    evidence_cell: Tensor
-    evidence_map: Tensor
-    similarity: Tensor
-    cell: Tensor
 
 
 class FusedHead(nn.Module):
@@ -77,12 +60,8 @@ class FusedHead(nn.Module):
             self.radius = refinement_radius(self.similarity, vectors)
             self.refinements = None if cells is None else max_refinements(vectors, self.radius, cells)
 
-    def forward(self, latent: Tensor) -> Explanation:
-        """log_probability, logit float [N, V] (logit 0 where a node has no head); path int64 [N, L] (−1 below the
-        leaf); evidence_prototype, evidence_cell int64 and evidence_similarity, _weight, _contribution float
-        [N, L, top_k] by falling contribution (−1 and 0 where there is none); evidence_map [N, L, top_k, rows,
-        columns], the similarity at every cell; similarity, cell [N, P].
-        """
+    def forward(self, latent: Tensor) -> Explanation[Tensor, Tensor]:
+        """The outputs for `latent` float [N, D, rows, columns]."""
         grouping = self.grouping
         cells = latent.flatten(2).transpose(1, 2)
         if not self.unit_length:
@@ -147,7 +126,7 @@ class FusedHead(nn.Module):
         )
 
 
-def explain(head: PrototypeHead, latent: Tensor, top_k: int) -> Explanation:
+def explain(head: PrototypeHead, latent: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:
     """The exported graph's answer for `latent` [N, D, rows, columns]; see `FusedHead`."""
-    explanation: Explanation = FusedHead(head, top_k)(latent)
+    explanation: Explanation[Tensor, Tensor] = FusedHead(head, top_k)(latent)
     return explanation

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from protoserve.graph_signature import Explanation
 from protoserve.networks.backbones import MEAN, STANDARD_DEVIATION, Backbone
-from protoserve.networks.fused_head import Explanation, explain
+from protoserve.networks.fused_head import explain
 from protoserve.networks.head import HeadOutput, PrototypeHead
 from protoserve.networks.similarity import to_unit_length
 from protoserve.taxonomy import Taxonomy
@@ -113,7 +114,7 @@ class PrototypeNetwork(nn.Module):
         output: HeadOutput = self.head(self.latent(self.features(images)))
         return output
 
-    def explain(self, images: Tensor, top_k: int) -> Explanation:
+    def explain(self, images: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:
         """The exported graph's outputs for uint8 images [N, H, W, 3]."""
         return explain(self.head, self.latent(self.features(images)), top_k)
 

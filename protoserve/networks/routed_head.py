@@ -14,7 +14,6 @@ group; of a routed level, B parents whose children are scored, of at most M chil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protoserve.errors import InputError
+from protoserve.graph_signature import RoutedExplanation
 from protoserve.networks.distances import gather_cells, refinement_radius, squared_distances
 from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
@@ -33,25 +33,6 @@ from protoserve.taxonomy import ROOT
 MARGIN = 1e-4
 # So many prototypes of the upper levels, and numbers in a table of their last layers, cost less than one level routed.
 TRUNK, TRUNK_WEIGHTS = 1_024, 1 << 18
-
-
-class RoutedExplanation(NamedTuple):
-    """The outputs of a routed graph, in their order.
-
-    certain bool [N]: whether the certificate holds. path int64 [N, L] (−1 below the leaf); path_log_probability,
-    path_logit float [N, L] (0 there); evidence_… as in `Explanation`.
-    """
-
-    certain: Tensor
-    path: Tensor
-    path_log_probability: Tensor
-    path_logit: Tensor
-    evidence_prototype: Tensor
-    evidence_similarity: Tensor
-    evidence_weight: Tensor
-    evidence_contribution: Tensor
-    evidence_cell: Tensor
-    evidence_map: Tensor
 
 
 class RoutedHead(nn.Module):
@@ -252,7 +233,7 @@ class RoutedHead(nn.Module):
 
     # ---- the way down ----------------------------------------------------------------------------------------
 
-    def forward(self, latent: Tensor) -> RoutedExplanation:
+    def forward(self, latent: Tensor) -> RoutedExplanation[Tensor, Tensor, Tensor]:
         """The answer for `latent` [N, D, rows, columns]."""
         cells = latent.reshape(-1, 1, latent.shape[1], latent.shape[2] * latent.shape[3])
         if not self.unit_length:
@@ -323,7 +304,7 @@ class RoutedHead(nn.Module):
         leaves: list[tuple[Tensor, Tensor]],
         left_out: list[Tensor],
         chosen: list[Tensor],
-    ) -> RoutedExplanation:
+    ) -> RoutedExplanation[Tensor, Tensor, Tensor]:
         depth, top_k, slots = self.depth, self.top_k, self.slots
         chances, numbers = (_joined([*parts]) for parts in zip(*leaves, strict=True))
         best, place = chances.topk(1, dim=1)

@@ -9,6 +9,7 @@ import torch
 
 from export.parity import check
 from protoserve.errors import ParityError
+from protoserve.graph_signature import named_arrays
 from protoserve.networks.model_file import load_network
 from protoserve.networks.routed_head import RoutedHead
 
@@ -29,7 +30,7 @@ def honest(network, change=lambda outputs: None):
     def run(pictures):
         with torch.inference_mode():
             explained = network.explain(torch.from_numpy(pictures), TOP_K)
-        outputs = {name: array.numpy().copy() for name, array in explained._asdict().items()}
+        outputs = {name: array.numpy().copy() for name, array in named_arrays(explained).items()}
         change(outputs)
         return outputs
 
@@ -112,7 +113,7 @@ def routed(network, change=lambda outputs: None, certain=True):
     def run(pictures):
         with torch.inference_mode():
             found = head(network.latent(network.features(torch.from_numpy(pictures))))
-        outputs = {name: array.numpy().copy() for name, array in found._asdict().items()}
+        outputs = {name: array.numpy().copy() for name, array in named_arrays(found).items()}
         outputs["certain"] &= certain
         change(outputs)
         return outputs

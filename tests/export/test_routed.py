@@ -40,7 +40,7 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def test_some_of_the_pictures_need_the_full_graph_and_some_do_not(files) -> None:
     routed, full, samples = files
-    assert set(RoutedEngine(routed, full).run(samples).routed.tolist()) == {True, False}
+    assert set(RoutedEngine(routed, full).run(samples).certain.tolist()) == {True, False}
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -62,7 +62,7 @@ def test_routed_or_not_the_answer_is_the_full_graphs(files, batch: int) -> None:
 
 def test_what_is_no_routed_graph_or_no_image_is_said(files) -> None:
     routed, full, samples = files
-    with pytest.raises(BundleError, match="has no output 'certain'; export it again"):
+    with pytest.raises(BundleError, match="has no output 'certain'; export the bundle again"):
         RoutedEngine(full, full)
     with pytest.raises(InputError, match="not float32"):
         RoutedEngine(routed, full).run(samples.astype(np.float32))

@@ -21,6 +21,7 @@ from export.targets.onnx_files import backbone_nodes, run_onnx
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError, MissingExtraError, ParityError
+from protoserve.graph_signature import named_arrays
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import open_run
 
@@ -39,7 +40,7 @@ def expected(tiny_run: Path):
     pictures = np.load(tiny_run / "samples.npy")[:5]
     with torch.inference_mode():
         outputs = network.explain(torch.from_numpy(pictures), 9)
-    return pictures, {name: output.numpy() for name, output in outputs._asdict().items()}
+    return pictures, {name: output.numpy() for name, output in named_arrays(outputs).items()}
 
 
 def test_every_target_of_the_table_is_run_by_a_test(bundle) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import BundleError, DeviceError, InputError
-from protoserve.inference.engine import OUTPUTS, Engine, Outputs
+from protoserve.graph_signature import OUTPUT_NAMES
+from protoserve.inference.engine import Engine, Outputs
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def has_nvidia_driver() -> bool:
 
 
 def same(one: Outputs, other: Outputs) -> None:
-    for name in OUTPUTS:
+    for name in OUTPUT_NAMES:
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-4, err_msg=name)
 
 
@@ -64,7 +65,7 @@ def test_the_answer_of_an_image_does_not_depend_on_its_batch(engine: Engine, ima
     together = engine.run(images)
     for number in range(len(images)):
         alone = engine.run(images[number : number + 1])
-        same(alone, Outputs(**{name: getattr(together, name)[number : number + 1] for name in OUTPUTS}))
+        same(alone, Outputs(**{name: getattr(together, name)[number : number + 1] for name in OUTPUT_NAMES}))
 
 
 def test_slices_and_views_are_read_rightly(engine: Engine, images: NDArray[np.uint8]) -> None:

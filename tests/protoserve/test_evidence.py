@@ -10,8 +10,9 @@ import pytest
 
 from protoserve.bundle.folder import Bundle, GraphRecord, Manifest
 from protoserve.errors import BundleError, InputError
+from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.images.geometry import Geometry, InputRule
-from protoserve.inference.engine import OUTPUTS, Outputs
+from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import EvidenceTable, predictions
 from protoserve.novelty import Score
 from protoserve.schema import NoveltyRecord, Prediction, PrototypeRecord
@@ -200,7 +201,7 @@ def test_probabilities_survive_underflow() -> None:
 def test_every_image_of_a_batch_gets_its_own_answer() -> None:
     table = EvidenceTable.of(bundle())
     gala, knife = outputs(GALA), outputs(KNIFE)
-    both = Outputs(**{name: np.concatenate([getattr(gala, name), getattr(knife, name)]) for name in OUTPUTS})
+    both = Outputs(**{name: np.concatenate([getattr(gala, name), getattr(knife, name)]) for name in OUTPUT_NAMES})
     other = Geometry(100, 100, 100, 100, 1.0, 1.0, 0.0, 0.0)
     answers = predictions(both, table, [GEOMETRY, other])
     assert answers == [predictions(gala, table, [GEOMETRY])[0], predictions(knife, table, [other])[0]]

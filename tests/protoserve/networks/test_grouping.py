@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from protoserve.errors import InputError
+from protoserve.graph_signature import named_arrays
 from protoserve.networks import grouping
 from protoserve.networks.fused_head import explain
 from protoserve.networks.grouping import make_buckets
@@ -41,7 +42,7 @@ def test_many_buckets_answer_as_one(monkeypatch: pytest.MonkeyPatch, top_k: int)
         found, explained = many(latent), explain(many, latent, top_k)
     for name in ("group_logits", "conditional", "log_probability"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
-    for name, value in shown._asdict().items():
+    for name, value in named_arrays(shown).items():
         torch.testing.assert_close(getattr(explained, name), value, msg=name)
     conditional, log_probability = many.node_log_probability(expected.group_logits)
     torch.testing.assert_close(conditional, expected.conditional)

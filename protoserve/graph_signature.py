@@ -1,0 +1,102 @@
+"""The input and the outputs of the exported graphs, declared once.
+
+The heads return these declarations with tensors, the engines with NumPy arrays. The exporter's output names, the
+comparison with the network and the engines' checks are derived from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final, Generic, TypeVar, get_args, get_type_hints
+
+FloatArray = TypeVar("FloatArray")
+IntegerArray = TypeVar("IntegerArray")
+BooleanArray = TypeVar("BooleanArray")
+
+INPUT: Final = "image"
+
+# The types of ONNX.
+_DTYPES: Final = {FloatArray: "float", IntegerArray: "int64", BooleanArray: "bool"}
+_NODES: Final = ("images", "nodes")
+_LEVELS: Final = ("images", "levels")
+_EVIDENCE: Final = (*_LEVELS, "evidence")
+_MAPS: Final = (*_EVIDENCE, "rows", "columns")
+_PROTOTYPES: Final = ("images", "prototypes")
+
+
+@dataclass(frozen=True)
+class Explanation(Generic[FloatArray, IntegerArray]):
+    """The outputs of the full graph, in their order. A cell's number is `row * columns + column`."""
+
+    log_probability: Annotated[FloatArray, _NODES]
+    """Natural logarithm of every node's unconditional probability, in the taxonomy's node order."""
+    logit: Annotated[FloatArray, _NODES]
+    """The sum of the contributions of a node's prototypes; 0 for a node that competes with no other."""
+    path: Annotated[IntegerArray, _LEVELS]
+    """The predicted node of every level; −1 below the most probable leaf's own."""
+    evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
+    """Prototypes by falling contribution to the level's node; −1 where there are no more."""
+    evidence_similarity: Annotated[FloatArray, _EVIDENCE]
+    """Their greatest similarities over the cells; 0 where there is no prototype."""
+    evidence_weight: Annotated[FloatArray, _EVIDENCE]
+    """Their weights for the level's node; 0 where there is no prototype."""
+    evidence_contribution: Annotated[FloatArray, _EVIDENCE]
+    """Weight × similarity; 0 where there is no prototype."""
+    evidence_cell: Annotated[IntegerArray, _EVIDENCE]
+    """The cell of the greatest similarity; −1 where there is no prototype."""
+    evidence_map: Annotated[FloatArray, _MAPS]
+    """The similarity at every cell; 0 where there is no prototype."""
+    similarity: Annotated[FloatArray, _PROTOTYPES]
+    """Every prototype's greatest similarity over the cells."""
+    cell: Annotated[IntegerArray, _PROTOTYPES]
+    """The cell of that similarity."""
+
+
+@dataclass(frozen=True)
+class RoutedExplanation(Generic[FloatArray, IntegerArray, BooleanArray]):
+    """The outputs of a routed graph, in their order: what `Explanation` says of the predicted path alone."""
+
+    certain: Annotated[BooleanArray, ("images",)]
+    """Whether the certificate holds: no leaf outside the scored branches can be more probable."""
+    path: Annotated[IntegerArray, _LEVELS]
+    """The predicted node of every level; −1 below the most probable leaf's own."""
+    path_log_probability: Annotated[FloatArray, _LEVELS]
+    """Natural logarithms of the unconditional probabilities of the path's nodes; 0 where there is no node."""
+    path_logit: Annotated[FloatArray, _LEVELS]
+    """The sums of the contributions of their prototypes; 0 where there is no node."""
+    evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
+    evidence_similarity: Annotated[FloatArray, _EVIDENCE]
+    evidence_weight: Annotated[FloatArray, _EVIDENCE]
+    evidence_contribution: Annotated[FloatArray, _EVIDENCE]
+    evidence_cell: Annotated[IntegerArray, _EVIDENCE]
+    evidence_map: Annotated[FloatArray, _MAPS]
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """One output: its name, its ONNX type (`float`, `int64`, `bool`) and the names of its dimensions."""
+
+    name: str
+    dtype: str
+    dimensions: tuple[str, ...]
+
+
+def _declared(declaration: type[Any]) -> tuple[GraphOutput, ...]:
+    hints = get_type_hints(declaration, include_extras=True)
+    outputs = []
+    for field in fields(declaration):
+        array, dimensions = get_args(hints[field.name])
+        outputs.append(GraphOutput(field.name, _DTYPES[array], dimensions))
+    return tuple(outputs)
+
+
+OUTPUTS: Final = _declared(Explanation)
+ROUTED_OUTPUTS: Final = _declared(RoutedExplanation)
+OUTPUT_NAMES: Final = tuple(output.name for output in OUTPUTS)
+ROUTED_OUTPUT_NAMES: Final = tuple(output.name for output in ROUTED_OUTPUTS)
+
+
+def named_arrays(answer: Explanation[Any, Any] | RoutedExplanation[Any, Any, Any]) -> dict[str, Any]:
+    """The arrays or tensors of an answer by the names of the graph's outputs, in their order."""
+    names = OUTPUT_NAMES if isinstance(answer, Explanation) else ROUTED_OUTPUT_NAMES
+    return {name: getattr(answer, name) for name in names}
