@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity import Fitter, Runtime
+from export.resizing import FITTED
 from protoserve.errors import MissingExtraError
 from protoserve.graph_signature import INPUT, OUTPUT_NAMES
 
