@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from export.graph import ExplainedGraph, RoutedGraph, quiet, write_onnx
 from export.targets.table import ROUTED_WIDTH
-from protoserve.graph_signature import OUTPUT_NAMES, ROUTED_OUTPUT_NAMES
+from protoserve.graph_signature import OUTPUT_NAMES, ROUTED_OUTPUT_NAMES, named_arrays
 from protoserve.networks.backbones import backbone
 from protoserve.networks.fused_head import FusedHead
 from protoserve.networks.head import PrototypeHead
