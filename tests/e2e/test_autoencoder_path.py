@@ -23,6 +23,7 @@ from protoserve.schema import Prediction
 from service.app import create_app
 from service.model.holder import ModelHolder
 from service.settings import Settings
+from tests.service.predictions import as_served
 from training import running
 from training.config import parse_config
 from training.outcome import evaluating
@@ -146,7 +147,7 @@ def test_the_service_gives_the_same_answer_and_shows_prototypes(bundle: Path, mo
     with TestClient(create_app(Settings(), holder.current), raise_server_exceptions=False) as client:
         answer = client.post("/v1/predict", content=picture.read_bytes())
         assert answer.status_code == 200, answer.text
-        assert answer.text == model.predict(picture).model_dump_json()
+        assert answer.text == as_served(model.predict(picture)).model_dump_json()
         facts = client.get("/v1/model")
         assert facts.status_code == 200, facts.text
         assert facts.json()["kind"] == "autoencoder"

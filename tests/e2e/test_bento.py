@@ -23,6 +23,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from protoserve.inference.classifier import load
+from tests.service.predictions import as_served
 
 ROOT = Path(__file__).resolve().parents[2]
 # Also in a checkout that is not installed, where the root command has no entry points to find this room by.
@@ -108,7 +109,7 @@ def check_problem(response: httpx.Response, status: int, code: str) -> None:
 
 def check_predictions(client: httpx.Client, bundle: Path, photograph: Path) -> None:
     data = photograph.read_bytes()
-    expected = load(bundle, device="cpu").predict(photograph).model_dump_json()
+    expected = as_served(load(bundle, device="cpu").predict(photograph)).model_dump_json()
     raw = client.post("/v1/predict", content=data, headers={"content-type": "image/jpeg"})
     assert (raw.status_code, raw.text) == (200, expected)
     form = client.post("/v1/predict", files={"image": ("photograph.jpg", data, "image/jpeg")})

@@ -19,6 +19,7 @@ from service.api_keys import create_key
 from service.app import create_app
 from service.model.holder import ModelHolder
 from service.settings import Settings
+from tests.service.predictions import as_served
 
 ADDRESS = "http://service"
 
@@ -64,9 +65,9 @@ def test_a_prediction_equals_that_of_the_python_interface(
     with Client(ADDRESS, transport=Bridge(app)) as client:
         assert client.is_ready()
         assert client.model()["version"] == classifier.bundle.manifest.version
-        expected = classifier.predict(photograph, top_k=2, alternatives=1, maps=True)
+        expected = as_served(classifier.predict(photograph, top_k=2, alternatives=1, maps=True))
         assert client.predict(photograph, top_k=2, alternatives=1, maps="heat") == expected
-        assert client.predict(photograph.read_bytes()) == classifier.predict(photograph)
+        assert client.predict(photograph.read_bytes()) == as_served(classifier.predict(photograph))
 
 
 def test_a_batch_returns_errors_in_their_positions(app: ASGIApp, classifier: Classifier, photograph: Path) -> None:
@@ -82,9 +83,9 @@ def test_the_asynchronous_client_returns_the_same(app: ASGIApp, classifier: Clas
         async with AsyncClient(ADDRESS, transport=httpx.ASGITransport(app)) as client:
             assert await client.is_ready()
             assert (await client.model())["name"] == "tiny"
-            assert await client.predict(photograph) == classifier.predict(photograph)
+            assert await client.predict(photograph) == as_served(classifier.predict(photograph))
             [only] = await client.predict_batch([photograph], top_k=1)
-            assert only == classifier.predict(photograph, top_k=1)
+            assert only == as_served(classifier.predict(photograph, top_k=1))
             with pytest.raises(ServiceError) as raised:
                 await client.predict(b"no picture")
             assert raised.value.code == "unsupported_image"

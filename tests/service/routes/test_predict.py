@@ -18,6 +18,7 @@ from protoserve.schema import Prediction
 from service.app import create_app
 from service.model.holder import ModelHolder
 from service.settings import Settings
+from tests.service.predictions import as_served
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
 
@@ -30,7 +31,7 @@ def test_a_raw_body_gets_the_same_prediction_as_the_python_interface(
     response = client.post("/v1/predict", content=photograph.read_bytes(), headers=headers)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
-    assert response.text == classifier.predict(photograph).model_dump_json()
+    assert response.text == as_served(classifier.predict(photograph)).model_dump_json()
 
 
 def test_a_form_gets_the_same_prediction_as_a_raw_body(client: TestClient, photograph: Path) -> None:
@@ -43,7 +44,7 @@ def test_a_form_gets_the_same_prediction_as_a_raw_body(client: TestClient, photo
 def test_the_query_selects_the_detail(client: TestClient, classifier: Classifier, photograph: Path) -> None:
     query = {"top_k": "2", "alternatives": "1", "maps": "heat"}
     response = client.post("/v1/predict", content=photograph.read_bytes(), params=query)
-    expected = classifier.predict(photograph, top_k=2, alternatives=1, maps=True)
+    expected = as_served(classifier.predict(photograph, top_k=2, alternatives=1, maps=True))
     assert response.text == expected.model_dump_json()
     assert any(level.evidence for level in expected.levels)
     assert all(item.map for level in expected.levels for item in level.evidence)
@@ -73,7 +74,7 @@ def test_a_batch_gets_a_prediction_or_a_problem_for_each_picture_in_order(
     assert response.status_code == 200
     first, second, third = response.json()["results"]
     assert first == {
-        "prediction": json.loads(classifier.predict(photograph, top_k=1).model_dump_json()),
+        "prediction": json.loads(as_served(classifier.predict(photograph, top_k=1)).model_dump_json()),
         "problem": None,
     }
     assert (second["prediction"], second["problem"]["code"]) == (None, "unsupported_image")
@@ -114,7 +115,7 @@ def test_the_answer_does_not_depend_on_the_threads(
     data = photograph.read_bytes()
     with caplog.at_level(logging.INFO, "protoserve.access"):
         response = run_app().post("/v1/predict", content=data)
-    assert response.json() == json.loads(classifier.predict(data).model_dump_json())
+    assert response.json() == json.loads(as_served(classifier.predict(data)).model_dump_json())
     [line] = [vars(record) for record in caplog.records if record.name == "protoserve.access"]
     assert set(line["stages"]) == {"read", "decode", "queue", "infer", "evidence", "encode"}
     assert (line["images"], line["bytes"]) == (1, len(data))
