@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from protoserve.cli.options import DeviceOption, JsonOption
 
 
 def _list_targets(wanted: bool) -> None:
@@ -94,10 +96,8 @@ def validate(
         list[Path] | None,
         typer.Option("--with", metavar="BUNDLE", help="Another bundle to answer together with, as one; repeatable."),
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Asking for cuda where there is none fails.")
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Score the exported graph itself, in onnxruntime, with the same metrics as `evaluate`.
 

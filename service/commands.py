@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from protoserve.cli.options import DeviceOption, JsonOption
 from protoserve.errors import InputError, MissingExtraError
 
 GRACE_SECONDS = 10
@@ -27,7 +28,7 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of worker processes.")] = 1,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Serve a bundle over HTTP until Ctrl-C, with a page to try it.
 
@@ -39,7 +40,7 @@ def serve(
 
     read_settings()
     # Load it here, where an error ends the command with a clear message; in a worker it would cause a restart loop.
-    classifier = load(bundle, device=device)  # type: ignore[arg-type]  # load refuses unknown devices
+    classifier = load(bundle, device=device)
     name = classifier.bundle.manifest.name
     del classifier
     _check_address(host, port)
@@ -67,7 +68,7 @@ def serve(
 
 def publish(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle or an ensemble.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy a bundle into the BentoML model store, where 'bentoml build' finds it.
 
@@ -86,7 +87,7 @@ def publish(
 
 def key(
     name: Annotated[str, typer.Argument(help="Name of the client, for logs: letters, digits, '_', '.', '-'.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make an API key: a secret for the client, and its hash for PROTOSERVE_API_KEYS. Neither is stored.
 

@@ -1,4 +1,4 @@
-"""The commands of this room: `data render`, `train`, `evaluate`. Heavy imports wait until a command runs."""
+"""The commands `data render`, `train`, `evaluate`, `ablate` and `report`. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from protoserve.cli.options import DataOption, DeviceOption, JsonOption
 from protoserve.errors import InputError
-
-Data = Annotated[
-    Path,
-    typer.Option(
-        help="A folder that holds train, val and test, with nested class folders; or a CSV or Parquet file with the "
-        "columns image, split, and path (Fruit/Apple) or level_1, level_2, …"
-    ),
-]
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Asking for cuda where there is none fails.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
 def render(
@@ -48,7 +37,7 @@ def render(
 
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file; training/configs holds examples.")],
-    data: Data,
+    data: DataOption,
     run: Annotated[Path, typer.Option(help="The folder to write; must be new, or unfinished with --resume.")],
     weights: Annotated[
         str | None,
@@ -63,14 +52,14 @@ def train(
         str | None,
         typer.Option(
             metavar="auto|N",
-            help="N per child, instead of the configuration's; auto: start with many and keep the fewest that do.",
+            help="N per child; auto: start with many and keep the fewest that classify as well.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the configuration's seed.")] = None,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LEAF", help="A class that the run is not to know, as Fruit/Apple/Granny-Smith; may be repeated."
+            metavar="LEAF", help="A class to leave out of training, for example Fruit/Apple/Granny-Smith; repeatable."
         ),
     ] = None,
     settings: Annotated[
@@ -82,20 +71,20 @@ def train(
             "lists all keys.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an unfinished run.")] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too: tensorboard --logdir RUN.")
+        bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard; view it with tensorboard --logdir RUN.")
     ] = False,
     device: DeviceOption = "auto",
     cache: Annotated[
         Path | None,
-        typer.Option(help="A folder in which runs share the features of backbones that stand still."),
+        typer.Option(help="A folder in which runs share the features of frozen backbones."),
     ] = None,
     cache_limit: Annotated[
         float,
         typer.Option(metavar="GB", min=0, help="How much --cache may hold; beyond it, evicts the least recently used."),
     ] = 50,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a network and write a run folder: checkpoint, metrics per level, curves, prototype pictures.
 
@@ -144,7 +133,7 @@ def train(
 
 
 def _prototype_settings(prototypes: str) -> dict[str, Any]:
-    """What `--prototypes auto` or `--prototypes 8` says in the words of the configuration."""
+    """The configuration's settings for `--prototypes auto` or `--prototypes 8`."""
     if prototypes == "auto":
         return {"prototypes.auto": True}
     if prototypes.isdecimal() and int(prototypes):
@@ -154,19 +143,19 @@ def _prototype_settings(prototypes: str) -> dict[str, Any]:
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
-    data: Data,
+    data: DataOption,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     novel: Annotated[
         Path | None,
         typer.Option(
-            help="A folder with images of classes that the run does not know, nested like the class tree as far as "
-            "they belong to it; the data set itself, where the run was trained with --leave-out."
+            help="A folder with images of classes that the run does not know, in folders of the class tree as deep as "
+            "it goes; for a run trained with --leave-out, the data set itself."
         ),
     ] = None,
     device: DeviceOption = "auto",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score a run's network on a split, at every level of the taxonomy; with --novel, also what it says to the unknown.
+    """Score a run's network on a split, at every level of the taxonomy; with --novel, also its novelty scores.
 
     Example: protoserve evaluate runs/grocery --data grocery-store --split test --novel other-fruit --json
     """
@@ -185,23 +174,23 @@ def evaluate(
 
 def ablate(
     config: Annotated[Path, typer.Argument(help="A YAML file; training/configs holds examples.")],
-    data: Data,
-    out: Annotated[Path, typer.Option(help="The folder for the runs, the table and the figure; runs in it go on.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="The folder for the runs, table and figure; resumes runs in it.")],
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the configuration's: an autoencoder's, or of the joint stage.")
+        int | None, typer.Option(min=1, help="Replaces the epochs of an autoencoder, or of the joint stage.")
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Backbone weights: a file, a torchvision name such as DEFAULT, or 'none'."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the configuration's seed.")] = None,
     device: DeviceOption = "auto",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train without each of the two terms that shape prototypes, and with both: a table, and prototypes side by side.
 
-    The terms are R1 and R2 of an autoencoder, Clust and Sep of the others. Every training is a run of its own that is
-    gone on with when the command is given again.
+    The terms are R1 and R2 of an autoencoder, Clust and Sep of the others. Each variant is a run of its own; the
+    command, given again, resumes them.
 
     Example: protoserve ablate training/configs/mnist.yaml --data mnist --out runs/ablation --epochs 20
     """

@@ -11,7 +11,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -21,6 +20,7 @@ from typer.core import TyperGroup
 
 from protoserve import __version__
 from protoserve.cli import score as score_command
+from protoserve.cli.options import Device, DeviceOption, JsonOption
 from protoserve.errors import InputError, MissingExtraError, ProtoServeError
 
 # Everything heavier (numpy, onnxruntime, pillow, pydantic) is imported inside the commands: help must be
@@ -43,23 +43,12 @@ _FAILED = 2
 _INTERRUPTED = 130
 
 
-class DeviceChoice(StrEnum):
-    """Where the graph runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle ('protoserve export') or an ensemble.")
 ]
 WithOption = Annotated[
     list[Path] | None,
     typer.Option("--with", metavar="BUNDLE", help="Another bundle to answer together with, as one; may be repeated."),
-]
-DeviceOption = Annotated[
-    DeviceChoice, typer.Option(help="auto takes CUDA where it works; cuda fails where it does not.")
 ]
 TopKOption = Annotated[
     int | None,
@@ -136,7 +125,7 @@ def predict(
         typer.Option("--json", help="Print one JSON document: the prediction, or a list for several images."),
     ] = False,
     others: WithOption = None,
-    device: DeviceOption = DeviceChoice.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Predict the class of images at every level, with the evidence for it."""
     from protoserve.cli.terminal import prediction_tree
@@ -163,7 +152,7 @@ def explain(
     ],
     top_k: Annotated[int, typer.Option(help="Prototypes to draw per level.")] = 3,
     others: WithOption = None,
-    device: DeviceOption = DeviceChoice.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Draw an image with its evidence beside the prototypes' source patches, level by level."""
     if output.suffix.lower() not in FIGURE_SUFFIXES:
@@ -197,7 +186,7 @@ def explain(
 def inspect(
     bundle: BundleArgument,
     others: WithOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle holds: its taxonomy, prototypes, input, files, metrics and provenance."""
     from protoserve.cli.terminal import model_document, model_report
@@ -297,10 +286,10 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(_FAILED)
 
 
-def _load(bundle: Path, others: list[Path] | None, device: DeviceChoice) -> Classifier:
+def _load(bundle: Path, others: list[Path] | None, device: Device) -> Classifier:
     from protoserve.inference.classifier import load
 
-    return load([bundle, *others] if others else bundle, device=device.value)
+    return load([bundle, *others] if others else bundle, device=device)
 
 
 def _print_json(document: Any, indent: int | None = 2) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from protoserve.cli.options import DeviceOption, JsonOption
 from protoserve.cores import usable_cores
 from protoserve.errors import InputError, MissingExtraError
 
@@ -36,9 +37,9 @@ def score(
     ] = EngineChoice.local,
     actors: Annotated[int | None, typer.Option(min=1, help="With ray: models beside each other; one per core.")] = None,
     part: Annotated[int, typer.Option(min=1, help="Pictures per part; what is lost when a run is killed.")] = 1000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the parts of an earlier run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score many pictures into one Parquet file; a run that was killed goes on where it was.
 
@@ -56,8 +57,7 @@ def score(
     if output.is_dir():
         raise InputError(f"{output} is a folder; give the Parquet file to write")
     root, images = scoring.find_images(source)
-    place: Literal["auto", "cpu", "cuda"] = device  # type: ignore[assignment]  # load refuses other words itself
-    classifier = load(bundle, device=place)
+    classifier = load(bundle, device=device)
     version = classifier.bundle.manifest.version
     job = scoring.Job(str(root), images, version, checked_top_k(classifier.table, top_k), part)
     directory, left = scoring.open_parts(job, output, restart=restart)

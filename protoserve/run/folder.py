@@ -7,11 +7,9 @@ source patch of each prototype in context; `analysis.json` and `patches/NNNN.web
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +17,13 @@ from pydantic import ValidationError
 
 from protoserve.errors import InputError
 from protoserve.run.records import Analysis, Confusion, Metrics, Provenance, Record
-from protoserve.schema import NoveltyRecord
 
 R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; nothing is read until it is asked for."""
+    """A run folder; its files are read on demand."""
 
     directory: Path
 
@@ -75,19 +72,6 @@ class Run:
                 f"{file}: can't read it ({said}); train again, or use the version that wrote it"
             ) from error
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """`metrics.json` or `provenance.json`; raises InputError when it is missing or torn."""
-        file = self.directory / name
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file}: can't read it ({error}); finish the run with 'protoserve train … --resume'"
-            ) from error
-        if not isinstance(content, dict):
-            raise InputError(f"{file}: holds no JSON object; train again")
-        return content
-
     def samples(self) -> NDArray[np.uint8]:
         """uint8 [pictures, height, width, 3]: real pictures at model size, for the parity gate."""
         file = self.directory / "samples.npy"
@@ -100,21 +84,13 @@ class Run:
         return np.asarray(samples, dtype=np.uint8)
 
 
-def novelty_record(metrics: Mapping[str, Any]) -> NoveltyRecord | None:
-    """The novelty thresholds in a run's metrics, or None where the run has none."""
-    found = metrics.get("novelty")
-    if found is None:
-        return None
-    return NoveltyRecord(**{name: found[name] for name in NoveltyRecord.model_fields})
-
-
 def open_run(directory: Path) -> Run:
-    """A finished run; raises InputError when there is none at this place."""
+    """Open a finished run; raises InputError when the folder is missing or the run is not finished."""
     run = Run(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'")
     if not run.model.is_file():
         raise InputError(
-            f"{directory}: the run is not finished (no model.pt); go on with 'protoserve train … --resume'"
+            f"{directory}: the run is not finished (no model.pt); resume it with 'protoserve train … --resume'"
         )
     return run
