@@ -1,4 +1,9 @@
-"""Any torchvision classification model by name, cut before its pooling; channels and stride are found by running it."""
+"""Any torchvision classification model by name, cut before its pooling; a run of it tells channels and stride.
+
+torchvision's `create_feature_extractor` cuts at a node that the caller names. Here the node is found by the shapes of
+all outputs, tokens become a map, and the result is one graph with one output: the library's has a dictionary as output
+and another graph for training, in which export and the cut for fine-tuning would have to look for the map again.
+"""
 
 from __future__ import annotations
 
@@ -79,18 +84,18 @@ def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
         enumeration = torchvision.models.get_model_weights(name)
         if str(weights) not in [*(member.name for member in enumeration), "DEFAULT"]:
             offered = ", ".join(["DEFAULT", *(member.name for member in enumeration)])
-            raise InputError(f"weights {str(weights)!r} are no file and no weights of {name}; it has {offered}")
+            raise InputError(f"weights {str(weights)!r} are neither a file nor weights of {name}; it has {offered}")
         return torchvision.models.get_model(name, weights=str(weights))  # type: ignore[no-any-return]
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's own words advise to read the file in a way that runs code from it.
+        # torch's own message advises to read the file in a way that runs code from it.
         raise InputError(f"{file}: can't read the weights; give a state dict of tensors saved by torch.save") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: these are no weights of {name}: {str(error)[:300]}") from error
+        raise InputError(f"{file}: these are not weights of {name}: {str(error)[:300]}") from error
     return model
 
 
@@ -111,7 +116,7 @@ def _shapes(traced: fx.GraphModule, size: int) -> dict[str, tuple[int, ...]]:
 
 
 class _Feature(NamedTuple):
-    """The node to cut after; `grid` is the side of the token grid where the node gives tokens and no map."""
+    """The node to cut after; `grid` is the side of the token grid where the node gives tokens instead of a map."""
 
     node: fx.Node
     channels: int
@@ -135,7 +140,7 @@ def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> _Fea
                 cell = round(SMALL / shape[2])
                 found[cell] = _Feature(node, shape[1], cell)
     if not found:
-        raise InputError(f"backbone {name!r} has no feature map that can be found; choose another model")
+        raise InputError(f"backbone {name!r} has no feature map; choose another model")
     wanted = max(found) if stride is None else stride
     if wanted not in found:
         raise InputError(f"backbone {name!r} has no feature map of stride {stride}; it has {sorted(found)}")
@@ -143,7 +148,7 @@ def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> _Fea
 
 
 def _may_be_feature(node: fx.Node) -> bool:
-    # SqueezeNet classifies by a convolution before it pools; its class maps are no features.
+    # SqueezeNet classifies by a convolution before it pools; its class maps are not features.
     return node.op != "placeholder" and not str(node.target).startswith(("classifier", "fc", "head"))
 
 

@@ -178,7 +178,7 @@ TRAIN: dict[str, Case] = {
     "weights that are none": (lambda b: training(b, "--weights", b.file("text.pth")), "can't read the weights"),
     "weights of something else": (
         lambda b: training(b, "--weights", b.run / "model.pt"),
-        "these are no weights of resnet18",
+        "these are not weights of resnet18",
     ),
     "no data": (lambda b: ["train", b.config, "--data", b.directory / "gone", "--run", b.directory / "new"], "no such"),
     "a file as data": (lambda b: ["train", b.config, "--data", b.config, "--run", b.directory / "new"], "no such"),

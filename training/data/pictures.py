@@ -1,4 +1,4 @@
-"""Pictures for training: the same decoding and resizing as in serving, and the views that augment them."""
+"""Pictures for training: decoded and resized as in serving, and varied in views."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Backbones: what they compute, what is kept of it, what learns."""
+"""Backbones: which parts learn, in which precision, and which features are kept."""

@@ -1,4 +1,4 @@
-"""From a configuration to the network it asks for, and the parts of a backbone that learn."""
+"""The network that a configuration describes, and the parts of its backbone that learn."""
 
 from __future__ import annotations
 

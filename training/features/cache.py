@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once: a cache on disk, and the principal components that reduce it."""
+"""Features of a frozen backbone, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """float32 or float16 [images, …] on disk, in one or more consecutive pieces, mapped into memory page by page."""
+    """float32 or float16 [images, …] on disk, in one or more consecutive pieces, mapped into memory."""
 
     arrays: tuple[NDArray[np.floating[Any]], ...]
 
@@ -56,12 +56,12 @@ def cached_features(
     advance: Advance,
     dtype: type[np.float32] | type[np.float16] = np.float32,
 ) -> FeatureCache:
-    """The features of all `pictures` (numbers below `images`) in one view; computed and stored when `key` is not there
-    yet.
+    """The features of all `pictures` (their numbers lie below `images`) in one view; computed and stored unless `key`
+    is there.
 
-    `key` and the folder stand for all that the features depend on. The array takes its name when it is whole and counts
-    once its note is written, so an interrupted one is made again. Raises InputError where the disk has no room for it,
-    and for values that `dtype` can't hold.
+    `key` and the folder stand for everything that the features depend on. The array counts only once its note is
+    written, so an interrupted one is computed again. Raises InputError where the disk has no room, and for values that
+    `dtype` can't hold.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file, note = cache_files(directory, key, view)
@@ -90,18 +90,18 @@ def cached_features(
 
 
 def cache_files(directory: Path, key: str, view: int) -> tuple[Path, Path]:
-    """A cache's array and the note that says it is whole."""
+    """The files of a cache: its array, and the note that marks the array as whole."""
     return directory / f"{key}-{view}.npy", directory / f"{key}-{view}.json"
 
 
 def _is_whole(note: Path, images: int) -> bool:
-    # With another number of processes each holds other images.
+    # Under another number of processes, each holds other images.
     return note.is_file() and json.loads(note.read_text(encoding="utf-8"))["images"] == images
 
 
 def _check_room(file: Path, size: int) -> None:
-    """Raise InputError where a file of `size` bytes does not fit; a full disk met through a memory map kills without a
-    word."""
+    """Raise InputError where a file of `size` bytes does not fit. Writing through a memory map to a full disk would
+    kill the process without a message."""
     free = shutil.disk_usage(file.parent).free
     if size > free:
         raise InputError(

@@ -1,7 +1,8 @@
-"""What a run learns from and looks at: pictures, and the features that its network has for them.
+"""The pictures that a run learns from and selects on, and its network's features of them.
 
-Features that will be asked for again are computed once and kept on disk: those of a backbone that stands still, and,
-for one whose last parts learn, what the parts before them give (the trunk), so that an epoch costs only what learns.
+Features that later steps need again are computed once and kept on disk. For a frozen backbone these are its own; where
+its last parts learn, these are the output of the parts before them (the trunk), so that an epoch computes the last
+parts alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FRESH_VIEW = 1000
 
 
 def fresh_view(step: int) -> int:
-    """The view of a step that sees every image anew."""
+    """The view of a step in which every image gets a crop of its own."""
     return FRESH_VIEW + step
 
 
@@ -125,14 +126,16 @@ class Feed:
         )
 
     def on_device(self, tensor: Tensor) -> Tensor:
-        """The tensor on the run's device; from pinned memory while the device goes on computing."""
+        """The tensor on the run's device; copied from pinned memory while the device computes."""
         return tensor.to(self.device, non_blocking=tensor.is_pinned())
 
     # ---- features to learn from ------------------------------------------------------------------------------
 
     def maps(self, batches: Iterable[NDArray[np.int64]], step: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """The backbone's feature maps of batches of fit images, with gradients; each image in a view drawn for this
-        step, of those kept where there is a trunk, else seen anew."""
+        """The backbone's feature maps of batches of fit images, with gradients.
+
+        Each image comes in a view drawn for this step: one of those kept where there is a trunk, else a new crop.
+        """
         if self._forward is None:
             module: nn.Module = self.network.backbone if self._cut is None else self._cut.top
             self._forward = learning_forward(module, self.learning, self.device)
@@ -147,8 +150,8 @@ class Feed:
     def varied(
         self, batches: Iterable[NDArray[np.int64]], step: int, *, learning: bool = False, plain: bool = True
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Features of batches of fit images, each image in a view drawn for this step, the `plain` one among them; with
-        gradients of the backbone if it is `learning`."""
+        """Features of batches of fit images, each image in a view drawn for this step; with gradients of the backbone
+        if it is `learning`. Without `plain`, the plain view is not drawn."""
         if learning:
             for numbers, maps in self.maps(batches, step):
                 yield numbers, self.network.from_maps(maps)
@@ -160,8 +163,8 @@ class Feed:
     def _drawn(
         self, caches: list[FeatureCache], batches: Iterable[NDArray[np.int64]], step: int
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Batches of fit images, each image from a cache, of one view each, that is drawn for this step."""
-        # For all images at once, so that it does not matter in which batch or process one is.
+        """Batches of fit images. Every cache holds one view; each image comes from a cache drawn for this step."""
+        # Drawn for all images at once, so that neither batch nor process changes an image's view.
         drawn = np.random.default_rng((self.seed, step)).integers(0, len(caches), len(self.datasets["fit"]))
         for numbers in batches:
             views = drawn[numbers]
@@ -181,8 +184,8 @@ class Feed:
 
     @torch.inference_mode()
     def stills(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
-        """Features of batches of pictures in one view; of the plain pictures always in float32 throughout, since
-        prototypes are cut from them."""
+        """Features of batches of pictures in one view, without gradients. Those of plain pictures are float32
+        throughout, since prototypes are cut from them."""
         if self.frozen:
             cache = self._cache(part, view)
             for numbers in batches:
@@ -219,7 +222,8 @@ class Feed:
         return f"trunk-{part}"
 
     def _cache(self, part: Part, view: int) -> FeatureCache:
-        """Features of a backbone that stands still, float32; from the trunk where that is kept and views only vary."""
+        """Features of a frozen backbone, float32; views other than the plain one come from the trunk where it is
+        kept."""
         key, label = f"{part}-{self.version}", f"features of {part} images, view {view + 1}"
         network, directories = self.network, None
         if self.shared is not None:
@@ -234,7 +238,7 @@ class Feed:
         return self._kept(key, part, view, label, self._from_trunk, rows, directories=directories)
 
     def _trunk_cache(self, part: Part, view: int) -> FeatureCache:
-        """What the trunk gives, rounded to float16: half the disk, and a rounding error far below that of training."""
+        """The trunk's output, rounded to float16: half the disk, and an error far below the noise of training."""
         cut = self._cut
         assert cut is not None
 
@@ -249,8 +253,8 @@ class Feed:
         return self._kept(self._trunk_key(part), part, view, label, trunk, dtype=np.float16, directories=directories)
 
     def _shared_directories(self, shared: SharedCache, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
-        """Where the output of `modules` for a part lies for all runs: in a folder named by a hash of their weights, the
-        pictures, the rule that fits them and how they are varied."""
+        """The folder, shared by all runs, of the output of `modules` for a part. Its name is a hash of their weights,
+        the pictures, the rule that fits them and how they are varied."""
         if (part, of) not in self._shared_names:
             digest = hashlib.sha256(self.datasets[part].fingerprint().encode())
             views, backbone = self.views, self.network.backbone
@@ -261,7 +265,7 @@ class Feed:
                 for name, tensor in sorted(module.state_dict().items()):
                     digest.update(name.encode() + tensor.cpu().numpy().tobytes())
             self._shared_names[part, of] = digest.hexdigest()[:32]
-        folder = shared.used(self._shared_names[part, of])
+        folder = shared.use(self._shared_names[part, of])
         if self.processes.count == 1:
             return [folder]
         count = self.processes.count
@@ -278,7 +282,7 @@ class Feed:
         dtype: type[np.float32] | type[np.float16] = np.float32,
         directories: list[Path] | None = None,
     ) -> FeatureCache:
-        """The features of all images of a part, computed from pictures or from `rows`, where they are not kept yet."""
+        """The features of all images of a part; computed from pictures or from `rows` unless they are kept."""
         if (key, view) in self._caches:
             return self._caches[key, view]
         directories = directories or self.directories
@@ -310,11 +314,11 @@ class Feed:
         arrays = tuple(np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
         self._caches[key, view] = FeatureCache(arrays)
         if self.shared is not None and self.processes.first:
-            removed = self.shared.trim(self._shared_names.values())
-            if removed:
+            evicted = self.shared.evict(self._shared_names.values())
+            if evicted:
                 where, limit = self.shared.directory, f"{self.shared.limit / GIGABYTE:g} GB"
                 self.console.print(
-                    f"note: {where}: {len(removed)} older sets of features removed; it may hold {limit}",
+                    f"note: {where}: {len(evicted)} least recently used sets of features evicted; the limit is {limit}",
                     markup=False,
                     soft_wrap=True,
                 )

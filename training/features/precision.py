@@ -1,7 +1,7 @@
-"""How a backbone computes while it learns: in half precision and compiled, where that is faster and asked for.
+"""How a backbone computes while it learns: in half precision and compiled, where that is faster or asked for.
 
-Only learning does: features that are kept, projection and evaluation are float32 throughout, and so are add-on layers,
-distances and losses, whose small differences half precision would lose.
+All else is float32: kept features, projection, evaluation, add-on layers, distances and losses. Half precision would
+lose their small differences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder in which runs share features, and its bound: a day of experiments can fill a disk."""
+"""A folder in which runs share features, with a limit: a day of experiments can fill a disk."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIGABYTE = 1_000_000_000
-# What was used so lately may be another run's, which is still writing there.
-LATELY_SECONDS = 3600
+# Another run may still write to a folder that was used within this time.
+IN_USE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class SharedCache:
-    """A `directory` with a folder for every set of features; `limit` is how many bytes it may hold."""
+    """A `directory` with one folder per set of features, which may hold `limit` bytes."""
 
     directory: Path
     limit: int
 
-    def used(self, name: str) -> Path:
-        """The folder of that name, made where it is missing, and noted as used now."""
+    def use(self, name: str) -> Path:
+        """The folder of that name, made where it is missing, marked as used now."""
         folder = self.directory / name
         folder.mkdir(parents=True, exist_ok=True)
         folder.touch()
         return folder
 
-    def trim(self, own: Collection[str]) -> list[Path]:
-        """Remove what was not used for longest until the limit holds, and return it; `own` names, and what anyone used
-        within the hour, stay.
+    def evict(self, own: Collection[str]) -> list[Path]:
+        """Remove the least recently used folders until the limit holds, and return them. Folders named in `own`, and
+        those that any run used within the hour, stay.
 
-        A run that has such features open goes on with them; one that asks for them later computes them anew.
+        A run that has evicted features open keeps reading them; a run that needs them later computes them again.
         """
         found = {folder: _size_and_use(folder) for folder in self.directory.iterdir() if folder.is_dir()}
-        excess, removed = sum(size for size, _ in found.values()) - self.limit, []
+        excess, evicted = sum(size for size, _ in found.values()) - self.limit, []
         for folder, (size, used) in sorted(found.items(), key=lambda item: item[1][1]):
             if excess <= 0:
                 break
-            if folder.name in own or used >= time.time() - LATELY_SECONDS:
+            if folder.name in own or used >= time.time() - IN_USE_SECONDS:
                 continue
-            # Another run may be removing it, too; what can't be removed still counts.
+            # Another run may be removing it, too. A folder that stays still counts.
             shutil.rmtree(folder, ignore_errors=True)
             if not folder.exists():
                 excess -= size
-                removed.append(folder)
-        return removed
+                evicted.append(folder)
+        return evicted
 
 
 def _size_and_use(folder: Path) -> tuple[int, float]:
-    """The bytes below a folder, and when it or anything in it was last written or noted as used, in seconds since the
-    epoch; a draft that grows for hours is in use. What another run removes meanwhile counts nothing."""
+    """The bytes below a folder, and when it or a file in it was last written or marked as used, in seconds since the
+    epoch. A draft that grows for hours is thus in use. Files that another run removes meanwhile do not count."""
     size, used = 0, 0.0
     for entry in (folder, *folder.rglob("*")):
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,8 @@
-"""The trunk of a backbone: its first part, which does not learn, so that what it gives can be kept."""
+"""The trunk of a backbone: its first part, which does not learn, so that its output can be kept.
+
+torchvision's `create_feature_extractor` gives the trunk but not the rest: a graph that starts from the trunk's output
+and shares the backbone's modules.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from training.features.building import trainable_parts
 
 
 class Cut(NamedTuple):
-    """A backbone in two: `trunk`, which stands still, and `top`, of which the last parts learn. Both hold the very
-    modules of the backbone; `top(trunk(x))` is the backbone."""
+    """A backbone in two: `trunk`, which is frozen, and `top`, whose last parts learn. Both share the modules of the
+    backbone; `top(trunk(x))` equals the backbone."""
 
     trunk: fx.GraphModule
     top: fx.GraphModule
@@ -34,7 +38,7 @@ def cut_at(body: fx.GraphModule, train_from: str | None) -> Cut | None:
     for place in range(first, 0, -1):
         before = set(nodes[:place])
         crossing = {used for node in body.graph.nodes if node not in before for used in node.all_input_nodes} & before
-        # What is taken apart by index may be a tuple of maps.
+        # A node whose users index it may be a tuple of maps.
         if len(crossing) == 1 and not any(user.target is operator.getitem for user in next(iter(crossing)).users):
             crossed = crossing.pop()
             if crossed.op in ("placeholder", "get_attr"):
@@ -44,7 +48,8 @@ def cut_at(body: fx.GraphModule, train_from: str | None) -> Cut | None:
 
 
 def _part(body: fx.GraphModule, nodes: list[fx.Node], given: fx.Node | None, last: fx.Node) -> fx.GraphModule:
-    """The part of a graph made of `nodes`, in place of whose one outer input, if there is one, stands a placeholder."""
+    """The part of a graph made of `nodes`, up to `last`. A placeholder replaces `given`, the one node outside that they
+    read; None where they start with the graph's own input."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     if given is not None:

@@ -79,7 +79,7 @@ def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
     [
         ("resnet81", None, None, "no torchvision model 'resnet81'; did you mean 'resnet"),
         ("resnet18", None, 7, r"no feature map of stride 7; it has \[2, 4, 8, 16, 32\]"),
-        ("resnet18", "IMAGENET", None, "no file and no weights of resnet18; it has DEFAULT, IMAGENET1K_V1"),
+        ("resnet18", "IMAGENET", None, "neither a file nor weights of resnet18; it has DEFAULT, IMAGENET1K_V1"),
     ],
 )
 def test_what_cannot_be_had_is_named(name: str, weights: str | None, stride: int | None, message: str) -> None:
@@ -96,5 +96,5 @@ def test_a_broken_weights_file_is_refused(tmp_path: Path, content: bytes) -> Non
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="these are no weights of resnet18"):
+    with pytest.raises(InputError, match="these are not weights of resnet18"):
         backbone("resnet18", tmp_path / "weights.pth")

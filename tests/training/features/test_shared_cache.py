@@ -10,8 +10,8 @@ import pytest
 from training.features.shared_cache import SharedCache
 
 
-def filled(cache, name, size, hours_ago):
-    folder = cache.used(name)
+def filled(cache: SharedCache, name: str, size: int, hours_ago: float) -> Path:
+    folder = cache.use(name)
     (folder / "deeper").mkdir()
     (folder / "deeper" / "features.npy").write_bytes(b"0" * size)
     then = time.time() - 3600 * hours_ago
@@ -24,14 +24,14 @@ def filled(cache, name, size, hours_ago):
     ("limit", "gone"),
     [(1000, set()), (600, set()), (599, {"oldest"}), (450, {"oldest", "old"}), (0, {"oldest", "old"})],
 )
-def test_what_was_unused_for_longest_goes_until_the_limit_holds(tmp_path: Path, limit: int, gone) -> None:
+def test_the_least_recently_used_are_evicted_until_the_limit_holds(tmp_path: Path, limit: int, gone: set[str]) -> None:
     cache = SharedCache(tmp_path / "shared", limit)
     folders = {
         name: filled(cache, name, size, hours)
         for name, size, hours in (("old", 100, 5), ("oldest", 100, 9), ("own", 300, 20), ("busy", 100, 0.5))
     }
-    removed = cache.trim({"own"})
-    assert {folder.name for folder in removed} == gone
+    evicted = cache.evict({"own"})
+    assert {folder.name for folder in evicted} == gone
     assert {name for name, folder in folders.items() if not folder.exists()} == gone
 
 
@@ -39,8 +39,8 @@ def test_use_makes_a_folder_the_last_to_go(tmp_path: Path) -> None:
     cache = SharedCache(tmp_path, 150)
     for name, hours in (("one", 3), ("two", 2)):
         filled(cache, name, 100, hours)
-    cache.used("one")
-    assert [folder.name for folder in cache.trim(())] == ["two"]
+    cache.use("one")
+    assert [folder.name for folder in cache.evict(())] == ["two"]
 
 
 def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
     folder = filled(cache, "growing", 100, 5)
     with (folder / "deeper" / "features.npy").open("ab") as draft:
         draft.write(b"0")
-    assert cache.trim(()) == []
+    assert cache.evict(()) == []
     assert folder.exists()
 
 
@@ -58,9 +58,9 @@ def test_what_cannot_be_removed_is_not_said_to_be(tmp_path: Path, monkeypatch: p
         filled(cache, name, 100, hours)
     remove = shutil.rmtree
 
-    def some(folder, **given) -> None:
+    def some(folder: Path, **options: bool) -> None:
         if folder.name != "stuck":
-            remove(folder, **given)
+            remove(folder, ignore_errors=options["ignore_errors"])
 
     monkeypatch.setattr("training.features.shared_cache.shutil.rmtree", some)
-    assert [folder.name for folder in cache.trim(())] == ["old"]
+    assert [folder.name for folder in cache.evict(())] == ["old"]
