@@ -1,13 +1,9 @@
-"""The house rules: who may import what, what each extra must bring, and that what is written down is true."""
+"""The house rules: imports between rooms, requirements of the extras, sizes and versions."""
 
 from __future__ import annotations
 
 import ast
-import json
-import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,18 +16,15 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from typer.main import get_command
 
 from protoserve import __version__
-from protoserve.cli.root import build_app
-from protoserve.schema import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("protoserve", "training", "export", "service")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# What a module may import from outside, and what it may import of the house.
+# The rooms that each room may import.
 TORCH = {"torch", "torchvision"}
 MAY_IMPORT = {
     "protoserve": {"protoserve"},
@@ -70,7 +63,7 @@ def tracked_texts() -> Iterator[tuple[str, str]]:
         check=False,
     )
     if listing.returncode:
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     for name in filter(None, listing.stdout.decode().split("\0")):
         file = ROOT / name
         content = file.read_bytes() if file.is_file() else b""
@@ -137,13 +130,13 @@ def test_commands_import_no_more_than_they_need(
 # ---- requirements ----------------------------------------------------------------------------------------------------
 
 
-# Of the core, what only the commands of `train` and `export` come to: data sets (a class tree in YAML) and scores.
+# Imports of the core that only the commands of `train` and `export` reach: data sets, YAML and scores.
 LENT = {
     "protoserve/data/tables.py": {"pyarrow"},
     "protoserve/scores.py": {"sklearn"},
     "protoserve/files.py": {"ruamel"},
 }
-# What asks for an extra of its own.
+# Modules that need an extra of their own.
 OWN_EXTRA = {
     "protoserve/client.py": "client",
     "protoserve/scoring/local.py": "score",
@@ -185,13 +178,13 @@ def distributions(names: set[str]) -> dict[str, set[str]]:
     ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_what_is_imported_is_required(package: str, extras: tuple[str, ...]) -> None:
-    """By name: what merely comes along with something else may stop coming along."""
+    """By name, because a dependency of a dependency may go away."""
     everything = tuple(PROJECT["project"]["optional-dependencies"])
     for file in modules(package):
         chosen = everything if extras == "*" else extras
         names = imported(file)
         if (ROOT / "protoserve" / "networks") in file.parents:
-            # Read by training and by export; each extra must be enough.
+            # Training and export both import it, so each extra must be enough.
             chosen = ("train",)
             assert all(owners & required("export") for owners in distributions(names).values()), file
         chosen = (*chosen, *filter(None, [OWN_EXTRA.get(file.relative_to(ROOT).as_posix())]))
@@ -224,156 +217,19 @@ def test_every_extra_has_its_entry_point() -> None:
     assert {name.partition(".")[0] for name in entry_points} == {"train", "export", "serve"}
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+# ---- size ------------------------------------------------------------------------------------------------------------
+
+MOST_LINES = 400
 
 
-def all_commands() -> dict[str, Any]:
-    """Every command by its words, such as `data render`."""
-    found: dict[str, Any] = {}
-
-    def walk(words: tuple[str, ...], command: Any) -> None:
-        children = getattr(command, "commands", None)
-        if children is None:
-            found[" ".join(words)] = command
-            return
-        for name, child in children.items():
-            walk((*words, name), child)
-
-    walk((), get_command(build_app()))
-    return found
+def test_every_module_is_read_in_one_sitting() -> None:
+    for name, text in tracked_texts():
+        if name.endswith(".py"):
+            lines = text.count("\n")
+            assert lines <= MOST_LINES, f"{name} has {lines} lines, more than {MOST_LINES}: split it"
 
 
-COMMANDS = all_commands()
-
-
-def test_the_commands_are_those_that_others_rely_on() -> None:
-    promised = "data render, train, evaluate, export, validate, predict, explain, inspect, publish, serve"
-    assert set(promised.split(", ")) <= set(COMMANDS)
-
-
-@pytest.mark.parametrize("words", COMMANDS)
-def test_every_command_explains_itself_with_an_example(words: str) -> None:
-    command = COMMANDS[words]
-    text = f"{command.help}\n{command.epilog}"
-    (example,) = re.findall(r"Example: (.+)", text)
-    assert example.startswith(f"protoserve {words} ")
-    for part in example.split(" && "):
-        if part.startswith("protoserve "):
-            assert_would_parse(part)
-    for parameter in command.params:
-        if parameter.name != "help":
-            assert parameter.help, f"protoserve {words}: {parameter.name} is not explained"
-
-
-def assert_would_parse(line: str) -> None:
-    """The command exists, takes these options and this number of arguments."""
-    words = shlex.split(line, comments=True)[1:]
-    (name,) = [known for known in COMMANDS if words[: len(known.split())] == known.split()] or [None]
-    assert name, f"no such command: {line}"
-    command = COMMANDS[name]
-    options = {option: parameter for parameter in command.params for option in parameter.opts}
-    arguments: list[str] = []
-    rest = iter(words[len(name.split()) :])
-    for word in rest:
-        if not word.startswith("-"):
-            arguments.append(word)
-            continue
-        assert word in options, f"no option {word}: {line}"
-        if not options[word].is_flag:
-            assert next(rest, None) is not None, f"{word} takes a value: {line}"
-    positional = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    open_ended = any(parameter.nargs == -1 for parameter in positional)
-    assert len(arguments) == len(positional) or (open_ended and len(arguments) > len(positional)), line
-    given = {options[word].name for word in words if word in options}
-    for parameter in command.params:
-        if parameter.required and parameter.param_type_name == "option":
-            assert parameter.name in given, f"{parameter.opts[0]} is missing: {line}"
-
-
-# ---- what is written down --------------------------------------------------------------------------------------------
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    """The fenced code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def shell_lines(text: str) -> list[str]:
-    lines = "\n".join(blocks("sh", text)).replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ").strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-LINES = [(name, line) for name in DOCUMENTS for line in shell_lines((ROOT / name).read_text(encoding="utf-8"))]
-
-
-@pytest.mark.parametrize(("document", "line"), LINES, ids=[line for _, line in LINES])
-def test_documented_commands_exist(document: str, line: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    words = shlex.split(line, comments=True)
-    if words[0] == "protoserve":
-        assert_would_parse(line)
-    elif words[0] == "torchrun":
-        _, arguments = line.split(" -m training -- ")
-        assert_would_parse(f"protoserve train {arguments}")
-    elif words[0] == "make":
-        assert {word for word in words[1:] if "=" not in word} <= targets
-    else:
-        known = {"python", ".venv/bin/python", ".venv/bin/pytest", ".venv/bin/ruff", "pip", "curl", "bentoml", "git"}
-        assert words[0] in known, f"{document}: what is {words[0]}?"
-    for word in words:
-        if word.startswith(("training/configs/", "tests/", "scripts/", "benchmarks/")):
-            assert (ROOT / word.partition("::")[0]).exists(), f"{document}: {word} does not exist"
-
-
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
-def test_documented_files_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    links = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)}
-    for target in sorted(link for link in links if link and "://" not in link):
-        assert (ROOT / target).exists(), f"{document} links to {target}"
-    anchors = {re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-") for line in headings(text)}
-    for anchor in re.findall(r"\]\(#([^)\s]+)\)", text):
-        assert anchor in anchors, f"{document} links to #{anchor}"
-
-
-def headings(text: str) -> list[str]:
-    return re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
-
-
-def test_the_readme_shows_a_true_document() -> None:
-    documents = [json.loads(block) for block in blocks("json")]
-    predictions = [Prediction.model_validate(document) for document in documents if "levels" in document]
-    assert predictions
-    for prediction in predictions:
-        for level in prediction.levels:
-            for evidence in level.evidence:
-                product = evidence.similarity * evidence.weight
-                assert evidence.contribution == pytest.approx(product, abs=0.02)
-            if level.logit is not None and level.evidence_share is not None:
-                shown = sum(evidence.contribution for evidence in level.evidence)
-                assert level.evidence_share == pytest.approx(shown / level.logit, abs=0.01)
-
-
-def test_the_readme_shows_python_that_runs(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
-    """In a folder that holds what the examples name, and without torch."""
-    (tmp_path / "bundles").mkdir()
-    shutil.copytree(tiny_bundle, tmp_path / "bundles" / "grocery")
-    for name in ("photo.jpg", "other.jpg"):
-        shutil.copyfile(photograph, tmp_path / name)
-    examples = blocks("python")
-    assert examples
-    code = "import sys\nsys.modules['torch'] = None\n" + "\n".join(examples)
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout
+# ---- every file ------------------------------------------------------------------------------------------------------
 
 
 def test_the_version_is_the_same_everywhere() -> None:
