@@ -21,7 +21,8 @@ from export.parity import BATCHES, FLOAT32, INT8, check
 from export.resizing import check_fitted
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
 from export.targets.table import TARGETS, Target, target_named
-from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle, write_bundle, write_manifest
+from protoserve.bundle.folder import Bundle, read_bundle, write_bundle, write_manifest
+from protoserve.bundle.manifest import FORMAT, GraphRecord, Manifest, PrototypeRecord
 from protoserve.errors import InputError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
@@ -32,7 +33,6 @@ from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import parent_names
 from protoserve.run.folder import Run
 from protoserve.run.records import ExportRecord, Metrics
-from protoserve.schema import PrototypeRecord
 from protoserve.taxonomy import competing_groups
 
 TOP_K = 10

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from export.graph import ExplainedGraph, write_onnx
 from export.resizing import FITTED, Fit, FittedGraph
-from protoserve.bundle.folder import Manifest
+from protoserve.bundle.manifest import Manifest
 from protoserve.errors import InputError
 from protoserve.graph_signature import INPUT
 from protoserve.images.geometry import InputRule

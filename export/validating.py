@@ -34,8 +34,8 @@ def validate(
     """
     model = open_model(bundle)
     engine = open_engine(model, device=device)
-    dataset = read_split(data, split, model.taxonomy, left_out=model.manifest.left_out)
-    rule = model.manifest.input
+    dataset = read_split(data, split, model.taxonomy, left_out=model.left_out)
+    rule = model.input
     began = time.perf_counter()
     found = []
     with ThreadPoolExecutor(2) as pool:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protoserve.schema import NoveltyScore
 from protoserve.taxonomy import ROOT, Group, Kind, Taxonomy, competing_groups
 
-Score = Literal["energy", "similarity", "own-similarity", "probability", "support"]
-SCORES: tuple[Score, ...] = get_args(Score)
+SCORES: tuple[NoveltyScore, ...] = get_args(NoveltyScore)
 
 # Stands for the logarithm of 0, whose differences would be no numbers.
 LOWEST_LOG_PROBABILITY = np.float32(-1e30)
@@ -48,7 +48,7 @@ class NoveltyTable:
         return found
 
     @property
-    def available(self) -> tuple[Score, ...]:
+    def available(self) -> tuple[NoveltyScore, ...]:
         """The scores that can be computed: those of similarities need prototypes."""
         return SCORES if len(self.prototype_child) else ("energy", "probability")
 
@@ -81,7 +81,7 @@ class NoveltyTable:
 
     def scores(
         self,
-        score: Score,
+        score: NoveltyScore,
         log_probability: NDArray[np.floating[Any]],
         logit: NDArray[np.floating[Any]],
         similarity: NDArray[np.floating[Any]],
@@ -141,7 +141,7 @@ class Thresholds:
     where there is none, and `group_of` int64 [nodes] (see `NoveltyTable.group_of`)."""
 
     table: NoveltyTable
-    score: Score
+    score: NoveltyScore
     least: NDArray[np.float32]
     group_of: NDArray[np.int64]
 
@@ -151,7 +151,7 @@ class Thresholds:
         taxonomy: Taxonomy,
         kind: Kind,
         prototype_child: Sequence[int],
-        score: Score,
+        score: NoveltyScore,
         thresholds: Mapping[str, float],
     ) -> Thresholds:
         """From thresholds by the parent's identity, `""` for the root."""

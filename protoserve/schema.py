@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from protoserve.novelty import Score
-
+NoveltyScore = Literal["energy", "similarity", "own-similarity", "probability", "support"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]
 Box = Annotated[
     tuple[int, int, int, int],
@@ -54,11 +53,13 @@ class Alternative(Contract):
 
 
 class EvidenceSource(Contract):
-    """The training patch a prototype is: image id, box in that image's pixels, and where to fetch the picture."""
+    """The training patch a prototype is: image id, and its box in that image's pixels."""
 
     image: str
     box: Box
-    href: str
+    href: str | None = Field(
+        default=None, description="where the service that answered has the picture; null without a service"
+    )
 
 
 class Evidence(Contract):
@@ -122,19 +123,6 @@ class NoveltyRecord(Contract):
     threshold. `true_positive_rate` of the pictures that the thresholds come from, of classes below the parent, reach
     them. A parent without a threshold has nothing to say."""
 
-    score: Score
+    score: NoveltyScore
     true_positive_rate: float = Field(gt=0, lt=1)
     thresholds: dict[str, float] = Field(description="parent, empty for the root → the least score of the known")
-
-
-class PrototypeRecord(Contract):
-    """A prototype: the child of a parent that it belongs to, its training patch, its weight for its own child."""
-
-    id: int = Field(ge=0)
-    parent: str = Field(description="the parent's identity; empty for the root")
-    child: str
-    source_image: str
-    source_box: Box
-    source_cell: tuple[int, int] = Field(description="row and column of the cell in the source's feature map")
-    weight: float
-    picture: str = Field(description="the picture's path inside the bundle")

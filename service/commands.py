@@ -41,7 +41,7 @@ def serve(
     read_settings()
     # Load it here, where an error ends the command with a clear message; in a worker it would cause a restart loop.
     classifier = load(bundle, device=device)
-    name = classifier.bundle.manifest.name
+    name = classifier.bundle.name
     del classifier
     _check_address(host, port)
     # Import it now, because the new process must not import anything between fork and exec.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -20,12 +20,14 @@ from typing import Any, Final, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from protoserve.bundle.folder import FORMAT, Bundle, GraphRecord, Manifest, read_bundle
+from protoserve.bundle.folder import Bundle, read_bundle
+from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.files import new_folder
-from protoserve.run.records import Provenance
+from protoserve.images.geometry import InputRule
+from protoserve.run.records import Metrics
 from protoserve.schema import Contract
-from protoserve.taxonomy import Taxonomy
+from protoserve.taxonomy import Kind, Taxonomy
 
 ENSEMBLE: Final = "ensemble.json"
 ENSEMBLE_FORMAT: Final = 1
@@ -50,27 +52,71 @@ class EnsembleFile(Contract):
 class Ensemble:
     """Verified bundles that answer as one; made by `ensemble_of` or `read_ensemble`.
 
-    `manifest` describes the whole as one model: its prototypes are all members', numbered on. `directory` is the
-    ensemble's folder, None where the members were named one by one.
+    `directory` is the ensemble's folder, None where the members were named one by one. Every member has the same kind,
+    class tree and input rule.
     """
 
     members: tuple[Bundle, ...]
-    manifest: Manifest
+    name: str
     directory: Path | None = None
+
+    @cached_property
+    def version(self) -> str:
+        """The hash of the members' versions, in order: `sha256:…`."""
+        digest = hashlib.sha256("\n".join(member.version for member in self.members).encode())
+        return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def kind(self) -> Kind:
+        """The kind that all members share."""
+        return self.members[0].kind
 
     @property
     def taxonomy(self) -> Taxonomy:
         """The class tree that all members share."""
         return self.members[0].taxonomy
 
+    @property
+    def input(self) -> InputRule:
+        """The input rule that all members share."""
+        return self.members[0].input
+
+    @cached_property
+    def prototypes(self) -> Sequence[PrototypeRecord]:
+        """The records of all members' prototypes, numbered from one member to the next."""
+        records = (record for member in self.members for record in member.prototypes)
+        return [record.model_copy(update={"id": prototype}) for prototype, record in enumerate(records)]
+
+    @property
+    def top_k(self) -> int:
+        """The most evidence per level. Each member's graph returns its own best, so the evidence that all of them
+        return holds the best of all."""
+        return min(member.top_k for member in self.members)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The most rows and the most columns of any member's feature map."""
+        rows, columns = zip(*(member.grid for member in self.members), strict=True)
+        return max(rows), max(columns)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The leaves that some member is not to know → their folders."""
+        return {leaf: folder for member in self.members for leaf, folder in member.left_out.items()}
+
+    @property
+    def metrics(self) -> Metrics:
+        """No scores: only its members were scored."""
+        return Metrics()
+
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """The ensemble's number of every member's first prototype."""
-        counts = (len(member.manifest.prototypes) for member in self.members)
+        """The ensemble's id of every member's first prototype."""
+        counts = (len(member.prototypes) for member in self.members)
         return tuple(accumulate(counts, initial=0))[:-1]
 
     def member_of(self, prototype: int) -> int:
-        """The member that a prototype belongs to."""
+        """The index of the member that a prototype belongs to."""
         return bisect_right(self.starts, prototype) - 1
 
     def picture(self, prototype: int) -> Path:
@@ -79,7 +125,7 @@ class Ensemble:
         return self.members[member].picture(prototype - self.starts[member])
 
 
-# Whatever answers: code that only describes or shows a model takes either.
+# Code that describes or shows a model takes either.
 Model: TypeAlias = Bundle | Ensemble
 
 
@@ -94,37 +140,11 @@ def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory
     first = members[0]
     seen: dict[str, Bundle] = {}
     for member in members:
-        if twin := seen.get(member.manifest.version):
+        if twin := seen.get(member.version):
             raise InputError(f"{member.directory} and {twin.directory} are the same bundle; give each member once")
-        seen[member.manifest.version] = member
+        seen[member.version] = member
         _check_fits(first, member)
-    manifests = [member.manifest for member in members]
-    digest = hashlib.sha256("\n".join(manifest.version for manifest in manifests).encode())
-    prototypes = [record for manifest in manifests for record in manifest.prototypes]
-    graphs = [manifest.graph for manifest in manifests]
-    left_out = {leaf: folder for one in manifests for leaf, folder in one.left_out.items()}
-    manifest = Manifest(
-        format=FORMAT,
-        name=_name(manifests) if name is None else name,
-        version=f"sha256:{digest.hexdigest()}",
-        kind=first.manifest.kind,
-        taxonomy=first.manifest.taxonomy,
-        input=first.manifest.input,
-        graph=GraphRecord(
-            rows=max(graph.rows for graph in graphs),
-            columns=max(graph.columns for graph in graphs),
-            prototypes=len(prototypes),
-            # Each member's graph gives its own best, so what all of them give holds the best of all.
-            top_k=min(graph.top_k for graph in graphs),
-            similarity=", ".join(dict.fromkeys(graph.similarity for graph in graphs)),
-            epsilon=graphs[0].epsilon,
-            zero=graphs[0].zero,
-        ),
-        files={},
-        provenance=Provenance(left_out=left_out) if left_out else Provenance(),
-        prototypes=[record.model_copy(update={"id": number}) for number, record in enumerate(prototypes)],
-    )
-    return Ensemble(tuple(members), manifest, directory)
+    return Ensemble(tuple(members), _name(members) if name is None else name, directory)
 
 
 def read_model(directory: Path | str) -> Model:
@@ -161,9 +181,9 @@ def read_ensemble(directory: Path) -> Ensemble:
         if not folder.resolve().is_relative_to(directory.resolve()):
             raise BundleError(f"{file}: {record.directory!r} points outside the ensemble; don't use it")
         member = read_bundle(folder)
-        if member.manifest.version != record.version:
+        if member.version != record.version:
             raise BundleError(
-                f"{file}: {record.directory} is {member.manifest.version[:19]}, not {record.version[:19]} as when the "
+                f"{file}: {record.directory} is {member.version[:19]}, not {record.version[:19]} as when the "
                 "ensemble was made; make it again"
             )
         members.append(member)
@@ -179,10 +199,9 @@ def write_ensemble(
     """
     together = ensemble_of(members, name=name)
     records = [
-        MemberRecord(directory=f"members/{number}", version=member.manifest.version)
-        for number, member in enumerate(members)
+        MemberRecord(directory=f"members/{number}", version=member.version) for number, member in enumerate(members)
     ]
-    content = EnsembleFile(format=ENSEMBLE_FORMAT, name=together.manifest.name, members=records)
+    content = EnsembleFile(format=ENSEMBLE_FORMAT, name=together.name, members=records)
     with new_folder(directory, marker=ENSEMBLE, overwrite=overwrite) as draft:
         for member, record in zip(members, records, strict=True):
             shutil.copytree(member.directory, draft / record.directory)
@@ -190,26 +209,25 @@ def write_ensemble(
     return read_ensemble(directory)
 
 
-def _name(manifests: Sequence[Manifest]) -> str:
-    names = list(dict.fromkeys(manifest.name for manifest in manifests))
-    return f"{names[0]}-x{len(manifests)}" if len(names) == 1 < len(manifests) else "+".join(names)
+def _name(members: Sequence[Bundle]) -> str:
+    names = list(dict.fromkeys(member.name for member in members))
+    return f"{names[0]}-x{len(members)}" if len(names) == 1 < len(members) else "+".join(names)
 
 
 def _check_fits(first: Bundle, other: Bundle) -> None:
-    one, two = first.manifest, other.manifest
     pair = f"{first.directory} and {other.directory} can't answer together"
-    if one.kind != two.kind:
+    if first.kind != other.kind:
         raise InputError(
-            f"{pair}: the first is {one.kind}, the second {two.kind}, and their scores compete among other nodes; "
+            f"{pair}: the first is {first.kind}, the second {other.kind}, and their scores compete among other nodes; "
             "take members of one kind"
         )
     if first.taxonomy.nodes != other.taxonomy.nodes:
         names = set(first.taxonomy.names) ^ set(other.taxonomy.names)
         differing = f"only one knows {min(names)!r}" if names else "their nodes come in another order"
         raise InputError(f"{pair}: their class trees differ, {differing}; take members trained on one taxonomy")
-    if one.input != two.input:
+    if first.input != other.input:
         rules = [
-            f"{rule.width} × {rule.height} pixels, {rule.resize} {rule.share:g}" for rule in (one.input, two.input)
+            f"{rule.width} × {rule.height} pixels, {rule.resize} {rule.share:g}" for rule in (first.input, other.input)
         ]
         raise InputError(f"{pair}: they take pictures differently, {rules[0]} and {rules[1]}; train them with one rule")
     for bundle in (first, other):

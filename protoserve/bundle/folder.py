@@ -8,71 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import ValidationError
 
+from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.files import file_hash, new_folder
 from protoserve.images.geometry import InputRule
-from protoserve.run.records import Metrics, Provenance
-from protoserve.schema import Contract, NoveltyRecord, PrototypeRecord
-from protoserve.taxonomy import Taxonomy
+from protoserve.run.records import Metrics
+from protoserve.taxonomy import Kind, Taxonomy
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
-
-
-class GraphRecord(Contract):
-    """The graph's own sizes: cells of the feature map, prototypes, and the evidence kept per level."""
-
-    rows: int
-    columns: int
-    prototypes: int
-    top_k: int
-    similarity: str
-    epsilon: float
-    zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
-    smoothing: int = Field(
-        default=1,
-        ge=1,
-        validation_alias=AliasChoices("smoothing", "span"),
-        description="each cell's features are the mean of smoothing × smoothing cells around it",
-    )
-
-
-class Manifest(Contract):
-    """Everything a reader needs beside the graph. `version` is the hash of the bundle's other content."""
-
-    format: int
-    name: str
-    version: str
-    kind: Literal["hierarchical", "flat", "autoencoder"]
-    taxonomy: dict[str, Any]
-    input: InputRule
-    graph: GraphRecord
-    files: dict[str, str] = Field(description="target name → file, for example onnx → model.onnx")
-    prototypes: list[PrototypeRecord]
-    weights: str | None = Field(
-        default=None,
-        description="a NumPy file, float32: for every prototype in turn its last-layer weights for all nodes that "
-        "compete with its child, in the taxonomy's order",
-    )
-    temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
-    novelty: NoveltyRecord | None = None
-    metrics: Metrics = Field(default_factory=Metrics)
-    provenance: Provenance = Field(default_factory=Provenance)
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """The leaves that the model is not to know → their folders, which reading its data set needs."""
-        return self.provenance.left_out
 
 
 @dataclass(frozen=True)
@@ -86,6 +38,51 @@ class Bundle:
     def taxonomy(self) -> Taxonomy:
         """The class tree of the manifest."""
         return Taxonomy.from_dict(self.manifest.taxonomy)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        """The content version, `sha256:…`."""
+        return self.manifest.version
+
+    @property
+    def kind(self) -> Kind:
+        """Which nodes compete: see `Manifest.kind`."""
+        return self.manifest.kind
+
+    @property
+    def input(self) -> InputRule:
+        """How a picture becomes the graph's input."""
+        return self.manifest.input
+
+    @property
+    def prototypes(self) -> Sequence[PrototypeRecord]:
+        """The prototypes' records, by id."""
+        return self.manifest.prototypes
+
+    @property
+    def top_k(self) -> int:
+        """The most evidence per level."""
+        return self.manifest.graph.top_k
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the feature map."""
+        return self.manifest.graph.rows, self.manifest.graph.columns
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The leaves that the model is not to know → their folders, which reading its data set needs."""
+        return self.manifest.left_out
+
+    @property
+    def metrics(self) -> Metrics:
+        """The run's scores."""
+        return self.manifest.metrics
 
     def file(self, target: str) -> Path:
         """The file of a target such as `onnx`; raises BundleError when the bundle does not hold it."""

@@ -48,7 +48,7 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
     ("that"), with similarity × weight = contribution. Maps are drawn where the prediction holds them
     (`maps=True`).
     """
-    geometry = geometry_of(image.width, image.height, bundle.manifest.input)
+    geometry = geometry_of(image.width, image.height, bundle.input)
     sections = [_header(prediction)]
     sections += [_level_row(bundle, image, geometry, prediction, level) for level in prediction.levels]
     height = sum(section.height for section in sections) + _MARGIN

@@ -171,7 +171,7 @@ def explain(
 
     classifier = _load(bundle, others, device)
     decoded = decode(image)
-    fitted = fit(decoded, classifier.bundle.manifest.input)
+    fitted = fit(decoded, classifier.bundle.input)
     shown = min(top_k, classifier.table.top_k) if top_k > 0 else top_k
     prediction = classifier.predict_fitted([fitted], top_k=shown, maps=True)[0]
     figure = explain_figure(classifier.bundle, decoded, prediction)
@@ -216,8 +216,7 @@ def ensemble(
     if name is not None and not name.strip():
         raise InputError("--name is empty; give the model a name, or leave it out")
     written = write_ensemble([read_bundle(bundle) for bundle in bundles], directory, name=name, overwrite=overwrite)
-    manifest = written.manifest
-    typer.echo(f"{directory}   {manifest.name} {manifest.version[:19]}, {len(written.members)} members")
+    typer.echo(f"{directory}   {written.name} {written.version[:19]}, {len(written.members)} members")
 
 
 # ---- other packages' commands ------------------------------------------------------------------------------------

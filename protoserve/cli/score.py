@@ -58,7 +58,7 @@ def score(
         raise InputError(f"{output} is a folder; give the Parquet file to write")
     root, images = scoring.find_images(source)
     classifier = load(bundle, device=device)
-    version = classifier.bundle.manifest.version
+    version = classifier.bundle.version
     job = scoring.Job(str(root), images, version, checked_top_k(classifier.table, top_k), part)
     directory, left = scoring.open_parts(job, output, restart=restart)
     with _progress(len(images), sum(len(job.of_part(number)) for number in left)) as advance:

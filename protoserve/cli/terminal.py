@@ -143,8 +143,8 @@ def model_document(model: Model) -> dict[str, Any]:
     if isinstance(model, Bundle):
         return bundle_document(model)
     return {
-        "name": model.manifest.name,
-        "version": model.manifest.version,
+        "name": model.name,
+        "version": model.version,
         "members": [
             {"first_prototype": start, **bundle_document(member)}
             for start, member in zip(model.starts, model.members, strict=True)
@@ -157,8 +157,8 @@ def model_report(model: Model) -> Iterator[RenderableType]:
     if isinstance(model, Bundle):
         yield from bundle_report(model)
         return
-    yield Text.assemble((model.manifest.name, "bold"), f"  an ensemble of {len(model.members)} bundles")
-    yield Text(model.manifest.version, "dim")
+    yield Text.assemble((model.name, "bold"), f"  an ensemble of {len(model.members)} bundles")
+    yield Text(model.version, "dim")
     for number, (start, member) in enumerate(zip(model.starts, model.members, strict=True)):
         yield Text(f"\nmember {number}, its prototypes numbered from {start}", "bold")
         yield from bundle_report(member)

@@ -98,7 +98,7 @@ class Classifier:
 
         Raises InputError and ImageError as `protoserve.images.decoding.decode` does.
         """
-        rule = self.bundle.manifest.input
+        rule = self.bundle.input
         return fit(decode(image, limits=limits, formats=formats, draft_for=rule if draft else None), rule)
 
     def predict_fitted(

@@ -73,10 +73,10 @@ class Joining:
     """The tables of an ensemble, and how its members' outputs become one."""
 
     def __init__(self, ensemble: Ensemble) -> None:
-        taxonomy, graph = ensemble.taxonomy, ensemble.manifest.graph
-        self.taxonomy, self.top_k = taxonomy, graph.top_k
-        self.rows, self.columns = graph.rows, graph.columns
-        self.kind = ensemble.manifest.kind
+        taxonomy = ensemble.taxonomy
+        self.taxonomy, self.top_k = taxonomy, ensemble.top_k
+        self.rows, self.columns = ensemble.grid
+        self.kind = ensemble.kind
         self.table = NoveltyTable.of(taxonomy, self.kind, [])
         self.members = tuple(
             _member(bundle, self.table, start) for bundle, start in zip(ensemble.members, ensemble.starts, strict=True)

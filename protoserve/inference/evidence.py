@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.folder import Bundle
+from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.images.geometry import Geometry
 from protoserve.inference.engine import Outputs
@@ -26,7 +27,6 @@ from protoserve.schema import (
     MemberReference,
     ModelReference,
     Prediction,
-    PrototypeRecord,
 )
 from protoserve.taxonomy import ROOT
 
@@ -60,24 +60,25 @@ class EvidenceTable:
     def of(cls, bundle: Model) -> EvidenceTable:
         """The table of a bundle or an ensemble; raises BundleError when its prototype records are not numbered from 0
         up."""
-        manifest, taxonomy = bundle.manifest, bundle.taxonomy
+        taxonomy = bundle.taxonomy
         members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
-        references = [MemberReference(name=member.manifest.name, version=member.manifest.version) for member in members]
-        ids = [record.id for record in manifest.prototypes]
-        if ids != list(range(manifest.graph.prototypes)):
+        references = [MemberReference(name=member.name, version=member.version) for member in members]
+        count = sum(member.manifest.graph.prototypes for member in members)
+        ids = [record.id for record in bundle.prototypes]
+        if ids != list(range(count)):
             raise BundleError(
                 f"{bundle.directory}: its {len(ids)} prototype records are not numbered 0 to "
-                f"{manifest.graph.prototypes - 1} as in the graph; export the bundle again"
+                f"{count - 1} as in the graph; export the bundle again"
             )
-        flat = manifest.kind != "hierarchical"
+        flat = bundle.kind != "hierarchical"
         headed = set(taxonomy.leaves if flat else (node for group in taxonomy.groups for node in group.children))
         child_count = np.bincount(taxonomy.parent - ROOT)
         depths = np.array([len(node) for node in taxonomy.nodes])
         bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
         return cls(
             model=ModelReference(
-                name=manifest.name,
-                version=manifest.version,
+                name=bundle.name,
+                version=bundle.version,
                 members=references if isinstance(bundle, Ensemble) else None,
             ),
             names=taxonomy.names,
@@ -88,12 +89,12 @@ class EvidenceTable:
                 for node, above in enumerate(taxonomy.parent.tolist())
             ),
             levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
-            prototypes=tuple(manifest.prototypes),
+            prototypes=tuple(bundle.prototypes),
             thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
             starts=bundle.starts if isinstance(bundle, Ensemble) else (0,),
-            grids=tuple((member.manifest.graph.rows, member.manifest.graph.columns) for member in members),
+            grids=tuple(member.grid for member in members),
             smoothing=tuple(member.manifest.graph.smoothing for member in members),
-            top_k=manifest.graph.top_k,
+            top_k=bundle.top_k,
         )
 
 
@@ -105,12 +106,14 @@ def predictions(
     top_k: int | None = None,
     alternatives: int = 3,
     maps: bool = False,
+    href: Callable[[int], str] | None = None,
 ) -> list[Prediction]:
     """One prediction per image, in order; `geometries[i]` leads from image i's cells to its sender's pixels.
 
     Each level shows up to `top_k` prototypes (0 to the bundle's own limit; by default 5 or that limit) and
     up to `alternatives` other nodes of that level, the most probable first; a leaf counts at its own level
-    only. With `maps`, each prototype comes with its similarity at every cell. `evidence_share` is the shown
+    only. With `maps`, each prototype comes with its similarity at every cell. `href` gives
+    the address of a prototype's picture, for a service that has one. `evidence_share` is the shown
     contributions' part of the logit, null where the logit is not positive. Raises InputError for a `top_k`
     or `alternatives` out of range, BundleError when the graph gave no number.
     """
@@ -152,7 +155,7 @@ def predictions(
             if headed:
                 rows = zip(*(column[image][level] for column in columns), strict=True)
                 heat = outputs.evidence_map[image, level] if maps else None
-                found = _evidence(rows, heat, table, geometry)
+                found = _evidence(rows, heat, table, geometry, href)
             share = sum(one.contribution for one in found) / logit if logit is not None and logit > 0 else None
             levels.append(
                 Level(
@@ -217,6 +220,7 @@ def _evidence(
     heat: NDArray[np.float32] | None,
     table: EvidenceTable,
     geometry: Geometry,
+    href: Callable[[int], str] | None,
 ) -> list[Evidence]:
     found = []
     for place, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
@@ -237,7 +241,7 @@ def _evidence(
                 source=EvidenceSource(
                     image=record.source_image,
                     box=record.source_box,
-                    href=f"/v1/prototypes/{prototype}/image",
+                    href=None if href is None else href(prototype),
                 ),
             )
         )

@@ -11,8 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from protoserve.novelty import Score
-from protoserve.schema import Box, Contract, NoveltyRecord
+from protoserve.schema import Box, Contract, NoveltyRecord, NoveltyScore
 
 Split = Literal["selection", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -147,7 +146,7 @@ class KnownShares(Record):
 class NoveltyThresholds(Record):
     """The novelty thresholds (see `NoveltyRecord`), and what they say of the images of each split."""
 
-    score: Score
+    score: NoveltyScore
     true_positive_rate: float
     thresholds: dict[str, float]
     selection: KnownShares | None = None

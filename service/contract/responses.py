@@ -111,20 +111,20 @@ class BatchDocument(Contract):
 
 def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocument:
     """Describe the model of `bundle`, its device and the limits in `settings`."""
-    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    taxonomy, (rows, columns) = bundle.taxonomy, bundle.grid
     return ModelDocument(
-        name=manifest.name,
-        version=manifest.version,
-        kind=manifest.kind,
+        name=bundle.name,
+        version=bundle.version,
+        kind=bundle.kind,
         device=device,
         nodes=len(taxonomy.nodes),
         leaves=len(taxonomy.leaves),
         depth=taxonomy.depth,
-        prototypes=len(manifest.prototypes),
-        top_k=manifest.graph.top_k,
-        rows=manifest.graph.rows,
-        columns=manifest.graph.columns,
-        input=manifest.input,
+        prototypes=len(bundle.prototypes),
+        top_k=bundle.top_k,
+        rows=rows,
+        columns=columns,
+        input=bundle.input,
         formats=list(settings.formats),
         limits=LimitsDocument(
             request_bytes=settings.max_bytes,
@@ -132,7 +132,7 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
             image_side=settings.max_side,
             batch_images=settings.max_images,
         ),
-        metrics=manifest.metrics.model_dump(),
+        metrics=bundle.metrics.model_dump(),
         members=_members(bundle) if isinstance(bundle, Ensemble) else None,
     )
 
@@ -140,10 +140,10 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
 def _members(ensemble: Ensemble) -> list[MemberDocument]:
     return [
         MemberDocument(
-            name=member.manifest.name,
-            version=member.manifest.version,
+            name=member.name,
+            version=member.version,
             first_prototype=start,
-            prototypes=len(member.manifest.prototypes),
+            prototypes=len(member.prototypes),
             rows=member.manifest.graph.rows,
             columns=member.manifest.graph.columns,
             metrics=member.manifest.metrics.model_dump(),
@@ -156,7 +156,7 @@ def taxonomy_document(bundle: Model) -> TaxonomyDocument:
     """Describe the taxonomy of `bundle`, with the number of prototypes of each node."""
     taxonomy = bundle.taxonomy
     counts = dict.fromkeys(taxonomy.names, 0)
-    for record in bundle.manifest.prototypes:
+    for record in bundle.prototypes:
         counts[record.child] += 1
     leaves = frozenset(taxonomy.leaves)
     parents = taxonomy.parent.tolist()
@@ -178,14 +178,17 @@ def taxonomy_document(bundle: Model) -> TaxonomyDocument:
 
 def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
     """Describe the prototype with the id `prototype`, which must exist."""
-    record = bundle.manifest.prototypes[prototype]
+    record = bundle.prototypes[prototype]
     return PrototypeDocument(
         id=record.id,
         member=bundle.member_of(prototype),
         node=record.child,
         parent=record.parent or None,
         weight=record.weight,
-        source=EvidenceSource(
-            image=record.source_image, box=record.source_box, href=f"/v1/prototypes/{record.id}/image"
-        ),
+        source=EvidenceSource(image=record.source_image, box=record.source_box, href=prototype_href(prototype)),
     )
+
+
+def prototype_href(prototype: int) -> str:
+    """The address of the picture of the prototype with the id `prototype`."""
+    return f"/v1/prototypes/{prototype}/image"

@@ -33,7 +33,7 @@ class LoadedModel:
     @property
     def version(self) -> str:
         """The model's content version, `sha256:…`."""
-        return self.classifier.bundle.manifest.version
+        return self.classifier.bundle.version
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def watch(holder: ModelHolder, seconds: float) -> threading.Event:
 
 
 def _set_model_gauge(model: LoadedModel, value: int) -> None:
-    manifest = model.classifier.bundle.manifest
+    bundle = model.classifier.bundle
     device = model.classifier.engine.device
-    metrics.MODEL.labels(manifest.name, manifest.version, manifest.kind, device).set(value)
+    metrics.MODEL.labels(bundle.name, bundle.version, bundle.kind, device).set(value)
 
 
 def _folder_state(path: Path) -> _FolderState:

@@ -35,8 +35,7 @@ def publish_bundle(directory: Path) -> Published:
     again changes nothing. Raises InputError for a missing folder, BundleError for an incomplete bundle.
     """
     bundle = read_model(directory)
-    manifest = bundle.manifest
-    tag = f"{tag_name(manifest.name)}:{manifest.version.removeprefix('sha256:')[:_VERSION_DIGITS]}"
+    tag = f"{tag_name(bundle.name)}:{bundle.version.removeprefix('sha256:')[:_VERSION_DIGITS]}"
     try:
         stored = bentoml.models.get(tag)
     except NotFound:
@@ -47,8 +46,8 @@ def publish_bundle(directory: Path) -> Published:
         return Published(tag, bundle_directory(stored), created=False)
     with bentoml.models.create(
         tag,
-        labels={LABEL: "bundle", "kind": manifest.kind},
-        metadata={"version": manifest.version, "metrics": manifest.metrics.model_dump()},
+        labels={LABEL: "bundle", "kind": bundle.kind},
+        metadata={"version": bundle.version, "metrics": bundle.metrics.model_dump()},
     ) as model:
         shutil.copytree(directory, model.path_of(FOLDER))
     return Published(tag, bundle_directory(bentoml.models.get(tag)), created=True)

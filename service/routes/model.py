@@ -69,7 +69,7 @@ class ModelRoutes:
         bundle = self.current_model().classifier.bundle
         prototype = _prototype_id(request, bundle)
         # The tag holds the model's version, because another model may use this URL later.
-        tag = f'"{bundle.manifest.version}-{prototype}"'
+        tag = f'"{bundle.version}-{prototype}"'
         headers = {**REVALIDATE, "ETag": tag}
         cached = request.headers.get("if-none-match", "")
         if tag in (part.strip().removeprefix("W/") for part in cached.split(",")):
@@ -96,7 +96,7 @@ def _prototype_page(bundle: Model, query: PrototypesQuery) -> Response:
         hint = nearest(query.node[:200], names)
         raise Problem("unknown_node", f"the taxonomy has no node {query.node[:200]!r}; /v1/taxonomy lists them{hint}")
     start = int(query.cursor or 0)
-    records = bundle.manifest.prototypes
+    records = bundle.prototypes
     ids = [
         prototype
         for prototype in range(start, len(records))
@@ -112,7 +112,7 @@ def _prototype_page(bundle: Model, query: PrototypesQuery) -> Response:
 
 def _prototype_id(request: Request, bundle: Model) -> int:
     text = str(request.path_params["id"])
-    count = len(bundle.manifest.prototypes)
+    count = len(bundle.prototypes)
     if not (text.isascii() and text.isdigit() and str(int(text[:9])) == text and int(text) < count):
         raise Problem("unknown_prototype", f"no prototype has the id {text[:80]!r}; ids are 0 to {count - 1}")
     return int(text)

@@ -29,7 +29,7 @@ from protoserve.inference.evidence import checked_top_k, predictions
 from protoserve.schema import Prediction
 from service.contract.problems import Problem, as_problem, internal_error
 from service.contract.queries import PredictQuery, parse_query
-from service.contract.responses import NO_STORE, BatchDocument, BatchItem
+from service.contract.responses import NO_STORE, BatchDocument, BatchItem, prototype_href
 from service.contract.uploads import form_images, read_body, single_image
 from service.model.holder import LoadedModel
 from service.operations import metrics
@@ -220,6 +220,7 @@ def _explain(model: LoadedModel, inference: _Inference, query: PredictQuery) -> 
             top_k=query.top_k,
             alternatives=query.alternatives,
             maps=query.maps == "heat",
+            href=prototype_href,
         )
     model.counts.count(prediction, inference.outputs)
     context = current_context()

@@ -32,7 +32,7 @@ def changed(bundle: Bundle, **values: object) -> Bundle:
 def test_prototypes_are_numbered_member_by_member(members: tuple[Bundle, Bundle]) -> None:
     ensemble = ensemble_of(members)
     counts = [len(member.manifest.prototypes) for member in members]
-    records = ensemble.manifest.prototypes
+    records = ensemble.prototypes
     assert [record.id for record in records] == list(range(sum(counts)))
     assert ensemble.starts == (0, counts[0])
     for number, record in enumerate(records):
@@ -45,17 +45,17 @@ def test_prototypes_are_numbered_member_by_member(members: tuple[Bundle, Bundle]
 
 def test_its_version_follows_from_its_members_and_their_order(members: tuple[Bundle, Bundle]) -> None:
     one, other = members
-    versions = {ensemble_of(chosen).manifest.version for chosen in ([one], [one, other], [other, one])}
+    versions = {ensemble_of(chosen).version for chosen in ([one], [one, other], [other, one])}
     assert len(versions) == 3 and all(version.startswith("sha256:") for version in versions)
-    assert ensemble_of(members).manifest.version == ensemble_of(members, name="x").manifest.version
+    assert ensemble_of(members).version == ensemble_of(members, name="x").version
 
 
 def test_it_is_named_after_its_members(members: tuple[Bundle, Bundle]) -> None:
     one, other = members
-    assert ensemble_of(members).manifest.name == "tiny+twin"
-    assert ensemble_of([one, changed(one)]).manifest.name == "tiny-x2"
-    assert ensemble_of([one]).manifest.name == "tiny"
-    assert ensemble_of([one, other], name="both").manifest.name == "both"
+    assert ensemble_of(members).name == "tiny+twin"
+    assert ensemble_of([one, changed(one)]).name == "tiny-x2"
+    assert ensemble_of([one]).name == "tiny"
+    assert ensemble_of([one, other], name="both").name == "both"
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,20 @@ def test_the_same_bundle_twice_is_refused(members: tuple[Bundle, Bundle]) -> Non
 def test_the_folder_holds_all_that_the_members_are(folder: Path, members: tuple[Bundle, Bundle]) -> None:
     read = read_model(folder)
     assert isinstance(read, Ensemble)
-    assert read.manifest == ensemble_of(members).manifest
+    together = ensemble_of(members)
+    assert (read.name, read.version, read.kind, read.input) == (
+        together.name,
+        together.version,
+        together.kind,
+        together.input,
+    )
+    assert read.prototypes == together.prototypes and read.taxonomy.nodes == together.taxonomy.nodes
     assert read.directory == folder
-    assert all(read.picture(record.id).is_relative_to(folder) for record in read.manifest.prototypes)
+    assert all(read.picture(record.id).is_relative_to(folder) for record in read.prototypes)
     # It needs nothing from where it was made.
     moved = folder.rename(folder.with_name("moved"))
-    assert read_ensemble(moved).manifest == read.manifest
+    again = read_ensemble(moved)
+    assert again.version == read.version and again.prototypes == read.prototypes
 
 
 def test_it_is_written_whole_or_not_at_all(members: tuple[Bundle, Bundle], tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ def test_it_is_written_whole_or_not_at_all(members: tuple[Bundle, Bundle], tmp_p
 def test_a_place_that_is_taken_is_kept(members: tuple[Bundle, Bundle], folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both exists"):
         write_ensemble(members, folder)
-    assert write_ensemble(members[:1], folder, overwrite=True).manifest.name == "tiny"
+    assert write_ensemble(members[:1], folder, overwrite=True).name == "tiny"
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"holds no ensemble\.json; it is not overwritten"):
         write_ensemble(members, tmp_path / "photos", overwrite=True)

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from protoserve.bundle.folder import Bundle, GraphRecord, Manifest
+from protoserve.bundle.folder import Bundle
+from protoserve.bundle.manifest import GraphRecord, Manifest, PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.images.geometry import Geometry, InputRule
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import EvidenceTable, predictions
-from protoserve.novelty import Score
-from protoserve.schema import NoveltyRecord, Prediction, PrototypeRecord
+from protoserve.schema import NoveltyRecord, NoveltyScore, Prediction
 from protoserve.taxonomy import Taxonomy
 
 # Fruit(0) Tool(1) Garlic(2) | Fruit/Apple(3) Fruit/Lemon(4) Tool/Knife(5) | Fruit/Apple/Gala(6)
@@ -143,7 +143,7 @@ def test_evidence_carries_the_arrays_the_box_and_the_source() -> None:
     assert first.box == (200, 100, 300, 200) and second.box == (0, 0, 100, 100)
     assert first.source is not None
     assert first.source.image == "train/4.jpg" and first.source.box == (4, 1, 20, 30)
-    assert first.source.href == "/v1/prototypes/4/image"
+    assert first.source.href is None
     assert first.map is None
 
 
@@ -244,7 +244,7 @@ def test_each_image_needs_its_geometry() -> None:
 
 
 def with_novelty(
-    score: Score, thresholds: dict[str, float], kind: Literal["hierarchical", "flat"] = "hierarchical"
+    score: NoveltyScore, thresholds: dict[str, float], kind: Literal["hierarchical", "flat"] = "hierarchical"
 ) -> EvidenceTable:
     good = bundle(kind)
     record = NoveltyRecord(score=score, true_positive_rate=0.95, thresholds=thresholds)

@@ -74,7 +74,7 @@ def test_prototypes_of_all_members_are_listed_once_each(
 
 def test_the_model_document_lists_its_members(joint_client: TestClient, joint: Classifier) -> None:
     document = joint_client.get("/v1/model").json()
-    assert (document["name"], document["version"]) == ("Both of them", joint.bundle.manifest.version)
+    assert (document["name"], document["version"]) == ("Both of them", joint.bundle.version)
     assert [(member["name"], member["rows"], member["columns"]) for member in document["members"]] == [
         ("tiny", 8, 12),
         ("twin", 4, 6),

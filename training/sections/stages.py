@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from protoserve.novelty import Score
+from protoserve.schema import NoveltyScore
 from training.sections.section import Section
 
 
@@ -177,7 +177,7 @@ class NoveltyConfig(Section):
         description="Whether to fit thresholds. Without them a bundle calls every picture known; switch it off where "
         "all classes are known.",
     )
-    score: Score = Field(
+    score: NoveltyScore = Field(
         default="support",
         description="The score that has the threshold; benchmarks/results/novelty.md compares them.",
     )

@@ -1,0 +1,72 @@
+"""The manifest of a bundle: what a reader needs beside the graph."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field
+
+from protoserve.images.geometry import InputRule
+from protoserve.run.records import Metrics, Provenance
+from protoserve.schema import Box, Contract, NoveltyRecord
+
+FORMAT = 1
+
+
+class PrototypeRecord(Contract):
+    """A prototype: the child of a parent that it belongs to, its training patch, its weight for its own child."""
+
+    id: int = Field(ge=0)
+    parent: str = Field(description="the parent's identity; empty for the root")
+    child: str
+    source_image: str
+    source_box: Box
+    source_cell: tuple[int, int] = Field(description="row and column of the cell in the source's feature map")
+    weight: float
+    picture: str = Field(description="the picture's path inside the bundle")
+
+
+class GraphRecord(Contract):
+    """The graph's own sizes: cells of the feature map, prototypes, and the evidence kept per level."""
+
+    rows: int
+    columns: int
+    prototypes: int
+    top_k: int
+    similarity: str
+    epsilon: float
+    zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
+    smoothing: int = Field(
+        default=1,
+        ge=1,
+        validation_alias=AliasChoices("smoothing", "span"),
+        description="each cell's features are the mean of smoothing × smoothing cells around it",
+    )
+
+
+class Manifest(Contract):
+    """Everything a reader needs beside the graph. `version` is the hash of the bundle's other content."""
+
+    format: int
+    name: str
+    version: str
+    kind: Literal["hierarchical", "flat", "autoencoder"]
+    taxonomy: dict[str, Any]
+    input: InputRule
+    graph: GraphRecord
+    files: dict[str, str] = Field(description="target name → file, for example onnx → model.onnx")
+    prototypes: list[PrototypeRecord]
+    weights: str | None = Field(
+        default=None,
+        description="a NumPy file, float32: for every prototype in turn its last-layer weights for all nodes that "
+        "compete with its child, in the taxonomy's order",
+    )
+    temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
+    novelty: NoveltyRecord | None = None
+    metrics: Metrics = Field(default_factory=Metrics)
+    provenance: Provenance = Field(default_factory=Provenance)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The leaves that the model is not to know → their folders, which reading its data set needs."""
+        return self.provenance.left_out
