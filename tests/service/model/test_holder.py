@@ -44,7 +44,7 @@ def move(link: Path, target: Path) -> None:
 
 
 def name_of(holder: ModelHolder) -> str:
-    return holder.current().classifier.bundle.manifest.name
+    return holder.current().classifier.bundle.name
 
 
 # ---- warming up
@@ -124,7 +124,7 @@ def test_moving_the_link_replaces_the_model(holder: ModelHolder, link: Path, tin
     assert not holder.reload()
     move(link, rename_bundle(tiny_bundle, tmp_path / "second"))
     assert holder.reload()
-    assert (name_of(holder), before.classifier.bundle.manifest.name) == ("second", "tiny")
+    assert (name_of(holder), before.classifier.bundle.name) == ("second", "tiny")
     # A request that started with the first model still reads its files.
     assert before.classifier.bundle.picture(0).is_relative_to(tiny_bundle.resolve())
     assert not holder.reload()

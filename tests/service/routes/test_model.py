@@ -18,10 +18,10 @@ from tests.service.running import RunApp, TestClient
 
 def test_the_model_document_states_size_input_and_limits(client: TestClient, classifier: Classifier) -> None:
     document = client.get("/v1/model").json()
-    manifest = classifier.bundle.manifest
-    assert document["version"] == manifest.version
+    bundle = classifier.bundle
+    assert document["version"] == bundle.version
     assert (document["leaves"], document["depth"], document["device"]) == (5, 3, "cpu")
-    assert document["input"] == manifest.input.model_dump()
+    assert document["input"] == bundle.input.model_dump()
     assert document["limits"]["request_bytes"] == 200_000
 
 
@@ -58,12 +58,12 @@ def test_the_pages_of_prototypes_list_each_once(
         assert 0 < len(page["prototypes"]) <= 4
         ids += [prototype["id"] for prototype in page["prototypes"]]
         cursor = page["cursor"]
-    assert ids == list(range(len(classifier.bundle.manifest.prototypes)))
+    assert ids == list(range(len(classifier.bundle.prototypes)))
 
 
 def test_the_prototypes_of_one_node(client: TestClient, classifier: Classifier) -> None:
     page = client.get("/v1/prototypes", params={"node": "Animal/Lion"}).json()
-    records = classifier.bundle.manifest.prototypes
+    records = classifier.bundle.prototypes
     assert [prototype["id"] for prototype in page["prototypes"]] == [
         record.id for record in records if record.child == "Animal/Lion"
     ]

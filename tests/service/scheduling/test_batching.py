@@ -48,7 +48,7 @@ def watched(classifier: Classifier) -> Classifier:
 
 @pytest.fixture
 def pictures(classifier: Classifier) -> list[Picture]:
-    rule = classifier.bundle.manifest.input
+    rule = classifier.bundle.input
     drawn = np.random.default_rng(0).integers(0, 250, (9, rule.height, rule.width, 3), dtype=np.uint8)
     return list(drawn)
 
