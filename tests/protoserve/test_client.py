@@ -64,13 +64,8 @@ def test_a_prediction_equals_that_of_the_python_interface(
 ) -> None:
     with Client(ADDRESS, transport=Bridge(app)) as client:
         assert client.is_ready()
-<<<<<<< HEAD
-        assert client.model()["version"] == classifier.bundle.manifest.version
-        expected = as_served(classifier.predict(photograph, top_k=2, alternatives=1, maps=True))
-=======
         assert client.model()["version"] == classifier.bundle.version
-        expected = classifier.predict(photograph, top_k=2, alternatives=1, maps=True)
->>>>>>> 4f988be (Read a model's own properties in the service's tests)
+        expected = as_served(classifier.predict(photograph, top_k=2, alternatives=1, maps=True))
         assert client.predict(photograph, top_k=2, alternatives=1, maps="heat") == expected
         assert client.predict(photograph.read_bytes()) == as_served(classifier.predict(photograph))
 
