@@ -1,4 +1,4 @@
-"""Uploads that no honest client sends: mutated, truncated, mislabelled and hostile, in every format, without end.
+"""Hostile uploads: mutated, truncated, mislabelled and malicious files in every format, as many as wanted.
 
 `python tests/service/corpus.py DIR 100` writes some to look at. Everything is drawn from a numbered seed, so that a
 failure is found again by its number.
@@ -38,15 +38,15 @@ MEDIA_TYPES = (
 
 @dataclass(frozen=True)
 class Upload:
-    """One request's body and Content-Type, with what was done to it."""
+    """One request's body and Content-Type, and the name of its kind."""
 
-    what: str
+    kind: str
     body: bytes
     media_type: str
 
 
 def upload(seed: int) -> Upload:
-    """The upload of a number; the same number gives the same upload."""
+    """Return the upload of a seed; the same seed gives the same upload."""
     draw = random.Random(seed)
     make = draw.choice(MAKERS)
     body = make(draw)
@@ -57,7 +57,7 @@ def upload(seed: int) -> Upload:
 
 
 def picture(draw: random.Random, kind: str | None = None) -> bytes:
-    """A small good picture of some format, mode and size."""
+    """A small valid image of some format, mode and size."""
     kind = kind or draw.choice(FORMATS)
     modes = {
         "JPEG": ("RGB", "L", "CMYK"),
@@ -85,12 +85,12 @@ def picture(draw: random.Random, kind: str | None = None) -> bytes:
 
 
 def whole(draw: random.Random) -> bytes:
-    """A good picture, so that the service is seen to answer among the bad ones."""
+    """A valid image, so that predictions come between the refusals."""
     return picture(draw)
 
 
 def mutated(draw: random.Random) -> bytes:
-    """A picture with some bytes changed."""
+    """An image with some bytes changed."""
     data = bytearray(picture(draw))
     for _ in range(draw.choice([1, 2, 8, 64])):
         data[draw.randrange(len(data))] = draw.randrange(256)
@@ -98,7 +98,7 @@ def mutated(draw: random.Random) -> bytes:
 
 
 def mutated_header(draw: random.Random) -> bytes:
-    """A picture whose first bytes are changed, where sizes and offsets stand."""
+    """An image with changes in its first bytes, which hold sizes and offsets."""
     data = bytearray(picture(draw))
     for _ in range(draw.choice([1, 2, 4])):
         data[draw.randrange(min(len(data), 64))] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)])
@@ -106,19 +106,19 @@ def mutated_header(draw: random.Random) -> bytes:
 
 
 def truncated(draw: random.Random) -> bytes:
-    """The beginning of a picture."""
+    """The beginning of an image."""
     data = picture(draw)
     return data[: draw.randrange(len(data))]
 
 
 def spliced(draw: random.Random) -> bytes:
-    """The beginning of one picture and the end of another."""
-    one, two = picture(draw), picture(draw)
-    return one[: draw.randrange(len(one))] + two[draw.randrange(len(two)) :]
+    """The beginning of one image and the end of another."""
+    first, second = picture(draw), picture(draw)
+    return first[: draw.randrange(len(first))] + second[draw.randrange(len(second)) :]
 
 
 def repeated(draw: random.Random) -> bytes:
-    """A part of a picture many times over, and then the rest."""
+    """An image with one part repeated many times."""
     data = picture(draw)
     start = draw.randrange(len(data))
     end = min(len(data), start + draw.randrange(1, 64))
@@ -126,7 +126,7 @@ def repeated(draw: random.Random) -> bytes:
 
 
 def polyglot(draw: random.Random) -> bytes:
-    """A picture that is also something else, or something else that begins like a picture."""
+    """An image that is also a file of another type, or the reverse."""
     other = draw.choice(
         [b"%PDF-1.7\n", b"PK\x03\x04", b"<?php system('id'); ?>", b"<svg onload='alert(1)'/>", b"#!/bin/sh\n"]
     )
@@ -150,7 +150,7 @@ def garbage(draw: random.Random) -> bytes:
 
 
 def address(draw: random.Random) -> bytes:
-    """An address where a picture is asked for."""
+    """A URL in place of an image."""
     return draw.choice(
         [
             b"http://127.0.0.1:1/a.jpg",
@@ -162,7 +162,7 @@ def address(draw: random.Random) -> bytes:
 
 
 def other_format(draw: random.Random) -> bytes:
-    """A picture of a format that is not read, or compressed once more."""
+    """An image of an unsupported format, or compressed once more."""
     image = Image.new("RGB", (8, 8))
     kind = draw.choice(["PPM", "ICO", "TGA", "EPS", "PCX", "gzip"])
     if kind == "gzip":
@@ -173,7 +173,7 @@ def other_format(draw: random.Random) -> bytes:
 
 
 def bomb(draw: random.Random) -> bytes:
-    """A few bytes that promise, or are, a great many pixels."""
+    """A small file that states, or holds, a huge number of pixels."""
     return draw.choice(BOMBS)(draw)
 
 
@@ -182,7 +182,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_bomb(draw: random.Random) -> bytes:
-    """A header of up to 2³¹ pixels a side before data of a few."""
+    """A header that states up to 2³¹ pixels per side, before data for a few."""
     size = draw.choice([(60_000, 60_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1)])
     header = struct.pack(">IIBBBBB", *size, 8, draw.choice([0, 2, 6]), 0, 0, 0)
     return (
@@ -194,19 +194,19 @@ def png_bomb(draw: random.Random) -> bytes:
 
 
 def png_text_bomb(draw: random.Random) -> bytes:
-    """A small picture with a compressed text of megabytes."""
+    """A small image with a compressed text of megabytes."""
     text = b"Comment\0\0" + zlib.compress(bytes(30_000_000), 9)
     data = picture(draw, "PNG")
     return data[:33] + _chunk(b"zTXt", text) + data[33:]
 
 
 def jpeg_bomb(draw: random.Random) -> bytes:
-    """A JPEG whose frame header says 65,500 × 65,500."""
+    """A JPEG whose frame header states 65,500 × 65,500."""
     data = bytearray(picture(draw, "JPEG"))
     for marker in (b"\xff\xc0", b"\xff\xc2"):
-        place = data.find(marker)
-        if place > 0:
-            data[place + 5 : place + 9] = struct.pack(">HH", 65_500, 65_500)
+        position = data.find(marker)
+        if position > 0:
+            data[position + 5 : position + 9] = struct.pack(">HH", 65_500, 65_500)
     return bytes(data)
 
 
@@ -220,7 +220,7 @@ def bmp_bomb(draw: random.Random) -> bytes:
 
 
 def gif_bomb(draw: random.Random) -> bytes:
-    """A GIF of 65,535 × 65,535 with hardly any data, and one with a great many frames."""
+    """A GIF of 65,535 × 65,535 with little data, or one with 20,000 frames."""
     if draw.random() < 0.5:
         return (
             b"GIF89a"
@@ -235,7 +235,7 @@ def gif_bomb(draw: random.Random) -> bytes:
 
 
 def tiff_bomb(draw: random.Random) -> bytes:
-    """A TIFF of 4 billion pixels, or one whose directory leads back to itself."""
+    """A TIFF of 4 billion pixels, or one whose directory refers to itself."""
     width, height = draw.choice([(65_535, 65_535), (2**31 - 1, 2**31 - 1), (1, 2**32 - 1)])
     tags = [
         (256, 4, 1, width),
@@ -250,14 +250,14 @@ def tiff_bomb(draw: random.Random) -> bytes:
 
 
 def webp_bomb(draw: random.Random) -> bytes:
-    """A WebP whose canvas is 16,384 × 16,384 over a small frame, or damaged within."""
+    """A WebP with a canvas of 16,384 × 16,384 and a small frame, or a damaged one."""
     canvas = struct.pack("<I", 16_383)[:3] * 2
     data = b"VP8X" + struct.pack("<I", 10) + bytes([draw.choice([0, 2, 0x10]), 0, 0, 0]) + canvas
     return b"RIFF" + struct.pack("<I", len(data) + 4 + 30) + b"WEBP" + data + picture(draw, "WEBP")[12:]
 
 
 def deep_bomb(draw: random.Random) -> bytes:
-    """A true picture that is small as a file and large as pixels, of a size just within or just beyond limits."""
+    """A valid image with a small file and many pixels, just within or just beyond the limits."""
     side = draw.choice([900, 1100, 3000])
     target = io.BytesIO()
     Image.new("1", (side, side)).save(target, draw.choice(["PNG", "TIFF", "GIF"]))
@@ -292,7 +292,7 @@ MAKERS: tuple[Callable[[random.Random], bytes], ...] = (
 
 
 def form(body: bytes, draw: random.Random) -> tuple[bytes, str]:
-    """A multipart form with the body in it, sound or broken."""
+    """A multipart form that holds the body, valid or broken."""
     name = draw.choice([b"image", b"image", b"image", b"picture", b"", b"image\xff", b'"'])
     filename = draw.choice([b'; filename="a.jpg"', b"", b'; filename="../../etc/passwd"', b"; filename*=utf-8''%ff"])
     part = b'--x\r\nContent-Disposition: form-data; name="' + name + b'"' + filename + b"\r\n\r\n" + body + b"\r\n"
@@ -307,6 +307,6 @@ def form(body: bytes, draw: random.Random) -> tuple[bytes, str]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(int(sys.argv[2])):
-        made = upload(number)
-        (folder / f"{number:05d}-{made.what}").write_bytes(made.body)
+    for seed in range(int(sys.argv[2])):
+        sample = upload(seed)
+        (folder / f"{seed:05d}-{sample.kind}").write_bytes(sample.body)

@@ -22,18 +22,18 @@ COUNT = int(os.environ.get("PROTOSERVE_HOSTILE_UPLOADS", "250"))
 SECONDS = 20.0
 
 
-def send(client: TestClient, made: corpus.Upload) -> int:
+def send(client: TestClient, upload: corpus.Upload) -> int:
     """Send an upload, check the shape of the response and return its status."""
-    headers = {b"content-type": made.media_type.encode("latin-1")} if made.media_type else {}
+    headers = {b"content-type": upload.media_type.encode("latin-1")} if upload.media_type else {}
     start = time.monotonic()
-    response = client.post("/v1/predict", content=made.body, headers=headers)
-    assert time.monotonic() - start < SECONDS, made.what
+    response = client.post("/v1/predict", content=upload.body, headers=headers)
+    assert time.monotonic() - start < SECONDS, upload.kind
     if response.status_code == 200:
-        assert response.json()["levels"], made.what
+        assert response.json()["levels"], upload.kind
         return 200
-    assert response.headers["content-type"] == "application/problem+json", (made.what, response.text)
+    assert response.headers["content-type"] == "application/problem+json", (upload.kind, response.text)
     document = response.json()
-    assert 400 <= response.status_code < 500, (made.what, document)
+    assert 400 <= response.status_code < 500, (upload.kind, document)
     assert (document["status"], STATUS_OF[document["code"]]) == (response.status_code, response.status_code)
     return response.status_code
 
