@@ -66,9 +66,9 @@ def test_every_command_explains_itself_with_an_example(words: str) -> None:
 def assert_would_parse(line: str) -> None:
     """The command exists, takes these options and this number of arguments."""
     words = shlex.split(line, comments=True)[1:]
-    (name,) = [known for known in COMMANDS if words[: len(known.split())] == known.split()] or [None]
-    assert name, f"no such command: {line}"
-    command = COMMANDS[name]
+    names = [known for known in COMMANDS if words[: len(known.split())] == known.split()]
+    assert len(names) == 1, f"no such command: {line}"
+    command, name = COMMANDS[names[0]], names[0]
     options = {option: parameter for parameter in command.params for option in parameter.opts}
     arguments: list[str] = []
     rest = iter(words[len(name.split()) :])

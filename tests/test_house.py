@@ -145,6 +145,9 @@ OWN_EXTRA = {
 }
 
 
+EVERY_EXTRA = tuple(PROJECT["project"]["optional-dependencies"])
+
+
 def required(*extras: str) -> set[str]:
     """The distributions that the core and the extras ask for by name."""
     wanted = list(PROJECT["project"]["dependencies"])
@@ -173,15 +176,14 @@ def distributions(names: set[str]) -> dict[str, set[str]]:
         ("training", ("train",)),
         ("export", ("export", "targets")),
         ("service", ("serve",)),
-        ("tests", "*"),
+        ("tests", EVERY_EXTRA),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_what_is_imported_is_required(package: str, extras: tuple[str, ...]) -> None:
     """By name, because a dependency of a dependency may go away."""
-    everything = tuple(PROJECT["project"]["optional-dependencies"])
     for file in modules(package):
-        chosen = everything if extras == "*" else extras
+        chosen = extras
         names = imported(file)
         if (ROOT / "protoserve" / "networks") in file.parents:
             # Training and export both import it, so each extra must be enough.

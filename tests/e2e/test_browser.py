@@ -132,7 +132,7 @@ def test_the_page_predicts_what_the_service_would(
             assert one["contribution"] == pytest.approx(one["similarity"] * one["weight"], abs=1e-4)
             if (same := by_prototype.get(one["prototype"])) is not None:
                 assert one["contribution"] == pytest.approx(same.contribution, abs=0.02)
-                assert tuple(one["source"]["box"]) == same.source.box
+                assert same.source is not None and tuple(one["source"]["box"]) == same.source.box
     first = [level["evidence"][0] for level in found["levels"] if level["evidence"]]
     wanted_first = [level.evidence[0] for level in expected.levels if level.evidence]
     assert [one["prototype"] for one in first] == [one.prototype for one in wanted_first]

@@ -8,11 +8,11 @@ from protoserve.taxonomy import ROOT, Taxonomy
 
 
 @pytest.fixture
-def uneven():
+def uneven() -> Taxonomy:
     return Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Tool/Knife", "Garlic"])
 
 
-def test_nodes_are_numbered_breadth_first_and_siblings_are_consecutive(uneven) -> None:
+def test_nodes_are_numbered_breadth_first_and_siblings_are_consecutive(uneven: Taxonomy) -> None:
     assert uneven.names == (
         *("Fruit", "Tool", "Garlic"),
         *("Fruit/Apple", "Fruit/Lemon", "Tool/Knife"),
@@ -22,7 +22,7 @@ def test_nodes_are_numbered_breadth_first_and_siblings_are_consecutive(uneven) -
     assert list(uneven.children[3]) == [6, 7]
 
 
-def test_leaves_may_stand_at_different_levels(uneven) -> None:
+def test_leaves_may_stand_at_different_levels(uneven: Taxonomy) -> None:
     garlic = uneven.leaves.index(uneven.index["Garlic"])
     gala = uneven.leaves.index(uneven.index["Fruit/Apple/Gala"])
     assert uneven.level_of_leaf[garlic].tolist() == [uneven.index["Garlic"]] * 3
@@ -31,7 +31,7 @@ def test_leaves_may_stand_at_different_levels(uneven) -> None:
     assert uneven.path_at_level[uneven.index["Garlic"]].tolist() == [uneven.index["Garlic"], -1, -1]
 
 
-def test_an_only_child_is_in_no_group(uneven) -> None:
+def test_an_only_child_is_in_no_group(uneven: Taxonomy) -> None:
     assert [group.parent for group in uneven.groups] == [
         ROOT,
         uneven.index["Fruit"],
@@ -39,7 +39,7 @@ def test_an_only_child_is_in_no_group(uneven) -> None:
     ]
 
 
-def test_leaves_below_counts_a_leaf_as_below_itself(uneven) -> None:
+def test_leaves_below_counts_a_leaf_as_below_itself(uneven: Taxonomy) -> None:
     fruit = uneven.leaves_below[uneven.index["Fruit"]]
     assert [uneven.names[leaf] for leaf in np.array(uneven.leaves)[fruit]] == [
         "Fruit/Lemon",
@@ -54,7 +54,7 @@ def test_names_may_repeat_in_different_branches() -> None:
     assert tree.index["Juice/Apple"] != tree.index["Fruit/Apple"]
 
 
-def test_dictionary_round_trip_keeps_the_order(uneven) -> None:
+def test_dictionary_round_trip_keeps_the_order(uneven: Taxonomy) -> None:
     assert Taxonomy.from_dict(uneven.to_dict()) == uneven
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_dictionary_is_refused(content: dict[str, Any]) -> None:
         (["A/../B", "C"], "not a class name"),
     ],
 )
-def test_what_is_no_tree_is_refused(paths, message: str) -> None:
+def test_paths_that_are_not_a_tree_are_refused(paths: list[str], message: str) -> None:
     with pytest.raises(TaxonomyError, match=message):
         Taxonomy.from_paths(paths)
 
