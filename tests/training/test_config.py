@@ -69,13 +69,13 @@ def test_the_shipped_configurations_are_valid() -> None:
 
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        Config(name="a").seed = 3
+        Config(name="a").seed = 3  # type: ignore[misc]
 
 
 AFTERWARDS = ("analyse", "calibrate", "novelty", "finish")
 
 
-def stages(**sections):
+def stages(**sections: dict[str, Any]) -> list[str]:
     return [step.stage for step in plan(parse_config({"name": "a", **sections}, "c"), linear=False)]
 
 

@@ -8,30 +8,43 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from training.config import Config
 from training.data.pictures import PLAIN
 from training.data.splits import read_splits
 from training.features.building import freeze_all_but, trainable_parameters
+from training.features.feed import Part
 from training.features.shared_cache import GIGABYTE, SharedCache
 from training.loop.trainer import Trainer
-from training.processes import Processes
+from training.processes import ALONE, Processes
 
 TRAIN_FROM = "stage2.2"
+PARTS: tuple[Part, ...] = ("fit", "selection")
 
 
-def make(config, data, run, **given):
+def make(
+    config: Config, data: Path, run: Path, *, processes: Processes = ALONE, cache: SharedCache | None = None
+) -> Trainer:
     run.mkdir(exist_ok=True)
-    options = {"linear": False, "device": torch.device("cpu"), "console": Console(quiet=True)}
-    return Trainer(config, read_splits(config, data), run, **(options | given))
+    return Trainer(
+        config,
+        read_splits(config, data),
+        run,
+        linear=False,
+        device=torch.device("cpu"),
+        console=Console(quiet=True),
+        processes=processes,
+        cache=cache,
+    )
 
 
 @pytest.fixture
-def trainer(small_data: Path, small_config: Callable[..., Config], tmp_path: Path):
+def trainer(small_data: Path, small_config: Callable[..., Config], tmp_path: Path) -> Trainer:
     return make(small_config(finetune={"epochs": 1, "train_from": TRAIN_FROM}), small_data, tmp_path / "run")
 
 
-def pictures(trainer, part, numbers, view):
+def pictures(trainer: Trainer, part: Part, numbers: list[int], view: int) -> Tensor:
     dataset = trainer.feed.datasets[part]
     return torch.from_numpy(np.stack([trainer.feed.views.of(dataset, number, view) for number in numbers]))
 
@@ -39,7 +52,7 @@ def pictures(trainer, part, numbers, view):
 BATCHES = [np.array([3, 0, 7]), np.array([5, 1])]
 
 
-def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer) -> None:
+def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer: Trainer) -> None:
     found = dict(zip((0, 1), trainer.feed.maps(BATCHES, step=4), strict=True))
     drawn = set()
     for place, batch in enumerate(BATCHES):
@@ -73,19 +86,19 @@ def test_fresh_maps_are_of_views_that_no_other_step_sees(
     assert not (tmp_path / "run" / "cache").exists()
 
 
-def test_gradients_reach_what_learns_and_nothing_before_it(trainer) -> None:
+def test_gradients_reach_what_learns_and_nothing_before_it(trainer: Trainer) -> None:
     backbone = trainer.network.backbone
     freeze_all_but(backbone, trainable_parameters(backbone.body, TRAIN_FROM))
     ((_, maps),) = trainer.feed.maps(BATCHES[:1], step=0)
-    maps.square().sum().backward()
+    torch.autograd.backward(maps.square().sum())
     reached = {name for name, parameter in backbone.body.named_parameters() if parameter.grad is not None}
     assert {name for name in reached if name.startswith(("conv1", "stage2.0", "stage2.1"))} == set()
     assert any(name.startswith("stage2.2") for name in reached)
 
 
-def test_features_of_plain_pictures_are_kept_in_full_precision(trainer) -> None:
+def test_features_of_plain_pictures_are_kept_in_full_precision(trainer: Trainer) -> None:
     numbers = np.array([2, 9, 4])
-    for part in ("fit", "selection"):
+    for part in PARTS:
         chosen = numbers % len(trainer.feed.datasets[part])
         with torch.no_grad():
             expected = trainer.network.features(pictures(trainer, part, chosen.tolist(), PLAIN))
@@ -96,7 +109,7 @@ def test_features_of_plain_pictures_are_kept_in_full_precision(trainer) -> None:
     torch.testing.assert_close(trainer.feed.still("fit", numbers), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_features_of_an_earlier_backbone_are_forgotten(trainer) -> None:
+def test_features_of_an_earlier_backbone_are_forgotten(trainer: Trainer) -> None:
     numbers = np.arange(4)
     before = trainer.feed.still("fit", numbers)
     with torch.no_grad():
@@ -131,10 +144,11 @@ def test_each_process_keeps_its_stripe_and_reads_the_others(
     assert sum(len(np.load(file, mmap_mode="r")) for file in files) == count
 
 
-def shared_folders(trainer):
+def shared_folders(trainer: Trainer) -> set[str]:
     numbers = np.arange(4)
-    for part in ("fit", "selection"):
+    for part in PARTS:
         trainer.feed.still(part, numbers)
+    assert trainer.feed.shared is not None
     return {file.parent.name for file in trainer.feed.shared.directory.rglob("*.npy")}
 
 
@@ -143,9 +157,9 @@ def test_runs_share_features_of_the_same_weights_and_pictures_alone(
 ) -> None:
     """Another seed, head or last layer finds what is there; another backbone, smoothing, rule or view does not."""
     shared = tmp_path / "shared"
-    settings = {"data": {"seed": 0}, "finetune": {"train_from": TRAIN_FROM}}
+    settings: dict[str, dict[str, Any]] = {"data": {"seed": 0}, "finetune": {"train_from": TRAIN_FROM}}
 
-    def folders(name, **changed):
+    def folders(name: str, **changed: dict[str, Any]) -> set[str]:
         config = small_config(
             **{key: {**settings.get(key, {}), **value} for key, value in changed.items()}
             | {key: value for key, value in settings.items() if key not in changed}
@@ -162,10 +176,11 @@ def test_runs_share_features_of_the_same_weights_and_pictures_alone(
     first = folders("first")
     assert len(first) == 2
     assert folders("second", last_layers={"epochs": 1}) == first
-    for name, changed in {
+    changes: dict[str, dict[str, dict[str, Any]]] = {
         "smoothed": {"model": {"smoothing": 3}},
         "zoomed": {"data": {"zoom": [0.5, 0.6]}},
         "other-views": {"data": {"seed": 1}},
-    }.items():
+    }
+    for name, changed in changes.items():
         assert len(folders(name, **changed)) == len(first) + 2
         first = {file.parent.name for file in shared.rglob("*.npy")}

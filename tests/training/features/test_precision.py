@@ -40,7 +40,9 @@ def test_half_precision_stays_within_its_rounding_and_gives_full_gradients(
     for maps in (expected, found):
         module.zero_grad()
         maps.square().mean().backward()
-        gradients.append(module[0].weight.grad.clone())
+        gradient = module.get_parameter("0.weight").grad
+        assert gradient is not None
+        gradients.append(gradient.clone())
     assert gradients[1].dtype == torch.float32
     assert ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item() <= 3 * tolerance
 

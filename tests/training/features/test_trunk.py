@@ -19,10 +19,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "train_from"), CASES)
-def test_the_two_parts_are_the_whole(name, train_from) -> None:
+def test_the_two_parts_are_the_whole(name: str, train_from: str) -> None:
     torch.manual_seed(0)
     body = backbone(name).body
     cut = cut_at(body, train_from)
+    assert cut is not None
     pictures = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         maps = cut.trunk(pictures)
@@ -37,6 +38,7 @@ def test_the_two_parts_are_the_whole(name, train_from) -> None:
 def test_the_parts_share_their_weights_with_the_whole() -> None:
     body = backbone("mobilenet_v2").body
     cut = cut_at(body, "features.17")
+    assert cut is not None
     own = {id(parameter) for parameter in body.parameters()}
     assert {id(parameter) for parameter in [*cut.trunk.parameters(), *cut.top.parameters()]} <= own
 
