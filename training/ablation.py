@@ -64,7 +64,7 @@ def variants(config: Config) -> list[Variant]:
     chosen = [Variant("both", f"{' and '.join(terms.values())} on", config)]
     for term, label in terms.items():
         if getattr(weights, term) == 0:
-            raise InputError(f"{section}.{term} is 0 already; give it a weight to see what it does")
+            raise InputError(f"{section}.{term} is 0 already; give it a weight to see its effect")
         changed = config.model_copy(update={section: weights.model_copy(update={term: 0.0})})
         chosen.append(Variant(f"without-{term.replace('_', '-')}", f"{label} off", changed))
     return chosen

@@ -43,7 +43,7 @@ RECONSTRUCTIONS = 12
 def train_autoencoder(
     config: Config, splits: Splits, run: Path, *, linear: bool, resume: bool, device: torch.device, console: Console
 ) -> Metrics:
-    """Train an autoencoder in an existing folder, or go on with it, and return its metrics.
+    """Train an autoencoder in an existing folder, or resume it, and return its metrics.
 
     Raises InputError for `linear`: there is no backbone to put a plain head on.
     """
@@ -125,7 +125,7 @@ def for_people(
     description: NetworkDescription, network: PrototypeAutoencoder, codes: Tensor
 ) -> tuple[NetworkDescription, PrototypeAutoencoder]:
     """The same network in a form for people: each prototype belongs to the leaf that it speaks for most,
-    prototypes are ordered by leaf, and similarities are counted from what is typical of `codes` [images, D].
+    prototypes are ordered by leaf, and similarities are relative to the mean over `codes` [images, D].
 
     No probability changes (see `PrototypeHead.recentre_distances`).
     """
