@@ -5,22 +5,25 @@ python examples/onnx_edge.py model.int8.onnx PHOTO.jpg      (or any other .onnx 
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 
-def weights(length, part, size, target):
+def weights(length: int, part: float, size: int, target: int) -> NDArray[np.float64]:
     """[target, length]: the antialiased triangle filter along one axis; whole part → `size` centred target pixels."""
     place = np.arange(target) - (target - size) // 2
     scale = part / size
     centre = (length - part) / 2 + (place + 0.5) * scale
-    rows = np.maximum(1 - np.abs(np.arange(length) + 0.5 - centre[:, None]) / max(scale, 1), 0)
-    return rows / np.maximum(rows.sum(1, keepdims=True), 1e-9) * ((place >= 0) & (place < size))[:, None]
+    rows: NDArray[np.float64] = np.maximum(1 - np.abs(np.arange(length) + 0.5 - centre[:, None]) / max(scale, 1), 0)
+    rows /= np.maximum(rows.sum(1, keepdims=True), 1e-9)
+    return rows * ((place >= 0) & (place < size))[:, None]
 
 
-def fit(picture, rule):
+def fit(picture: NDArray[np.uint8], rule: dict[str, Any]) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] → uint8 [rule height, rule width, 3], by the rule that the file states."""
     (height, width), (rows, columns) = picture.shape[:2], (rule["height"], rule["width"])
     down, across, size = height, width, [rows, columns]

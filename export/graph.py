@@ -100,7 +100,7 @@ def write_onnx(
 def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
     """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
     with quiet(), torch.inference_mode():
-        traced = torch.jit.trace(graph, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(graph, (example,), check_trace=False)
         frozen = torch.jit.freeze(traced)
         buffer = io.BytesIO()
         torch.jit.save(frozen, buffer, _extra_files=dict(metadata))

@@ -66,6 +66,7 @@ def own_prototype_first(run: Path, data: Path) -> dict[str, float]:
     head, taxonomy = network.head, network.head.taxonomy
     pixels = read_split(data, "test", taxonomy).pixels
     images = torch.from_numpy(pixels)[..., None].expand(-1, -1, -1, 3)
+    assert head.reference is not None
     reference, found = head.reference.clone(), {}
     for name, values in {"published": torch.zeros_like(reference), "references": reference}.items():
         head.reference.copy_(values)

@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ NOTES = {
     "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
     "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
 }
-COLUMNS = {
+COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "leaf": lambda run: 100 * run["test"]["accuracy"]["leaf"],
     "level 2": lambda run: 100 * run["test"]["accuracy"]["level_2"],
     "level 1": lambda run: 100 * run["test"]["accuracy"]["level_1"],
@@ -109,7 +110,18 @@ def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> 
         earlier = measure(system.plain, seed, data, weights, runs)["seconds"]
         weights = str(runs / f"{system.plain.name}-{seed}")
     if not (run / "model.pt").is_file():
-        common = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", system.head]
+        common: list[str | Path] = [
+            "--data",
+            data,
+            "--weights",
+            weights,
+            "--run",
+            run,
+            "--seed",
+            str(seed),
+            "--head",
+            system.head,
+        ]
         changed = [word for setting in system.settings for word in ("--set", setting)]
         protoserve("train", CONFIGS / system.config, *common, *changed, "--cache", runs / "cache", "--resume")
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())

@@ -143,7 +143,18 @@ def measure(recipe: str, fold: int, seed: int, table: Path, weights: str, runs: 
     run = runs / f"{name}-{fold}-{seed}"
     if not (run / "model.pt").is_file():
         head = "linear" if recipe == PLAIN else "prototypes"
-        options = ["--data", table, "--weights", weights, "--run", run, "--seed", str(seed), "--head", head]
+        options: list[str | Path] = [
+            "--data",
+            table,
+            "--weights",
+            weights,
+            "--run",
+            run,
+            "--seed",
+            str(seed),
+            "--head",
+            head,
+        ]
         # The last setting of a key counts.
         changed = [word for setting in (*EARLIER, *RECIPES[recipe]) for word in ("--set", setting)]
         protoserve("train", CONFIG, *options, *changed, "--cache", runs / "cache", "--resume")

@@ -59,7 +59,18 @@ def train(leaves: tuple[str, ...], config: Path, head: str, data: Path, weights:
     """Train one run without the leaves, or go on with it, or take the finished one; returns its folder."""
     if not (run / "model.pt").is_file():
         left_out = [word for leaf in leaves for word in ("--leave-out", leaf)]
-        options = ["--data", data, "--weights", weights, "--run", run, "--seed", str(seed), "--head", head]
+        options: list[str | Path] = [
+            "--data",
+            data,
+            "--weights",
+            weights,
+            "--run",
+            run,
+            "--seed",
+            str(seed),
+            "--head",
+            head,
+        ]
         protoserve("train", config, *options, *left_out, "--cache", run.parent / "cache", "--resume")
     return run
 

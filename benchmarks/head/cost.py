@@ -23,11 +23,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -54,7 +55,7 @@ from protoserve.taxonomy import competing_groups
 
 # How long each comparison goes on at least, in how many processes those with a plain classifier are made.
 SECONDS, PROCESSES = 12.0, 6
-Session = onnxruntime.InferenceSession
+Session: TypeAlias = Any  # onnxruntime has no types
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def session(file: Path) -> Session:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def in_turns(tasks: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
+def in_turns(tasks: Mapping[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
     """Seconds of every task in every round; the order is turned round from one to the next. There are so many `rounds`,
     and more until so many `seconds` have passed: what takes milliseconds would else be measured in one mood of the
     machine."""
@@ -136,7 +137,7 @@ def ask_both(
     files = {"plain": plain, "explained": explained}
     sessions = {name: session(files[name]) for name in sorted(files, reverse=plain_first)}
     images = np.random.default_rng(0).integers(0, 255, (batch, SIZE, SIZE, 3), dtype=np.uint8)
-    tasks = {name: lambda one=sessions[name]: one.run(None, {"image": images}) for name in files}
+    tasks = {name: partial(sessions[name].run, None, {"image": images}) for name in files}
     found = {name: statistics.median(values) for name, values in in_turns(tasks, rounds, SECONDS / PROCESSES).items()}
     if "certain" in [output.name for output in sessions["explained"].get_outputs()]:
         found["certain"] = float(np.mean(sessions["explained"].run(["certain"], {"image": images})[0]))
@@ -218,8 +219,8 @@ def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any
             latent = random_latent(batch, 0, form)
             seconds = in_turns(
                 {
-                    "published": lambda theirs=theirs, latent=latent: theirs.run(None, {"latent": latent}),
-                    "fused": lambda ours=ours, latent=latent: ours.run(None, {"latent": latent}),
+                    "published": partial(theirs.run, None, {"latent": latent}),
+                    "fused": partial(ours.run, None, {"latent": latent}),
                 },
                 rounds,
                 SECONDS,

@@ -60,7 +60,7 @@ def random_head(prototypes: int, form: str = "published") -> PrototypeHead:
         if form == ROUTED:
             head.weight.copy_(WIDE * torch.randn_like(head.weight) * head.own_mask)
         else:
-            head.weight += 0.1 * torch.randn_like(head.weight)
+            head.weight.add_(0.1 * torch.randn_like(head.weight))
         head.centre.copy_(head.vectors().mean(0))
     return head.eval()
 
@@ -163,7 +163,8 @@ def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
     """How many prototypes a head multiplies with every cell."""
     if isinstance(head, FusedHead):
         return prototypes
-    return head.trunk_prototypes + sum(int(level.width) * int(level.slots) for level in head.levels)
+    levels: Any = head.levels
+    return head.trunk_prototypes + sum(int(level.width) * int(level.slots) for level in levels)
 
 
 @torch.no_grad()

@@ -110,7 +110,8 @@ def write(folder: str, leaves: int, prototypes: int, backbone_name: str) -> dict
 def ask(folder: str, rounds: int, threads: int) -> dict[str, Any]:
     """Load all graphs and ask them in turns, one image at a time."""
     import onnxruntime
-    from head import session
+
+    from benchmarks.head.cost import session
 
     onnxruntime.set_global_thread_pool_sizes(threads, 1)
     began = time.perf_counter()

@@ -115,7 +115,7 @@ elif SIDE == "bentoml":
             ENDPOINT = infer
 
         @bentoml.api(**LIMITS)
-        def run(self, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        def run(self, images: np.ndarray) -> np.ndarray:
             """One inference."""
             return self.infer.run(images)
 
@@ -129,7 +129,7 @@ else:
             self.infer = Infer()
 
         @bentoml.api(**LIMITS)
-        def run(self, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        def run(self, images: np.ndarray) -> np.ndarray:
             """One inference."""
             return self.infer.run(images)
 

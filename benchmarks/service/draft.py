@@ -35,7 +35,8 @@ def main() -> None:
     files = sorted(options.data.rglob("*.jpg"))
     files = files[:: max(1, len(files) // options.photographs)][: options.photographs]
     classifier = load(options.bundle, device="cpu")
-    agreed, differences, times = 0, [], {False: [], True: []}
+    agreed, differences = 0, []
+    times: dict[bool, list[float]] = {False: [], True: []}
     for number, file in enumerate(files):
         data = enlarged(file, options.side)
         answers = {}

@@ -232,7 +232,8 @@ def fastapi_openapi() -> dict[str, Any]:
     """The OpenAPI document that FastAPI makes of the route by itself."""
     app = fastapi_app(returns_response=False)
     assert isinstance(app, fastapi.FastAPI)
-    return app.openapi()
+    document: dict[str, Any] = app.openapi()
+    return document
 
 
 def report(results: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ def run_torchscript(file: Path) -> Runtime:
     with warnings.catch_warnings():
         # torch marks its own TorchScript calls as deprecated; the target stays.
         warnings.simplefilter("ignore")
-        module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+        module = torch.jit.load(str(file), map_location="cpu")
     return _runtime(module)
 
 

@@ -108,7 +108,7 @@ def exchange(rank: int, count: int, port: int, folder: str) -> None:
         weight = torch.nn.Parameter(torch.ones(3))
         unused = torch.nn.Parameter(torch.ones(2))
         images, counts = processes.share(numbers)
-        (weight * latent[images].mean((0, 2, 3))[:3]).sum().backward()  # type: ignore[no-untyped-call]
+        (weight * latent[images].mean((0, 2, 3))[:3]).sum().backward()
         processes.average_gradients([weight, unused], counts)
 
         rows = torch.arange(7.0)[:, None].repeat(1, 2)

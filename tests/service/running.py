@@ -14,7 +14,7 @@ from service.settings import Settings
 with warnings.catch_warnings():
     # Starlette recommends httpx2, which it does not require; httpx does all that is needed here.
     warnings.simplefilter("ignore")
-    from starlette.testclient import TestClient
+    from starlette.testclient import TestClient as TestClient
 
 
 class RunApp(Protocol):

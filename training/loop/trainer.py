@@ -281,7 +281,7 @@ class Trainer:
                 "lower the learning rate or the weight of separation in the configuration"
             )
         optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.processes.average_gradients(
             (parameter for group in optimiser.param_groups for parameter in group["params"]), weight
         )

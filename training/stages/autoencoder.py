@@ -152,7 +152,7 @@ class AutoencoderTrainer:
                         f"the loss is {float(parts.total)} in epoch {epoch + 1}; lower autoencoder.learning_rate"
                     )
                 self.optimiser.zero_grad(set_to_none=True)
-                parts.total.backward()  # type: ignore[no-untyped-call]
+                parts.total.backward()
                 self.optimiser.step()
                 averages.add({name: float(part.detach()) for name, part in parts._asdict().items()}, len(numbers))
                 advance(len(numbers))

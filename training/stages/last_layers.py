@@ -83,7 +83,7 @@ def last_layer_epoch(
         l1, l2 = regularisation(head)
         loss = config.loss.cross_entropy * parts.cross_entropy + config.loss.l1 * l1 + config.loss.l2 * l2
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         averages.add({"loss": float(loss.detach()), "cross_entropy": float(parts.cross_entropy.detach())}, len(numbers))
     return averages.means()

@@ -40,7 +40,7 @@ def teach(trainer: Trainer) -> dict[str, float]:
                 features = views[view, chosen] * kept.to(views) / (1.0 - DROPOUT)
                 loss = nn.functional.cross_entropy(layer(features), targets[chosen])
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
             advance(1)
     trainer.state.kept[WEIGHT] = layer.weight.detach().clone()
