@@ -34,7 +34,7 @@ NOTES = {
     "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
     "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
 }
-COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
+COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "leaf": lambda run: 100 * run["test"]["accuracy"]["leaf"],
     "level 2": lambda run: 100 * run["test"]["accuracy"]["level_2"],
     "level 1": lambda run: 100 * run["test"]["accuracy"]["level_1"],
