@@ -115,8 +115,8 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
         section = content
         *parents, last = key.split(".")
         for parent in parents:
-            section = section.setdefault(parent, {})
-        # What is no section is named by the check below.
+            section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+        # The check below names a value that stands where a section should.
         if isinstance(section, dict):
             section[last] = value
     return parse_config(content, str(file))
@@ -125,15 +125,17 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
 def read_settings(settings: list[str]) -> dict[str, Any]:
     """`["joint.epochs=20", …]` as overrides for `read_config`, the values read as YAML.
 
-    Raises InputError for a setting without `=` or with a value that is no YAML.
+    Raises InputError for a setting without `=`, a value that is not YAML, and a key that is given twice.
     """
-    found = {}
+    overrides: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise InputError(f"--set {setting}: write KEY=VALUE, for example --set joint.epochs=20")
-        found[key] = parse_yaml(value, f"--set {setting}")
-    return found
+        if key in overrides:
+            raise InputError(f"--set {setting}: the key {key!r} is given twice; keep one")
+        overrides[key] = parse_yaml(value, f"--set {setting}")
+    return overrides
 
 
 def parse_config(content: dict[str, Any], origin: str) -> Config:
@@ -146,12 +148,12 @@ def parse_config(content: dict[str, Any], origin: str) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        name = ".".join(place) or "the configuration"
+        path = [str(part) for part in first["loc"]]
+        name = ".".join(path) or "the configuration"
         if first["type"] == "extra_forbidden":
-            known = _keys(place[:-1])
+            known = _keys(path[:-1])
             raise InputError(
-                f"{origin}: unknown key {name!r}{nearest(place[-1], known)}; known here: {', '.join(known)}"
+                f"{origin}: unknown key {name!r}{nearest(path[-1], known)}; known here: {', '.join(known)}"
             ) from error
         if first["type"] == "missing":
             raise InputError(f"{origin}: the key {name!r} is missing; add it") from error
@@ -159,7 +161,7 @@ def parse_config(content: dict[str, Any], origin: str) -> Config:
 
 
 def _without_removed_keys(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without keys of `REMOVED` that say what happens anyway; other values stay and are refused."""
+    """The configuration without the keys of `REMOVED` that have the built-in value; the check refuses other values."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
     for (section, key), built_in in REMOVED.items():
         if isinstance(keys := kept.get(section), dict) and key in keys and keys[key] == built_in:
@@ -172,9 +174,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _keys(place: list[str]) -> list[str]:
+def _keys(path: list[str]) -> list[str]:
     section: type[BaseModel] = Config
-    for part in place:
+    for part in path:
         annotation = section.model_fields[part].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
         section = annotation

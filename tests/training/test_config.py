@@ -149,3 +149,14 @@ def test_the_configuration_of_an_old_run_is_read(section: str, key: str, value: 
 def test_a_removed_key_that_would_change_the_run_is_refused() -> None:
     with pytest.raises(InputError, match=r"unknown key 'start.inner_nodes'"):
         parse_config({"name": "a", "start": {"inner_nodes": False}}, "c")
+
+
+def test_a_key_given_twice_on_the_command_line_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--set seed=2: the key 'seed' is given twice; keep one"):
+        read_settings(["seed=1", "joint.epochs=3", "seed=2"])
+
+
+def test_a_setting_below_a_value_is_refused_by_the_value(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: a\nmodel: 3\n")
+    with pytest.raises(InputError, match=r"model: .*given: 3"):
+        read_config(tmp_path / "c.yaml", {"model.deeper.still": 1})
