@@ -125,15 +125,14 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
 def read_settings(settings: list[str]) -> dict[str, Any]:
     """`["joint.epochs=20", …]` as overrides for `read_config`, the values read as YAML.
 
-    Raises InputError for a setting without `=`, a value that is not YAML, and a key that is given twice.
+    Of several settings of one key the last wins, as scripts that add to a recipe expect. Raises InputError for a
+    setting without `=` and for a value that is not YAML.
     """
     overrides: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise InputError(f"--set {setting}: write KEY=VALUE, for example --set joint.epochs=20")
-        if key in overrides:
-            raise InputError(f"--set {setting}: the key {key!r} is given twice; keep one")
         overrides[key] = parse_yaml(value, f"--set {setting}")
     return overrides
 

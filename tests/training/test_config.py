@@ -151,9 +151,8 @@ def test_a_removed_key_that_would_change_the_run_is_refused() -> None:
         parse_config({"name": "a", "start": {"inner_nodes": False}}, "c")
 
 
-def test_a_key_given_twice_on_the_command_line_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--set seed=2: the key 'seed' is given twice; keep one"):
-        read_settings(["seed=1", "joint.epochs=3", "seed=2"])
+def test_the_last_setting_of_a_key_wins() -> None:
+    assert read_settings(["seed=1", "joint.epochs=3", "seed=2"]) == {"seed": 2, "joint.epochs": 3}
 
 
 def test_a_setting_below_a_value_is_refused_by_the_value(tmp_path: Path) -> None:
