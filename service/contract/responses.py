@@ -190,5 +190,5 @@ def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
 
 
 def prototype_href(prototype: int) -> str:
-    """The address of the picture of the prototype with the id `prototype`."""
+    """Return the URL path of the image of the prototype with the id `prototype`."""
     return f"/v1/prototypes/{prototype}/image"
