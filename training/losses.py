@@ -6,6 +6,10 @@ Hase et al. 2019, eq. 1 and Chen et al. 2019, eq. 2-3. For one parent the loss r
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
@@ -27,27 +31,6 @@ class LossTables(NamedTuple):
     target: Tensor
 
 
-class Losses(NamedTuple):
-    """Scalars; `total` is their weighted sum."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    cluster: Tensor
-    separation: Tensor
-    l1: Tensor
-    l2: Tensor
-    outside: Tensor
-    leaf: Tensor
-
-    def asked_for(self, config: LossConfig) -> dict[str, Tensor]:
-        """All by name, without the two that are not in the papers where they have no weight."""
-        return {
-            name: term
-            for name, term in self._asdict().items()
-            if name not in ("outside", "leaf") or getattr(config, name) > 0
-        }
-
-
 def loss_tables(head: PrototypeHead) -> LossTables:
     """The tables of a head; computed once per run."""
     taxonomy = head.taxonomy
@@ -62,43 +45,126 @@ def loss_tables(head: PrototypeHead) -> LossTables:
     return LossTables(own, passes[:, :, None] & present & ~own, passes, members.int().argmax(dim=2))
 
 
-def losses(head: PrototypeHead, output: HeadOutput, leaves: Tensor, tables: LossTables, config: LossConfig) -> Losses:
-    """The losses of a batch whose true leaves are `leaves` int64 [batch], places in `taxonomy.leaves`.
+@dataclass(frozen=True)
+class Answered:
+    """A batch as the terms of the loss see it: the head's `output` for images whose true leaves are `leaves` int64
+    [batch], places in `taxonomy.leaves`.
 
-    Clust is the mean over images of the smallest squared distance to a prototype of their own child, Sep minus the
-    mean of the smallest one to a sibling's. With `average: parent` each parent's terms are means over the images
-    below it, summed over the parents in the batch (as published); with `image` every image counts once per
-    level, so that the cross-entropies add up to −log P(leaf).
-
-    Two terms are not in the papers, and 0 where their weights are. Outside is the mean over images of the mean
-    `divergence` from uniform conditionals at the parents that they do not lie below: the published terms leave open
-    what a parent says of other branches' images, and the most probable leaf is then found among guesses. Leaf is the
-    mean of −log of the softmax over all leaves of the sum of the logits along a leaf's path: leaves of different
-    branches compete, too.
+    `teacher_logits` [batch, leaves] are those of the plain classifier that distillation learns from, and `noise` the
+    head's output for pictures of noise; None where there are none.
     """
-    passes = tables.passes[leaves]
-    weight = _weights(passes, config.average)
-    chosen = output.group_logits.log_softmax(2).gather(2, tables.target[leaves][:, :, None])[:, :, 0]
-    cross_entropy = -(weight * torch.where(passes, chosen, 0.0)).sum()
 
-    slots = head.slot_prototype.clamp_max(output.distance.shape[1] - 1)
-    distance = output.distance.index_select(1, slots.reshape(-1)).reshape(-1, *slots.shape)
-    cluster = (weight * _smallest(distance, tables.own[leaves])).sum()
-    separation = -(weight * _smallest(distance, tables.other[leaves])).sum()
-    l1, l2 = regularisation(head)
-    zero = cross_entropy.new_zeros(())
-    outside = _outside(head, output, passes) if config.outside > 0 else zero
-    leaf = _leaf(head, output, leaves) if config.leaf > 0 else zero
-    total = (
-        config.cross_entropy * cross_entropy
-        + config.cluster * cluster
-        + config.separation * separation
-        + config.l1 * l1
-        + config.l2 * l2
-        + config.outside * outside
-        + config.leaf * leaf
+    head: PrototypeHead
+    output: HeadOutput
+    leaves: Tensor
+    tables: LossTables
+    config: LossConfig
+    teacher_logits: Tensor | None = None
+    noise: HeadOutput | None = None
+
+    @cached_property
+    def passes(self) -> Tensor:
+        """bool [batch, G] whether each image lies below the parent of each group."""
+        return self.tables.passes[self.leaves]
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """[batch, G] what each image counts for each parent."""
+        return _weights(self.passes, self.config.average)
+
+    @cached_property
+    def slot_distance(self) -> Tensor:
+        """[batch, G, Q] the squared distances to the prototypes of each group."""
+        slots = self.head.slot_prototype.clamp_max(self.output.distance.shape[1] - 1)
+        return self.output.distance.index_select(1, slots.reshape(-1)).reshape(-1, *slots.shape)
+
+
+def objective(answered: Answered, config: LossConfig, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """`total`, the weighted sum of the terms, and after it the terms, all scalars.
+
+    A term's name in `TERMS` is that of its weight in the configuration. The published terms are always computed, so
+    that their curves can be compared; the others where they have a weight and the batch has what they need. `names`
+    picks some of them.
+    """
+    terms: dict[str, Tensor] = {}
+    for name, term in TERMS.items():
+        if (names is None or name in names) and (name in PUBLISHED or getattr(config, name) > 0):
+            value = term(answered)
+            if value is not None:
+                terms[name] = value
+    return {"total": weighted_sum(terms, {name: getattr(config, name) for name in terms}), **terms}
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the terms, each times its weight, added in their order."""
+    first, *others = (weights[name] * term for name, term in terms.items())
+    return reduce(operator.add, others, first)
+
+
+def cross_entropy_loss(answered: Answered) -> Tensor:
+    """The cross-entropy of the true child at every parent on an image's path.
+
+    With `average: parent` each parent's terms are means over the images below it, summed over the parents in the batch
+    (as published); with `image` every image counts once per level, so that the cross-entropies add up to
+    −log P(leaf).
+    """
+    target = answered.tables.target[answered.leaves]
+    chosen = answered.output.group_logits.log_softmax(2).gather(2, target[:, :, None])[:, :, 0]
+    return -(answered.weight * torch.where(answered.passes, chosen, 0.0)).sum()
+
+
+def cluster_loss(answered: Answered) -> Tensor:
+    """Clust: the mean over images of the smallest squared distance to a prototype of their own child."""
+    return (answered.weight * _smallest(answered.slot_distance, answered.tables.own[answered.leaves])).sum()
+
+
+def separation_loss(answered: Answered) -> Tensor:
+    """Sep: minus the mean over images of the smallest squared distance to a prototype of a sibling."""
+    return -(answered.weight * _smallest(answered.slot_distance, answered.tables.other[answered.leaves])).sum()
+
+
+def l1_loss(answered: Answered) -> Tensor:
+    """The L1 norm of the weights between a child and other children's prototypes."""
+    head = answered.head
+    return torch.where(head.own_mask, 0.0, head.effective_weight()).abs().sum()
+
+
+def l2_loss(answered: Answered) -> Tensor:
+    """The squared L2 norm of the weights between a child and its own prototypes."""
+    own = torch.where(answered.head.own_mask, answered.head.effective_weight(), 0.0)
+    return (own * own).sum()
+
+
+def outside_loss(answered: Answered) -> Tensor:
+    """The mean over images of the mean `divergence` from uniform conditionals at the parents that they do not lie
+    below; 0 with one parent.
+
+    Not in the papers. The published terms leave open what a parent says of other branches' images, and the most
+    probable leaf is then found among guesses.
+    """
+    found = torch.where(answered.passes, 0.0, divergence(answered.head, answered.output))
+    return (found.sum(1) / (~answered.passes).sum(1).clamp_min(1)).mean()
+
+
+def leaf_loss(answered: Answered) -> Tensor:
+    """The cross-entropy over all leaves on the sums of the logits along their paths, so that leaves of different
+    branches compete, too. Not in the papers."""
+    return _leaf(answered.head, answered.output, answered.leaves)
+
+
+def distillation_loss(answered: Answered) -> Tensor | None:
+    """`distillation` from the teacher, where there is one."""
+    if answered.teacher_logits is None:
+        return None
+    temperature = answered.config.distillation_temperature
+    return distillation(
+        answered.head, answered.output, answered.leaves, answered.tables, answered.teacher_logits, temperature
     )
-    return Losses(total, cross_entropy, cluster, separation, l1, l2, outside, leaf)
+
+
+def uniform_noise_loss(answered: Answered) -> Tensor | None:
+    """`noise_loss` of the pictures of noise, where there are some."""
+    return None if answered.noise is None else noise_loss(answered.head, answered.noise, answered.config)
 
 
 def noise_loss(head: PrototypeHead, output: HeadOutput, config: LossConfig) -> Tensor:
@@ -146,20 +212,6 @@ def distillation(
     return -temperature * terms.sum() / len(leaves)
 
 
-def regularisation(head: PrototypeHead) -> tuple[Tensor, Tensor]:
-    """L1 norm of the weights between a child and other children's prototypes, squared L2 norm of its own."""
-    weight = head.effective_weight()
-    l1 = torch.where(head.own_mask, 0.0, weight).abs().sum()
-    own = torch.where(head.own_mask, weight, 0.0)
-    return l1, (own * own).sum()
-
-
-def _outside(head: PrototypeHead, output: HeadOutput, passes: Tensor) -> Tensor:
-    """The mean over images of the mean divergence at the parents that they do not pass; 0 with one parent."""
-    found = torch.where(passes, 0.0, divergence(head, output))
-    return (found.sum(1) / (~passes).sum(1).clamp_min(1)).mean()
-
-
 def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor) -> Tensor:
     """The cross-entropy over all leaves on the sums of the logits along their paths."""
     grouping = head.grouping
@@ -181,3 +233,18 @@ def _smallest(distance: Tensor, mask: Tensor) -> Tensor:
     """[batch, G] the smallest distance where the mask holds; 0 where it holds nowhere."""
     smallest = distance.masked_fill(~mask, torch.inf).min(dim=2).values
     return torch.where(mask.any(dim=2), smallest, 0.0)
+
+
+# In the order in which they are added up. A new term is a function here and a weight of its name in `LossConfig`.
+TERMS: dict[str, Callable[[Answered], Tensor | None]] = {
+    "cross_entropy": cross_entropy_loss,
+    "cluster": cluster_loss,
+    "separation": separation_loss,
+    "l1": l1_loss,
+    "l2": l2_loss,
+    "outside": outside_loss,
+    "leaf": leaf_loss,
+    "distillation": distillation_loss,
+    "noise": uniform_noise_loss,
+}
+PUBLISHED = ("cross_entropy", "cluster", "separation", "l1", "l2")

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from protoserve.errors import InputError
-from training.prototypes.projection import Projection, merge
 
 # While the first process scores and writes the end of a run, the others wait.
 PATIENCE = timedelta(hours=12)
@@ -106,20 +105,11 @@ class Processes:
         pieces = [part[: stripe.stop - stripe.start] for part, stripe in zip(found, stripes, strict=True)]
         return torch.cat(pieces).to(rows.device)
 
-    def nearest(self, found: Projection) -> Projection:
-        """The nearest of what each process found among its own images, as if one had looked at all of them."""
-        if self.count == 1:
-            return found
-        gathered = []
-        for values in found:
-            parts = [torch.empty_like(values) for _ in range(self.count)]
-            distributed.all_gather(parts, values.contiguous())
-            gathered.append(parts)
-        nearest = found
-        for rank in range(self.count):
-            if rank != self.rank:
-                nearest = merge(nearest, Projection(*(parts[rank] for parts in gathered)))
-        return nearest
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor of the same shape from each process, in the order of their ranks."""
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(parts, tensor.contiguous())
+        return parts
 
 
 ALONE = Processes()

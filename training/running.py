@@ -19,12 +19,12 @@ from training.loop.checkpoints import CHECKPOINT
 from training.loop.plan import Stage
 from training.loop.tensorboard import Board
 from training.loop.trainer import Trainer
-from training.outcome.decoded import train_autoencoder
 from training.outcome.finishing import finish, write_config
 from training.processes import joined_processes
 from training.stages import (
     analysis,
     anchoring,
+    autoencoder,
     calibration,
     counting,
     last_layers,
@@ -49,6 +49,9 @@ STAGES: dict[Stage, Callable[[Trainer], dict[str, float]]] = {
     "last layers": last_layers.last_layers,
     "count": counting.count,
     "prune": pruning.prune,
+    "start codes": autoencoder.start_codes,
+    "autoencoder": autoencoder.train_autoencoder,
+    "assign": autoencoder.assign,
     "analyse": analysis.analyse,
     "calibrate": calibration.calibrate,
     "novelty": novelty_thresholds.novelty,
@@ -81,6 +84,8 @@ def train(
         if not processes.first:
             console = Console(quiet=True)
         _check_place(run, resume)
+        if config.model.kind == "autoencoder":
+            _check_autoencoder(linear, processes.count, cache)
         splits = read_splits(config, data)
         for dataset in (splits.validation, splits.test):
             if dataset is not None:
@@ -90,10 +95,6 @@ def train(
         processes.wait()
         if resume and processes.first:
             remove_drafts(run)
-        if config.model.kind == "autoencoder":
-            if processes.count > 1:
-                raise InputError("model.kind: autoencoder: it trains in one process; start it without torchrun")
-            return train_autoencoder(config, splits, run, linear=linear, resume=resume, device=chosen, console=console)
         trainer = Trainer(
             config, splits, run, linear=linear, device=chosen, console=console, processes=processes, cache=cache
         )
@@ -106,8 +107,18 @@ def train(
         trainer.run(STAGES, board)
         if not processes.first:
             return None
-        trainer.go_on_alone()
+        trainer.continue_alone()
         return finish(trainer)
+
+
+def _check_autoencoder(linear: bool, processes: int, cache: SharedCache | None) -> None:
+    """Raise InputError for an option that an autoencoder has no use for."""
+    if linear:
+        raise InputError("--head linear compares on a backbone, and an autoencoder has none; leave the option out")
+    if cache is not None:
+        raise InputError("--cache shares features of a backbone, and an autoencoder has none; leave the option out")
+    if processes > 1:
+        raise InputError("model.kind: autoencoder: it trains in one process; start it without torchrun")
 
 
 def _check_place(run: Path, resume: bool) -> None:

@@ -98,12 +98,12 @@ def exchange(rank: int, count: int, port: int, folder: str) -> None:
         "MASTER_PORT": str(port),
     }
     from training.processes import joined_processes
-    from training.prototypes.projection import search
+    from training.prototypes.projection import nearest_of_all, search
 
     with joined_processes(cuda=False) as processes:
         head, latent, leaves, numbers = problem()
         own = torch.arange(len(latent))[processes.stripe(len(latent))]
-        found = processes.nearest(search(head, [(own, leaves[own], latent[own])]))
+        found = nearest_of_all(processes, search(head, [(own, leaves[own], latent[own])]))
 
         weight = torch.nn.Parameter(torch.ones(3))
         unused = torch.nn.Parameter(torch.ones(2))

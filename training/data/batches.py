@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import Config
-
 
 def epoch_order(count: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
     """A random order of `count` images that depends on the seed alone."""
@@ -22,8 +20,9 @@ def slices(order: NDArray[np.int64], size: int) -> Iterator[NDArray[Any]]:
         yield order[start : start + size]
 
 
-def epoch_batches(leaves: NDArray[np.int64], config: Config, step: int) -> Iterator[tuple[NDArray[np.int64], float]]:
-    """The image numbers of every batch of an epoch in random order, with the share of the epoch done before it."""
-    order = epoch_order(len(leaves), (config.seed, step))
-    for start, numbers in enumerate(slices(order, config.batch)):
-        yield numbers, start * config.batch / len(order)
+def epoch_batches(images: int, size: int, seed: tuple[int, ...]) -> Iterator[tuple[NDArray[np.int64], float]]:
+    """The numbers of the images in every batch of an epoch, in a random order that depends on the seed alone, with the
+    share of the epoch done before it."""
+    order = epoch_order(images, seed)
+    for place, numbers in enumerate(slices(order, size)):
+        yield numbers, place * size / len(order)

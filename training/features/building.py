@@ -10,11 +10,12 @@ from torch import nn
 
 from protoserve.errors import InputError, nearest
 from protoserve.images.geometry import InputRule
+from protoserve.networks.autoencoder import code_size
 from protoserve.networks.backbones import Backbone
 from protoserve.networks.head import prototype_children
 from protoserve.networks.model_file import NetworkDescription
 from protoserve.taxonomy import Taxonomy
-from training.sections.network import ModelConfig
+from training.sections.network import AutoencoderConfig, ModelConfig
 
 
 def describe(
@@ -44,6 +45,25 @@ def describe(
         epsilon=model.epsilon,
         prototype_child=prototype_children(taxonomy, model.kind, prototypes_per_child, model.inner_factor),
         **common,
+    )
+
+
+def describe_autoencoder(setting: AutoencoderConfig, rule: InputRule, taxonomy: Taxonomy) -> NetworkDescription:
+    """The autoencoder that a configuration asks for on a taxonomy, for pictures of that `rule`.
+
+    The prototypes start with the leaves in turn; which leaf each speaks for is learned.
+    """
+    leaves = taxonomy.leaves
+    return NetworkDescription(
+        kind="autoencoder",
+        taxonomy=taxonomy.to_dict(),
+        input=rule,
+        dimensions=code_size(setting.channels, rule.height, rule.width),
+        similarity="negative-distance",
+        epsilon=0.0,
+        prototype_child=sorted(leaves[prototype % len(leaves)] for prototype in range(setting.prototypes)),
+        channels=list(setting.channels),
+        grey=setting.grey,
     )
 
 

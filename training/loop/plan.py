@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 from training.config import Config
 
 Stage = Literal[
+    "start codes",
+    "autoencoder",
+    "assign",
     "finetune",
     "reduce",
     "linear",
@@ -44,10 +47,15 @@ def plan(config: Config, linear: bool) -> list[Step]:
     Prototypes: (plain fine-tuning) → reduction → start from data, teacher → warm → joint, projections in between →
     projection → anchored training → last layers (→ the number of prototypes, or pruning and last layers) → nearest
     patches → temperatures → novelty thresholds. A linear head: (fine-tuning) → the linear layer on the same features →
-    its temperature.
+    its temperature. An autoencoder: start from pictures → training → assignment to leaves → nearest pictures →
+    temperatures → novelty thresholds.
     """
     calibrate = [Step("calibrate")] if config.calibration.enabled else []
     novelty = [Step("novelty")] if config.novelty.enabled else []
+    if config.model.kind == "autoencoder":
+        epochs = config.autoencoder.epochs
+        steps = [Step("start codes"), *(Step("autoencoder", epoch, epochs) for epoch in range(epochs)), Step("assign")]
+        return [*steps, Step("analyse"), *calibrate, *novelty, Step("finish")]
     steps = [Step("finetune", epoch, config.finetune.epochs) for epoch in range(config.finetune.epochs)]
     if linear:
         epochs = config.linear.epochs

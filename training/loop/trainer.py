@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +15,27 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
-from protoserve.networks.model_file import NetworkDescription, build, save_whole
+from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.model_file import (
+    ExplainedNetwork,
+    Network,
+    NetworkDescription,
+    build,
+    build_autoencoder,
+    save_whole,
+)
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.run.records import SelectionAccuracy, StageRecords
 from protoserve.scores import scores
 from training.config import Config
-from training.data.batches import epoch_batches, slices
+from training.data.batches import slices
 from training.data.pictures import PLAIN, Views
 from training.data.splits import Splits
-from training.features.building import check_picture_size, describe
+from training.features.building import check_picture_size, describe, describe_autoencoder
 from training.features.feed import Feed
+from training.features.memory import PicturesInMemory
 from training.features.precision import Learning, half_precision
 from training.features.shared_cache import SharedCache
 from training.loop.checkpoints import CHECKPOINT, read_checkpoint
@@ -35,36 +46,20 @@ from training.losses import LossTables, loss_tables
 from training.processes import ALONE, Processes
 from training.prototypes.projection import Projection
 
-FORMAT = 2
-
-
-class Batch(NamedTuple):
-    """A process's part of a batch: `numbers` of its images, the `weight` of their mean loss (see `minimise`), the
-    `size` of the whole batch, and the share of the epoch `done` before it."""
-
-    numbers: NDArray[np.int64]
-    weight: float
-    size: int
-    done: float
-
-    @property
-    def own(self) -> int:
-        """How many images this process adds to the batch; an image that only keeps it company counts nothing."""
-        return len(self.numbers) if self.weight else 0
+FORMAT = 3
 
 
 @dataclass
 class State:
     """What changes from step to step; all of it is in the checkpoint, as are the network and the optimisers.
 
-    `facts` (JSON) end up in the run's metrics; `kept` are tensors that a stage keeps from one of its epochs to a
-    later one.
+    `records` end up in the run's metrics; `kept` are tensors that a stage keeps from one of its epochs to a later one.
     """
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     projection: Projection | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    records: StageRecords = field(default_factory=StageRecords)
     kept: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -97,44 +92,50 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.optimisers: dict[Stage, torch.optim.Optimizer] = {}
         self._stored_optimisers: dict[Stage, Any] = {}
-        per_child = config.prototypes.start if config.prototypes.auto else config.model.prototypes_per_child
-        description = describe(config.model, config.image, splits.fit.taxonomy, per_child, linear)
-        network = build(description, config.model.weights).to(device).eval()
-        check_picture_size(network.backbone, config.image, device)
+        description, network = new_network(config, splits.fit, linear, device)
         half = half_precision(config.precision, device)
         # The small gradients of float16 need it; without it nothing is scaled.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
-        self.feed = Feed(
-            splits.fit,
-            splits.selection,
-            views=Views(config.image, config.data_seed, config.data.zoom, config.data.mirror, config.data.views),
-            learning=_learning(config, len(splits.fit)),
-            seed=config.seed,
-            batch=config.batch,
-            workers=config.data.workers,
-            directory=directory / "cache",
-            device=device,
-            console=console,
-            processes=processes,
-            shared=cache,
-        )
+        self.source: Feed | PicturesInMemory
+        if isinstance(network, PrototypeAutoencoder):
+            self.source = PicturesInMemory(splits.fit, splits.selection, config.image, device, console)
+        else:
+            self.source = Feed(
+                splits.fit,
+                splits.selection,
+                views=Views(config.image, config.data_seed, config.data.zoom, config.data.mirror, config.data.views),
+                learning=_learning(config, len(splits.fit)),
+                seed=config.seed,
+                batch=config.batch,
+                workers=config.data.workers,
+                directory=directory / "cache",
+                device=device,
+                console=console,
+                processes=processes,
+                shared=cache,
+            )
         # What a stage computes once and needs until its last epoch; not in the checkpoint.
         self.remembered: dict[str, Tensor] = {}
         self._stage_ended = False
-        self.take_network(description, network)
+        self.replace_network(description, network)
 
-    def take_network(self, description: NetworkDescription, network: PrototypeNetwork | LinearNetwork) -> None:
-        """Go on with another network, for example one with fewer prototypes; it must be on the run's device."""
+    def replace_network(self, description: NetworkDescription, network: Network) -> None:
+        """Train this network from now on, for example one with fewer prototypes; it must be on the run's device."""
         self.description, self.network = description, network
+        self._plain: LinearNetwork | None = None
+        self._tables: LossTables | None = None
+        if isinstance(network, PrototypeAutoencoder):
+            self.memory.use(network)
+            return
         self.feed.use(network)
         # Plain fine-tuning trains a linear head on the same backbone, whatever the run's own head is.
         if isinstance(network, LinearNetwork):
-            self.plain = network
+            self._plain = network
         else:
             taxonomy = self.splits.fit.taxonomy
             plain = LinearNetwork(network.backbone, taxonomy, self.config.model.dropout)
-            self.plain = plain.to(self.device).eval()
-        self._tables = loss_tables(network.head) if isinstance(network, PrototypeNetwork) else None
+            self._plain = plain.to(self.device).eval()
+            self._tables = loss_tables(network.head)
 
     # ---- going through the steps -----------------------------------------------------------------------------
 
@@ -150,10 +151,10 @@ class Trainer:
             step = self.step
             # Dropout draws other numbers in every process.
             torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) + self.processes.rank * 7_368_787_003)
-            self._place_backbone()
+            self._set_backbone_state()
             row = stages[step.stage](self)
             self.state.history.append({"step": self.state.step, "stage": step.stage, "epoch": step.epoch + 1, **row})
-            self._tell(step, row)
+            self._print_row(step, row)
             if board is not None:
                 board.add(self.state.history[-1])
             if step.epoch + 1 == step.epochs or self._stage_ended:
@@ -164,10 +165,11 @@ class Trainer:
             self.state.seconds += time.perf_counter() - began
             self.save()
 
-    def go_on_alone(self) -> None:
-        """The other processes are done; this one does what is left."""
+    def continue_alone(self) -> None:
+        """Do the rest of the run without the other processes, which are done."""
         self.processes = ALONE
-        self.feed.continue_alone()
+        if isinstance(self.source, Feed):
+            self.source.continue_alone()
 
     def end_stage(self) -> None:
         """Go on after the last of this stage's steps once the present one is done, with what comes between them left
@@ -177,15 +179,15 @@ class Trainer:
     def _last(self, stage: Stage) -> int:
         return max(place for place, step in enumerate(self.steps) if step.stage == stage)
 
-    def _place_backbone(self) -> None:
-        """Tell the feed whether the backbone is frozen in this step."""
+    def _set_backbone_state(self) -> None:
+        """Tell the feed whether the backbone is frozen in this step, and how many times it has been frozen before."""
         learns = not self.linear and self.config.joint.backbone_learning_rate > 0 and self.config.joint.epochs > 0
         if learns:
             first = next(place for place, step in enumerate(self.steps) if step.stage == "joint")
             learning = first <= self.state.step <= self._last("joint")
             self.feed.set_backbone(frozen=not learning, version=int(self.state.step > self._last("joint")))
 
-    def _tell(self, step: Step, row: dict[str, float]) -> None:
+    def _print_row(self, step: Step, row: dict[str, float]) -> None:
         place = f"{step.stage} {step.epoch + 1}/{step.epochs}" if step.epochs > 1 else step.stage
         figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         self.console.print(
@@ -195,10 +197,40 @@ class Trainer:
     # ---- what stages are made of -----------------------------------------------------------------------------
 
     @property
-    def prototype_network(self) -> PrototypeNetwork:
+    def feed(self) -> Feed:
+        """The pictures and features of a run whose network has a backbone."""
+        assert isinstance(self.source, Feed)
+        return self.source
+
+    @property
+    def memory(self) -> PicturesInMemory:
+        """The pictures of an autoencoder's run."""
+        assert isinstance(self.source, PicturesInMemory)
+        return self.source
+
+    @property
+    def explained_network(self) -> ExplainedNetwork:
         """The network of a run that has prototypes."""
+        assert not isinstance(self.network, LinearNetwork)
+        return self.network
+
+    @property
+    def prototype_network(self) -> PrototypeNetwork:
+        """The network of a run that has prototypes on a backbone."""
         assert isinstance(self.network, PrototypeNetwork)
         return self.network
+
+    @property
+    def autoencoder(self) -> PrototypeAutoencoder:
+        """The network of an autoencoder's run."""
+        assert isinstance(self.network, PrototypeAutoencoder)
+        return self.network
+
+    @property
+    def plain(self) -> LinearNetwork:
+        """The linear head on the run's backbone, which fine-tuning trains."""
+        assert self._plain is not None
+        return self._plain
 
     @property
     def tables(self) -> LossTables:
@@ -214,16 +246,16 @@ class Trainer:
     @torch.inference_mode()
     def latents(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Iterator[Tensor]:
         """Latent maps of fit images in one view, batch after batch; pictures are decoded ahead."""
-        for features in self.feed.stills("fit", slices(numbers, self.config.batch), view):
-            yield self.prototype_network.latent(features)
+        for features in self.source.stills("fit", slices(numbers, self.config.batch), view):
+            yield self.explained_network.latent(features)
 
-    def select_prototypes(self) -> dict[str, float]:
+    def select_prototypes(self) -> SelectionAccuracy:
         """Accuracies of the prototype network on the selection images."""
-        network = self.prototype_network
+        network = self.explained_network
         return self.select(lambda features: network.head(network.latent(features)).log_probability)
 
     @torch.inference_mode()
-    def select(self, log_probability: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def select(self, log_probability: Callable[[Tensor], Tensor]) -> SelectionAccuracy:
         """Accuracies on the selection images of what gives log-probabilities [batch, nodes] for features."""
         return self._scored(self.selection_rows(log_probability))
 
@@ -232,24 +264,17 @@ class Trainer:
         """The rows [selection images, …] that `found` gives for batches of features, those of all processes."""
         count = len(self.splits.selection)
         own = np.arange(count)[self.processes.stripe(count)]
-        pieces = [found(features) for features in self.feed.stills("selection", slices(own, self.config.batch))]
+        pieces = [found(features) for features in self.source.stills("selection", slices(own, self.config.batch))]
         return self.processes.joined(torch.cat(pieces), count)
 
     @torch.inference_mode()
-    def selected(self, log_probability: Iterable[Tensor]) -> dict[str, float]:
+    def selected(self, log_probability: Iterable[Tensor]) -> SelectionAccuracy:
         """Accuracies from the log-probabilities [batch, nodes] of this process's stripe of the selection images."""
         return self._scored(self.processes.joined(torch.cat([*log_probability]), len(self.splits.selection)))
 
-    def _scored(self, log_probability: Tensor) -> dict[str, float]:
+    def _scored(self, log_probability: Tensor) -> SelectionAccuracy:
         selection = self.splits.selection
-        return selection_row(scores(log_probability.cpu().numpy(), selection.leaves, selection.taxonomy))
-
-    def batches(self) -> list[Batch]:
-        """This process's part of every batch of an epoch over the fit images."""
-        return [
-            Batch(*self.processes.share(numbers), len(numbers), done)
-            for numbers, done in epoch_batches(self.splits.fit.leaves, self.config, self.state.step)
-        ]
+        return selection_accuracy(scores(log_probability.cpu().numpy(), selection.leaves, selection.taxonomy))
 
     def targets(self, numbers: NDArray[np.int64]) -> Tensor:
         """The leaves of fit images, int64 on the run's device."""
@@ -271,22 +296,6 @@ class Trainer:
         """An epoch's means over the images of all processes."""
         total = self.processes.total({**averages.sums, "count": float(averages.count)})
         return Averages(total, int(total.pop("count"))).means()
-
-    def minimise(self, loss: Tensor, optimiser: torch.optim.Optimizer, weight: float = 1.0) -> None:
-        """One step down the gradient of a finite loss, the mean over this process's part of a batch, which counts
-        `weight`; raises InputError for one that is not finite."""
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {float(loss.detach())} in step {self.state.step + 1} ({self.step.stage}); "
-                "lower the learning rate or the weight of separation in the configuration"
-            )
-        optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.processes.average_gradients(
-            (parameter for group in optimiser.param_groups for parameter in group["params"]), weight
-        )
-        self.scaler.step(optimiser)
-        self.scaler.update()
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
@@ -319,12 +328,12 @@ class Trainer:
                 "step": self.state.step,
                 "seconds": self.state.seconds,
                 "history": json.dumps(self.state.history),
-                "facts": json.dumps(self.state.facts),
+                "records": self.state.records.model_dump_json(),
                 "kept": self.state.kept,
                 "projection": None if projection is None else dict(projection._asdict()),
                 "description": self.description.model_dump_json(),
                 "network": self.network.state_dict(),
-                "plain": self.plain.linear.state_dict(),
+                "plain": None if self._plain is None else self._plain.linear.state_dict(),
                 "optimisers": {stage: optimiser.state_dict() for stage, optimiser in self.optimisers.items()}
                 | self._stored_optimisers,
                 "scaler": self.scaler.state_dict(),
@@ -344,21 +353,22 @@ class Trainer:
             return
         description = NetworkDescription.model_validate_json(content["description"])
         if description != self.description:
-            self.take_network(description, build(description).to(self.device).eval())
+            self.replace_network(description, build_any(description).to(self.device).eval())
         self.network.load_state_dict(content["network"])
-        self.plain.linear.load_state_dict(content["plain"])
+        if self._plain is not None:
+            self._plain.linear.load_state_dict(content["plain"])
         projection = content["projection"]
         self.state = State(
             step=content["step"],
             history=json.loads(content["history"]),
             projection=None if projection is None else Projection(**projection),
-            facts=json.loads(content["facts"]),
+            records=StageRecords.model_validate_json(content["records"]),
             kept=content["kept"],
             seconds=content["seconds"],
         )
         self.optimisers, self._stored_optimisers = {}, content["optimisers"]
         self.scaler.load_state_dict(content["scaler"])
-        self._place_backbone()
+        self._set_backbone_state()
 
 
 def _learning(config: Config, images: int) -> Learning:
@@ -369,12 +379,27 @@ def _learning(config: Config, images: int) -> Learning:
     )
 
 
-def selection_row(found: dict[str, Any]) -> dict[str, float]:
-    """What the history holds of scores on the selection images."""
+def new_network(config: Config, fit: Dataset, linear: bool, device: torch.device) -> tuple[NetworkDescription, Network]:
+    """The network that a configuration asks for, with the weights that training starts from.
+
+    Raises InputError where the configured pictures are too small for its backbone.
+    """
+    if config.model.kind == "autoencoder":
+        description = describe_autoencoder(config.autoencoder, config.image, fit.taxonomy)
+        return description, build_autoencoder(description).to(device).eval()
+    per_child = config.prototypes.start if config.prototypes.auto else config.model.prototypes_per_child
+    description = describe(config.model, config.image, fit.taxonomy, per_child, linear)
+    network = build(description, config.model.weights).to(device).eval()
+    check_picture_size(network.backbone, config.image, device)
+    return description, network
+
+
+def build_any(description: NetworkDescription) -> Network:
+    """A network of that description, of whatever kind, with random weights."""
+    return build_autoencoder(description) if description.kind == "autoencoder" else build(description)
+
+
+def selection_accuracy(found: dict[str, Any]) -> SelectionAccuracy:
+    """The accuracies that stages choose by, from scores on the selection images."""
     accuracy = found["accuracy"]
-    return {"selection_leaf": accuracy["leaf"], "selection_level_1": accuracy["level_1"]}
-
-
-def merit(selected: dict[str, float]) -> tuple[float, float]:
-    """What choices go by: the accuracy over leaves, then that at level 1."""
-    return selected["selection_leaf"], selected["selection_level_1"]
+    return SelectionAccuracy(selection_leaf=accuracy["leaf"], selection_level_1=accuracy["level_1"])

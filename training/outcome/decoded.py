@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,76 +13,21 @@ from rich.console import Console
 from torch import Tensor
 
 from protoserve.data.dataset import Dataset
-from protoserve.errors import InputError
 from protoserve.files import write_bytes
 from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.model_file import NetworkDescription, PrototypeSource, build_autoencoder
+from protoserve.networks.model_file import PrototypeSource
 from protoserve.run.folder import Run
-from protoserve.run.records import AutoencoderRecord, Metrics
-from training.config import Config
-from training.data.splits import Splits
+from protoserve.run.records import AutoencoderRecord
 from training.outcome.charts import write_figure
-from training.outcome.finishing import write_config, write_outcome
-from training.outcome.patches import write_patches
-from training.prototypes.nearest_patches import NearestPatches
-from training.stages.analysis import analyse
-from training.stages.autoencoder import AutoencoderTrainer, codes_of, nearest_pictures, pieces
-from training.stages.calibration import calibrate
-from training.stages.novelty_thresholds import novelty
+from training.prototypes.codes import codes_of, nearest_pictures, pieces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL, GAP, CAPTION = 224, 8, 24
 RECONSTRUCTIONS = 12
-
-
-def train_autoencoder(
-    config: Config, splits: Splits, run: Path, *, linear: bool, resume: bool, device: torch.device, console: Console
-) -> Metrics:
-    """Train an autoencoder in an existing folder, or resume it, and return its metrics.
-
-    Raises InputError for `linear`: there is no backbone to put a plain head on.
-    """
-    if linear:
-        raise InputError("--head linear compares on a backbone, and an autoencoder has none; leave the option out")
-    trainer = AutoencoderTrainer(config, splits, run, device=device, console=console)
-    if resume:
-        trainer.resume()
-    write_config(config, run)
-    trainer.run()
-    return finish_autoencoder(trainer)
-
-
-def finish_autoencoder(trainer: AutoencoderTrainer) -> Metrics:
-    """Write the decoded pictures, then all that `write_outcome` writes, and return the metrics."""
-    run = Run(trainer.directory)
-    codes = codes_of(trainer.network, trainer.fit)
-    trainer.description, trainer.network = for_people(trainer.description, trainer.network, codes)
-    analyse(trainer)
-    if trainer.config.calibration.enabled:
-        calibrate(trainer)
-    if trainer.config.novelty.enabled:
-        novelty(trainer)
-    sources, record = write_decoded(
-        run, trainer.network, trainer.fit, trainer.selection, trainer.splits.fit, trainer.config.image, trainer.console
-    )
-    kept = trainer.state.kept
-    write_patches(
-        run,
-        trainer.network.head,
-        trainer.splits.fit,
-        NearestPatches(*(kept[f"patch_{name}"].cpu().numpy() for name in NearestPatches._fields)),
-        sources,
-        rule=trainer.config.image,
-        smoothing=trainer.config.model.smoothing,
-        purity_of=trainer.config.prune.nearest,
-        console=trainer.console,
-    )
-    trainer.state.facts["autoencoder"] = record.model_dump()
-    return write_outcome(trainer, run, sources)
 
 
 def write_decoded(
@@ -118,38 +62,6 @@ def write_decoded(
         drawn_prototype_to_picture=drawn_to_picture(network, fit),
     )
     return sources, record
-
-
-@torch.no_grad()
-def for_people(
-    description: NetworkDescription, network: PrototypeAutoencoder, codes: Tensor
-) -> tuple[NetworkDescription, PrototypeAutoencoder]:
-    """The same network in a form for people: each prototype belongs to the leaf that it speaks for most,
-    prototypes are ordered by leaf, and similarities are relative to the mean over `codes` [images, D].
-
-    No probability changes (see `PrototypeHead.recentre_distances`).
-    """
-    head = network.head
-    head.recentre_distances(_mean_distance(codes, head.prototypes))
-    member = head.effective_weight()[0].argmax(0)
-    child = head.member_node[0][member].cpu().numpy()
-    order = np.argsort(child, kind="stable")
-    ordered = description.model_copy(update={"prototype_child": [int(node) for node in child[order]]})
-    state = network.state_dict()
-    turned = torch.from_numpy(order).to(head.weight.device)
-    for name, dimension in (("prototypes", 0), ("reference", 0), ("weight", 2)):
-        state[f"head.{name}"] = state[f"head.{name}"].index_select(dimension, turned)
-    result = build_autoencoder(ordered)
-    result.load_state_dict(state)
-    return ordered, result.to(head.weight.device).eval()
-
-
-def _mean_distance(codes: Tensor, prototypes: Tensor) -> Tensor:
-    """[P] the mean squared distance of all codes to each prototype: ‖mean − p‖² and the codes' variance."""
-    exact = codes.double()
-    mean = exact.mean(0)
-    variance = (exact - mean).square().sum(1).mean()
-    return (mean - prototypes.detach().double()).square().sum(1) + variance
 
 
 def nearest_sources(

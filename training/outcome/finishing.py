@@ -20,6 +20,7 @@ from protoserve.cli.figures import prototype_picture
 from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.images.geometry import InputRule
+from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import Network, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.run.folder import Run
@@ -51,12 +52,12 @@ from training.outcome.charts import (
     write_figure,
 )
 from training.outcome.counts import write_counts
+from training.outcome.decoded import write_decoded
 from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
 from training.progress import tracked
 from training.prototypes.nearest_patches import NearestPatches
 from training.prototypes.projection import Projection
-from training.stages.autoencoder import AutoencoderTrainer
 
 SAMPLES = 24
 
@@ -64,34 +65,33 @@ SAMPLES = 24
 def finish(trainer: Trainer) -> Metrics:
     """Write the pictures of the prototypes, then all that `write_outcome` writes, and return the metrics."""
     run, network, projection = Run(trainer.directory), trainer.network, trainer.state.projection
+    splits, rule = trainer.splits, trainer.config.image
+    smoothing, kept = trainer.config.model.smoothing, trainer.state.kept
     sources = None
-    if isinstance(network, PrototypeNetwork) and projection is not None:
-        sources = prototype_sources(
-            network,
-            projection,
-            trainer.splits.fit,
-            trainer.config.image,
-            trainer.config.model.smoothing,
-            trainer.device,
-            trainer.console,
+    if isinstance(network, PrototypeAutoencoder):
+        memory = trainer.memory
+        sources, trainer.state.records.autoencoder = write_decoded(
+            run, network, memory.fit, memory.selection, splits.fit, rule, trainer.console
         )
-        write_prototype_pictures(run, trainer.splits.fit, sources)
-        kept = trainer.state.kept
+    elif isinstance(network, PrototypeNetwork) and projection is not None:
+        sources = prototype_sources(network, projection, splits.fit, rule, smoothing, trainer.device, trainer.console)
+        write_prototype_pictures(run, splits.fit, sources)
+    if sources is not None:
         write_patches(
             run,
-            network.head,
-            trainer.splits.fit,
+            trainer.explained_network.head,
+            splits.fit,
             NearestPatches(*(kept[f"patch_{name}"].cpu().numpy() for name in NearestPatches._fields)),
             sources,
-            rule=trainer.config.image,
-            smoothing=trainer.config.model.smoothing,
+            rule=rule,
+            smoothing=smoothing,
             purity_of=trainer.config.prune.nearest,
             console=trainer.console,
         )
     return write_outcome(trainer, run, sources)
 
 
-def write_outcome(trainer: Trainer | AutoencoderTrainer, run: Run, sources: list[PrototypeSource] | None) -> Metrics:
+def write_outcome(trainer: Trainer, run: Run, sources: list[PrototypeSource] | None) -> Metrics:
     """Write what a finished run of any kind holds beside the pictures of its prototypes, and return its metrics.
 
     Validation and test are scored here, once, after every choice was made on the selection images. `model.pt`, which
@@ -100,7 +100,7 @@ def write_outcome(trainer: Trainer | AutoencoderTrainer, run: Run, sources: list
     config, splits, directory, console = trainer.config, trainer.splits, run.directory, trainer.console
     write_bytes(directory / "samples.npy", parity_samples(splits.fit, splits.selection, config.image, sources))
     answers = answer_splits(trainer.network, splits, config.image, trainer.device, console)
-    records = StageRecords.model_validate(trainer.state.facts)
+    records = trainer.state.records
     metrics = final_metrics(trainer.network, splits, answers, records, trainer.state.seconds)
     write_text(directory / "metrics.json", json.dumps(metrics.model_dump(), indent=1) + "\n")
     origin = provenance(config, splits, trainer.device)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from protoserve.networks.head import PrototypeHead
 from protoserve.taxonomy import Taxonomy
+from training.processes import Processes
 
 # Numbers in the largest array of a block (double precision, so 8 bytes each): bounds the memory whatever the batch.
 BLOCK = 4_000_000
@@ -93,6 +94,18 @@ def merge(one: Projection, other: Projection) -> Projection:
         torch.where(closer, other.distance, one.distance),
         torch.where(closer[:, None], other.vector, one.vector),
     )
+
+
+def nearest_of_all(processes: Processes, found: Projection) -> Projection:
+    """The nearest of what each process found among its own images, as if one had searched all of them."""
+    if processes.count == 1:
+        return found
+    gathered = [processes.gathered(values) for values in found]
+    nearest = found
+    for rank in range(processes.count):
+        if rank != processes.rank:
+            nearest = merge(nearest, Projection(*(parts[rank] for parts in gathered)))
+    return nearest
 
 
 def complete(head: PrototypeHead, projection: Projection) -> Projection:

@@ -37,7 +37,7 @@ def near_duplicates(
     parent. They are gone through by falling `strength`, so that the strongest of a cluster stays, and no chain
     of neighbours joins what lies apart.
     """
-    child, heir = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
+    child, replacement = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
     for places, distance in _distances_within_groups(head):
         siblings = child[places][:, None] != child[places][None]
         limit = within * float(np.median(distance[siblings]))
@@ -47,22 +47,22 @@ def near_duplicates(
         for place in np.argsort(-strength[places], kind="stable").tolist():
             repeated = [other for other in kept if repeats[place, other]]
             if repeated:
-                heir[places[place]] = places[min(repeated, key=lambda other: distance[place, other])]
+                replacement[places[place]] = places[min(repeated, key=lambda other: distance[place, other])]
             else:
                 kept.append(place)
-    return heir
+    return replacement
 
 
-def heirs(head: PrototypeHead, keep: NDArray[np.int64]) -> NDArray[np.int64]:
+def replacements(head: PrototypeHead, keep: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 [P] the nearest prototype of the same child among those to `keep`; of these, each itself."""
-    child, heir = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
-    kept = np.isin(heir, keep)
+    child, replacement = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
+    kept = np.isin(replacement, keep)
     for places, distance in _distances_within_groups(head):
         stays = kept[places]
         possible = stays[None] & (child[places][:, None] == child[places][None])
         nearest = np.where(possible, distance, np.inf).argmin(axis=1)
-        heir[places] = np.where(stays, places, places[nearest])
-    return heir
+        replacement[places] = np.where(stays, places, places[nearest])
+    return replacement
 
 
 def _distances_within_groups(head: PrototypeHead) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -77,20 +77,22 @@ def _distances_within_groups(head: PrototypeHead) -> Iterator[tuple[NDArray[np.i
 
 
 @torch.no_grad()
-def with_inherited_weights(head: PrototypeHead, heir: NDArray[np.int64], mean: NDArray[np.float64]) -> PrototypeHead:
-    """The same head, with every prototype's weights moved to its heir (`heir` [P], of the same child), times the ratio
-    of their mean similarities `mean` [P].
+def with_reweighted_replacements(
+    head: PrototypeHead, replacement: NDArray[np.int64], mean: NDArray[np.float64]
+) -> PrototypeHead:
+    """The same head, with every prototype's weights moved to its replacement (`replacement` [P], of the same child),
+    times the ratio of their mean similarities `mean` [P].
 
     So the mean logits stay as they are: a child that loses prototypes does not fall behind its siblings. Where the
     similarities are equal, as those of duplicates, so are the logits.
     """
-    result = smaller_head(head, np.arange(len(heir)))
+    result = smaller_head(head, np.arange(len(replacement)))
     weight = head.effective_weight()[head.prototype_group, :, head.prototype_slot]  # [P, M]
     # A mean cosine may be 0 or below, and then no ratio keeps it.
-    known = (mean > 0) & (mean[heir] > 0)
-    ratio = np.where(known, mean / np.where(known, mean[heir], 1.0), 1.0)
+    known = (mean > 0) & (mean[replacement] > 0)
+    ratio = np.where(known, mean / np.where(known, mean[replacement], 1.0), 1.0)
     moved = weight * torch.from_numpy(ratio).to(weight)[:, None]
-    sums = torch.zeros_like(weight).index_add_(0, torch.from_numpy(heir).to(weight.device), moved)
+    sums = torch.zeros_like(weight).index_add_(0, torch.from_numpy(replacement).to(weight.device), moved)
     result.weight[result.prototype_group, :, result.prototype_slot] = sums
     return result
 

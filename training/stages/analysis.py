@@ -14,28 +14,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protoserve.run.records import PurityRecord
 from training.data.batches import slices
 from training.loop.trainer import Trainer
 from training.progress import tracked
 from training.prototypes.nearest_patches import NearestPatches, nearest_patches, own_patches
-from training.stages.autoencoder import AutoencoderTrainer
 
 # Patches of each prototype that a run keeps, as in the paper's figures of global analysis.
 SHOWN = 10
 
 
-def analyse(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
+def analyse(trainer: Trainer) -> dict[str, float]:
     """The stage: find the patches that `analysis.json` and the report show, and keep them until the run is finished."""
-    head, fit = trainer.prototype_network.head, trainer.splits.fit
+    head, fit = trainer.explained_network.head, trainer.splits.fit
     found = fit_patches(trainer, SHOWN)
     trainer.state.kept |= {f"patch_{name}": torch.from_numpy(values) for name, values in found._asdict().items()}
     own = own_patches(head, found, fit.leaves)
-    purity = {"nearest": own.shape[1], "mean": float(own.mean()), "nearest_is_own": float(own[:, 0].mean())}
-    trainer.state.facts["purity"] = purity
-    return {"purity": purity["mean"]}
+    purity = PurityRecord(nearest=own.shape[1], mean=float(own.mean()), nearest_is_own=float(own[:, 0].mean()))
+    trainer.state.records.purity = purity
+    return {"purity": purity.mean}
 
 
-def fit_patches(trainer: Trainer | AutoencoderTrainer, nearest: int) -> NearestPatches:
+def fit_patches(trainer: Trainer, nearest: int) -> NearestPatches:
     """The nearest patches of a run's prototypes among its fit images, each in its plain view."""
     fit, batch = trainer.splits.fit, trainer.config.batch
     with tracked(trainer.console, "nearest training patches", len(fit)) as advance:
@@ -46,4 +46,4 @@ def fit_patches(trainer: Trainer | AutoencoderTrainer, nearest: int) -> NearestP
                 yield numbers, latent
                 advance(len(numbers))
 
-        return nearest_patches(trainer.prototype_network.head, latents(), nearest)
+        return nearest_patches(trainer.explained_network.head, latents(), nearest)

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
 from protoserve.networks.head import HeadOutput
+from protoserve.networks.network import PrototypeNetwork
+from protoserve.run.records import BestEpochRecord
 from training.data.batches import slices
 from training.features.building import freeze_all_but
-from training.loop.optimising import Averages, set_learning_rate
-from training.loop.trainer import Trainer, merit
-from training.losses import losses
-from training.progress import tracked
+from training.loop.epoch import KeepBest, epoch, images_in, shared_batches, with_inputs
+from training.loop.trainer import Trainer
+from training.losses import Answered, objective
 from training.prototypes.projection import Projection
-from training.stages.teaching import add_distillation
+from training.stages.teaching import teacher_logits
 
 LEARNING = ("add_on.", "head.prototypes", "head.weight")
 
@@ -35,10 +37,11 @@ def anchor(trainer: Trainer) -> dict[str, float]:
     step, network, config, state = trainer.step, trainer.prototype_network, trainer.config, trainer.state
     head, setting = network.head, config.anchored
     assert state.projection is not None
+    keep = KeepBest(state.kept, "anchored")
     if step.epoch == 0:
         before = trainer.select_prototypes()
-        state.facts["anchored"] = {"before": before, "after": before, "epoch": 0}
-        _keep(trainer)
+        state.records.anchored = BestEpochRecord(before=before, after=before, epoch=0)
+        keep.keep(_learning(network))
     if "anchors" not in trainer.remembered:
         trainer.remembered["anchors"] = cells_of(trainer, state.projection, latent=False)
     anchors = trainer.remembered["anchors"]
@@ -50,35 +53,31 @@ def anchor(trainer: Trainer) -> dict[str, float]:
     head.weight.requires_grad_(True)
     network.add_on.train()
     head.train()
-    averages = Averages({})
-    batches = trainer.batches()
-    images = sum(len(batch.numbers) for batch in batches)
+    batches = shared_batches(trainer)
     given = trainer.feed.varied((batch.numbers for batch in batches), state.step, plain=config.data.views == 1)
-    with tracked(trainer.console, f"anchored, epoch {step.epoch + 1} of {step.epochs}", images) as advance:
-        for batch, (numbers, features) in zip(batches, given, strict=True):
-            set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine=True)
-            vectors = network.latent_of_cells(anchors)
-            output: HeadOutput = functional_call(head, {"prototypes": vectors}, (network.latent(features),))
-            targets = trainer.targets(numbers)
-            terms = losses(head, output, targets, trainer.tables, config.loss).asked_for(config.loss)
-            add_distillation(trainer, terms, output, targets, features)
-            trainer.minimise(terms["total"], optimiser, batch.weight)
-            values = torch.stack([term.detach() for term in terms.values()]).tolist()
-            averages.add(dict(zip(terms, values, strict=True)), batch.own)
-            advance(len(numbers))
+
+    def loss(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
+        vectors = network.latent_of_cells(anchors)
+        output: HeadOutput = functional_call(head, {"prototypes": vectors}, (network.latent(features),))
+        teacher = teacher_logits(trainer, features)
+        answered = Answered(head, output, trainer.targets(numbers), trainer.tables, config.loss, teacher_logits=teacher)
+        return objective(answered, config.loss)
+
+    row = epoch(
+        trainer, optimiser, with_inputs(batches, given), loss, step=step, cosine=True, images=images_in(batches)
+    )
     network.eval()
     head.prototypes.requires_grad_(True)
     head.weight.requires_grad_(False)
-    _place(trainer, state.projection)
-    selected, facts = trainer.select_prototypes(), state.facts["anchored"]
-    if merit(selected) > merit(facts["after"]):
-        facts |= {"after": selected, "epoch": step.epoch + 1}
-        _keep(trainer)
+    _set_prototypes(trainer, state.projection)
+    selected, record = trainer.select_prototypes(), state.records.anchored
+    assert record is not None
+    if keep.offer(_learning(network), selected, record.after):
+        state.records.anchored = BestEpochRecord(before=record.before, after=selected, epoch=step.epoch + 1)
     if step.epoch + 1 == step.epochs:
-        kept = [name for name in state.kept if name.startswith("anchored.")]
-        network.load_state_dict({name.removeprefix("anchored."): state.kept.pop(name) for name in kept}, strict=False)
+        keep.restore(network)
         state.projection = state.projection._replace(vector=head.prototypes.detach().cpu().clone())
-    return {**trainer.means(averages), **selected}
+    return {**row, **selected.model_dump()}
 
 
 @torch.no_grad()
@@ -96,7 +95,7 @@ def cells_of(trainer: Trainer, projection: Projection, *, latent: bool) -> Tenso
     return torch.cat(found)
 
 
-def _place(trainer: Trainer, projection: Projection) -> None:
+def _set_prototypes(trainer: Trainer, projection: Projection) -> None:
     """Give every prototype the latent vector of its cell."""
     head = trainer.prototype_network.head
     with torch.no_grad():
@@ -104,8 +103,7 @@ def _place(trainer: Trainer, projection: Projection) -> None:
         head.centre.copy_(head.vectors().mean(0))
 
 
-def _keep(trainer: Trainer) -> None:
-    """Remember what learns here, as it is now."""
-    for name, tensor in trainer.prototype_network.state_dict().items():
-        if name.startswith(LEARNING) or name == "head.centre":
-            trainer.state.kept[f"anchored.{name}"] = tensor.detach().clone()
+def _learning(network: PrototypeNetwork) -> dict[str, Tensor]:
+    """What learns here, by name."""
+    names = (*LEARNING, "head.centre")
+    return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(names)}

@@ -3,35 +3,18 @@ together."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 from torch.nn import functional
 
-
-class AutoencoderLosses(NamedTuple):
-    """Scalars; see `autoencoder_losses`."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    reconstruction: Tensor
-    prototype_near_code: Tensor
-    code_near_prototype: Tensor
+from training.losses import weighted_sum
+from training.sections.network import AutoencoderConfig
 
 
-class Weights(NamedTuple):
-    """What each term counts; published: 20, 1, 1, 1."""
-
-    cross_entropy: float = 20.0
-    reconstruction: float = 1.0
-    prototype_near_code: float = 1.0
-    code_near_prototype: float = 1.0
-
-
-def autoencoder_losses(
-    logits: Tensor, target: Tensor, distance: Tensor, planes: Tensor, drawn: Tensor, weights: Weights
-) -> AutoencoderLosses:
-    """The weighted sum and its terms.
+def autoencoder_objective(
+    logits: Tensor, target: Tensor, distance: Tensor, planes: Tensor, drawn: Tensor, weights: AutoencoderConfig
+) -> dict[str, Tensor]:
+    """`total`, the sum of the terms by the `weights` of their names (published: 20, 1, 1, 1), and the terms, all
+    scalars.
 
     `logits` [N, leaves] with `target` int64 [N]; squared `distance` [N, P] of codes and prototypes; pictures `planes`
     and their reconstructions `drawn` [N, planes, H, W].
@@ -40,15 +23,11 @@ def autoencoder_losses(
     a mean over pictures. R1, `prototype_near_code`, is the mean over prototypes of the distance to the nearest code in
     the batch; R2, `code_near_prototype`, the mean over pictures of the distance to the nearest prototype.
     """
-    cross_entropy = functional.cross_entropy(logits, target)
     difference = drawn - planes
-    reconstruction = (difference * difference).flatten(1).sum(1).mean()
-    prototype_near_code = distance.min(dim=0).values.mean()
-    code_near_prototype = distance.min(dim=1).values.mean()
-    total = (
-        weights.cross_entropy * cross_entropy
-        + weights.reconstruction * reconstruction
-        + weights.prototype_near_code * prototype_near_code
-        + weights.code_near_prototype * code_near_prototype
-    )
-    return AutoencoderLosses(total, cross_entropy, reconstruction, prototype_near_code, code_near_prototype)
+    terms = {
+        "cross_entropy": functional.cross_entropy(logits, target),
+        "reconstruction": (difference * difference).flatten(1).sum(1).mean(),
+        "prototype_near_code": distance.min(dim=0).values.mean(),
+        "code_near_prototype": distance.min(dim=1).values.mean(),
+    }
+    return {"total": weighted_sum(terms, {name: getattr(weights, name) for name in terms}), **terms}

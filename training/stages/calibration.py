@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.novelty import parent_names
+from protoserve.run.records import CalibrationChange, CalibrationRecord, SelectionAccuracy
 from protoserve.scores import calibration_scores, scores
 from training.loop.answers import logits_and_similarities, node_log_probability, novelty_table, temperature
-from training.loop.trainer import Trainer, selection_row
-from training.stages.autoencoder import AutoencoderTrainer
+from training.loop.trainer import Trainer, selection_accuracy
 
 # Log-temperatures looked at, from 1/20 to 20, and the spreads of the parents' around their mean.
 GRID = np.linspace(-3.0, 3.0, 241)
@@ -67,7 +67,7 @@ def fit_temperatures(logits: Sequence[NDArray[np.floating[Any]]], targets: Seque
     )
 
 
-def gentler(found: Temperatures) -> list[NDArray[np.float64]]:
+def shrinkage_path(found: Temperatures) -> list[NDArray[np.float64]]:
     """Temperatures of the groups to try one after the other: each group's own, halfway to the common one, the common
     one, halfway from that to 1, and 1."""
     own = np.log(found.groups)
@@ -92,7 +92,7 @@ def _log_likelihood(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64
 
 
 @torch.inference_mode()
-def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
+def calibrate(trainer: Trainer) -> dict[str, float]:
     """The stage: fit the temperatures on the selection images and set them.
 
     They change no choice among siblings, but across branches the most probable leaf may become another one. Where that
@@ -116,26 +116,28 @@ def calibrate(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
         log_probability = node_log_probability(network, logits).cpu().numpy()
         return calibration_scores(log_probability, selection.leaves, taxonomy)
 
-    def selected() -> dict[str, float]:
-        return selection_row(scores(node_log_probability(network, logits).cpu().numpy(), selection.leaves, taxonomy))
+    def selected() -> SelectionAccuracy:
+        return selection_accuracy(
+            scores(node_log_probability(network, logits).cpu().numpy(), selection.leaves, taxonomy)
+        )
 
-    before, accuracy = selection_scores(), selected()["selection_leaf"]
-    for temperatures in gentler(found):
+    before, accuracy = selection_scores(), selected().selection_leaf
+    for temperatures in shrinkage_path(found):
         temperature(network).copy_(torch.from_numpy(temperatures))
-        if selected()["selection_leaf"] >= accuracy - tolerated(len(selection)):
+        if selected().selection_leaf >= accuracy - tolerated(len(selection)):
             break
     after = selection_scores()
     names = parent_names(groups, taxonomy)
-    trainer.state.facts["calibration"] = {
-        "temperature": dict(zip(names, temperatures.tolist(), strict=True)),
-        "images": {name: len(target) for name, target in zip(names, targets, strict=True)},
-        "common": found.common,
-        "spread": found.spread,
-        "selection": {"before": before, "after": after},
-    }
+    trainer.state.records.calibration = CalibrationRecord(
+        temperature=dict(zip(names, temperatures.tolist(), strict=True)),
+        images={name: len(target) for name, target in zip(names, targets, strict=True)},
+        common=found.common,
+        spread=found.spread,
+        selection=CalibrationChange.model_validate({"before": before, "after": after}),
+    )
     return {
         "temperature": float(np.exp(np.log(temperatures).mean())),
         "calibration_error_before": before["expected_calibration_error"]["leaf"],
         "calibration_error": after["expected_calibration_error"]["leaf"],
-        **selected(),
+        **selected().model_dump(),
     }

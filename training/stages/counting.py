@@ -9,7 +9,7 @@ layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,26 +17,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead
-from protoserve.run.records import Rule
+from protoserve.run.records import Counts, CountsRound, Rule, SelectionAccuracy
 from training.data.batches import slices
+from training.loop.epoch import KeepBest
 from training.loop.optimising import adam
-from training.loop.trainer import Trainer, merit
+from training.loop.trainer import Trainer
 from training.losses import loss_tables
 from training.progress import tracked
 from training.prototypes.nearest_patches import own_patches, own_weights
 from training.prototypes.thinning import (
     class_sizes,
-    heirs,
     mean_similarities,
     near_duplicates,
     pure_prototypes,
+    replacements,
     smaller_head,
     strongest,
-    with_inherited_weights,
+    with_reweighted_replacements,
 )
 from training.stages.analysis import fit_patches
 from training.stages.last_layers import fit_distances, last_layer_epoch, similarities_of
-from training.stages.pruning import take_head
+from training.stages.pruning import replace_head
+
+if TYPE_CHECKING:
+    pass
 
 # Duplicates lie within this share of the median distance between siblings' prototypes.
 MERGE_WITHIN = 0.1
@@ -50,24 +54,29 @@ class Round:
     rule: Rule
     kept: NDArray[np.int64]
     head: PrototypeHead
-    selected: dict[str, float]
+    selected: SelectionAccuracy
 
 
 def count(trainer: Trainer) -> dict[str, float]:
     """The stage: find the number of prototypes, and go on with the network that has it.
 
-    The table of all rounds goes into the facts as `counts`.
+    All rounds are recorded as `counts`.
     """
     rounds, tolerance = thinned_out(trainer), trainer.config.prototypes.tolerance
-    picked = pick([(len(done.kept), done.selected["selection_leaf"]) for done in rounds], tolerance)
-    table: list[dict[str, Any]] = [
-        {"round": place, "rule": done.rule, "prototypes": len(done.kept), **done.selected}
-        for place, done in enumerate(rounds)
+    picked = pick([(len(done.kept), done.selected.selection_leaf) for done in rounds], tolerance)
+    table = [
+        CountsRound(round=number, rule=done.rule, prototypes=len(done.kept), **done.selected.model_dump())
+        for number, done in enumerate(rounds)
     ]
-    trainer.state.facts["counts"] = {"rounds": table, "picked": picked, "tolerance": tolerance}
-    take_head(trainer, rounds[picked].head, rounds[picked].kept)
-    best = max(done.selected["selection_leaf"] for done in rounds)
-    return {"rounds": len(rounds), "prototypes": len(rounds[picked].kept), "best": best, **trainer.select_prototypes()}
+    trainer.state.records.counts = Counts(rounds=table, picked=picked, tolerance=tolerance)
+    replace_head(trainer, rounds[picked].head, rounds[picked].kept)
+    best = max(done.selected.selection_leaf for done in rounds)
+    return {
+        "rounds": len(rounds),
+        "prototypes": len(rounds[picked].kept),
+        "best": best,
+        **trainer.select_prototypes().model_dump(),
+    }
 
 
 def thinned_out(trainer: Trainer) -> list[Round]:
@@ -93,24 +102,24 @@ def thinned_out(trainer: Trainer) -> list[Round]:
     children = len(np.unique(head.prototype_child.cpu().numpy()))
     with tracked(trainer.console, "fewer prototypes", len(everything) - children) as advance:
 
-        def go_on(rule: Rule, heir: NDArray[np.int64]) -> Round:
-            """Another round, unless its rule takes nothing away; `heir` are places among those of the last round."""
-            last, left = rounds[-1], np.unique(heir)
+        def remove(rule: Rule, replacement: NDArray[np.int64]) -> Round:
+            """Add a round, unless its rule removes nothing; `replacement` indexes the prototypes of the last round."""
+            last, left = rounds[-1], np.unique(replacement)
             if len(left) < len(last.kept):
-                willed = with_inherited_weights(last.head, heir, mean[last.kept])
-                rounds.append(refitted(rule, last.kept[left], smaller_head(willed, left)))
+                reweighted = with_reweighted_replacements(last.head, replacement, mean[last.kept])
+                rounds.append(refitted(rule, last.kept[left], smaller_head(reweighted, left)))
                 advance(len(last.kept) - len(left))
             return rounds[-1]
 
         source = torch.stack([projection.image, projection.cell], dim=1).numpy()
-        last = go_on("duplicates", near_duplicates(head, source, strengths(rounds[0]), MERGE_WITHIN))
+        last = remove("duplicates", near_duplicates(head, source, strengths(rounds[0]), MERGE_WITHIN))
         pure, sizes = own[last.kept].sum(axis=1), class_sizes(last.head, fit.leaves)
         keep = pure_prototypes(pure, last.head.prototype_child.cpu().numpy(), sizes, config.prune.at_least)
-        last = go_on("purity", heirs(last.head, keep))
+        last = remove("purity", replacements(last.head, keep))
         while len(last.kept) > children:
             target = int(setting.keep * len(last.kept))
             keep = strongest(strengths(last), last.head.prototype_child.cpu().numpy(), target)
-            last = go_on("contribution", heirs(last.head, keep))
+            last = remove("contribution", replacements(last.head, keep))
     return rounds
 
 
@@ -136,33 +145,35 @@ def _selection_distances(trainer: Trainer) -> Tensor:
     return trainer.processes.joined(found, images).clone()
 
 
-def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor) -> dict[str, float]:
+def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor) -> SelectionAccuracy:
     """Fit the last layers of `head` on distances [images, P] and keep the weights, those at the start included, that
     classify the selection images best; returns their accuracies."""
     config = trainer.config
-    leaves = torch.from_numpy(trainer.splits.fit.leaves).to(fit.device)
     tables = loss_tables(head)
     optimiser = adam([([head.weight], config.last_layers.learning_rate)])
-    best, weight = _accuracies(trainer, head, selection), head.weight.detach().clone()
-    for epoch in range(config.prototypes.epochs):
-        last_layer_epoch(head, fit, leaves, tables, optimiser, config, trainer.state.step + epoch)
+    keep, best = KeepBest({}, "weights"), _accuracies(trainer, head, selection)
+    keep.keep({"weight": head.weight})
+    for number in range(config.prototypes.epochs):
+        last_layer_epoch(trainer, head, fit, tables, optimiser, trainer.state.step + number)
         found = _accuracies(trainer, head, selection)
-        if merit(found) > merit(best):
-            best, weight = found, head.weight.detach().clone()
-    with torch.no_grad():
-        head.weight.copy_(weight)
+        if keep.offer({"weight": head.weight}, found, best):
+            best = found
+    keep.restore(head)
     head.weight.requires_grad_(False)
     return best
 
 
 @torch.inference_mode()
-def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> dict[str, float]:
-    """`selection_row` of the selection images, without the other scores, which would take longer than the epoch."""
+def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> SelectionAccuracy:
+    """The accuracies on the selection images. The other scores would take longer than the epoch."""
     taxonomy, leaves = head.taxonomy, trainer.splits.selection.leaves
     output = head.classify(distance, torch.zeros_like(distance, dtype=torch.int64))
     predicted = output.log_probability.index_select(1, head.leaf_node).argmax(1).cpu().numpy()
     top = taxonomy.level_of_leaf[:, 0]
-    return {
-        "selection_leaf": float((predicted == leaves).mean()),
-        "selection_level_1": float((top[predicted] == top[leaves]).mean()),
-    }
+    return SelectionAccuracy(
+        selection_leaf=float((predicted == leaves).mean()),
+        selection_level_1=float((top[predicted] == top[leaves]).mean()),
+    )
+
+
+# ---- what is written down --------------------------------------------------------------------------------------------

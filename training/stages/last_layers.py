@@ -6,41 +6,40 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead
-from training.config import Config
+from protoserve.run.records import BestEpochRecord
 from training.data.batches import epoch_batches
 from training.data.pictures import MIRRORED, PLAIN
-from training.loop.optimising import Averages
-from training.loop.trainer import Trainer, merit
-from training.losses import LossTables, losses, regularisation
+from training.loop.epoch import KeepBest, epoch, whole_batches
+from training.loop.trainer import Trainer
+from training.losses import Answered, LossTables, objective
 
 
 def last_layers(trainer: Trainer) -> dict[str, float]:
     """One epoch of the last layers on fixed distances; after the last one, the weights of the epoch that classified
     the selection images best are taken, which may be those before the first."""
-    step, head = trainer.step, trainer.prototype_network.head
+    step, head, records = trainer.step, trainer.prototype_network.head, trainer.state.records
+    keep = KeepBest(trainer.state.kept, "last layers")
     if step.epoch == 0:
         before = trainer.select_prototypes()
-        trainer.state.facts["last_layers"] = {"before": before, "after": before, "epoch": 0}
-        trainer.state.kept["weight"] = head.weight.detach().clone()
+        records.last_layers = BestEpochRecord(before=before, after=before, epoch=0)
+        keep.keep({"weight": head.weight})
     optimiser = trainer.optimiser([([head.weight], trainer.config.last_layers.learning_rate)])
     head.weight.requires_grad_(True)
     if "distance" not in trainer.remembered:
         trainer.remembered["distance"] = fit_distances(trainer)
-    distance = trainer.remembered["distance"]
-    leaves = torch.from_numpy(trainer.splits.fit.leaves).to(trainer.device)
-    row = last_layer_epoch(head, distance, leaves, trainer.tables, optimiser, trainer.config, trainer.state.step)
+    row = last_layer_epoch(trainer, head, trainer.remembered["distance"], trainer.tables, optimiser, trainer.state.step)
     head.weight.requires_grad_(False)
-    selected, facts = trainer.select_prototypes(), trainer.state.facts["last_layers"]
-    if merit(selected) > merit(facts["after"]):
-        facts |= {"after": selected, "epoch": step.epoch + 1}
-        trainer.state.kept["weight"] = head.weight.detach().clone()
+    selected, record = trainer.select_prototypes(), records.last_layers
+    assert record is not None
+    if keep.offer({"weight": head.weight}, selected, record.after):
+        records.last_layers = BestEpochRecord(before=record.before, after=selected, epoch=step.epoch + 1)
     if step.epoch + 1 == step.epochs:
-        with torch.no_grad():
-            head.weight.copy_(trainer.state.kept.pop("weight"))
-    return {**row, **selected}
+        keep.restore(head)
+    return {**row, **selected.model_dump()}
 
 
 def fit_distances(trainer: Trainer) -> Tensor:
@@ -66,24 +65,22 @@ def similarities_of(head: PrototypeHead, latents: Iterator[Tensor]) -> tuple[Ten
 
 
 def last_layer_epoch(
+    trainer: Trainer,
     head: PrototypeHead,
     distance: Tensor,
-    leaves: Tensor,
     tables: LossTables,
     optimiser: torch.optim.Optimizer,
-    config: Config,
-    step: int,
+    seed: int,
 ) -> dict[str, float]:
-    """One epoch of the convex last-layer problem (Chen et al. 2019, eq. 4) on fixed distances [images, P]."""
-    averages = Averages({})
-    for numbers, _ in epoch_batches(leaves.cpu().numpy(), config, step):
-        chosen = torch.from_numpy(numbers).to(distance.device)
-        output = head.classify(distance[chosen], distance[chosen].long())
-        parts = losses(head, output, leaves[chosen], tables, config.loss)
-        l1, l2 = regularisation(head)
-        loss = config.loss.cross_entropy * parts.cross_entropy + config.loss.l1 * l1 + config.loss.l2 * l2
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        averages.add({"loss": float(loss.detach()), "cross_entropy": float(parts.cross_entropy.detach())}, len(numbers))
-    return averages.means()
+    """One epoch of the last layers of `head` on fixed distances [fit images, P]; `seed` orders the images."""
+    config = trainer.config
+    batches = whole_batches(epoch_batches(len(distance), config.batch, (config.seed, seed)))
+    chosen = ((batch, distance[torch.from_numpy(batch.numbers).to(distance.device)]) for batch in batches)
+
+    def loss(numbers: NDArray[np.int64], rows: Tensor) -> dict[str, Tensor]:
+        output = head.classify(rows, rows.long())
+        answered = Answered(head, output, trainer.targets(numbers), tables, config.loss)
+        return objective(answered, config.loss, ("cross_entropy", "l1", "l2"))
+
+    row = epoch(trainer, optimiser, chosen, loss, step=trainer.step, cosine=False)
+    return {"loss": row["total"], "cross_entropy": row["cross_entropy"]}

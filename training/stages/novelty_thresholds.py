@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from protoserve.novelty import parent_names, threshold
+from protoserve.run.records import NoveltyThresholds
 from training.loop.answers import answer_features, images_below, novelty_table
 from training.loop.trainer import Trainer
-from training.stages.autoencoder import AutoencoderTrainer
 
 # Of a threshold, or of 1 where that is greater.
 MARGIN = 1e-4
 
 
 @torch.inference_mode()
-def novelty(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
+def novelty(trainer: Trainer) -> dict[str, float]:
     """The stage: per parent, the threshold that the configured share of the selection images below it reach.
 
     A parent without such images gets none. What the thresholds do to the selection images is kept for the metrics.
@@ -31,11 +31,9 @@ def novelty(trainer: Trainer | AutoencoderTrainer) -> dict[str, float]:
         for group, parent in enumerate(parent_names(table.groups, selection.taxonomy))
         if below[:, group].any()
     }
-    trainer.state.facts["novelty"] = {
-        "score": setting.score,
-        "true_positive_rate": setting.true_positive_rate,
-        "thresholds": thresholds,
-    }
+    trainer.state.records.novelty = NoveltyThresholds(
+        score=setting.score, true_positive_rate=setting.true_positive_rate, thresholds=thresholds
+    )
     return {"thresholds": len(thresholds)}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.features.building import freeze_all_but, trainable_modules, trainable_parameters
-from training.loop.optimising import Averages, set_learning_rate
+from training.loop.epoch import epoch, images_in, shared_batches, with_inputs
 from training.loop.trainer import Trainer
-from training.progress import tracked
 
 
 def finetune(trainer: Trainer) -> dict[str, float]:
@@ -23,30 +24,24 @@ def finetune(trainer: Trainer) -> dict[str, float]:
     plain.dropout.train()
     for part in trainable_modules(body, setting.train_from):
         part.train()
-    averages = Averages({})
-    batches = [*trainer.batches()]
+    batches = shared_batches(trainer)
     maps = trainer.feed.maps((batch.numbers for batch in batches), trainer.state.step)
-    label = f"fine-tuning, epoch {step.epoch + 1} of {step.epochs}"
-    with tracked(trainer.console, label, sum(len(batch.numbers) for batch in batches)) as advance:
-        for batch, (numbers, found) in zip(batches, maps, strict=True):
-            # A single picture has no batch statistics to learn from.
-            if batch.size < 2 * trainer.processes.count:
-                continue
-            set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine=True)
-            logits = plain.leaf_logits(plain.from_maps(found))
-            loss = nn.functional.cross_entropy(
-                logits, trainer.targets(numbers), label_smoothing=setting.label_smoothing
-            )
-            trainer.minimise(loss, optimiser, batch.weight)
-            averages.add({"loss": float(loss.detach())}, batch.own)
-            advance(len(numbers))
+    # A single picture has no batch statistics to learn from.
+    pairs = (pair for pair in with_inputs(batches, maps) if pair[0].size >= 2 * trainer.processes.count)
+
+    def objective(numbers: NDArray[np.int64], found: Tensor) -> dict[str, Tensor]:
+        logits = plain.leaf_logits(plain.from_maps(found))
+        targets = trainer.targets(numbers)
+        return {"loss": nn.functional.cross_entropy(logits, targets, label_smoothing=setting.label_smoothing)}
+
+    row = epoch(trainer, optimiser, pairs, objective, step=step, cosine=True, images=images_in(batches))
     plain.eval()
     trainer.processes.average(plain.backbone.buffers())
 
     def answer(maps: Tensor) -> Tensor:
         return plain.log_probability(plain.from_maps(maps))
 
-    return {**trainer.means(averages), **trainer.selected(map(answer, trainer.feed.selection_maps()))}
+    return {**row, **trainer.selected(map(answer, trainer.feed.selection_maps())).model_dump()}
 
 
 def linear(trainer: Trainer) -> dict[str, float]:
@@ -54,13 +49,12 @@ def linear(trainer: Trainer) -> dict[str, float]:
     step, plain, config = trainer.step, trainer.plain, trainer.config
     optimiser = trainer.optimiser([([*plain.linear.parameters()], config.linear.learning_rate)])
     plain.dropout.train()
-    averages = Averages({})
-    batches = [*trainer.batches()]
+    batches = shared_batches(trainer)
     features = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step)
-    for batch, (numbers, found) in zip(batches, features, strict=True):
-        set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine=True)
-        loss = nn.functional.cross_entropy(plain.leaf_logits(found), trainer.targets(numbers))
-        trainer.minimise(loss, optimiser, batch.weight)
-        averages.add({"loss": float(loss.detach())}, batch.own)
+
+    def objective(numbers: NDArray[np.int64], found: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(plain.leaf_logits(found), trainer.targets(numbers))}
+
+    row = epoch(trainer, optimiser, with_inputs(batches, features), objective, step=step, cosine=True)
     plain.eval()
-    return {**trainer.means(averages), **trainer.select(plain.log_probability)}
+    return {**row, **trainer.select(plain.log_probability).model_dump()}

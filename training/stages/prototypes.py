@@ -9,18 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from protoserve.run.records import JointRecord, ProjectionRecord, SelectionAccuracy
 from training.data.batches import epoch_order, slices
 from training.data.pictures import PLAIN
 from training.features.building import freeze_all_but, trainable_parameters
-from training.loop.optimising import Averages, set_learning_rate
-from training.loop.trainer import Trainer, merit
-from training.losses import losses, noise_loss
+from training.loop.epoch import KeepBest, epoch, images_in, shared_batches, with_inputs
+from training.loop.trainer import Trainer
+from training.losses import Answered, objective
 from training.progress import tracked
-from training.prototypes.projection import complete, search
+from training.prototypes.projection import complete, nearest_of_all, search
 from training.prototypes.reduction import fit_reduction
 from training.prototypes.starting import start_from_data
 from training.stages.noise import noise_features
-from training.stages.teaching import add_distillation, forget_teacher, telling_cells
+from training.stages.teaching import class_activation_mask, forget_teacher, teacher_logits
 
 # Tens of thousands of cells: more change the principal components no further.
 REDUCTION_IMAGES = 600
@@ -40,19 +41,19 @@ def initialise(trainer: Trainer) -> dict[str, float]:
     head, config = trainer.prototype_network.head, trainer.config
     leaves = set(head.taxonomy.leaves)
 
-    def telling(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
+    def mask(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
         if config.start.share == 1 or child in leaves:
             return None
-        return telling_cells(trainer, numbers, config.start.share)
+        return class_activation_mask(trainer, numbers, config.start.share)
 
     with tracked(trainer.console, "prototypes from data", len(head.prototype_child)) as advance:
-        start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, telling, advance)
+        start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, mask, advance)
     # The teacher's features are another backbone's as soon as that learns.
     if config.loss.distillation == 0 or config.joint.backbone_learning_rate > 0:
         forget_teacher(trainer)
     with torch.no_grad():
         head.centre.copy_(head.vectors().mean(0))
-    return trainer.select_prototypes()
+    return trainer.select_prototypes().model_dump()
 
 
 def warm(trainer: Trainer) -> dict[str, float]:
@@ -70,21 +71,24 @@ def joint(trainer: Trainer) -> dict[str, float]:
 
 
 def _stop_early(trainer: Trainer, row: dict[str, float], patience: int) -> None:
-    """Keep the weights of the epoch that classified the selection images best; once `patience` epochs have not done
-    better, or there are no more, take them and end the stage."""
+    """Keep the weights of the epoch that classified the selection images best. Once `patience` epochs have not been
+    better, or there are no more, restore them and end the stage."""
     step, state, network = trainer.step, trainer.state, trainer.prototype_network
-    # Another epoch's weights fit the same backbone where that does not learn.
+    # Another epoch's weights fit the same backbone where that is frozen.
     fixed = () if trainer.config.joint.backbone_learning_rate > 0 else ("backbone.", "reduction.")
-    if step.epoch == 0 or merit(row) > merit(state.facts["joint"]["best"]):
-        selected = {name: row[name] for name in ("selection_leaf", "selection_level_1")}
-        state.facts["joint"] = {"best": selected, "epoch": step.epoch + 1}
-        for name, tensor in network.state_dict().items():
-            if not name.startswith(fixed):
-                state.kept[f"joint.{name}"] = tensor.detach().clone()
-    state.facts["joint"]["epochs"] = step.epoch + 1
-    if step.epoch + 1 == step.epochs or step.epoch + 1 - state.facts["joint"]["epoch"] >= patience:
-        kept = [name for name in state.kept if name.startswith("joint.")]
-        network.load_state_dict({name.removeprefix("joint."): state.kept.pop(name) for name in kept}, strict=False)
+    weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(fixed)}
+    selected = SelectionAccuracy(selection_leaf=row["selection_leaf"], selection_level_1=row["selection_level_1"])
+    keep, record = KeepBest(state.kept, "joint"), state.records.joint
+    if step.epoch == 0 or record is None:
+        keep.keep(weights)
+        best, epoch_of_best = selected, 1
+    elif keep.offer(weights, selected, record.best):
+        best, epoch_of_best = selected, step.epoch + 1
+    else:
+        best, epoch_of_best = record.best, record.epoch
+    state.records.joint = JointRecord(best=best, epoch=epoch_of_best, epochs=step.epoch + 1)
+    if step.epoch + 1 == step.epochs or step.epoch + 1 - epoch_of_best >= patience:
+        keep.restore(network)
         trainer.end_stage()
 
 
@@ -102,29 +106,27 @@ def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool)
     network.head.weight.requires_grad_(False)
     network.add_on.train()
     network.head.train()
-    averages = Averages({})
     noise = noise_features(trainer, learning=backbone_rate > 0) if config.loss.noise > 0 else None
-    batches = trainer.batches()
-    images = sum(len(batch.numbers) for batch in batches)
+    batches = shared_batches(trainer)
     given = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step, learning=backbone_rate > 0)
-    with tracked(trainer.console, f"{step.stage}, epoch {step.epoch + 1} of {step.epochs}", images) as advance:
-        for batch, (numbers, features) in zip(batches, given, strict=True):
-            set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine)
-            output = network.head(network.latent(features))
-            targets = trainer.targets(numbers)
-            terms = losses(network.head, output, targets, trainer.tables, config.loss).asked_for(config.loss)
-            add_distillation(trainer, terms, output, targets, features)
-            if noise is not None:
-                unsure = network.head(network.latent(noise(numbers)))
-                terms["noise"] = noise_loss(network.head, unsure, config.loss)
-                terms["total"] = terms["total"] + config.loss.noise * terms["noise"]
-            trainer.minimise(terms["total"], optimiser, batch.weight)
-            # All at once: each number asked for waits for the device.
-            values = torch.stack([term.detach() for term in terms.values()]).tolist()
-            averages.add(dict(zip(terms, values, strict=True)), batch.own)
-            advance(len(numbers))
+
+    def loss(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
+        answered = Answered(
+            network.head,
+            network.head(network.latent(features)),
+            trainer.targets(numbers),
+            trainer.tables,
+            config.loss,
+            teacher_logits=teacher_logits(trainer, features),
+            noise=None if noise is None else network.head(network.latent(noise(numbers))),
+        )
+        return objective(answered, config.loss)
+
+    row = epoch(
+        trainer, optimiser, with_inputs(batches, given), loss, step=step, cosine=cosine, images=images_in(batches)
+    )
     network.eval()
-    return {**trainer.means(averages), **trainer.select_prototypes()}
+    return {**row, **trainer.select_prototypes().model_dump()}
 
 
 def project(trainer: Trainer) -> dict[str, float]:
@@ -139,16 +141,16 @@ def project(trainer: Trainer) -> dict[str, float]:
                 yield torch.from_numpy(part), torch.from_numpy(fit.leaves[part]), latent
                 advance(len(part))
 
-        found = complete(head, trainer.processes.nearest(search(head, latents())))
+        found = complete(head, nearest_of_all(trainer.processes, search(head, latents())))
     with torch.no_grad():
         head.prototypes.copy_(found.vector.to(trainer.device))
     trainer.state.projection = found
     after = trainer.select_prototypes()
-    trainer.state.facts["projection"] = {"before": before, "after": after}
+    trainer.state.records.projection = ProjectionRecord(before=before, after=after)
     places = zip(head.prototype_child.tolist(), found.image.tolist(), found.cell.tolist(), strict=True)
     return {
         "mean_distance": float(found.distance.mean()),
         "distinct": len(set(places)),
-        "before": before["selection_leaf"],
-        **after,
+        "before": before.selection_leaf,
+        **after.model_dump(),
     }

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.networks.head import PrototypeHead
+from protoserve.run.records import PrototypeNumbers, PruningRecord
 from training.loop.trainer import Trainer
 from training.prototypes.nearest_patches import own_patches
 from training.prototypes.projection import Projection
@@ -27,23 +28,25 @@ def prune(trainer: Trainer) -> dict[str, float]:
     kept = pure_prototypes(
         own.sum(axis=1), head.prototype_child.cpu().numpy(), class_sizes(head, fit.leaves), setting.at_least
     )
-    take_head(trainer, smaller_head(head, kept), kept)
+    replace_head(trainer, smaller_head(head, kept), kept)
     after = trainer.select_prototypes()
-    trainer.state.facts["prune"] = {
-        "prototypes": {"before": len(own), "after": len(kept)},
-        "before": before,
-        "after": after,
+    numbers = PrototypeNumbers(before=len(own), after=len(kept))
+    trainer.state.records.prune = PruningRecord(prototypes=numbers, before=before, after=after)
+    return {
+        "prototypes": len(kept),
+        "removed": len(own) - len(kept),
+        "before": before.selection_leaf,
+        **after.model_dump(),
     }
-    return {"prototypes": len(kept), "removed": len(own) - len(kept), "before": before["selection_leaf"], **after}
 
 
-def take_head(trainer: Trainer, head: PrototypeHead, kept: NDArray[np.int64]) -> None:
+def replace_head(trainer: Trainer, head: PrototypeHead, kept: NDArray[np.int64]) -> None:
     """Go on with `head`, which holds the prototypes `kept` of the present one, in the network, its description and the
     record of the projection."""
     network, projection = trainer.prototype_network, trainer.state.projection
     network.head = head
     description = trainer.description.model_copy(update={"prototype_child": head.prototype_child.tolist()})
-    trainer.take_network(description, network)
+    trainer.replace_network(description, network)
     if projection is not None:
         chosen = torch.from_numpy(kept)
         trainer.state.projection = Projection(*(part[chosen] for part in projection))

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from protoserve.networks.head import HeadOutput
-from training.data.batches import epoch_order, slices
-from training.loop.optimising import adam, set_learning_rate
+from training.data.batches import epoch_batches, slices
+from training.loop.epoch import epoch, whole_batches
+from training.loop.optimising import adam
+from training.loop.plan import Step
 from training.loop.trainer import Trainer
-from training.losses import distillation
 from training.progress import tracked
 
 WEIGHT, BIAS = "teacher.weight", "teacher.bias"
@@ -26,50 +26,45 @@ def teach(trainer: Trainer) -> dict[str, float]:
     views = torch.stack([_pooled(trainer, view) for view in range(config.data.views)])
     layer = nn.Linear(views.shape[2], len(trainer.splits.fit.taxonomy.leaves)).to(trainer.device)
     optimiser = adam([([*layer.parameters()], LEARNING_RATE)])
-    targets = torch.from_numpy(leaves).to(trainer.device)
+
+    def loss(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(layer(features), trainer.targets(numbers))}
+
+    row: dict[str, float] = {}
     with tracked(trainer.console, "teacher", EPOCHS) as advance:
-        for epoch in range(EPOCHS):
-            # Every process trains the same teacher: the order and the views hang on the seed alone.
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            order = epoch_order(len(leaves), (config.seed, trainer.state.step, epoch))
-            for start, numbers in enumerate(slices(order, config.batch)):
-                set_learning_rate(optimiser, (epoch + start * config.batch / len(order)) / EPOCHS, cosine=True)
-                chosen = torch.from_numpy(np.ascontiguousarray(numbers))
-                view = torch.randint(len(views), (len(chosen),), generator=generator)
-                kept = torch.rand(len(chosen), views.shape[2], generator=generator) >= DROPOUT
-                features = views[view, chosen] * kept.to(views) / (1.0 - DROPOUT)
-                loss = nn.functional.cross_entropy(layer(features), targets[chosen])
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
+        for number in range(EPOCHS):
+            seed = (config.seed, trainer.state.step, number)
+            batches = whole_batches(epoch_batches(len(leaves), config.batch, seed))
+            # Every process trains the same teacher: the order and the views depend on the seed alone.
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+            inputs = ((batch, _varied(views, batch.numbers, generator)) for batch in batches)
+            row = epoch(trainer, optimiser, inputs, loss, step=Step("teach", number, EPOCHS), cosine=True)
             advance(1)
     trainer.state.kept[WEIGHT] = layer.weight.detach().clone()
     trainer.state.kept[BIAS] = layer.bias.detach().clone()
-    return {"loss": float(loss.detach())}
+    return row
 
 
-def teacher_logits(trainer: Trainer, features: Tensor) -> Tensor:
-    """[batch, leaves] the teacher's logits for feature maps [batch, width, rows, columns]."""
+def _varied(views: Tensor, numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+    """[batch, width] the images' features, each in a view drawn at random, with dropout; `views` [views, images,
+    width]."""
+    chosen = torch.from_numpy(np.ascontiguousarray(numbers))
+    view = torch.randint(len(views), (len(chosen),), generator=generator)
+    kept = torch.rand(len(chosen), views.shape[2], generator=generator) >= DROPOUT
+    return views[view, chosen] * kept.to(views) / (1.0 - DROPOUT)
+
+
+def teacher_logits(trainer: Trainer, features: Tensor) -> Tensor | None:
+    """[batch, leaves] the teacher's logits for feature maps [batch, width, rows, columns]; None without a teacher, and
+    where nothing learns from it."""
+    if trainer.config.loss.distillation == 0 or WEIGHT not in trainer.state.kept:
+        return None
     weight, bias = trainer.state.kept[WEIGHT], trainer.state.kept[BIAS]
     return nn.functional.linear(features.mean((2, 3)), weight, bias)
 
 
-def add_distillation(
-    trainer: Trainer, terms: dict[str, Tensor], output: HeadOutput, targets: Tensor, features: Tensor
-) -> None:
-    """Add the term of distillation to the terms of the loss, where it is wanted and there is a teacher."""
-    setting = trainer.config.loss
-    if setting.distillation > 0 and WEIGHT in trainer.state.kept:
-        teacher = teacher_logits(trainer, features)
-        term = distillation(
-            trainer.prototype_network.head, output, targets, trainer.tables, teacher, setting.distillation_temperature
-        )
-        terms["distillation"] = term
-        terms["total"] = terms["total"] + setting.distillation * term
-
-
 @torch.inference_mode()
-def telling_cells(trainer: Trainer, numbers: NDArray[np.int64], share: float) -> Tensor:
+def class_activation_mask(trainer: Trainer, numbers: NDArray[np.int64], share: float) -> Tensor:
     """bool [n, rows, columns] the `share` of each fit image's cells that speak most for its leaf in the teacher: by the
     leaf's weights, less the mean over all leaves, on the cell's features (class activation maps, Zhou et al. 2016)."""
     weight = trainer.state.kept[WEIGHT]
@@ -84,7 +79,7 @@ def telling_cells(trainer: Trainer, numbers: NDArray[np.int64], share: float) ->
 
 
 def forget_teacher(trainer: Trainer) -> None:
-    """Go on without a teacher."""
+    """Remove the teacher from the run's state."""
     for name in (WEIGHT, BIAS):
         trainer.state.kept.pop(name, None)
 

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from protoserve.errors import InputError
 from training.config import Config
-from training.data.batches import epoch_batches
 from training.data.splits import read_splits
 from training.loop.optimising import adam
 from training.loop.trainer import Trainer
@@ -47,8 +46,8 @@ def test_training_stops_when_no_epoch_is_better_and_takes_the_best(
     # Epochs 2, 3 and 4 are not better; the projection planned after the fourth is left out, the last one is not.
     expected = ["joint", "joint", "project", "joint", "joint", "project"]
     assert [stage for stage in stages(stopped) if stage in expected] == expected
-    assert stopped.state.facts["joint"]["epoch"] == 1
-    assert stopped.state.facts["joint"]["epochs"] == 4
+    assert stopped.state.records.joint.epoch == 1
+    assert stopped.state.records.joint.epochs == 4
     assert not [name for name in stopped.state.kept if name.startswith("joint.")]
     # What is projected at the end is the first epoch's prototypes, as if nothing had come after it.
     one = small_config(joint={**joint, "epochs": 1, "patience": None}, last_layers={"epochs": 0})
@@ -121,9 +120,3 @@ def test_a_checkpoint_belongs_to_its_configuration_but_not_to_the_machine(
         train(small_config(joint={"epochs": 3}), small_data, run, resume=True)
     elsewhere = small_config(data={"workers": 3}, compile=False)
     assert stages(train(elsewhere, small_data, run, resume=True))[-1] == "novelty"
-
-
-def test_an_epoch_sees_every_image_once(small_config: Callable[..., Config]) -> None:
-    batches = [numbers for numbers, _ in epoch_batches(torch.arange(21).numpy(), small_config(), step=5)]
-    assert [len(numbers) for numbers in batches] == [8, 8, 5]
-    assert sorted(number for numbers in batches for number in numbers.tolist()) == list(range(21))

@@ -16,7 +16,7 @@ from training.loop.plan import plan
 from training.loop.trainer import Trainer
 from training.prototypes.starting import start_from_data
 from training.running import STAGES
-from training.stages.teaching import BIAS, WEIGHT, telling_cells
+from training.stages.teaching import BIAS, WEIGHT, class_activation_mask
 
 
 def trainer_of(config, data, directory, until=None):
@@ -66,7 +66,7 @@ def test_cells_that_speak_for_the_leaf_are_chosen(
     trainer = trainer_of(config, small_data, tmp_path / "run", until="initialise")
     weight = trainer.state.kept[WEIGHT]
     numbers = np.array([3, 0, 8, 5])
-    found = telling_cells(trainer, numbers, 0.25)
+    found = class_activation_mask(trainer, numbers, 0.25)
     features = trainer.feed.still("fit", numbers)
     assert found.shape == features[:, 0].shape
     for place, number in enumerate(numbers.tolist()):

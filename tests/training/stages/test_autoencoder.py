@@ -21,10 +21,13 @@ from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training import running
 from training.config import Config, parse_config
-from training.data.splits import read_splits
-from training.outcome.decoded import for_people
+from training.data.splits import Splits, read_splits
+from training.features.memory import in_memory
+from training.features.shared_cache import SharedCache
+from training.loop.trainer import Trainer
+from training.prototypes.codes import assigned_to_leaves, codes_of
 from training.stages import autoencoder as trainer_module
-from training.stages.autoencoder import AutoencoderTrainer, codes_of, in_memory
+from training.stages.autoencoder import start_codes
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -82,9 +85,14 @@ def test_a_run_learns_and_leaves_what_every_run_does(whole: Path) -> None:
     for name in ("config.yaml", "history.csv", "curves.png", "provenance.json", "samples.npy"):
         assert (whole / name).stat().st_size > 0
     rows = (whole / "history.csv").read_text().splitlines()
-    assert len(rows) == 1 + 8
+    stages = [row.split(",")[1] for row in rows[1:]]
+    assert stages == ["start codes", *["autoencoder"] * 8, "assign", "analyse", "calibrate", "novelty"]
     assert "prototype_near_code" in rows[0]
     assert Run(whole).samples().shape[1:] == (20, 16, 3)
+
+
+def trainer_of(config: Config, splits: Splits, run: Path) -> Trainer:
+    return Trainer(config, splits, run, linear=False, device=torch.device("cpu"), console=quiet())
 
 
 class Stop(Exception):
@@ -121,8 +129,8 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tiny_idx: Path, tmp_path: Path) -> None:
     splits = read_splits(config(), tiny_idx)
-    AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet()).save()
-    other = AutoencoderTrainer(config(prototypes=5), splits, tmp_path, device=torch.device("cpu"), console=quiet())
+    trainer_of(config(), splits, tmp_path).save()
+    other = trainer_of(config(prototypes=5), splits, tmp_path)
     with pytest.raises(InputError, match=r"another autoencoder\.prototypes|another config\.autoencoder\.prototypes"):
         other.resume()
 
@@ -175,24 +183,25 @@ def test_pictures_of_all_prototypes_and_of_reconstructions_are_there(whole: Path
 
 def test_prototypes_start_as_codes_of_their_leaves_pictures(tiny_idx: Path, tmp_path: Path) -> None:
     splits = read_splits(config(), tiny_idx)
-    trainer = AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet())
-    codes = codes_of(trainer.network, trainer.fit)
-    for prototype, child in zip(trainer.network.head.prototypes.detach(), [0, 0, 1, 1, 2, 3], strict=True):
+    trainer = trainer_of(config(), splits, tmp_path)
+    start_codes(trainer)
+    codes = codes_of(trainer.autoencoder, trainer.memory.fit)
+    for prototype, child in zip(trainer.autoencoder.head.prototypes.detach(), [0, 0, 1, 1, 2, 3], strict=True):
         distance = (codes - prototype).square().sum(1)
         nearest = int(distance.argmin())
         assert float(distance[nearest]) < 1e-9
         assert splits.fit.leaves[nearest] == child
 
 
-def test_the_form_for_people_gives_every_picture_the_same_answer(tiny_idx: Path, tmp_path: Path) -> None:
+def test_the_form_assigned_to_leaves_gives_every_picture_the_same_answer(tiny_idx: Path, tmp_path: Path) -> None:
     splits = read_splits(config(), tiny_idx)
-    trainer = AutoencoderTrainer(config(), splits, tmp_path, device=torch.device("cpu"), console=quiet())
+    trainer = trainer_of(config(), splits, tmp_path)
     with torch.no_grad():
-        trainer.network.head.weight.normal_()
-        images = trainer.selection
-        before = trainer.network(images).log_probability
-        codes = codes_of(trainer.network, trainer.fit)
-        _, turned = for_people(trainer.description, trainer.network, codes)
+        trainer.autoencoder.head.weight.normal_()
+        images = trainer.memory.selection
+        before = trainer.autoencoder(images).log_probability
+        codes = codes_of(trainer.autoencoder, trainer.memory.fit)
+        _, turned = assigned_to_leaves(trainer.description, trainer.autoencoder, codes)
         torch.testing.assert_close(turned(images).log_probability.exp(), before.exp(), atol=1e-5, rtol=1e-4)
 
 
@@ -225,12 +234,23 @@ def test_a_plain_head_has_nothing_to_stand_on(tiny_idx: Path, tmp_path: Path) ->
         train(config(), tiny_idx, tmp_path / "run", linear=True)
 
 
+def test_a_cache_of_features_has_nothing_to_keep(tiny_idx: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--cache shares features of a backbone, and an autoencoder has none"):
+        train(config(), tiny_idx, tmp_path / "run", cache=SharedCache(tmp_path / "cache", 1000))
+
+
+def test_a_run_shows_its_history_in_tensorboard(tiny_idx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(config(epochs=1), tiny_idx, tmp_path / "run", tensorboard=True)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model": {"kind": "flat"}}, "the section autoencoder needs model.kind: autoencoder"),
         ({"model": {"kind": "autoencoder", "weights": None}}, "an autoencoder has no backbone"),
-        ({"joint": {"epochs": 3}}, "the section joint is none of an autoencoder's"),
+        ({"joint": {"epochs": 3}}, "the section joint does not apply to an autoencoder"),
         ({"autoencoder": {"prototypes": 1}}, "autoencoder.prototypes"),
         ({"autoencoder": {"prototype": 9}}, "did you mean 'prototypes'"),
     ],

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
-from training.stages.autoencoder_losses import Weights, autoencoder_losses
+from training.sections.network import AutoencoderConfig
+from training.stages.autoencoder_losses import autoencoder_objective
 
 Array = NDArray[np.float64]
 LEAVES, PICTURES, PROTOTYPES, LENGTH = 4, 5, 6, 3
 TARGET = np.array([0, 3, 1, 1, 2])
-PUBLISHED = Weights()
+PUBLISHED = AutoencoderConfig()
 
 
 def distances(codes: Array, prototypes: Array) -> list[list[float]]:
@@ -68,7 +69,7 @@ def values() -> tuple[Array, Array, Array, Array, Array]:
     )
 
 
-def terms_of(inputs: tuple[torch.Tensor, ...], weights: Weights = PUBLISHED) -> dict[str, torch.Tensor]:
+def terms_of(inputs: tuple[torch.Tensor, ...], weights: AutoencoderConfig = PUBLISHED) -> dict[str, torch.Tensor]:
     """The terms through the head that training uses, with its turned signs."""
     codes, prototypes, weight, planes, drawn = inputs
     taxonomy = Taxonomy.from_paths([str(leaf) for leaf in range(LEAVES)])
@@ -77,7 +78,7 @@ def terms_of(inputs: tuple[torch.Tensor, ...], weights: Weights = PUBLISHED) -> 
     state = {"prototypes": prototypes, "weight": -weight[None]}
     output = torch.func.functional_call(head, state, codes[:, :, None, None])
     target = torch.from_numpy(TARGET)
-    return autoencoder_losses(output.group_logits[:, 0], target, output.distance, planes, drawn, weights)._asdict()
+    return autoencoder_objective(output.group_logits[:, 0], target, output.distance, planes, drawn, weights)
 
 
 def close_difference(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
@@ -109,7 +110,10 @@ def test_a_term_and_its_gradients_are_those_of_the_paper(term: str) -> None:
 def test_the_total_weighs_the_terms() -> None:
     given = values()
     inputs = tuple(torch.from_numpy(array) for array in given)
-    found = terms_of(inputs, Weights(20.0, 0.5, 3.0, 7.0))
+    found = terms_of(
+        inputs,
+        AutoencoderConfig(cross_entropy=20.0, reconstruction=0.5, prototype_near_code=3.0, code_near_prototype=7.0),
+    )
     expected = sum(
         weight * function(*given) for weight, function in zip((20.0, 0.5, 3.0, 7.0), TERMS.values(), strict=True)
     )

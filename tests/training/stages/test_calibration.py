@@ -11,7 +11,7 @@ from protoserve.networks.model_file import NetworkDescription, build, load_netwo
 from protoserve.networks.network import LinearNetwork
 from protoserve.scores import expected_calibration_error
 from protoserve.taxonomy import Taxonomy
-from training.stages.calibration import Temperatures, fit_temperatures, gentler, tolerated
+from training.stages.calibration import Temperatures, fit_temperatures, shrinkage_path, tolerated
 
 
 def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
@@ -136,9 +136,9 @@ def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp
     assert network.temperature.tolist() == [1.0]
 
 
-def test_temperatures_grow_gentler_from_each_groups_own_to_none() -> None:
+def test_temperatures_grow_shrinkage_path_from_each_groups_own_to_none() -> None:
     found = Temperatures(np.array([0.5, 2.0, 1.0]), 0.81, 0.3)
-    tried = gentler(found)
+    tried = shrinkage_path(found)
     np.testing.assert_allclose(tried[0], found.groups)
     np.testing.assert_allclose(tried[1], np.sqrt(found.groups * 0.81))
     np.testing.assert_allclose(tried[2], 0.81)

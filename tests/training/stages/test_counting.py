@@ -19,12 +19,12 @@ from protoserve.taxonomy import Taxonomy
 from training.config import parse_config
 from training.loop.plan import plan
 from training.prototypes.thinning import (
-    heirs,
     mean_similarities,
     near_duplicates,
+    replacements,
     smaller_head,
     strongest,
-    with_inherited_weights,
+    with_reweighted_replacements,
 )
 from training.stages.counting import pick
 
@@ -91,11 +91,11 @@ def test_no_chain_of_neighbours_joins_what_lies_apart() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_heirs_are_the_nearest_of_the_same_child(kind: str) -> None:
+def test_replacements_are_the_nearest_of_the_same_child(kind: str) -> None:
     head = make_head(kind, per_child=4)
     child, vectors = head.prototype_child.tolist(), head.prototypes.detach().double()
     keep = np.array([number for number in range(len(child)) if number % 4 in (1, 2)])
-    found = heirs(head, keep)
+    found = replacements(head, keep)
     for number in range(len(child)):
         possible = [other for other in keep if child[other] == child[number]]
         expected = min(possible, key=lambda other: float((vectors[other] - vectors[number]).square().sum()))
@@ -128,8 +128,10 @@ def test_duplicates_leave_their_weights_without_changing_an_answer(kind: str) ->
     head = make_head(kind, per_child=2)
     with torch.no_grad():
         head.prototypes[1::2] = head.prototypes[::2]
-    heir = np.arange(len(head.prototypes)) // 2 * 2
-    smaller = smaller_head(with_inherited_weights(head, heir, np.ones(len(heir))), np.unique(heir))
+    replacement = np.arange(len(head.prototypes)) // 2 * 2
+    smaller = smaller_head(
+        with_reweighted_replacements(head, replacement, np.ones(len(replacement))), np.unique(replacement)
+    )
     latent = torch.rand(5, 4, 3, 3)
     with torch.no_grad():
         torch.testing.assert_close(smaller(latent).group_logits, head(latent).group_logits, rtol=1e-5, atol=1e-5)
@@ -142,7 +144,7 @@ def test_inheritance_keeps_every_mean_logit() -> None:
     leaves = np.arange(400) % len(TAXONOMY.leaves)
     mean = mean_similarities(head, distance, leaves)
     keep = np.array([number for number in range(len(head.prototypes)) if number % 4 == 3])
-    smaller = smaller_head(with_inherited_weights(head, heirs(head, keep), mean), keep)
+    smaller = smaller_head(with_reweighted_replacements(head, replacements(head, keep), mean), keep)
     with torch.no_grad():
         before = head.classify(distance, distance.long()).group_logits[:, 0, :2].mean(0)
         after = smaller.classify(distance[:, torch.from_numpy(keep)], distance[:, keep].long()).group_logits[:, 0, :2]

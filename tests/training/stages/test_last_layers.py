@@ -45,7 +45,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory):
 
 def test_it_learns_what_colour_tells(trainer) -> None:
     # One in three by chance.
-    assert trainer.state.facts["last_layers"]["after"]["selection_leaf"] > 0.8
+    assert trainer.state.records.last_layers.after.selection_leaf > 0.8
 
 
 def test_prototypes_are_cells_of_their_own_class_at_a_cosine_of_one(trainer) -> None:

@@ -1,0 +1,64 @@
+"""Pictures held in memory, for networks that learn from whole pictures instead of a backbone's features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from protoserve.data.dataset import Dataset
+from protoserve.images.geometry import InputRule
+from protoserve.networks.autoencoder import PrototypeAutoencoder
+from training.data.pictures import PLAIN, fitted
+from training.features.feed import Part
+from training.progress import tracked
+
+
+class PicturesInMemory:
+    """All pictures of fit and selection, uint8 [images, H, W, 3] on the run's device.
+
+    `still` and `stills` are those of `Feed`, so that stages that read features work with either.
+    """
+
+    def __init__(
+        self, fit: Dataset, selection: Dataset, rule: InputRule, device: torch.device, console: Console
+    ) -> None:
+        self.fit = in_memory(fit, rule, console).to(device)
+        self.selection = in_memory(selection, rule, console).to(device)
+
+    def use(self, network: PrototypeAutoencoder) -> None:
+        """Use this network's features from now on."""
+        self.network = network
+
+    def still(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+        """`network.features` of pictures, undeformed."""
+        return next(self.stills(part, [numbers], view))
+
+    @torch.inference_mode()
+    def stills(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
+        """`network.features` of batches of pictures, undeformed; there is no view but the plain one."""
+        assert view == PLAIN
+        pictures = self.fit if part == "fit" else self.selection
+        for numbers in batches:
+            yield self.network.features(pictures[torch.from_numpy(numbers).to(pictures.device)])
+
+
+def in_memory(dataset: Dataset, rule: InputRule, console: Console) -> Tensor:
+    """All pictures of a data set at model size, uint8 [images, height, width, 3]; grey ones as a view of one plane."""
+    pixels = dataset.pixels
+    if pixels is not None and pixels.shape[1:] == (rule.height, rule.width):
+        return torch.from_numpy(pixels)[..., None].expand(-1, -1, -1, 3)
+    array = np.empty((len(dataset), rule.height, rule.width, 3), dtype=np.uint8)
+
+    def read(number: int) -> None:
+        array[number] = fitted(dataset, number, rule).array
+
+    with tracked(console, "reading pictures", len(dataset)) as advance, ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, range(len(dataset))):
+            advance(1)
+    return torch.from_numpy(array)
