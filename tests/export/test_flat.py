@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 
 import protoserve
+from protoserve.bundle.folder import Bundle
+from protoserve.inference.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
-def model(flat_bundle: Path):
+def model(flat_bundle: Path) -> Classifier:
     return protoserve.load(flat_bundle)
 
 
-def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model, photograph: Path) -> None:
+def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model: Classifier, photograph: Path) -> None:
+    assert isinstance(model.bundle, Bundle)
     limit = model.bundle.manifest.graph.top_k
     prediction = model.predict(photograph, top_k=limit, alternatives=10)
     *inner, leaf = prediction.levels
@@ -26,7 +29,8 @@ def test_inner_levels_are_sums_and_only_the_leaf_has_evidence(model, photograph:
     assert inner[0].probability >= leaf.probability
 
 
-def test_every_prototype_speaks_for_a_leaf_against_all_others(model) -> None:
+def test_every_prototype_speaks_for_a_leaf_against_all_others(model: Classifier) -> None:
+    assert isinstance(model.bundle, Bundle)
     manifest = model.bundle.manifest
     leaves = {model.taxonomy.names[leaf] for leaf in model.taxonomy.leaves}
     assert {record.child for record in manifest.prototypes} == leaves

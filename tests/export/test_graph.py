@@ -1,31 +1,36 @@
 """The exported files, in their own runtimes, against double precision."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
-from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.networks.model_file import load_network
+from protoserve.networks.network import PrototypeNetwork
 
+Exported: TypeAlias = tuple[Bundle, Mapping[str, NDArray[Any]]]
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def exported(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_run: Path):
+def exported(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_run: Path) -> Exported:
     """(bundle, what its graph answers for the source image of every prototype)"""
     bundle = read_bundle(tiny_bundle)
     runtime = RUNTIMES[request.param](bundle.file(request.param))
     return bundle, runtime(np.load(tiny_run / "samples.npy"))
 
 
-def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(exported) -> None:
+def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(exported: Exported) -> None:
     bundle, outputs = exported
     epsilon = bundle.manifest.graph.epsilon
     for record in bundle.manifest.prototypes:
@@ -38,14 +43,16 @@ def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(ex
         assert outputs["cell"][record.id, record.id] == row * bundle.manifest.graph.columns + column
 
 
-def test_similarities_agree_with_double_precision_everywhere(exported, tiny_run: Path) -> None:
+def test_similarities_agree_with_double_precision_everywhere(exported: Exported, tiny_run: Path) -> None:
     _, outputs = exported
     network, description, _ = load_network(tiny_run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
     network = network.double()
     pictures = torch.from_numpy(np.load(tiny_run / "samples.npy")).double()
     with torch.inference_mode():
         mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
         deviation = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
+        assert network.reduction is not None
         maps = network.backbone(((pictures / 255 - mean) / deviation).permute(0, 3, 1, 2))
         latent = network.add_on(network.reduction(maps)).flatten(2).numpy()
     prototypes = network.head.prototypes.detach().numpy()
@@ -54,9 +61,10 @@ def test_similarities_agree_with_double_precision_everywhere(exported, tiny_run:
     np.testing.assert_allclose(outputs["similarity"], expected, atol=1e-3)
 
 
-def test_contributions_of_all_prototypes_sum_to_the_logit(exported, tiny_run: Path) -> None:
+def test_contributions_of_all_prototypes_sum_to_the_logit(exported: Exported, tiny_run: Path) -> None:
     bundle, outputs = exported
     network, _, _ = load_network(tiny_run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
     head, taxonomy = network.head, bundle.taxonomy
     weight = head.effective_weight().detach().double().numpy()
     for group_number, group in enumerate(taxonomy.groups):
@@ -66,7 +74,7 @@ def test_contributions_of_all_prototypes_sum_to_the_logit(exported, tiny_run: Pa
             np.testing.assert_allclose(outputs["logit"][:, child], contributions.sum(1), atol=1e-4)
 
 
-def test_levels_sum_to_one(exported) -> None:
+def test_levels_sum_to_one(exported: Exported) -> None:
     bundle, outputs = exported
     taxonomy = bundle.taxonomy
     for level in range(taxonomy.depth):

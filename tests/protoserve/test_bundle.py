@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,27 +14,27 @@ from protoserve.errors import BundleError, InputError
 
 
 @pytest.fixture
-def copy(tiny_bundle: Path, tmp_path: Path):
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     place = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, place)
     return place
 
 
-def seal(bundle) -> None:
+def seal(bundle: Path) -> None:
     """Make the sums fit again, as an attacker would."""
     files = sorted(f for f in bundle.rglob("*") if f.is_file() and f.name != "SHA256SUMS")
     lines = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(bundle).as_posix()}\n" for f in files]
     (bundle / "SHA256SUMS").write_text("".join(lines))
 
 
-def edit_manifest(bundle, change) -> None:
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads((bundle / "manifest.json").read_text())
     change(content)
     (bundle / "manifest.json").write_text(json.dumps(content))
     seal(bundle)
 
 
-def test_a_whole_bundle_is_read(copy) -> None:
+def test_a_whole_bundle_is_read(copy: Path) -> None:
     assert read_bundle(copy).manifest.format == 1
 
 
@@ -44,13 +46,13 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "model.onnx", "prototypes/0000.webp"])
-def test_a_missing_file_is_named(copy, name: str) -> None:
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleError, match=name):
         read_bundle(copy)
 
 
-def test_one_changed_byte_is_seen(copy) -> None:
+def test_one_changed_byte_is_seen(copy: Path) -> None:
     content = bytearray((copy / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (copy / "model.onnx").write_bytes(content)
@@ -58,20 +60,20 @@ def test_one_changed_byte_is_seen(copy) -> None:
         read_bundle(copy)
 
 
-def test_an_added_file_is_seen(copy) -> None:
+def test_an_added_file_is_seen(copy: Path) -> None:
     (copy / "extra.bin").write_bytes(b"x")
     with pytest.raises(BundleError, match=r"extra.bin is not listed"):
         read_bundle(copy)
 
 
-def test_a_newer_format_is_refused_before_anything_else_is_read(copy) -> None:
+def test_a_newer_format_is_refused_before_anything_else_is_read(copy: Path) -> None:
     edit_manifest(copy, lambda content: content.update(format=2, surprise=True))
     with pytest.raises(BundleError, match="format 2 is newer than 1"):
         read_bundle(copy)
 
 
 @pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname"])
-def test_a_name_that_points_outside_is_refused(copy, name: str) -> None:
+def test_a_name_that_points_outside_is_refused(copy: Path, name: str) -> None:
     (copy.parent / "outside.bin").write_bytes(b"x")
     edit_manifest(copy, lambda content: content["files"].update(onnx=name))
     with pytest.raises(BundleError, match="no file of this bundle"):
@@ -83,7 +85,7 @@ def test_a_name_that_points_outside_is_refused(copy, name: str) -> None:
         read_bundle(copy)
 
 
-def test_a_link_out_of_the_bundle_is_refused(copy) -> None:
+def test_a_link_out_of_the_bundle_is_refused(copy: Path) -> None:
     (copy.parent / "model.onnx").write_bytes((copy / "model.onnx").read_bytes())
     (copy / "model.onnx").unlink()
     (copy / "model.onnx").symlink_to(copy.parent / "model.onnx")
@@ -99,12 +101,14 @@ def test_a_link_out_of_the_bundle_is_refused(copy) -> None:
         (lambda content: content.update(surprise=1), "surprise"),
     ],
 )
-def test_a_manifest_that_does_not_fit_names_the_place(copy, change, message: str) -> None:
+def test_a_manifest_that_does_not_fit_names_the_place(
+    copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
     edit_manifest(copy, change)
     with pytest.raises(BundleError, match=message):
         read_bundle(copy)
 
 
-def test_a_target_that_is_not_held_is_named(copy) -> None:
+def test_a_target_that_is_not_held_is_named(copy: Path) -> None:
     with pytest.raises(BundleError, match=r"holds no 'openvino'.*onnx, torchscript"):
         read_bundle(copy).file("openvino")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from protoserve.novelty import SCORES, NoveltyTable, Thresholds, parent_names, threshold
+from protoserve.schema import NoveltyScore
 from protoserve.taxonomy import Kind, Taxonomy
 
 # A(0) B(1) C(2) | A/x(3) A/y(4) C/only(5) | A/x/i(6) A/x/j(7) A/x/k(8)
@@ -33,17 +34,18 @@ def by_hand(score: str, logit: np.ndarray, similarity: np.ndarray, group: list[i
     best = group[int(logits.argmax())]
     probability = np.exp(logits.max()) / np.exp(logits).sum()
     own = np.mean([similarity[number] for number, child in enumerate(CHILD) if child == best])
-    return {
+    scores: dict[str, float] = {
         "energy": np.log(np.exp(logits).sum()),
         "probability": probability,
         "similarity": max(similarity[number] for number, child in enumerate(CHILD) if child in group),
         "own-similarity": own,
         "support": own * probability,
-    }[score]
+    }
+    return scores[score]
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_scores_against_a_loop(score) -> None:
+def test_scores_against_a_loop(score: NoveltyScore) -> None:
     found = NoveltyTable.of(TREE, "hierarchical", CHILD).scores(score, *arrays())
     _, logit, similarity = arrays()
     expected = [[by_hand(score, logit[i], similarity[i], group) for group in GROUPS] for i in range(len(logit))]
@@ -51,7 +53,7 @@ def test_scores_against_a_loop(score) -> None:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_the_order_of_prototypes_changes_nothing(score) -> None:
+def test_the_order_of_prototypes_changes_nothing(score: NoveltyScore) -> None:
     log_probability, logit, similarity = arrays()
     expected = NoveltyTable.of(TREE, "hierarchical", CHILD).scores(score, log_probability, logit, similarity)
     order = np.random.default_rng(1).permutation(len(CHILD))
