@@ -243,7 +243,7 @@ def test_version_and_help(capsys: Captured) -> None:
 
 # ---- other packages' commands --------------------------------------------------------------------------------
 
-PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Read from the project's file, not from the code under test.
 DECLARED = sorted(PROJECT["entry-points"]["protoserve.commands"])
 
