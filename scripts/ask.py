@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 2
-# A proxy of the environment has no business between a machine and itself.
+# Ignore the environment's proxy: the service usually runs on this machine.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def is_ready(address: str) -> bool:
-    """Whether the service says that it can answer."""
+    """Whether the service reports that it is ready."""
     try:
         with OPENER.open(f"{address}/readyz", timeout=5) as response:
             return bool(response.status == 200)
@@ -67,7 +67,7 @@ def predict(address: str, picture: Path) -> Any:
 
 
 def print_levels(prediction: Any) -> None:
-    """Each level below the one before it, with the evidence that counted most."""
+    """Print each level below the one before it, with its strongest evidence."""
     for level in prediction["levels"]:
         indent = "    " * (level["level"] - 1)
         print(f"{indent}{level['label']}  {level['probability']:.1%}")
@@ -80,7 +80,7 @@ def print_levels(prediction: Any) -> None:
 
 
 def print_verdict(predicted: list[str], expected: list[str]) -> bool:
-    """Say level by level whether the answer is right; True when every level is."""
+    """Print for each level whether the answer is right; True when every level is."""
     print()
     right = [here == there for here, there in zip(predicted, expected, strict=False)]
     right += [False] * abs(len(predicted) - len(expected))

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole way, as the commands one would type: draw pictures, train, export, validate, explain, serve, ask over HTTP.
+# The whole way as typed commands: draw pictures, train, export, validate, explain, serve, predict over HTTP.
 #
-#   scripts/demo.sh         all of it; ends with 0 if the answer over HTTP is right at every level, else with 1
+#   scripts/demo.sh         run all steps; exit with 0 if the prediction over HTTP is right at every level, else with 1
 #   scripts/demo.sh serve   make what is missing, then serve the bundle until Ctrl-C
 #
-# What is finished is used again; `make clean` starts over. From the environment: DEMO is the folder to work in, CONFIG
-# the training configuration, PER_LEAF the training pictures per class, PORT the port (by default a free one, or 3000 to
-# serve).
+# Finished steps are reused; `make clean` starts over. Environment: DEMO is the working folder, CONFIG the training
+# configuration, PER_LEAF the number of training pictures per class, PORT the port (default: a free one; 3000 for
+# `serve`).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -45,7 +45,7 @@ make_bundle
 show protoserve evaluate "$run" --data "$data" --split test
 show protoserve validate "$bundle" --data "$data" --split test
 
-# The first test picture of the first class: chosen by its name, not by how well it does.
+# The first test picture of the first class, chosen by name and not by its result.
 picture=$(find "$data/test" -name '*.png' | LC_ALL=C sort | sed -n 1p)
 show protoserve explain "$bundle" "$picture" -o "$demo/explanation.png"
 
@@ -61,7 +61,7 @@ waited=0
 until python scripts/ask.py "$address" --ready; do
     if ! kill -0 "$server" 2>/dev/null || ((++waited > 120)); then
         cat "$log" >&2
-        echo "error: the server did not come up; what it said is above" >&2
+        echo "error: the server did not start; its log is above" >&2
         exit 1
     fi
     sleep 1

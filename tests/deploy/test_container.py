@@ -1,4 +1,4 @@
-"""The image for CPUs, built for real, run with a read-only root by crun, asked over HTTP: `make test-container`.
+"""The image for CPUs: built, run by crun with a read-only root, and queried over HTTP by `make test-container`.
 
 It needs root, buildah and crun, minutes, and a base image: PROTOSERVE_TEST_BASE names one, scripts/container_base.sh
 makes one.
@@ -31,7 +31,7 @@ USER = 1034
 BUILD_SECONDS, START_SECONDS, STOP_SECONDS = 1800, 240, 60
 
 CRUN = ("crun", "--cgroup-manager", "disabled")
-# It refuses machines with control groups of both versions, although it is told to make none.
+# crun refuses machines with control groups of both versions, even when it must not make any.
 _WITHOUT_CGROUPS = 'mount -t tmpfs tmpfs /sys/fs/cgroup; exec "$@"'
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_SECONDS + START_SECONDS)]
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_SECONDS + START_SECOND
 
 @dataclass(frozen=True)
 class Image:
-    """A built image: its files, as root sees them, and how it is to be run."""
+    """A built image: its files and its configuration."""
 
     root: Path
     config: dict[str, Any]
@@ -51,7 +51,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Running:
-    """The image as it runs: crun's process, where it listens, what it has logged, and how it is called."""
+    """A running image: crun's process, its address, its log and its name."""
 
     process: subprocess.Popen[bytes]
     client: httpx.Client
@@ -98,7 +98,7 @@ def image(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def crun_configuration(image: Image, command: list[str], port: int, hosts: Path) -> dict[str, Any]:
-    """As deploy/compose.yaml confines it: root read-only, /tmp alone writable, no capabilities, no new privileges.
+    """Confine the image as deploy/compose.yaml does: only /tmp is writable, no capabilities, no new privileges.
 
     The network is the machine's, and no limits of memory or CPU are set.
     """
@@ -131,7 +131,7 @@ def crun_configuration(image: Image, command: list[str], port: int, hosts: Path)
                 "options": ["nosuid", "noexec", "mode=1777", "size=256m"],
             },
             {"destination": "/sys", "type": "bind", "source": "/sys", "options": bind},
-            # Docker and Podman give every container one.
+            # Docker and Podman give every container this file.
             {"destination": "/etc/hosts", "type": "bind", "source": str(hosts), "options": bind},
         ],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "mount")]},
@@ -184,7 +184,7 @@ def installed(image: Image) -> dict[str, str]:
 def test_it_holds_what_answers_in_the_tested_versions_and_no_torch(image: Image) -> None:
     packages = installed(image)
     assert {"bentoml", "onnxruntime", "numpy", "pillow"} <= packages.keys()
-    # BentoML brings nvidia-ml-py, a binding of 50 kB; CUDA's libraries are what weighs.
+    # BentoML brings nvidia-ml-py, a binding of 50 kB; CUDA's libraries are the large ones.
     cuda = {name for name in packages if name.startswith(("nvidia-", "onnxruntime-gpu"))} - {"nvidia-ml-py"}
     assert not cuda | {name for name in packages if "torch" in name}
     tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
@@ -242,7 +242,7 @@ def test_it_answers_with_a_read_only_root_as_the_python_interface_does(
     given = answer.json()
     assert given["path"] == expected["path"] and given["model"] == expected["model"]
     for one, other in zip(given["levels"], expected["levels"], strict=True):
-        # Another onnxruntime, that for CPUs, in single precision.
+        # The image has another onnxruntime, the one for CPUs, in single precision.
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
         assert one["logit"] == pytest.approx(other["logit"], abs=1e-4)
     assert running.client.get("/nope").headers["content-type"] == "application/problem+json"

@@ -1,4 +1,4 @@
-"""The Compose file and the Kubernetes manifests: valid by their schemas, and true of this service."""
+"""The Compose file and the Kubernetes manifests: valid by their schemas, and in line with this service."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-# The oldest that Kubernetes still supported when this was written, and the newest known to the checker.
+# The oldest version that Kubernetes supported at the time of writing, and the newest that the checker knows.
 VERSIONS = ("1.35.0", kubernetes_validate.latest_version())
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SETTINGS = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
 
 
 def resources(variant: str) -> list[dict[str, Any]]:
-    """The manifests of a variant as they are written, without what kustomize adds."""
+    """The manifests of a variant as written, without the additions of kustomize."""
     files = sorted((DEPLOY / "kubernetes" / variant).glob("*.yaml"))
     return [yaml.safe_load(file.read_text()) for file in files if file.name != "kustomization.yaml"]
 
@@ -79,7 +79,7 @@ def test_the_rendered_variants_are_what_kubernetes_takes(variant: str) -> None:
     [container] = of_kind(found, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["image"] == f"protoserve:{variant}"
     assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if variant == "gpu" else None)
-    # What the base says of the container is still there under the patch.
+    # The patch keeps the base's description of the container.
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
@@ -122,7 +122,7 @@ def test_a_pod_drains_before_it_is_killed_and_may_write_only_to_its_scratch() ->
 
 
 def graceful_seconds() -> int:
-    """How long the image's server goes on answering after SIGTERM."""
+    """How many seconds the image's server keeps answering after SIGTERM."""
     template = (DEPLOY / "container" / "Dockerfile.template").read_text()
     [entrypoint] = [line for line in template.splitlines() if line.startswith("ENTRYPOINT")]
     words = json.loads(entrypoint.removeprefix("ENTRYPOINT "))

@@ -1,4 +1,4 @@
-"""Processes for tests that kill them or have them talk to each other."""
+"""Processes for tests that kill them or let them communicate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def forkserver() -> Iterator[ForkServerContext]:
-    """Starts processes from one that has imported all of training, which is most of what a small run would do."""
+    """Fork processes from one that has imported all of training: imports take most of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        # For so small a network threads are a burden, above all beside other work on the machine.
+        # A network this small is slower with threads, above all on a busy machine.
         patch.setenv("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(

@@ -1,4 +1,4 @@
-"""The service as it runs, for tests that need more of it than its routes."""
+"""Starts the real service, for tests that need more than its routes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERVE = (
 
 @dataclass
 class Server:
-    """A running service, and where it writes."""
+    """A running service and its log."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -40,12 +40,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that answer: those that BentoML's supervisor started."""
+        """The worker processes that BentoML's supervisor started."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         return [found for found in family if any("worker" in word for word in command_of(found))]
 
     def lines(self) -> list[dict[str, object]]:
-        """The access log."""
+        """The lines of the access log."""
         found = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in found if line["logger"] == "protoserve.access"]
 

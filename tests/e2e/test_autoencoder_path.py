@@ -29,7 +29,7 @@ from training.config import parse_config
 from training.outcome import evaluating
 
 with warnings.catch_warnings():
-    # Starlette would rather have httpx2, which it does not require; httpx does what is needed here.
+    # Starlette recommends httpx2 but does not require it; httpx suffices here.
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient
 
@@ -113,7 +113,7 @@ def test_evidence_is_the_whole_picture_and_adds_up(model: Classifier, data: Path
             assert similarity == pytest.approx(one.similarity, abs=1e-5)
             assert one.source is not None
             assert one.source.image.startswith("train/")
-        # What speaks most for a leaf is a prototype of that leaf.
+        # The strongest evidence for a leaf is a prototype of that leaf.
         assert model.bundle.manifest.prototypes[leaf.evidence[0].prototype].child == leaf.node
 
 
@@ -159,5 +159,5 @@ def test_the_service_gives_the_same_answer_and_shows_prototypes(bundle: Path, mo
         shown = client.get(source.href)
         assert shown.status_code == 200
         with Image.open(io.BytesIO(shown.content)) as image:
-            # Decoded and nearest side by side: twice as wide as one, which is higher than wide.
+            # The decoded prototype and its nearest picture side by side, each higher than wide.
             assert image.width == 2 * 224 + 8

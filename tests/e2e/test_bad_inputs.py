@@ -1,4 +1,4 @@
-"""What a user can get wrong with the commands that make things: one clear line, exit code 2, never a traceback.
+"""Mistakes in the commands that make data sets, runs and bundles: one clear line, exit code 2, never a traceback.
 
 The commands run in this process, through the same `main` as on the command line: an error that is not meant for people
 leaves it as the exception that it is and fails the test. `predict`, `explain`, `inspect`, `serve` and `publish` are
@@ -42,7 +42,7 @@ model: {backbone: squeezenet1_1, weights: null, reduced: null}
 
 @dataclass(frozen=True)
 class Bench:
-    """A folder to break things in, with what the commands take: a data set, a configuration, a run, a bundle."""
+    """A folder with valid inputs to damage: a data set, a configuration, a run and a bundle."""
 
     directory: Path
     data: Path
@@ -56,7 +56,7 @@ class Bench:
         self.config.write_text(text.replace(old, new))
         return self.config
 
-    def file(self, name: str, content: bytes = b"not what was asked for") -> Path:
+    def file(self, name: str, content: bytes = b"of another kind") -> Path:
         file = self.directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
@@ -65,7 +65,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, tiny_run: Path, tiny_bundle: Path) -> Bench:
-    """All of it in small; run and bundle share the data set's taxonomy."""
+    """Small inputs; run and bundle share the data set's taxonomy."""
     description = json.loads((tiny_bundle / "manifest.json").read_text())["taxonomy"]
     inner = {tuple(node[:-1]) for node in description["nodes"]}
     leaves = [node for node in description["nodes"] if tuple(node) not in inner]
@@ -88,7 +88,7 @@ def bench(tmp_path: Path, tiny_run: Path, tiny_bundle: Path) -> Bench:
 
 
 def refuse(capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *said: str) -> None:
-    """The command ends with 2, says `said` on standard error in one line, and prints nothing else."""
+    """The command exits with 2, prints one line with `said` on standard error, and nothing else."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     output, message = capsys.readouterr()
@@ -333,7 +333,7 @@ def test_export_refuses_a_linear_head(bench: Bench, capsys: pytest.CaptureFixtur
     refuse(capsys, ["export", bench.run, "--bundle", bench.directory / "new"], "linear head")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test asks for in vain")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(capsys, training(bench, "--device", "cuda"), "--device cuda")
     refuse(capsys, ["evaluate", bench.run, "--data", bench.data, "--device", "cuda"], "--device cuda")

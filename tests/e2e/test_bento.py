@@ -1,4 +1,4 @@
-"""The service as it runs: started by the command and from a built Bento, asked over HTTP, stopped by a signal."""
+"""The real service, started by the command and from a built Bento, queried over HTTP, stopped by a signal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Server:
-    """A running server, a client of it, and what it has logged."""
+    """A running server, a client of it, and its log."""
 
     process: subprocess.Popen[bytes]
     client: httpx.Client
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(command: tuple[str, ...], home: Path, log: Path, *, cwd: Path = ROOT, **more: str) -> Iterator[Server]:
-    """Start a server on a free port and wait until it is ready; at the end it must go by itself on SIGTERM."""
+    """Start a server on a free port and wait until it is ready; at the end it must exit by itself on SIGTERM."""
     port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -188,7 +188,7 @@ def test_an_address_in_place_of_a_picture_is_never_fetched(server: Server) -> No
         check_problem(server.client.post("/v1/predict", content=body, headers=headers), 415, "unsupported_media_type")
         time.sleep(0.3)
         assert not contacted.is_set()
-        # The watch works: this contact is noticed.
+        # The monitor works: it notices this connection.
         socket.create_connection(listener.getsockname()[:2]).close()
         assert contacted.wait(5)
         thread.join()
@@ -227,11 +227,11 @@ def test_counts_of_all_workers_add_up_and_another_server_does_not_touch_them(
     before = counted(server.client, "protoserve_requests_total", **labels)
     data = photograph.read_bytes()
     for _ in range(20):
-        # A connection of its own, so that both workers get some.
+        # Use one connection per request, so that both workers get some.
         httpx.post(server.client.base_url.join("/v1/predict"), content=data).raise_for_status()
     assert counted(server.client, "protoserve_requests_total", **labels) == before + 20
     assert counted(server.client, "protoserve_model_info") == 1
-    # BentoML empties the place for counts that all servers of a home share; ours must not lie there.
+    # BentoML empties the metrics folder that all servers of a home share; ours must not lie there.
     home = server.log.parent
     command = (*PROTOSERVE, "serve", str(tiny_bundle))
     with serving(command, home, tmp_path / "other.log") as other:
@@ -265,7 +265,7 @@ def test_a_publication_is_built_into_a_bento_that_answers_by_itself(
     assert not [name for name in packed if name.startswith(("protoserve/networks", "training", "export", "tests"))]
     assert "torch" not in (folder / "env" / "python" / "requirements.txt").read_text()
 
-    # A later publication changes nothing in what is built.
+    # A later publication does not change a built Bento.
     call(*PROTOSERVE, "publish", str(renamed(tiny_bundle, tmp_path / "later")))
     with serving((*BENTOML, "serve", bento), home, tmp_path / "bento.log", cwd=elsewhere) as server:
         check_predictions(server.client, tiny_bundle, photograph)
@@ -294,7 +294,7 @@ def test_a_bundle_that_breaks_after_publication_stops_the_server_with_one_messag
 
 
 def renamed(bundle: Path, copy: Path) -> Path:
-    """A copy of a bundle named after its folder, with sums and version that fit."""
+    """A copy of a bundle named after its folder, with matching sums and version."""
     import hashlib
 
     shutil.copytree(bundle, copy)

@@ -1,4 +1,4 @@
-"""The target `web` as its users meet it: its folder behind a file server, in a real browser, beside the service."""
+"""The target `web` in a real browser: its folder behind a file server, compared with the service."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def page(address: str) -> Iterator[Any]:
 def ask(page: Any, picture: Path) -> dict[str, Any]:
     page.evaluate("document.getElementById('document').textContent = ''")
     page.set_input_files("#file", str(picture))
-    # By selectors: the page's policy lets nobody evaluate a string while it waits.
+    # Wait for selectors, because the page's policy forbids evaluating strings.
     page.wait_for_selector("#document:not(:empty), #state.error", state="attached")
     text = page.text_content("#document")
     assert text, page.text_content("#state")
@@ -120,7 +120,7 @@ def test_the_page_predicts_what_the_service_would(
     assert found["image"] == expected.image.model_dump()
     for level, wanted in zip(found["levels"], expected.levels, strict=True):
         assert (level["node"], level["label"], level["forced"]) == (wanted.node, wanted.label, wanted.forced)
-        # The graph's own resize and the browser's decoder are a grey level off in places.
+        # The graph's own resize and the browser's decoder differ by a grey level in places.
         assert level["probability"] == pytest.approx(wanted.probability, abs=5e-3)
         assert level["conditional"] == pytest.approx(wanted.conditional, abs=5e-3)
         assert (level["logit"] is None) == (wanted.logit is None)
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_picture_is_said_to_be_none(page: Any, tmp_path: Path)
 
 
 def test_nothing_leaves_the_folder(page: Any, address: str) -> None:
-    """Whatever was asked for in all of this came from the folder, and the page's own policy was never broken."""
+    """All requests went to the folder, and none broke the page's own policy."""
     assert page.asked and all(url.startswith((address, "blob:")) for url in page.asked)
     assert not page.complaints
     assert page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')") == "refused"

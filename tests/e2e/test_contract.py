@@ -17,7 +17,7 @@ from service.settings import Settings
 from tests.e2e.serving import serving
 
 with warnings.catch_warnings():
-    # Deprecations of its own requirements, which come while it is imported.
+    # Its own requirements raise deprecation warnings on import.
     warnings.simplefilter("ignore")
     import schemathesis
     from hypothesis import HealthCheck, Phase, given
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def contract(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The routes alone, and for `make test-faults` those of the running service, BentoML and all."""
+    """The routes alone, and for `make test-faults` those of the real service with BentoML."""
     if "PROTOSERVE_TEST_FAULTS" in os.environ:
         limits = {"PROTOSERVE_MAX_BYTES": "200000", "PROTOSERVE_MAX_IMAGES": "3"}
         with serving(tiny_bundle, tmp_path_factory.mktemp("contract"), **limits) as server:
@@ -49,7 +49,7 @@ def contract(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     [(method, path) for path, operations in openapi_document()["paths"].items() for method in operations],
 )
 def test_every_answer_is_one_that_the_document_states(contract: Any, method: str, path: str) -> None:
-    # Not through its pytest plugin, which holds on to pytest's inside.
+    # Not through its pytest plugin, which depends on pytest's internals.
     operation = contract[path][method]
 
     @examples(
@@ -57,13 +57,13 @@ def test_every_answer_is_one_that_the_document_states(contract: Any, method: str
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-        # The same requests at every run of the ordinary tests.
+        # Ordinary test runs make the same requests every time.
         derandomize="PROTOSERVE_TEST_FAULTS" not in os.environ,
         phases=[Phase.explicit, Phase.generate],
     )
     @given(case=operation.as_strategy())
     def check(case: Any) -> None:
-        # That bytes are a picture no schema can say, so what it allows may still be refused.
+        # No schema can require that bytes are a picture, so a request that it allows may still be refused.
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     check()

@@ -1,4 +1,4 @@
-"""The whole way in small, by the demo's own script: what `make demo` does, with few pictures and a tiny network."""
+"""The demo's own script, as `make demo` runs it, with few pictures and a tiny network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ last_layers: {epochs: 1}
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo that ran to its end: its folder, its environment, and what it said."""
+    """A finished demo: its folder, its environment and its output."""
 
     folder: Path
     environment: dict[str, str]
@@ -56,12 +56,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     (folder / "tiny.yaml").write_text(CONFIG)
     environment = {
         **os.environ,
-        # The script looks for its commands in the environment that runs the tests.
+        # The script finds its commands in the environment that runs the tests.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DEMO": str(folder),
         "CONFIG": str(folder / "tiny.yaml"),
         "PER_LEAF": "4",
-        # For so small a network threads are a burden, above all beside other work on the machine.
+        # A network this small is slower with threads, above all on a busy machine.
         "OMP_NUM_THREADS": "1",
     }
     ended = subprocess.run(
@@ -71,7 +71,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 
 def protoserve(*arguments: str | Path) -> str:
-    """What a command prints on standard output; it must succeed."""
+    """The standard output of a command, which must succeed."""
     command = [sys.executable, "-c", "from protoserve.cli.root import main; main()", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
@@ -79,7 +79,7 @@ def protoserve(*arguments: str | Path) -> str:
 
 
 def test_the_demo_goes_all_the_way_and_its_exit_code_is_its_verdict(demo: Demo) -> None:
-    """So few pictures teach a network little: whether the answer is right is not the question here."""
+    """So few pictures teach a network little, so this does not test whether the answer is right."""
     verdicts = [line for line in demo.ended.stdout.splitlines() if re.match(r"level \d+: ", line)]
     expected = ["Creature", "Beetle", "Ladybird"]
     assert [line.rpartition(" ")[2] for line in verdicts] == expected, demo.ended.stderr

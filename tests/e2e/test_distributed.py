@@ -50,7 +50,7 @@ def runs(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    # One process speaks, whoever else works.
+    # One process alone prints.
     assert done.stdout.count("selection ") == 1
     alone.join(timeout=300)
     assert alone.exitcode == 0
@@ -65,14 +65,14 @@ def column(run: Path, name: str) -> np.ndarray[Any, Any]:
 
 
 def test_two_processes_learn_what_one_does(runs: dict[int, Path]) -> None:
-    # Both go through the same batches of the same views; all that differs is the order of sums.
+    # Both see the same batches of the same views; only the order of sums differs.
     for name in ("loss", "cross_entropy", "cluster", "mean_distance", "temperature"):
         np.testing.assert_allclose(column(runs[2], name), column(runs[1], name), rtol=1e-3, atol=1e-5, err_msg=name)
     metrics = [json.loads((runs[count] / "metrics.json").read_text()) for count in (1, 2)]
     for split in ("selection", "test"):
         one, two = (found[split]["accuracy"] for found in metrics)
         assert one.keys() == two.keys()
-        # One of 16 images may stand on the edge.
+        # One of 16 images may lie on the decision boundary.
         assert all(abs(one[level] - two[level]) <= 1 / 16 for level in one)
 
 
@@ -88,7 +88,7 @@ def test_only_the_finished_run_is_left(runs: dict[int, Path]) -> None:
 
 
 def exchange(rank: int, count: int, port: int, folder: str) -> None:
-    """What one of several processes does: its part of a projection, a gradient and a table."""
+    """The work of one of several processes: its part of a projection, a gradient and a table."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),

@@ -1,4 +1,4 @@
-"""Faults under load, against the service as it runs: every request is answered or refused, and it recovers by itself.
+"""Faults under load, against the real service: every request is answered or refused, and it recovers by itself.
 
 `make test-faults` runs them; they take minutes.
 """
@@ -38,7 +38,7 @@ pytestmark = [
 
 @dataclass
 class Load:
-    """What clients saw: statuses, codes of problems, versions, and requests that got no answer."""
+    """The statuses, problem codes and versions that clients received, and the requests without an answer."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
@@ -51,7 +51,7 @@ class Load:
 
 @contextmanager
 def load(server: Server, photograph: Path, clients: int = CLIENTS) -> Iterator[Load]:
-    """Clients that ask without a pause, each request on a connection of its own, until the end."""
+    """Clients that send requests without a pause, each on a connection of its own, until the end."""
     seen, lock, stop, data = Load(), threading.Lock(), threading.Event(), photograph.read_bytes()
 
     def ask() -> None:
@@ -101,7 +101,7 @@ def answered(seen: Load, more: int, seconds: float = 60) -> None:
 
 
 def renamed(bundle: Path, copy: Path) -> Path:
-    """A copy of a bundle named after its folder, with sums and version that fit."""
+    """A copy of a bundle named after its folder, with matching sums and version."""
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest |= {"name": copy.name, "version": f"sha256:{hashlib.sha256(copy.name.encode()).hexdigest()}"}
@@ -126,12 +126,12 @@ def test_a_killed_worker_costs_only_what_it_was_answering(tiny_bundle: Path, pho
                 server.log,
             )
             answered(seen, 50)
-        # At most what each client had on its way to that worker.
+        # At most the request that each client had in flight to that worker.
         assert len(seen.unanswered) <= CLIENTS, seen.unanswered
         assert seen.refused == 0
         assert set(seen.statuses) <= {200, 503}
         assert len(seen.paths) == 1
-        # The dead worker's requests are not counted as in flight for ever.
+        # The dead worker's requests do not stay counted as in flight.
         wait_until(lambda: server.metric("protoserve_in_flight") <= 1, 30, server.log)
 
 
@@ -145,7 +145,7 @@ def test_sigterm_answers_all_that_was_accepted(tiny_bundle: Path, photograph: Pa
         assert not [child for child in before if child.is_running()]
         lines = [line for line in server.lines() if line["route"] == "/v1/predict"]
         assert {line["status"] for line in lines} <= {200, 503}
-        # Whatever a worker answered has come to its client.
+        # Every answer of a worker reached its client.
         assert sum(line["status"] == 200 for line in lines) == seen.statuses[200]
 
 
@@ -178,7 +178,7 @@ def test_a_torn_bundle_is_refused_and_a_good_one_taken_under_load(
         (tmp_path / "draft").replace(link)
 
     with serving(link, tmp_path, "--workers", "2", PROTOSERVE_RELOAD_SECONDS="0.3") as server:
-        # A worker that is still to start has no old model to go on with.
+        # A worker that has not started yet has no old model to keep.
         wait_until(lambda: server.log.read_text().count('"message": "ready"') == 2, 60, server.log)
         with load(server, photograph) as seen:
             answered(seen, 30)
@@ -234,7 +234,7 @@ def test_clients_that_vanish_leave_nothing_behind(tiny_bundle: Path, photograph:
                     connection.sendall(head + (data if number % 2 else data[: len(data) // 2]))
             answered(seen, 30)
         assert (seen.unanswered, set(seen.statuses) - {503}) == ([], {200})
-        # The request for the metrics is itself one.
+        # The request for the metrics counts as one.
         wait_until(lambda: server.metric("protoserve_in_flight") <= 1, 30, server.log)
         assert server.metric("protoserve_queued") == 0
         wait_until(lambda: worker.num_fds() <= files + 5, 20, server.log)
@@ -257,7 +257,7 @@ def test_a_full_disk_for_temporary_files_costs_nothing(tiny_bundle: Path, photog
                         filler.flush()
                 before = {worker.pid for worker in server.workers()}
                 answered(seen, 100)
-                # Every route and refusal, so that counts are written that were not before.
+                # Use every route and refusal, so that new counters are written.
                 for path in ("/v1/model", "/v1/taxonomy", "/v1/prototypes", "/v1/prototypes/0/image", "/", "/nope"):
                     for method in ("GET", "PUT", "POST", "DELETE"):
                         httpx.request(method, f"{server.address}{path}", headers={"connection": "close"})
@@ -277,10 +277,10 @@ def test_a_clock_that_jumps_costs_nothing(tiny_bundle: Path, photograph: Path, t
         "LD_PRELOAD": str(FAKETIME[0]),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
-        # As when a clock is set: what counts up since the start goes on.
+        # As when a clock is set: the monotonic clock is not affected.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    # Looks for another model by the clock of files, too.
+    # The check for a new model depends on file times, too.
     with serving(tiny_bundle, tmp_path, "--workers", "2", PROTOSERVE_RELOAD_SECONDS="0.2", **jumping) as server:
         wait_until(lambda: len(server.workers()) == 2, 60, server.log)
         before = {worker.pid for worker in server.workers()}
@@ -294,14 +294,14 @@ def test_a_clock_that_jumps_costs_nothing(tiny_bundle: Path, photograph: Path, t
         assert len(seen.paths) == 1
         assert {worker.pid for worker in server.workers()} == before
         assert httpx.get(f"{server.address}/readyz").status_code == 200
-        # No time that was measured jumped with the clock, though the log's lines did.
+        # No measured duration jumped with the clock, although the times of log lines did.
         years = {str(line["time"])[:4] for line in server.lines()}
         assert len(years) > 1, years
         for line in server.lines():
             assert 0 <= float(str(line["seconds"])) < spent
         assert 0 <= server.metric("protoserve_request_seconds_sum") < 2 * CLIENTS * spent
         assert 0 <= server.metric("protoserve_stage_seconds_sum") < 2 * CLIENTS * spent
-        # What comes when the clock is back is answered as ever.
+        # Once the clock is back, requests are answered as before.
         response = httpx.post(f"{server.address}/v1/predict", content=photograph.read_bytes())
         assert response.status_code == 200
     assert "Traceback" not in server.log.read_text()

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the same network as one that was left alone, bit for bit."""
+"""A run that is killed repeatedly ends with the same network as an undisturbed one, bit for bit."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ joint: {epochs: 3, project_every: 2}
 anchored: {epochs: 2}
 last_layers: {epochs: 2}
 """
-# With a backbone that stands still features are kept between the steps; with a learning one those of its trunk are. The
-# stages that only some runs have are spread over both.
+# A frozen backbone's features are cached between the steps; of one that learns, the features of its trunk. The optional
+# stages are spread over both.
 CASES = [
     pytest.param(
         {
@@ -95,7 +95,7 @@ def finish(process: ForkServerProcess) -> None:
 
 
 def stages_done(run: Path) -> list[str]:
-    """The stages of the steps that the run's checkpoint holds; none while there is none."""
+    """The stages of the steps in the run's checkpoint; empty without a checkpoint."""
     file = run / "checkpoint.pt"
     if not file.is_file():
         return []
@@ -114,7 +114,7 @@ def next_checkpoint(process: ForkServerProcess, run: Path, last: int | None) -> 
 
 
 def wait_for_checkpoints(process: ForkServerProcess, run: Path, count: int) -> None:
-    """Until the process has written `count` checkpoints, or has ended."""
+    """Wait until the process has written `count` checkpoints or has ended."""
     file = run / "checkpoint.pt"
     last = file.stat().st_ino if file.is_file() else None
     for _ in range(count):
@@ -150,7 +150,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     stages = [*stages_done(whole), "finish"]
     assert len(paces) == len(stages)
 
-    # Within a random step of every stage. Who sees this fail starts from the seed that it printed.
+    # Kill within a random step of every stage. To repeat a failure, start from the printed seed.
     chance = random.Random(SEED)
     of_stage = [[step for step, stage in enumerate(stages) if stage == name] for name in dict.fromkeys(stages)]
     moments = sorted(chance.choice(steps) for steps in of_stage)
@@ -158,8 +158,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     killed_in = []
     for moment in moments:
         if killed.is_dir():
-            # As one leaves it that is killed while it writes.
-            (killed / ".checkpoint.pt.1").write_bytes(b"half")
+            # A process that is killed while it writes leaves such a draft.
+            (killed / ".draft-0a1b2c3d.checkpoint.pt").write_bytes(b"half")
         process = train(forkserver, config, data, killed)
         wait_for_checkpoints(process, killed, moment - len(stages_done(killed)))
         process.join(timeout=chance.uniform(0, 0.9 * paces[moment]))
@@ -173,7 +173,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     else:
         process = train(forkserver, config, data, killed)
     finish(process)
-    # A step that is over in milliseconds may have passed before the kill.
+    # A step of a few milliseconds may end before the kill.
     assert len(set(killed_in)) >= 0.5 * len(of_stage)
 
     expected = torch.load(whole / "model.pt", weights_only=True)

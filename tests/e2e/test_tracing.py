@@ -23,7 +23,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """A collector's address, and the spans that it was sent."""
+    """A collector's address and the spans that it received."""
     spans: list[Any] = []
 
     class Collect(BaseHTTPRequestHandler):
@@ -75,5 +75,5 @@ def test_a_request_is_a_span_of_its_senders_trace(
     assert bad["protoserve.problem"] == "unsupported_image"
     mine = [span for span in spans if "protoserve.request_id" in values(span)]
     assert {(span.trace_id.hex(), span.parent_span_id.hex()) for span in mine} == {(TRACE, PARENT)}
-    # Probes are no requests of anybody.
+    # Probes leave no trace.
     assert not [span for span in spans if "readyz" in span.name]

@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_edge.py"
 
 
 def answers(file: Path, picture: Path, folder: Path) -> list[tuple[float, str]]:
-    """(percent, node) of every level that the example prints, run where nothing of this project can be imported."""
+    """(percent, node) of every level that the example prints; it runs where it can't import this project."""
     copied = folder / "example.py"
     copied.write_text(EXAMPLE.read_text())
     command = [sys.executable, "-I", str(copied), str(file), str(picture)]

@@ -1,4 +1,4 @@
-"""The C++ example for the edge, compiled against the OpenVINO that its Python package brings."""
+"""The C++ example for the edge, compiled against OpenVINO's Python package."""
 
 from __future__ import annotations
 
