@@ -46,7 +46,7 @@ CASES = [
     pytest.param(
         {
             "model": {"reduced": None},
-            "start": {"share": 0.5, "inner_nodes": False},
+            "start": {"share": 0.5},
             "joint": {"backbone_learning_rate": 1e-4, "patience": 2},
             "prototypes": {"auto": True, "start": 3, "epochs": 1},
         },

@@ -40,7 +40,7 @@ def test_training_stops_when_no_epoch_is_better_and_takes_the_best(
     small_data: Path, small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     # At so small a rate no epoch changes an answer: the first stays the best.
-    joint = {"epochs": 9, "project_every": 2, "learning_rate": 1e-12, "patience": 3, "cosine": False}
+    joint = {"epochs": 9, "project_every": 2, "learning_rate": 1e-12, "patience": 3}
     config = small_config(joint=joint, last_layers={"epochs": 0})
     stopped = train(config, small_data, tmp_path / "stopped")
     # Epochs 2, 3 and 4 are not better; the projection planned after the fourth is left out, the last one is not.
@@ -66,7 +66,7 @@ def test_the_backbone_may_learn_with_the_prototypes(
         "finetune": {"epochs": 1, "train_from": "stage2.2", "label_smoothing": 0.1},
         "last_layers": {"epochs": 0},
     }
-    rates = {"backbone_learning_rate": 1e-3, "layer_decay": 0.5, "weight_decay": 0.01}
+    rates = {"backbone_learning_rate": 1e-3, "weight_decay": 0.01}
     learning = train(small_config(**sections, joint={"epochs": 1, **rates}), small_data, tmp_path / "learning")
     frozen = train(small_config(**sections, joint={"epochs": 1}), small_data, tmp_path / "frozen")
     names = changed(learning, frozen)
@@ -79,16 +79,6 @@ def test_the_backbone_may_learn_with_the_prototypes(
     latent = learning.latent(projection.image.numpy()).flatten(2)
     cells = latent[torch.arange(len(latent)), :, projection.cell]
     torch.testing.assert_close(cells, head.prototypes.detach(), rtol=0, atol=1e-5)
-
-
-def test_fixed_batch_normalisation_keeps_its_statistics(
-    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
-) -> None:
-    for policy, kept in (("learned", False), ("fixed", True)):
-        config = small_config(finetune={"epochs": 1, "batch_norm": policy}, linear={"epochs": 1})
-        state = train(config, small_data, tmp_path / policy, linear=True).network.state_dict()
-        statistics = [tensor for name, tensor in state.items() if name.endswith("running_var")]
-        assert all(torch.equal(tensor, torch.ones_like(tensor)) == kept for tensor in statistics)
 
 
 def test_weight_decay_spares_vectors() -> None:
