@@ -12,6 +12,8 @@ from protoserve.errors import ParityError
 from protoserve.graph_signature import named_arrays
 from protoserve.networks.model_file import load_network
 from protoserve.networks.routed_head import RoutedHead
+from protoserve.taxonomy import Taxonomy
+from tests.bundles import LEAVES
 
 TOP_K = 4
 
@@ -63,9 +65,10 @@ def another_cell(outputs) -> None:
 
 
 def another_leaf(outputs) -> None:
-    outputs["path"][0] = np.roll(outputs["path"][0], 0)
-    outputs["path"][0, 0] = (outputs["path"][0, 0] + 1) % 3
-    outputs["path"][0, 1:] = -1
+    taxonomy = Taxonomy.from_paths(LEAVES)
+    leaves = list(taxonomy.leaves)
+    least_probable = leaves[outputs["log_probability"][0, leaves].argmin()]
+    outputs["path"][0] = taxonomy.path_at_level[least_probable]
 
 
 def swapped_evidence(outputs) -> None:

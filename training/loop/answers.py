@@ -16,7 +16,7 @@ from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import NoveltyTable
-from protoserve.scores import calibration_scores, scores
+from protoserve.scores import calibration_scores
 from protoserve.taxonomy import Taxonomy
 from training.data.pictures import batches, fitted
 from training.progress import tracked
@@ -124,14 +124,6 @@ def answer_dataset(
         console,
         f"scoring {dataset.split}",
     )
-
-
-def score_network(
-    network: Network, dataset: Dataset, rule: InputRule, device: torch.device, console: Console
-) -> dict[str, Any]:
-    """`protoserve.scores.scores` of a network, which must be in evaluation mode."""
-    found = answer_dataset(network, dataset, rule, device, console)
-    return scores(found.log_probability, dataset.leaves, dataset.taxonomy)
 
 
 def compare_calibration(answers: Answers, dataset: Dataset) -> dict[str, Any]:
