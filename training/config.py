@@ -31,7 +31,6 @@ from training.sections.stages import (
 REMOVED = {
     ("start", "inner_nodes"): True,
     ("finetune", "layer_decay"): 1.0,
-    ("finetune", "batch_norm"): "learned",
     ("joint", "layer_decay"): 1.0,
     ("joint", "cosine"): True,
     ("prototypes", "merge_within"): 0.1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from protoserve.schema import NoveltyScore
@@ -28,6 +30,12 @@ class FinetuneConfig(Section):
     backbone_learning_rate: float = Field(default=3e-4, gt=0, description="Learning rate of the backbone.")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay; spares biases and norms.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    batch_norm: Literal["learned", "fixed"] = Field(
+        default="learned",
+        description="Whether batch normalisation learns statistics or keeps those of `model.weights`. Set fixed where "
+        "a process has few images per batch, or so that several processes learn as one would: each normalises its own "
+        "images.",
+    )
     train_from: str | None = Field(
         default=None,
         description="First part of the backbone that learns, here and in `joint`, such as `features.14`. null trains "

@@ -23,7 +23,7 @@ def finetune(trainer: Trainer) -> dict[str, float]:
     freeze_all_but(plain.backbone, learning)
     plain.dropout.train()
     for part in trainable_modules(body, setting.train_from):
-        part.train()
+        part.train(not (isinstance(part, nn.BatchNorm2d) and setting.batch_norm == "fixed"))
     batches = shared_batches(trainer)
     maps = trainer.feed.maps((batch.numbers for batch in batches), trainer.state.step)
     # A single picture has no batch statistics to learn from.
