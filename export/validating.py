@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from protoserve.data.dataset import read_split
+from protoserve.device import Device
 from protoserve.images.fitting import fit
 from protoserve.inference.classifier import open_model
-from protoserve.inference.engine import Device
 from protoserve.inference.ensemble_engine import open_engine
 from protoserve.scores import scores
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protoserve.cores import usable_cores
+from protoserve.device import Device
 from protoserve.errors import InputError
 from protoserve.images.decoding import DEFAULT_LIMITS, FORMATS
 from service.api_keys import ApiKey, parse_key
@@ -46,7 +47,7 @@ class Settings(BaseSettings):
     )
 
     # Compute.
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device that runs the graph")
+    device: Device = Field(default="auto", description="device that runs the graph")
     workers: int = Field(
         default=1,
         ge=1,

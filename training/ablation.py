@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from protoserve.device import Device
 from protoserve.errors import InputError
 from protoserve.files import make_folder, write_text
 from protoserve.networks.autoencoder import PrototypeAutoencoder
@@ -23,7 +24,6 @@ from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training import running
 from training.config import Config, read_config
-from training.device import Device
 from training.outcome.charts import write_figure
 
 if TYPE_CHECKING:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
+from protoserve.device import Device
 from protoserve.errors import DeviceError
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def torch_device(device: Device) -> torch.device:

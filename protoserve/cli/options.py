@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-Device = Literal["auto", "cpu", "cuda"]
+from protoserve.device import Device
+
 DeviceOption = Annotated[
     Device,
     typer.Option(help="Where the network runs: auto uses CUDA where it works, cuda fails where it does not."),

@@ -20,7 +20,8 @@ from typer.core import TyperGroup
 
 from protoserve import __version__
 from protoserve.cli import score as score_command
-from protoserve.cli.options import Device, DeviceOption, JsonOption
+from protoserve.cli.options import DeviceOption, JsonOption
+from protoserve.device import Device
 from protoserve.errors import InputError, MissingExtraError, ProtoServeError
 
 # Everything heavier (numpy, onnxruntime, pillow, pydantic) is imported inside the commands: help must be

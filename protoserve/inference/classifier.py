@@ -17,10 +17,11 @@ import numpy as np
 
 from protoserve.bundle.ensemble import Ensemble, Model, ensemble_of, read_model
 from protoserve.bundle.folder import Bundle, read_bundle
+from protoserve.device import Device
 from protoserve.errors import ImageError, InputError
 from protoserve.images.decoding import DEFAULT_LIMITS, FORMATS, ImageSource, Limits, decode
 from protoserve.images.fitting import FittedImage, fit
-from protoserve.inference.engine import Device, Engine
+from protoserve.inference.engine import Engine
 from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.inference.evidence import EvidenceTable, checked_top_k, predictions
 from protoserve.schema import Prediction

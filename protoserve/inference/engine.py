@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -17,12 +16,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
 from protoserve.bundle.folder import Bundle
+from protoserve.device import DEVICES, Device, has_nvidia_driver
 from protoserve.errors import BundleError, DeviceError, InputError
 from protoserve.graph_signature import INPUT, OUTPUT_NAMES, OUTPUTS, Explanation, GraphOutput, named_arrays
-
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-
-DEVICES: Final = ("auto", "cpu", "cuda")
 
 _LOG = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
@@ -93,7 +89,7 @@ class Engine:
         return Outputs(*arrays)
 
     def _open(self, device: Device, threads: int | None) -> tuple[Any, Literal["cpu", "cuda"]]:
-        if device == "cuda" or (device == "auto" and _cuda_driver()):
+        if device == "cuda" or (device == "auto" and has_nvidia_driver()):
             try:
                 return self._cuda_session(threads), "cuda"
             except DeviceError as error:
@@ -110,7 +106,7 @@ class Engine:
                 f"this onnxruntime runs on {', '.join(offered)}, not on CUDA; install onnxruntime-gpu or "
                 "choose the device cpu"
             )
-        if not _cuda_driver():
+        if not has_nvidia_driver():
             raise DeviceError(
                 "CUDA was asked for, but this machine has no NVIDIA driver (libcuda), only the CPU; choose "
                 "the device cpu or auto"
@@ -148,15 +144,6 @@ class Engine:
         # It would change the device in the middle of a run, unasked.
         session.disable_fallback()
         return session
-
-
-def _cuda_driver() -> bool:
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def _check_signature(session: Any, bundle: Bundle) -> None:

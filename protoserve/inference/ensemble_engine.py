@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.folder import Bundle
+from protoserve.device import Device
 from protoserve.errors import BundleError
-from protoserve.inference.engine import Device, Engine, Outputs
+from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.evidence import EvidenceTable
 from protoserve.novelty import NoveltyTable, Thresholds, parent_names
 

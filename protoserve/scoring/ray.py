@@ -12,8 +12,8 @@ from typing import Any
 import ray
 import ray.data
 
+from protoserve.device import Device
 from protoserve.inference.classifier import load
-from protoserve.inference.engine import Device
 from protoserve.scoring.local import Job, score_part, write_part
 
 

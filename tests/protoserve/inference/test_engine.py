@@ -1,6 +1,5 @@
 """The session over a bundle: its answers, its errors, and that threads don't disturb each other."""
 
-import ctypes
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from protoserve.bundle.folder import Bundle, read_bundle
+from protoserve.device import has_nvidia_driver
 from protoserve.errors import BundleError, DeviceError, InputError
 from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.inference.engine import Engine, Outputs
@@ -31,14 +31,6 @@ def images(bundle: Bundle) -> NDArray[np.uint8]:
     rule = bundle.manifest.input
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (5, rule.height, rule.width, 3), dtype=np.uint8)
-
-
-def has_nvidia_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def same(one: Outputs, other: Outputs) -> None:

@@ -1,0 +1,20 @@
+"""The devices that a command or a caller can ask for, and the check for an NVIDIA driver."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Final, Literal, TypeAlias, get_args
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+DEVICES: Final[tuple[Device, ...]] = get_args(Device)
+
+
+def has_nvidia_driver() -> bool:
+    """Whether this machine has an NVIDIA driver (libcuda): without one, trying CUDA only prints errors."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
