@@ -32,7 +32,7 @@ from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import NetworkDescription, build
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.taxonomy import Taxonomy, competing_groups
-from training.prototypes.projection import find_nearest
+from training.prototypes.projection import complete, search
 from training.rendered import render_dataset
 
 DIMENSIONS, REDUCED = 128, 256
@@ -87,7 +87,7 @@ def one_round(
             yield numbers, leaves[numbers], latent
 
     began = time.perf_counter()
-    find_nearest(network.head, latents())
+    complete(network.head, search(network.head, latents()))
     return forward, time.perf_counter() - began - forward
 
 
@@ -150,7 +150,7 @@ def peak_memory(images: int) -> float:
             yield numbers, numbers % len(taxonomy.leaves), maps
 
     before = resident("VmRSS")
-    find_nearest(head, latents())
+    complete(head, search(head, latents()))
     return resident("VmHWM") - before
 
 

@@ -144,7 +144,7 @@ def problem() -> tuple[Any, torch.Tensor, torch.Tensor, np.ndarray[Any, Any]]:
 def test_what_processes_exchange_is_what_one_would_have_found(
     count: int, forkserver: ForkServerContext, tmp_path: Path
 ) -> None:
-    from training.prototypes.projection import find_nearest
+    from training.prototypes.projection import complete, search
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -157,7 +157,7 @@ def test_what_processes_exchange_is_what_one_would_have_found(
         assert process.exitcode == 0
 
     head, latent, leaves, numbers = problem()
-    whole = find_nearest(head, [(torch.arange(21), leaves, latent)])
+    whole = complete(head, search(head, [(torch.arange(21), leaves, latent)]))
     expected = latent[numbers].mean((0, 2, 3))[:3]
     for rank in range(count):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

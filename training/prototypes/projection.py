@@ -39,14 +39,6 @@ class Projection(NamedTuple):
     vector: Tensor
 
 
-def find_nearest(head: PrototypeHead, latents: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Projection:
-    """The nearest own-class cell of each prototype: `complete` of `search`, for one process that sees all images.
-
-    Raises RuntimeError when a prototype has no image of its own class.
-    """
-    return complete(head, search(head, latents))
-
-
 @torch.inference_mode()
 def search(head: PrototypeHead, latents: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Projection:
     """The nearest own-class cell of each prototype among the images given, which may be a part of the data set.
@@ -56,7 +48,7 @@ def search(head: PrototypeHead, latents: Iterable[tuple[Tensor, Tensor, Tensor]]
     may search a part each; `merge` of their results is what one process finds.
     """
     device, (count, dimensions) = head.prototypes.device, head.prototypes.shape
-    own = own_prototypes(head.taxonomy, head.prototype_child.cpu()).to(device)
+    own = own_prototypes(head.taxonomy, head.grouping.prototype_child.cpu()).to(device)
     # One row more, for the padding of `own`.
     prototypes = functional.pad(head.vectors().double(), (0, 0, 0, 1))
     image = torch.full((count,), NO_IMAGE, dtype=torch.int64)
@@ -112,7 +104,7 @@ def complete(head: PrototypeHead, projection: Projection) -> Projection:
     """The projection itself, once every prototype has found an image; else raises RuntimeError naming one."""
     lacking = (projection.image == NO_IMAGE).nonzero()[:, 0].tolist()
     if lacking:
-        name = head.taxonomy.names[int(head.prototype_child[lacking[0]])]
+        name = head.taxonomy.names[int(head.grouping.prototype_child[lacking[0]])]
         raise RuntimeError(f"prototype {lacking[0]} of {name!r} has no training image of its own class")
     return projection
 

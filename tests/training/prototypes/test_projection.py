@@ -12,7 +12,7 @@ from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
 from training.prototypes import projection
-from training.prototypes.projection import NO_IMAGE, complete, find_nearest, merge, own_prototypes, search
+from training.prototypes.projection import NO_IMAGE, complete, merge, own_prototypes, search
 
 LEAVES = ("A/x", "A/y", "B/u", "B/v", "Q")
 # Leaves at depths 1 to 4, so that leaves have different numbers of prototypes.
@@ -46,7 +46,7 @@ def exhaustive(head, latent, leaves):
     prototypes = head.prototypes.detach().double()
     if head.similarity.form == "cosine":
         prototypes = prototypes / prototypes.square().sum(1, keepdim=True).sqrt()
-    for prototype, child in zip(prototypes, head.prototype_child.tolist(), strict=True):
+    for prototype, child in zip(prototypes, head.grouping.prototype_child.tolist(), strict=True):
         best = (np.inf, -1, -1)
         for image, leaf in enumerate(leaves.tolist()):
             if head.taxonomy.leaves_below[child, leaf]:
@@ -74,7 +74,7 @@ def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(
 ) -> None:
     head, latent, leaves = problem
     order = np.arange(23) if seed is None else np.random.default_rng(seed).permutation(23)
-    found = find_nearest(head, batches(latent, leaves, order, size))
+    found = complete(head, search(head, batches(latent, leaves, order, size)))
     expected = exhaustive(head, latent, leaves)
     assert found.image.tolist() == [image for _, image, _ in expected]
     assert found.cell.tolist() == [cell for _, _, cell in expected]
@@ -87,7 +87,7 @@ def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(
 @pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
 def test_every_kind_and_form_on_an_uneven_tree(kind: str, form: str) -> None:
     head, latent, leaves = make_problem(UNEVEN, kind, form, images=40)
-    found = find_nearest(head, batches(latent, leaves, np.arange(40), 16))
+    found = complete(head, search(head, batches(latent, leaves, np.arange(40), 16)))
     expected = exhaustive(head, latent, leaves)
     assert found.image.tolist() == [image for _, image, _ in expected]
     assert found.cell.tolist() == [cell for _, _, cell in expected]
@@ -98,7 +98,7 @@ def test_every_kind_and_form_on_an_uneven_tree(kind: str, form: str) -> None:
         prototypes = head.prototypes.detach().double()
         cosine = torch.einsum("pd,ndc->pnc", prototypes, flat) / prototypes.norm(dim=1)[:, None, None]
         cosine = cosine / flat.norm(dim=1)
-        own = torch.from_numpy(head.taxonomy.leaves_below)[head.prototype_child][:, leaves]
+        own = torch.from_numpy(head.taxonomy.leaves_below)[head.grouping.prototype_child][:, leaves]
         greatest = torch.where(own[:, :, None], cosine, -2).amax((1, 2))
         np.testing.assert_allclose(1 - found.distance / 2, greatest, atol=1e-6)
 
@@ -122,7 +122,7 @@ def test_ties_never_depend_on_batches_blocks_or_order(seed, levels, sizes, block
     parts = torch.tensor_split(order, cuts)
     bound, projection.BLOCK = projection.BLOCK, block
     try:
-        found = find_nearest(head, ((part, leaves[part], latent[part]) for part in parts))
+        found = complete(head, search(head, ((part, leaves[part], latent[part]) for part in parts)))
     finally:
         projection.BLOCK = bound
     expected = exhaustive(head, latent, leaves)
@@ -140,7 +140,7 @@ def test_near_ties_far_from_zero_are_told_apart() -> None:
     with torch.no_grad():
         head.prototypes[:] = 1000.0
         head.prototypes[:, 0] -= 2.0
-    found = find_nearest(head, batches(latent, leaves, generator.permutation(30), 7))
+    found = complete(head, search(head, batches(latent, leaves, generator.permutation(30), 7)))
     expected = exhaustive(head, latent, leaves)
     assert found.image.tolist() == [image for _, image, _ in expected]
     assert found.cell.tolist() == [cell for _, _, cell in expected]
@@ -148,16 +148,16 @@ def test_near_ties_far_from_zero_are_told_apart() -> None:
 
 def test_results_are_the_same_to_the_last_bit_in_any_batches(problem) -> None:
     head, latent, leaves = problem
-    whole = find_nearest(head, batches(latent, leaves, np.arange(23), 23))
+    whole = complete(head, search(head, batches(latent, leaves, np.arange(23), 23)))
     for size in (1, 2, 5, 16):
         order = np.random.default_rng(size).permutation(23)
-        assert_equal(find_nearest(head, batches(latent, leaves, order, size)), whole)
+        assert_equal(complete(head, search(head, batches(latent, leaves, order, size))), whole)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_parts_merge_to_the_whole_in_any_order(problem, processes: int) -> None:
     head, latent, leaves = problem
-    whole = find_nearest(head, batches(latent, leaves, np.arange(23), 8))
+    whole = complete(head, search(head, batches(latent, leaves, np.arange(23), 8)))
     parts = [search(head, batches(latent, leaves, np.arange(23)[rank::processes], 3)) for rank in range(processes)]
     for order in itertools.permutations(parts):
         merged = order[0]
@@ -178,17 +178,17 @@ def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(p
 
 def test_images_of_another_class_are_never_chosen(problem) -> None:
     head, latent, leaves = problem
-    found = find_nearest(head, batches(latent, leaves, np.arange(23), 6))
-    for child, image in zip(head.prototype_child.tolist(), found.image.tolist(), strict=True):
+    found = complete(head, search(head, batches(latent, leaves, np.arange(23), 6)))
+    for child, image in zip(head.grouping.prototype_child.tolist(), found.image.tolist(), strict=True):
         assert head.taxonomy.leaves_below[child, leaves[image]]
 
 
 def test_a_projected_prototype_stays_where_it_is(problem) -> None:
     head, latent, leaves = problem
-    first = find_nearest(head, batches(latent, leaves, np.arange(23), 6))
+    first = complete(head, search(head, batches(latent, leaves, np.arange(23), 6)))
     with torch.no_grad():
         head.prototypes.copy_(first.vector)
-    again = find_nearest(head, batches(latent, leaves, np.arange(23), 6))
+    again = complete(head, search(head, batches(latent, leaves, np.arange(23), 6)))
     assert torch.equal(again.vector, first.vector)
     assert torch.equal(again.distance, torch.zeros_like(again.distance))
 
@@ -207,4 +207,4 @@ def test_a_class_without_images_is_an_error(problem) -> None:
     head, latent, leaves = problem
     kept = (leaves != 0).nonzero()[:, 0].numpy()
     with pytest.raises(RuntimeError, match="of 'Q' has no training image"):
-        find_nearest(head, batches(latent, leaves, kept, 6))
+        complete(head, search(head, batches(latent, leaves, kept, 6)))
