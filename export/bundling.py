@@ -186,7 +186,7 @@ def _manifest(
     weight = head.effective_weight().detach()
     records = []
     for number, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
-        group, slot = int(head.prototype_group[number]), int(head.prototype_slot[number])
+        group, slot = int(head.grouping.prototype_group[number]), int(head.grouping.prototype_slot[number])
         # Without a hierarchy of heads all leaves compete at the root.
         parent = int(taxonomy.parent[child]) if description.kind == "hierarchical" else -1
         records.append(
@@ -197,7 +197,7 @@ def _manifest(
                 source_image=source.image,
                 source_box=source.box,
                 source_cell=divmod(source.cell, source.columns),
-                weight=float(weight[group, int(head.node_member[child]), slot]),
+                weight=float(weight[group, int(head.grouping.node_member[child]), slot]),
                 picture=f"prototypes/{number:04d}.webp",
             )
         )
@@ -240,9 +240,9 @@ def _manifest(
 
 def _weights(head: PrototypeHead) -> NDArray[np.float32]:
     """Every prototype's last-layer weights for all members of its group, one prototype after the other."""
-    present = head.member_node < len(head.taxonomy.nodes)
-    weights = head.effective_weight().detach()[head.prototype_group, :, head.prototype_slot]  # [P, M]
-    return np.asarray(weights[present[head.prototype_group]].numpy(), dtype=np.float32)
+    present = head.grouping.member_node < len(head.taxonomy.nodes)
+    weights = head.effective_weight().detach()[head.grouping.prototype_group, :, head.grouping.prototype_slot]  # [P, M]
+    return np.asarray(weights[present[head.grouping.prototype_group]].numpy(), dtype=np.float32)
 
 
 def library_versions(*packages: str) -> dict[str, str]:

@@ -248,14 +248,14 @@ class _Comparison:
         head = self.head
         node = expected["path"][rows][:, :, None]
         weight = np.pad(head.effective_weight().detach().double().numpy(), ((0, 1), (0, 0), (0, 0)))
-        group, slot = head.prototype_group.numpy()[prototype], head.prototype_slot.numpy()[prototype]
-        same_group = head.node_group.numpy()[node] == group
+        group, slot = head.grouping.prototype_group.numpy()[prototype], head.grouping.prototype_slot.numpy()[prototype]
+        same_group = head.grouping.node_group.numpy()[node] == group
         similarities = np.take_along_axis(
             expected["similarity"][rows][:, None, :].repeat(prototype.shape[1], axis=1),
             np.maximum(prototype, 0),
             axis=2,
         )
-        found = weight[group, head.node_member.numpy()[node], slot] * similarities
+        found = weight[group, head.grouping.node_member.numpy()[node], slot] * similarities
         return np.where(same_group & (prototype >= 0), found, np.inf)
 
     def _difference_of(self, name: str, differences: NDArray[np.float64]) -> None:

@@ -37,9 +37,10 @@ def loss_tables(head: PrototypeHead) -> LossTables:
     none = len(taxonomy.nodes)
     on_path = torch.from_numpy(taxonomy.leaves_below.T).to(head.weight.device)  # [leaves, nodes]
     on_path = torch.nn.functional.pad(on_path, (0, 1))
-    members = on_path[:, head.member_node]  # [leaves, G, M]
+    members = on_path[:, head.grouping.member_node]  # [leaves, G, M]
     passes = members.any(dim=2)
-    slot_child = torch.nn.functional.pad(head.prototype_child, (0, 1), value=none)[head.slot_prototype]
+    child_or_none = torch.nn.functional.pad(head.grouping.prototype_child, (0, 1), value=none)
+    slot_child = child_or_none[head.grouping.slot_prototype]
     own = on_path[:, slot_child]
     present = (slot_child < none)[None]
     return LossTables(own, passes[:, :, None] & present & ~own, passes, members.int().argmax(dim=2))
@@ -75,7 +76,7 @@ class Answered:
     @cached_property
     def slot_distance(self) -> Tensor:
         """[batch, G, Q] the squared distances to the prototypes of each group."""
-        slots = self.head.slot_prototype.clamp_max(self.output.distance.shape[1] - 1)
+        slots = self.head.grouping.slot_prototype.clamp_max(self.output.distance.shape[1] - 1)
         return self.output.distance.index_select(1, slots.reshape(-1)).reshape(-1, *slots.shape)
 
 
@@ -180,7 +181,7 @@ def noise_loss(head: PrototypeHead, output: HeadOutput, config: LossConfig) -> T
 
 def divergence(head: PrototypeHead, output: HeadOutput) -> Tensor:
     """[batch, G] how far the conditionals of every parent are from uniform: KL(uniform ‖ conditional) ≥ 0."""
-    present = head.member_node < len(head.taxonomy.nodes)
+    present = head.grouping.member_node < len(head.taxonomy.nodes)
     members = present.sum(1)
     logarithms = torch.where(present, output.group_logits.log_softmax(2), 0.0)
     return -logarithms.sum(2) / members - members.log()
@@ -203,7 +204,7 @@ def distillation(
     """
     leaf = torch.softmax(teacher_logits / temperature, dim=1)
     node = torch.nn.functional.pad(torch.matmul(leaf, head.leaves_below.t()), (0, 1))
-    member = node[:, head.member_node]
+    member = node[:, head.grouping.member_node]
     wanted = member / member.sum(2, keepdim=True).clamp_min(1e-12)
     # A group's missing members have a logit of −1e30 and are wanted with 0.
     found = (output.group_logits / temperature).log_softmax(2).clamp_min(-1e4)

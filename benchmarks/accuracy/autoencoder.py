@@ -77,7 +77,7 @@ def own_prototype_first(run: Path, data: Path) -> dict[str, float]:
         )
         last = (path >= 0).sum(1, keepdim=True) - 1
         leaf, strongest = path.gather(1, last)[:, 0], first[:, :, 0].gather(1, last)[:, 0]
-        found[name] = float((head.prototype_child[strongest] == leaf).double().mean())
+        found[name] = float((head.grouping.prototype_child[strongest] == leaf).double().mean())
     return found
 
 

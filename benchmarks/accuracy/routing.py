@@ -69,7 +69,7 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
             evidence[width] += int((sure & paths & shown).sum())
     return {
         "run": folder.name,
-        "prototypes": len(head.prototype_child),
+        "prototypes": len(head.grouping.prototype_child),
         "groups": len(head.taxonomy.groups),
         "photographs": count,
         "certain": certain,

@@ -100,7 +100,7 @@ class Published(nn.Module):
         self.prototypes, self.weights, self.ones = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         weight, compared = head.effective_weight().detach(), head.vectors().detach()
         for number, group in enumerate(competing_groups(head.taxonomy, head.kind)):
-            own = head.prototype_group == number
+            own = head.grouping.prototype_group == number
             vectors = compared[own][:, :, None, None]
             self.prototypes.append(nn.Parameter(vectors.clone()))
             self.ones.append(nn.Parameter(torch.ones_like(vectors)))

@@ -73,8 +73,9 @@ class PrototypeHead(nn.Module):
         self.depth = taxonomy.depth
         self.grouping = Grouping(taxonomy, prototype_child, kind)
         nodes, count = len(taxonomy.nodes), len(prototype_child)
-        member = self.member_node[:, :, None]
-        slot_child = functional.pad(self.prototype_child, (0, 1), value=-1)[self.slot_prototype][:, None, :]
+        member = self.grouping.member_node[:, :, None]
+        child_or_none = functional.pad(self.grouping.prototype_child, (0, 1), value=-1)
+        slot_child = child_or_none[self.grouping.slot_prototype][:, None, :]
         valid = (member < nodes) & (slot_child >= 0)
         self.register_buffer("weight_mask", valid, persistent=False)
         self.register_buffer("own_mask", valid & (member == slot_child), persistent=False)
@@ -86,48 +87,6 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.rand(count, dimensions))
         self.weight = nn.Parameter(torch.zeros(groups, members, slots))
         self.reset_weight()
-
-    # ---- the tables that training reads, see Grouping ----------------------------------------------------------
-
-    @property
-    def prototype_child(self) -> Tensor:
-        """int64 [P] the node that each prototype belongs to."""
-        return self.grouping.prototype_child
-
-    @property
-    def prototype_group(self) -> Tensor:
-        """int64 [P] the group of each prototype."""
-        return self.grouping.prototype_group
-
-    @property
-    def prototype_slot(self) -> Tensor:
-        """int64 [P] the place of each prototype in its group."""
-        return self.grouping.prototype_slot
-
-    @property
-    def slot_prototype(self) -> Tensor:
-        """int64 [G, Q] the prototype in each slot of a group, P in its padding."""
-        return self.grouping.slot_prototype
-
-    @property
-    def member_node(self) -> Tensor:
-        """int64 [G, M] the members of each group, V in its padding."""
-        return self.grouping.member_node
-
-    @property
-    def node_member(self) -> Tensor:
-        """int64 [V + 1] the place of each node in its group."""
-        return self.grouping.node_member
-
-    @property
-    def node_group(self) -> Tensor:
-        """int64 [V + 1] the group of each node, G where it has none."""
-        return self.grouping.node_group
-
-    @property
-    def leaf_node(self) -> Tensor:
-        """int64 [leaves] the leaves' nodes."""
-        return self.grouping.leaf_node
 
     @property
     def leaves_below(self) -> Tensor:
@@ -172,13 +131,13 @@ class PrototypeHead(nn.Module):
         """
         if self.reference is None:
             raise InputError(f"the similarity {self.similarity.form} has no reference distances; use negative-distance")
-        members = (self.member_node < len(self.taxonomy.nodes)).double()[:, :, None]
+        members = (self.grouping.member_node < len(self.taxonomy.nodes)).double()[:, :, None]
         centred = self.effective_weight().double()
         centred = (centred - (centred * members).sum(1, keepdim=True) / members.sum(1, keepdim=True)) * self.weight_mask
         reference = torch.zeros_like(self.reference, dtype=torch.float64)
         for group in range(centred.shape[0]):
-            present = self.slot_prototype[group] < len(reference)
-            weight, slots = centred[group][:, present], self.slot_prototype[group][present]
+            present = self.grouping.slot_prototype[group] < len(reference)
+            weight, slots = centred[group][:, present], self.grouping.slot_prototype[group][present]
             wanted = typical.to(weight)[slots]
             reference[slots] = wanted - torch.linalg.pinv(weight, rtol=1e-9) @ (weight @ wanted)
         self.weight.copy_(centred)

@@ -101,7 +101,7 @@ class RoutedHead(nn.Module):
         for depth in range(1, taxonomy.depth + 1):
             # Breadth first, so that the upper levels' groups are the first ones.
             groups = sum(depth_of_group[number] < depth for number in range(len(taxonomy.groups)))
-            prototypes = int((head.prototype_group < groups).sum())
+            prototypes = int((head.grouping.prototype_group < groups).sum())
             members = max((len(group.children) for group in taxonomy.groups[:groups]), default=0)
             few = prototypes <= most and prototypes * groups * members <= TRUNK_WEIGHTS
             if self.trunk_groups and not few:
@@ -114,7 +114,7 @@ class RoutedHead(nn.Module):
         along = torch.zeros(groups, self.trunk_members, nodes)
         effective, path = head.effective_weight().detach().cpu(), taxonomy.path_at_level[:nodes]
         for number, group in enumerate(taxonomy.groups[:groups]):
-            own = torch.nonzero(head.prototype_group.cpu() == number)[:, 0]
+            own = torch.nonzero(head.grouping.prototype_group.cpu() == number)[:, 0]
             used = effective[number, : len(group.children), : len(own)] / head.temperature[number].detach().cpu()
             weight[own, number, : len(group.children)] = used.t()
             absent[number, : len(group.children)] = 0.0

@@ -46,7 +46,7 @@ def node_tables(head: PrototypeHead) -> NodeTables:
     tables = np.zeros((4, root + 1), dtype=np.int64)
     tables[0, numbers], tables[1, numbers] = first, children
     group = np.full(root + 1, -1, dtype=np.int64)
-    sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=len(taxonomy.groups))
+    sizes = np.bincount(head.grouping.prototype_group.cpu().numpy(), minlength=len(taxonomy.groups))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     for number, siblings in enumerate(taxonomy.groups):
         parent = root if siblings.parent == ROOT else siblings.parent
@@ -71,8 +71,8 @@ class LastLayerRows(nn.Module):
         super().__init__()
         nodes, slots = len(head.taxonomy.nodes), head.top_k_limit
         self.dense = 4 * (nodes + 1) * slots <= head.prototypes.numel()
-        weight, member = head.effective_weight().detach(), head.node_member.cpu()
-        group = head.node_group.cpu()
+        weight, member = head.effective_weight().detach(), head.grouping.node_member.cpu()
+        group = head.grouping.node_group.cpu()
         alone = group == weight.shape[0]
         if self.dense:
             rows = weight[torch.where(alone, 0, group).to(weight.device), member.to(weight.device)].clone()
@@ -84,7 +84,7 @@ class LastLayerRows(nn.Module):
         self.register_buffer("table", None, persistent=False)
         flat = functional.pad(head.grouping.flat_weights(head.effective_weight().detach()), (0, slots))
         places = np.array([*head.grouping.weight_offsets(), (0, 0)], dtype=np.int64)[group]
-        sizes = np.bincount(head.prototype_group.cpu().numpy(), minlength=weight.shape[0])
+        sizes = np.bincount(head.grouping.prototype_group.cpu().numpy(), minlength=weight.shape[0])
         start = torch.from_numpy(places[:, 0] + places[:, 1] * member.numpy())
         count = torch.from_numpy(np.where(alone, 0, np.append(sizes, 0)[group]))
         self.register_buffer("flat", flat, persistent=False)

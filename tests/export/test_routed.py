@@ -27,7 +27,7 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
     head = PrototypeHead(tree, prototype_children(tree, "hierarchical", 2), network.head.prototypes.shape[1])
     with torch.inference_mode():
         cells = network.latent(network.features(torch.from_numpy(samples))).flatten(2).transpose(1, 2).flatten(0, 1)
-        head.prototypes.copy_(cells[torch.randint(len(cells), (len(head.prototype_child),))])
+        head.prototypes.copy_(cells[torch.randint(len(cells), (len(head.grouping.prototype_child),))])
         # So weak that some pictures' best leaves do not stand out.
         head.weight.copy_(0.05 * torch.randn_like(head.weight))
         head.centre.copy_(head.vectors().mean(0))

@@ -42,7 +42,7 @@ class Reference:
 
     def __init__(self, head, latent):
         self.taxonomy, self.form = head.taxonomy, head.similarity.form
-        self.owner = head.prototype_child.tolist()
+        self.owner = head.grouping.prototype_child.tolist()
         self.latent = latent.detach().double().requires_grad_()
         self.prototypes = head.prototypes.detach().double().requires_grad_()
         self.weight = head.weight.detach().double().requires_grad_()

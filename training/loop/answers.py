@@ -39,7 +39,7 @@ def novelty_table(network: Network) -> NoveltyTable:
     if isinstance(network, LinearNetwork):
         return NoveltyTable.of(network.taxonomy, "linear", prototype_child=())
     head = network.head
-    return NoveltyTable.of(head.taxonomy, head.kind, head.prototype_child.tolist())
+    return NoveltyTable.of(head.taxonomy, head.kind, head.grouping.prototype_child.tolist())
 
 
 @torch.inference_mode()

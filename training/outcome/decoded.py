@@ -118,7 +118,7 @@ def prototypes_figure(head: PrototypeHead, drawn: NDArray[np.uint8]) -> Figure:
         axes.set_axis_off()
         if prototype < len(drawn):
             member = int(weight[:, prototype].argmax())
-            label = head.taxonomy.nodes[int(head.member_node[0, member])][-1]
+            label = head.taxonomy.nodes[int(head.grouping.member_node[0, member])][-1]
             axes.imshow(drawn[prototype], interpolation="nearest")
             axes.set_title(f"{label}\n{weight[member, prototype]:+.2f}", fontsize=9)
     return figure

@@ -63,7 +63,7 @@ def write_patches(
             block = np.arange(start, min(len(sources), start + BLOCK))
             boxes, tiles = _cut_out(fit, nearest.image[block], nearest.cell[block], rule, smoothing, rows, columns)
             for index, prototype in enumerate(block.tolist()):
-                child = int(head.prototype_child[prototype])
+                child = int(head.grouping.prototype_child[prototype])
                 parent = ROOT if head.kind == "flat" else int(taxonomy.parent[child])
                 source = sources[prototype]
                 write_bytes(run.patches(prototype), _strip(tiles[index]))

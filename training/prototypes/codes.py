@@ -48,7 +48,7 @@ def assigned_to_leaves(
     head = network.head
     head.recentre_distances(_mean_distance(codes, head.prototypes))
     member = head.effective_weight()[0].argmax(0)
-    child = head.member_node[0][member].cpu().numpy()
+    child = head.grouping.member_node[0][member].cpu().numpy()
     order = np.argsort(child, kind="stable")
     ordered = description.model_copy(update={"prototype_child": [int(node) for node in child[order]]})
     state = network.state_dict()

@@ -91,11 +91,11 @@ def _close_pairs(
 def own_patches(head: PrototypeHead, patches: NearestPatches, leaves: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool [P, K] whether each patch is of the prototype's class, that is, from an image below its child; `leaves`
     int64 [images] are places in `taxonomy.leaves`."""
-    child = head.prototype_child.cpu().numpy()
+    child = head.grouping.prototype_child.cpu().numpy()
     return np.asarray(head.taxonomy.leaves_below[child[:, None], leaves[patches.image]])
 
 
 def own_weights(head: PrototypeHead) -> Tensor:
     """[P] the weight between each prototype and its child."""
-    member = head.node_member[head.prototype_child]
-    return head.effective_weight()[head.prototype_group, member, head.prototype_slot].detach()
+    member = head.grouping.node_member[head.grouping.prototype_child]
+    return head.effective_weight()[head.grouping.prototype_group, member, head.grouping.prototype_slot].detach()

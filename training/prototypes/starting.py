@@ -32,7 +32,7 @@ def start_from_data(
     from sklearn.cluster import KMeans
 
     below = head.taxonomy.leaves_below
-    children = head.prototype_child.cpu().numpy()
+    children = head.grouping.prototype_child.cpu().numpy()
     generator = np.random.default_rng((seed, 1))
     for child in np.unique(children):
         places = np.flatnonzero(children == child)

@@ -20,9 +20,10 @@ def mean_similarities(head: PrototypeHead, distance: Tensor, leaves: NDArray[np.
     `distance` [images, P]; `leaves` int64 [images] are places in `taxonomy.leaves`.
     """
     below = torch.from_numpy(head.taxonomy.leaves_below.T[leaves]).to(distance.device)  # [images, nodes]
-    passes = torch.nn.functional.pad(below, (0, 1))[:, head.member_node].any(dim=2).double()  # [images, groups]
+    # [images, groups]
+    passes = torch.nn.functional.pad(below, (0, 1))[:, head.grouping.member_node].any(dim=2).double()
     sums = torch.matmul(passes.t(), head.similarity_of(distance).double())  # [groups, P]
-    group = head.prototype_group
+    group = head.grouping.prototype_group
     mean = sums[group, torch.arange(len(group), device=group.device)] / passes.sum(0)[group]
     return mean.cpu().numpy()
 
@@ -37,7 +38,7 @@ def near_duplicates(
     parent. They are gone through by falling `strength`, so that the strongest of a cluster stays, and no chain
     of neighbours joins what lies apart.
     """
-    child, replacement = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
+    child, replacement = head.grouping.prototype_child.cpu().numpy(), np.arange(len(head.grouping.prototype_child))
     for places, distance in _distances_within_groups(head):
         siblings = child[places][:, None] != child[places][None]
         limit = within * float(np.median(distance[siblings]))
@@ -55,7 +56,7 @@ def near_duplicates(
 
 def replacements(head: PrototypeHead, keep: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 [P] the nearest prototype of the same child among those to `keep`; of these, each itself."""
-    child, replacement = head.prototype_child.cpu().numpy(), np.arange(len(head.prototype_child))
+    child, replacement = head.grouping.prototype_child.cpu().numpy(), np.arange(len(head.grouping.prototype_child))
     kept = np.isin(replacement, keep)
     for places, distance in _distances_within_groups(head):
         stays = kept[places]
@@ -68,7 +69,7 @@ def replacements(head: PrototypeHead, keep: NDArray[np.int64]) -> NDArray[np.int
 def _distances_within_groups(head: PrototypeHead) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """For each group of competing nodes its prototypes [Q] and their squared distances [Q, Q]."""
     vectors = head.vectors().detach().double().cpu()
-    group = head.prototype_group.cpu().numpy()
+    group = head.grouping.prototype_group.cpu().numpy()
     for number in np.unique(group):
         places = np.flatnonzero(group == number)
         # By differences: equal prototypes must come out at 0.
@@ -87,13 +88,13 @@ def with_reweighted_replacements(
     similarities are equal, as those of duplicates, so are the logits.
     """
     result = smaller_head(head, np.arange(len(replacement)))
-    weight = head.effective_weight()[head.prototype_group, :, head.prototype_slot]  # [P, M]
+    weight = head.effective_weight()[head.grouping.prototype_group, :, head.grouping.prototype_slot]  # [P, M]
     # A mean cosine may be 0 or below, and then no ratio keeps it.
     known = (mean > 0) & (mean[replacement] > 0)
     ratio = np.where(known, mean / np.where(known, mean[replacement], 1.0), 1.0)
     moved = weight * torch.from_numpy(ratio).to(weight)[:, None]
     sums = torch.zeros_like(weight).index_add_(0, torch.from_numpy(replacement).to(weight.device), moved)
-    result.weight[result.prototype_group, :, result.prototype_slot] = sums
+    result.weight[result.grouping.prototype_group, :, result.grouping.prototype_slot] = sums
     return result
 
 
@@ -130,7 +131,8 @@ def pure_prototypes(
 def class_sizes(head: PrototypeHead, leaves: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 [P] the number of images below each prototype's child."""
     images = np.bincount(leaves, minlength=len(head.taxonomy.leaves))
-    return np.asarray((head.taxonomy.leaves_below @ images)[head.prototype_child.cpu().numpy()], dtype=np.int64)
+    child = head.grouping.prototype_child.cpu().numpy()
+    return np.asarray((head.taxonomy.leaves_below @ images)[child], dtype=np.int64)
 
 
 @torch.no_grad()
@@ -141,8 +143,8 @@ def smaller_head(head: PrototypeHead, kept: NDArray[np.int64]) -> PrototypeHead:
     would lose its last prototype.
     """
     chosen = torch.from_numpy(kept).to(head.prototypes.device)
-    children = head.prototype_child[chosen].tolist()
-    if lost := set(head.prototype_child.tolist()) - set(children):
+    children = head.grouping.prototype_child[chosen].tolist()
+    if lost := set(head.grouping.prototype_child.tolist()) - set(children):
         raise ValueError(f"no prototype of {head.taxonomy.names[min(lost)]!r} is kept; keep one of each child")
     smaller = PrototypeHead(
         head.taxonomy,
@@ -155,7 +157,7 @@ def smaller_head(head: PrototypeHead, kept: NDArray[np.int64]) -> PrototypeHead:
     smaller.prototypes.copy_(head.prototypes[chosen])
     smaller.centre.copy_(head.centre)
     smaller.temperature.copy_(head.temperature)
-    weight = head.effective_weight()[head.prototype_group[chosen], :, head.prototype_slot[chosen]]
+    weight = head.effective_weight()[head.grouping.prototype_group[chosen], :, head.grouping.prototype_slot[chosen]]
     smaller.weight.zero_()
-    smaller.weight[smaller.prototype_group, :, smaller.prototype_slot] = weight
+    smaller.weight[smaller.grouping.prototype_group, :, smaller.grouping.prototype_slot] = weight
     return smaller.eval()

@@ -68,6 +68,6 @@ def _start_from_pictures(network: PrototypeAutoencoder, pictures: Tensor, leaves
     """
     head = network.head
     generator = np.random.default_rng((seed, 0))
-    for number, node in enumerate(head.prototype_child.tolist()):
-        drawn = int(generator.choice(np.flatnonzero(leaves == int(head.node_member[node]))))
+    for number, node in enumerate(head.grouping.prototype_child.tolist()):
+        drawn = int(generator.choice(np.flatnonzero(leaves == int(head.grouping.node_member[node]))))
         head.prototypes[number] = codes_of(network, pictures[drawn : drawn + 1])[0]

@@ -97,9 +97,9 @@ def thinned_out(trainer: Trainer) -> list[Round]:
         """The mean size of each prototype's contribution to its child's logit."""
         return np.abs(own_weights(last.head).cpu().numpy() * mean[last.kept])
 
-    everything = np.arange(len(head.prototype_child))
+    everything = np.arange(len(head.grouping.prototype_child))
     rounds = [refitted("", everything, smaller_head(head, everything))]
-    children = len(np.unique(head.prototype_child.cpu().numpy()))
+    children = len(np.unique(head.grouping.prototype_child.cpu().numpy()))
     with tracked(trainer.console, "fewer prototypes", len(everything) - children) as advance:
 
         def remove(rule: Rule, replacement: NDArray[np.int64]) -> Round:
@@ -114,11 +114,11 @@ def thinned_out(trainer: Trainer) -> list[Round]:
         source = torch.stack([projection.image, projection.cell], dim=1).numpy()
         last = remove("duplicates", near_duplicates(head, source, strengths(rounds[0]), MERGE_WITHIN))
         pure, sizes = own[last.kept].sum(axis=1), class_sizes(last.head, fit.leaves)
-        keep = pure_prototypes(pure, last.head.prototype_child.cpu().numpy(), sizes, config.prune.at_least)
+        keep = pure_prototypes(pure, last.head.grouping.prototype_child.cpu().numpy(), sizes, config.prune.at_least)
         last = remove("purity", replacements(last.head, keep))
         while len(last.kept) > children:
             target = int(setting.keep * len(last.kept))
-            keep = strongest(strengths(last), last.head.prototype_child.cpu().numpy(), target)
+            keep = strongest(strengths(last), last.head.grouping.prototype_child.cpu().numpy(), target)
             last = remove("contribution", replacements(last.head, keep))
     return rounds
 
@@ -168,7 +168,7 @@ def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> Sele
     """The accuracies on the selection images. The other scores would take longer than the epoch."""
     taxonomy, leaves = head.taxonomy, trainer.splits.selection.leaves
     output = head.classify(distance, torch.zeros_like(distance, dtype=torch.int64))
-    predicted = output.log_probability.index_select(1, head.leaf_node).argmax(1).cpu().numpy()
+    predicted = output.log_probability.index_select(1, head.grouping.leaf_node).argmax(1).cpu().numpy()
     top = taxonomy.level_of_leaf[:, 0]
     return SelectionAccuracy(
         selection_leaf=float((predicted == leaves).mean()),

@@ -46,7 +46,7 @@ def initialise(trainer: Trainer) -> dict[str, float]:
             return None
         return class_activation_mask(trainer, numbers, config.start.share)
 
-    with tracked(trainer.console, "prototypes from data", len(head.prototype_child)) as advance:
+    with tracked(trainer.console, "prototypes from data", len(head.grouping.prototype_child)) as advance:
         start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, mask, advance)
     # The teacher's features are another backbone's as soon as that learns.
     if config.loss.distillation == 0 or config.joint.backbone_learning_rate > 0:
@@ -147,7 +147,7 @@ def project(trainer: Trainer) -> dict[str, float]:
     trainer.state.projection = found
     after = trainer.select_prototypes()
     trainer.state.records.projection = ProjectionRecord(before=before, after=after)
-    places = zip(head.prototype_child.tolist(), found.image.tolist(), found.cell.tolist(), strict=True)
+    places = zip(head.grouping.prototype_child.tolist(), found.image.tolist(), found.cell.tolist(), strict=True)
     return {
         "mean_distance": float(found.distance.mean()),
         "distinct": len(set(places)),

@@ -26,7 +26,7 @@ def prune(trainer: Trainer) -> dict[str, float]:
     before = trainer.select_prototypes()
     own = own_patches(head, fit_patches(trainer, setting.nearest), fit.leaves)
     kept = pure_prototypes(
-        own.sum(axis=1), head.prototype_child.cpu().numpy(), class_sizes(head, fit.leaves), setting.at_least
+        own.sum(axis=1), head.grouping.prototype_child.cpu().numpy(), class_sizes(head, fit.leaves), setting.at_least
     )
     replace_head(trainer, smaller_head(head, kept), kept)
     after = trainer.select_prototypes()
@@ -45,7 +45,7 @@ def replace_head(trainer: Trainer, head: PrototypeHead, kept: NDArray[np.int64])
     record of the projection."""
     network, projection = trainer.prototype_network, trainer.state.projection
     network.head = head
-    description = trainer.description.model_copy(update={"prototype_child": head.prototype_child.tolist()})
+    description = trainer.description.model_copy(update={"prototype_child": head.grouping.prototype_child.tolist()})
     trainer.replace_network(description, network)
     if projection is not None:
         chosen = torch.from_numpy(kept)

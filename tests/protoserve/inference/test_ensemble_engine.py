@@ -55,9 +55,9 @@ def weights_of(run):
     weight = head.effective_weight().detach().double()
     taxonomy = head.taxonomy
     found = {}
-    for prototype, child in enumerate(head.prototype_child.tolist()):
+    for prototype, child in enumerate(head.grouping.prototype_child.tolist()):
         siblings = taxonomy.children_of(int(taxonomy.parent[child]))
-        column = weight[head.prototype_group[prototype], :, head.prototype_slot[prototype]]
+        column = weight[head.grouping.prototype_group[prototype], :, head.grouping.prototype_slot[prototype]]
         for place, node in enumerate(siblings):
             found[prototype, node] = float(column[place])
     return found

@@ -185,7 +185,7 @@ def test_a_near_prototype_is_the_strongest_evidence() -> None:
     rows = torch.arange(5)
     before = network.explain(images, top_k=5)
     deepest = (before.path >= 0).sum(1) - 1
-    assert before.path[rows, deepest].tolist() == network.head.prototype_child.tolist()
+    assert before.path[rows, deepest].tolist() == network.head.grouping.prototype_child.tolist()
     assert before.evidence_prototype[rows, deepest, 4].tolist() == list(range(5))
     network.head.recentre_distances(typical(network, images))
     after = network.explain(images, top_k=5)

@@ -53,7 +53,7 @@ def reference(head, latent):
     logit = np.zeros((len(z), len(taxonomy.nodes)))
     groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
     for number, members in enumerate(groups):
-        owners = [p for p, child in enumerate(head.prototype_child.tolist()) if child in members]
+        owners = [p for p, child in enumerate(head.grouping.prototype_child.tolist()) if child in members]
         for place, node in enumerate(members):
             logit[:, node] = s[:, owners] @ weight[number, place, : len(owners)]
     log_probability = np.zeros_like(logit)
@@ -99,7 +99,7 @@ def test_a_tree_worked_by_hand() -> None:
     # One cell at 0, so a prototype at √d has the distance d; log(1 + 1/(d + 1)) is log 2 at 0 and log 1.5 at 1.
     position = {"Q": 0.0, "A": 1.0, "A/w": 1.0, "A/B": 0.0, "A/B/C/x": 0.0, "A/B/C/y": 1.0}
     with torch.no_grad():
-        for number, child in enumerate(head.prototype_child.tolist()):
+        for number, child in enumerate(head.grouping.prototype_child.tolist()):
             head.prototypes[number] = position[taxonomy.names[child]]
         probability = head(torch.zeros(1, 1, 1, 1)).log_probability.exp()[0]
     # Softmax of logarithms is a ratio: P(Q) = 2 / 3.5, P(A) = 1.5 / 3.5, P(B | A) = 2 / 3.5, C is B's only child.
@@ -139,7 +139,7 @@ def test_a_flat_tree_worked_by_hand() -> None:
     head.reset_weight(own=1.0, other=0.0)
     position = {"Q": 0.0, "A/w": 1.0, "A/B/C/x": 0.0, "A/B/C/y": 1.0}
     with torch.no_grad():
-        for number, child in enumerate(head.prototype_child.tolist()):
+        for number, child in enumerate(head.grouping.prototype_child.tolist()):
             head.prototypes[number] = position[taxonomy.names[child]]
         probability = head(torch.zeros(1, 1, 1, 1)).log_probability.exp()[0]
     # The softmax of log 2 and log 1.5 over four leaves.
@@ -197,7 +197,7 @@ def test_a_node_without_a_head_has_no_evidence() -> None:
         # Push every decision towards the only child's branch.
         for name in ("R", "R/S"):
             node = head.taxonomy.index[name]
-            head.weight[head.node_group[node], head.node_member[node]] = 5.0
+            head.weight[head.grouping.node_group[node], head.grouping.node_member[node]] = 5.0
         explained = explain(head, torch.rand(1, 8, 2, 2), 4)
     assert explained.path[0].tolist()[2] == only
     assert (explained.evidence_prototype[0, 2] == -1).all()
@@ -245,10 +245,10 @@ def test_weights_start_as_published_and_never_leave_their_group() -> None:
     head.reset_weight()
     weight = head.effective_weight()
     assert set(weight.unique().tolist()) == {-0.5, 0.0, 1.0}
-    for prototype, child in enumerate(head.prototype_child.tolist()):
-        group, slot = head.prototype_group[prototype], head.prototype_slot[prototype]
+    for prototype, child in enumerate(head.grouping.prototype_child.tolist()):
+        group, slot = head.grouping.prototype_group[prototype], head.grouping.prototype_slot[prototype]
         column = weight[group, :, slot]
-        assert column[head.node_member[child]] == 1.0
+        assert column[head.grouping.node_member[child]] == 1.0
         siblings = head.taxonomy.children_of(int(head.taxonomy.parent[child]))
         assert (column == -0.5).sum() == len(siblings) - 1
     assert head.taxonomy.groups[0].parent == ROOT
@@ -283,7 +283,7 @@ def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match(
 def test_a_child_with_more_prototypes_does_not_start_ahead() -> None:
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 3, inner_factor=2), 4).eval()
-    alike = torch.full((1, len(head.prototype_child)), 0.5)
+    alike = torch.full((1, len(head.grouping.prototype_child)), 0.5)
     with torch.inference_mode():
         output = head.classify(alike, torch.zeros_like(alike, dtype=torch.int64))
     for name in ("A", "Q"):

@@ -104,7 +104,7 @@ def same_where_certain(head, latent, width, trunk) -> None:
     top_k = min(4, head.top_k_limit)
     with torch.inference_mode():
         full, found = explain(head, latent, top_k), routed(head, top_k, width, trunk)(latent)
-    leaf = full.log_probability[:, head.leaf_node]
+    leaf = full.log_probability[:, head.grouping.leaf_node]
     runner_up = leaf.topk(2, dim=1).values
     # Two leaves as probable as each other within rounding: either may win.
     clear = (runner_up[:, 0] - runner_up[:, 1]) > 1e-4

@@ -110,5 +110,5 @@ def test_every_prototype_is_named_after_the_leaf_of_its_greatest_weight(network:
 
     assert as_png(draw).startswith(b"\x89PNG")
     weight = network.head.effective_weight()[0].detach().numpy()
-    labels = [TAXONOMY.names[int(network.head.member_node[0, member])] for member in weight.argmax(axis=0)]
+    labels = [TAXONOMY.names[int(network.head.grouping.member_node[0, member])] for member in weight.argmax(axis=0)]
     assert [axes.get_title().split("\n")[0] for axes in figures[0].axes] == labels

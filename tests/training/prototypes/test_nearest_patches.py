@@ -82,7 +82,7 @@ def test_a_patch_is_own_when_its_image_lies_below_the_prototypes_child() -> None
     leaves = np.arange(17) % len(TAXONOMY.leaves)
     found = nearest_patches(head, stream(latent, np.arange(17), 5), 6)
     own = own_patches(head, found, leaves)
-    for number, child in enumerate(head.prototype_child.tolist()):
+    for number, child in enumerate(head.grouping.prototype_child.tolist()):
         name = TAXONOMY.names[child]
         for rank, image in enumerate(found.image[number]):
             leaf = TAXONOMY.names[TAXONOMY.leaves[leaves[image]]]
@@ -95,5 +95,7 @@ def test_own_weights_are_those_to_the_prototypes_own_child() -> None:
         head.weight.copy_(torch.arange(head.weight.numel()).reshape(head.weight.shape))
     found = own_weights(head)
     weight = torch.where(head.own_mask, head.weight, 0.0)
-    for number, (group, slot) in enumerate(zip(head.prototype_group, head.prototype_slot, strict=True)):
+    for number, (group, slot) in enumerate(
+        zip(head.grouping.prototype_group, head.grouping.prototype_slot, strict=True)
+    ):
         assert found[number] == weight[group, :, slot].sum()

@@ -50,7 +50,10 @@ def test_prototypes_start_in_the_chosen_cells_of_their_own_class() -> None:
         return torch.tensor([False, True]).expand(len(numbers), 1, 2)
 
     start_from_data(head, latent, leaves, 0, telling, lambda count: None)
-    found = {taxonomy.names[child]: head.prototypes[place].tolist() for place, child in enumerate(head.prototype_child)}
+    found = {
+        taxonomy.names[child]: head.prototypes[place].tolist()
+        for place, child in enumerate(head.grouping.prototype_child)
+    }
     # Leaves' centres lie half-way between the columns, their parent's half-way between its leaves' own values.
     expected = {taxonomy.names[leaf]: (place + 1) / 2 for place, leaf in enumerate(taxonomy.leaves)}
     expected["A"] = expected["A/x"] + expected["A/y"]

@@ -61,7 +61,7 @@ def test_half_a_point_below_the_best_is_still_within() -> None:
 
 def test_prototypes_of_one_cell_and_close_ones_of_one_child_are_duplicates() -> None:
     head = make_head()
-    assert head.prototype_child[:6].tolist() == [0, 0, 0, 1, 1, 1]  # two children of the root, three each
+    assert head.grouping.prototype_child[:6].tolist() == [0, 0, 0, 1, 1, 1]  # two children of the root, three each
     with torch.no_grad():
         head.prototypes.copy_(torch.rand(head.prototypes.shape) + torch.arange(len(head.prototypes))[:, None])
         head.prototypes[1] = head.prototypes[0] + 0.01  # close to 0
@@ -93,7 +93,7 @@ def test_no_chain_of_neighbours_joins_what_lies_apart() -> None:
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 def test_replacements_are_the_nearest_of_the_same_child(kind: str) -> None:
     head = make_head(kind, per_child=4)
-    child, vectors = head.prototype_child.tolist(), head.prototypes.detach().double()
+    child, vectors = head.grouping.prototype_child.tolist(), head.prototypes.detach().double()
     keep = np.array([number for number in range(len(child)) if number % 4 in (1, 2)])
     found = replacements(head, keep)
     for number in range(len(child)):
@@ -116,7 +116,7 @@ def test_means_run_over_the_images_below_the_parent(kind: str) -> None:
     leaves = np.arange(21) % len(TAXONOMY.leaves)
     distance = torch.rand(21, len(head.prototypes))
     mean = mean_similarities(head, distance, leaves)
-    for number, child in enumerate(head.prototype_child.tolist()):
+    for number, child in enumerate(head.grouping.prototype_child.tolist()):
         parent = TAXONOMY.names[child].rpartition("/")[0] if kind == "hierarchical" else ""
         below = [TAXONOMY.names[TAXONOMY.leaves[leaf]].startswith(f"{parent}/" if parent else "") for leaf in leaves]
         values = head.similarity.of_distance(distance[torch.tensor(below), number].double()).numpy()

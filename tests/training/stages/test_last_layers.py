@@ -56,6 +56,6 @@ def test_prototypes_are_cells_of_their_own_class_at_a_cosine_of_one(trainer) -> 
     with torch.inference_mode():
         similarity = head(latent[:, :, None]).similarity
     for prototype, (image, cell) in enumerate(zip(found.image.tolist(), found.cell.tolist(), strict=True)):
-        assert below[head.prototype_child[prototype], trainer.splits.fit.leaves[image]]
+        assert below[head.grouping.prototype_child[prototype], trainer.splits.fit.leaves[image]]
         assert torch.equal(head.prototypes[prototype], latent[image, :, cell])
         assert float(similarity[image, prototype]) == pytest.approx(1.0, abs=1e-6)

@@ -42,7 +42,7 @@ def test_the_size_of_a_class_counts_all_images_below_its_child() -> None:
     # Leaves in node order: Q, A/z, A/B/x, A/B/y.
     assert [TAXONOMY.names[leaf] for leaf in TAXONOMY.leaves] == ["Q", "A/z", "A/B/x", "A/B/y"]
     found = class_sizes(head, np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3]))
-    names = [TAXONOMY.names[child] for child in head.prototype_child]
+    names = [TAXONOMY.names[child] for child in head.grouping.prototype_child]
     assert dict(zip(names, found.tolist(), strict=True)) == {
         "A": 9, "Q": 1, "A/B": 7, "A/z": 2, "A/B/x": 3, "A/B/y": 4
     }  # fmt: skip
@@ -59,17 +59,17 @@ def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind: st
         head.temperature.uniform_(0.5, 2.0)
         head.centre.uniform_()
     head.eval()
-    children = head.prototype_child.numpy()
+    children = head.grouping.prototype_child.numpy()
     # One of each child, and some more.
     kept = np.sort(np.append(np.unique(children, return_index=True)[1], [1, len(children) - 1]))
     smaller = smaller_head(head, kept)
     latent = torch.rand(7, 6, 3, 4)
     with torch.no_grad():
         for number in set(range(len(children))) - set(kept.tolist()):
-            head.weight[head.prototype_group[number], :, head.prototype_slot[number]] = 0.0
+            head.weight[head.grouping.prototype_group[number], :, head.grouping.prototype_slot[number]] = 0.0
         expected, found = head(latent), smaller(latent)
     assert not smaller.training
-    assert smaller.prototype_child.tolist() == children[kept].tolist()
+    assert smaller.grouping.prototype_child.tolist() == children[kept].tolist()
     torch.testing.assert_close(found.group_logits, expected.group_logits, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.log_probability, expected.log_probability, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.similarity, expected.similarity[:, kept])
