@@ -11,39 +11,45 @@ from typing import Annotated
 
 import typer
 
-from protoserve.cli.options import DeviceOption, JsonOption
+from protoserve.cli.options import BundleArgument, DeviceOption, JsonOption
 from protoserve.cores import usable_cores
 from protoserve.errors import InputError, MissingExtraError
 
-EXAMPLE = "Example: protoserve score bundles/grocery photos/ -o scores.parquet"
-
 
 class EngineChoice(StrEnum):
-    """What runs the parts."""
+    """Where the parts are scored: in this process, or on a Ray cluster."""
 
     local = "local"
     ray = "ray"
 
 
 def score(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle or an ensemble.")],
+    bundle: BundleArgument,
     source: Annotated[
         Path, typer.Argument(metavar="DIR_OR_MANIFEST", help="A folder of pictures, or a table with a column 'image'.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
-    top_k: Annotated[int, typer.Option(min=0, help="Evidence per level; 0 leaves it out.")] = 1,
+    top_k: Annotated[int, typer.Option(min=0, help="Evidence per level; 0 for none.")] = 1,
     engine: Annotated[
         EngineChoice, typer.Option(help="local, or ray for a cluster (extra 'ray').")
     ] = EngineChoice.local,
-    actors: Annotated[int | None, typer.Option(min=1, help="With ray: models beside each other; one per core.")] = None,
-    part: Annotated[int, typer.Option(min=1, help="Pictures per part; what is lost when a run is killed.")] = 1000,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With ray: how many models run in parallel; by default one per core.")
+    ] = None,
+    part: Annotated[
+        int, typer.Option(min=1, help="Pictures per part. A killed run loses at most one part per model.")
+    ] = 1000,
     device: DeviceOption = "auto",
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away the parts of an earlier run.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Remove the parts of an earlier run and start again.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score many pictures into one Parquet file; a run that was killed goes on where it was.
+    """Score many pictures into one Parquet file. A run that was killed resumes after its last whole part.
 
-    Pictures that can't be read are rows with an error, and the others go on.
+    A picture that can't be read becomes a row with an error; the others are scored.
+
+    Example: protoserve score bundles/grocery photos/ -o scores.parquet
     """
     try:
         from protoserve.scoring import local as scoring
@@ -61,7 +67,7 @@ def score(
     version = classifier.bundle.version
     job = scoring.Job(str(root), images, version, checked_top_k(classifier.table, top_k), part)
     directory, left = scoring.open_parts(job, output, restart=restart)
-    with _progress(len(images), sum(len(job.of_part(number)) for number in left)) as advance:
+    with _progress(len(images), sum(len(job.of_part(part_index)) for part_index in left)) as advance:
         if engine is EngineChoice.ray and left:
             try:
                 from protoserve.scoring.ray import score_parts
@@ -82,8 +88,8 @@ def score(
                 done=advance,
             )
         else:
-            for number in left:
-                scoring.write_part(scoring.score_part(job, number, classifier, advance), directory, number)
+            for part_index in left:
+                scoring.write_part(scoring.score_part(job, part_index, classifier, advance), directory, part_index)
     rows, errors = scoring.join_parts(job, directory, output)
     if as_json:
         typer.echo(json.dumps({"output": str(output), "rows": rows, "errors": errors, "model": version}))
@@ -93,7 +99,7 @@ def score(
 
 @contextmanager
 def _progress(total: int, left: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, from where an earlier run got to."""
+    """A progress bar on standard error that starts with the pictures of an earlier run."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
