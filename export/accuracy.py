@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.parity import Arrays, Precision, Runtime, Tolerance
+from export.parity import Arrays, Precision, Runtime
+from export.records import AccuracyPair, Tolerance, ValidationReport
 from export.sources import EdgeOptions
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
 from protoserve.errors import InputError, ParityError
@@ -24,22 +25,25 @@ from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 
 CALIBRATION_IMAGES: Final = 256
-_KEPT: Final = ("log_probability", "path", "evidence_prototype", "evidence_contribution")
+# The outputs that accuracy and evidence are judged by.
+_JUDGED: Final = ("log_probability", "path", "evidence_prototype", "evidence_contribution")
 
 
 @dataclass(frozen=True)
-class HeldBack:
-    """The parts of a run's data set that an export needs: `calibration`, some of what the run learned from, and
-    `validation`, which it did not."""
+class JudgingData:
+    """The parts of a run's data set that less precision than float32 needs.
+
+    `calibration` are at most `CALIBRATION_IMAGES` images that the run learned from; it did not learn from `validation`.
+    """
 
     calibration: Dataset
     validation: Dataset
 
 
-def held_back(run: Run, data: Path, taxonomy: Taxonomy) -> HeldBack:
+def judging_data(run: Run, data: Path, taxonomy: Taxonomy) -> JudgingData:
     """Both parts of the data set at `data`, split as the run split it.
 
-    Raises InputError when this is not the data set that the run learned from, or holds nothing to validate on.
+    Raises InputError when it is not the data set that the run learned from, or has no validation images.
     """
     provenance = run.provenance()
     try:
@@ -55,69 +59,77 @@ def held_back(run: Run, data: Path, taxonomy: Taxonomy) -> HeldBack:
     fingerprint, left_out = provenance.data.fingerprint, provenance.left_out
     everything = read_split(data, "train", taxonomy, left_out=left_out)
     if everything.fingerprint() != fingerprint:
-        raise InputError(f"{data}: is not the data set that {run.directory} learned from, or is changed")
-    learned, held = hold_out(everything, fraction, seed)
+        raise InputError(
+            f"{data}: this is not the data set that {run.directory} learned from, or its train split has changed; give "
+            "the run's own data set to --data"
+        )
+    learned, held_out = hold_out(everything, fraction, seed)
     if holds_split(data, "val"):
         validation = read_split(data, "val", taxonomy, left_out=left_out)
-    elif len(held):
-        validation = held
+    elif len(held_out):
+        validation = held_out
     else:
-        raise InputError(f"{data}: holds no val, and the run held nothing back; less than float32 can't be judged")
+        raise InputError(
+            f"{data}: there is no val split, and the run held out no images; less precision than float32 can't be "
+            "judged without validation images, so add a val split"
+        )
     chosen = np.random.default_rng(0).permutation(len(learned))[:CALIBRATION_IMAGES]
-    return HeldBack(learned.subset(np.sort(chosen)), validation)
+    return JudgingData(learned.subset(np.sort(chosen)), validation)
 
 
 def pictures(dataset: Dataset, rule: InputRule) -> NDArray[np.uint8]:
-    """uint8 [images, height, width, 3]: all images of a data set at model size."""
-    return np.stack([fit(dataset.picture(number), rule).array for number in range(len(dataset))])
+    """All images of a data set at model size: uint8 [images, height, width, 3]."""
+    return np.stack([fit(dataset.picture(index), rule).array for index in range(len(dataset))])
 
 
 def network_runtime(network: ExplainedNetwork, top_k: int) -> Runtime:
-    """The network itself, asked like a file in its runtime."""
+    """The network itself as a runtime, on the CPU."""
 
-    def run(given: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def run(batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
-            outputs = network.explain(torch.from_numpy(given), top_k)
+            outputs = network.explain(torch.from_numpy(batch), top_k)
         return {name: output.numpy() for name, output in named_arrays(outputs).items()}
 
     return run
 
 
 def in_batches(arrays: NDArray[np.uint8], batch: int, *, whole: bool = False) -> list[NDArray[np.uint8]]:
-    """The pictures [n, …] in batches; `whole` repeats the first ones to fill the last, for files that take no less."""
+    """Split pictures [n, …] into batches; `whole` fills the last one up with the first pictures."""
     if whole:
         arrays = arrays[np.arange(-(-len(arrays) // batch) * batch) % len(arrays)]
     return [arrays[start : start + batch] for start in range(0, len(arrays), batch)]
 
 
-def answers(runtime: Runtime, given: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
-    """What a runtime says to batches uint8 [N, H, W, 3]: those outputs that accuracy and evidence are told from."""
-    found = [runtime(batch) for batch in given]
-    return {name: np.concatenate([outputs[name] for outputs in found]) for name in _KEPT}
+def answers(runtime: Runtime, batches: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
+    """Run a runtime on batches uint8 [N, H, W, 3] and join the outputs that accuracy and evidence are judged by."""
+    parts = [runtime(batch) for batch in batches]
+    return {name: np.concatenate([outputs[name] for outputs in parts]) for name in _JUDGED}
 
 
-def first_evidence(expected: Arrays, found: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(there, same), both bool [N, L]: whether the network has evidence at a level, and whether the target gives the
-    same prototype first, for the same node.
+def first_evidence(expected: Arrays, target: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(present, same), both bool [N, L]: whether the network has evidence at a level, and whether the target's first
+    evidence there is the same prototype, for the same node.
 
-    Another prototype is the same only where the network itself can't tell the two apart: their contributions differ by
-    no more than float32's tolerance, by the network's own ranking.
+    Another prototype counts as the same only where the network itself ties the two: their contributions, as the network
+    computes them, differ by no more than float32's tolerance.
     """
-    wanted, given = expected["evidence_prototype"], found["evidence_prototype"][:, :, 0]
+    prototypes, first = expected["evidence_prototype"], target["evidence_prototype"][:, :, 0]
     contribution = expected["evidence_contribution"]
     tied = contribution >= contribution[:, :, :1] - 2 * Tolerance().logit
-    same = ((wanted == given[:, :, None]) & tied).any(axis=2) & (expected["path"] == found["path"])
-    there = wanted[:, :, 0] >= 0
-    return there, same & there
+    same = ((prototypes == first[:, :, None]) & tied).any(axis=2) & (expected["path"] == target["path"])
+    present = prototypes[:, :, 0] >= 0
+    return present, same & present
 
 
-def evidence_kept(there: NDArray[np.bool_], same: NDArray[np.bool_]) -> dict[str, float]:
-    """Per level, of the pictures that have evidence there, the share whose first piece is the same (see
-    `first_evidence`); levels at which no picture has any are left out."""
+def evidence_kept(present: NDArray[np.bool_], same: NDArray[np.bool_]) -> dict[str, float]:
+    """Per level, the share of the pictures with evidence there whose first evidence is the same (`first_evidence`).
+
+    Levels at which no picture has evidence are left out.
+    """
     return {
-        f"level_{level + 1}": float(same[:, level].sum() / there[:, level].sum())
-        for level in range(there.shape[1])
-        if there[:, level].any()
+        f"level_{level + 1}": float(same[:, level].sum() / present[:, level].sum())
+        for level in range(present.shape[1])
+        if present[:, level].any()
     }
 
 
@@ -129,45 +141,43 @@ def judge_target(
     rule: InputRule,
     options: EdgeOptions,
     precision: Precision,
-) -> dict[str, Any]:
-    """`judge` a file in its runtime on the validation pictures; where it resizes by itself, on these as they are."""
+) -> ValidationReport:
+    """`judge` a file in its runtime on the validation pictures; a file that resizes gets them at their own size."""
     fitted = pictures(validation, rule)
     expected = answers(network_runtime(network, top_k), in_batches(fitted, 8))
     if options.resize:
-        given = [np.asarray(validation.picture(number).picture)[None] for number in range(len(validation))]
+        batches = [np.asarray(validation.picture(index).picture)[None] for index in range(len(validation))]
     else:
-        given = in_batches(fitted, options.batch or 8, whole=options.batch is not None)
-    found = {name: array[: len(fitted)] for name, array in answers(runtime, given).items()}
-    return judge(expected, found, validation.leaves, network.head.taxonomy, precision)
+        batches = in_batches(fitted, options.batch or 8, whole=options.batch is not None)
+    target = {name: array[: len(fitted)] for name, array in answers(runtime, batches).items()}
+    return judge(expected, target, validation.leaves, network.head.taxonomy, precision)
 
 
 def judge(
     expected: Arrays,
-    found: Arrays,
+    target: Arrays,
     leaves: NDArray[np.int64],
     taxonomy: Taxonomy,
     precision: Precision,
-) -> dict[str, Any]:
-    """Compare a target's `found` with the network's `expected` answers on pictures whose classes are `leaves`.
+) -> ValidationReport:
+    """Compare the `target`'s answers with the network's `expected` ones on pictures of the classes `leaves` int [N].
 
-    Returns a JSON-ready report: accuracy per level of both, the loss in points, and how often the first piece of
-    evidence is the same, per level. Raises ParityError, naming every figure that is missed.
+    Raises ParityError, naming every figure that misses its limit.
     """
     before = scores(np.asarray(expected["log_probability"]), leaves, taxonomy)["accuracy"]
-    after = scores(np.asarray(found["log_probability"]), leaves, taxonomy)["accuracy"]
+    after = scores(np.asarray(target["log_probability"]), leaves, taxonomy)["accuracy"]
     loss = {level: round(100 * (before[level] - after[level]), 3) for level in before}
-    there, same = first_evidence(expected, found)
-    agreement = evidence_kept(there, same)
+    agreement = evidence_kept(*first_evidence(expected, target))
     missed = []
     if precision.accuracy_loss is not None:
         missed += [
-            f"{level} loses {lost:.2f} points of accuracy (at most {precision.accuracy_loss:g})"
-            for level, lost in loss.items()
-            if lost > precision.accuracy_loss
+            f"{level} loses {points:.2f} points of accuracy (at most {precision.accuracy_loss:g})"
+            for level, points in loss.items()
+            if points > precision.accuracy_loss
         ]
     if precision.top_evidence is not None:
         missed += [
-            f"{level} has the same first piece of evidence in {100 * share:.1f} % of pictures (at least "
+            f"{level} has the same first evidence in {100 * share:.1f} % of pictures (at least "
             f"{100 * precision.top_evidence:g} %)"
             for level, share in agreement.items()
             if share < precision.top_evidence
@@ -177,9 +187,9 @@ def judge(
             f"parity: on {len(leaves)} validation pictures {precision.name} is too far from the network: "
             f"{'; '.join(missed)}; no bundle was written"
         )
-    return {
-        "pictures": len(leaves),
-        "accuracy": {"network": before, "target": after},
-        "loss_points": loss,
-        "first_evidence_same": agreement,
-    }
+    return ValidationReport(
+        pictures=len(leaves),
+        accuracy=AccuracyPair(network=before, target=after),
+        loss_points=loss,
+        first_evidence_same=agreement,
+    )

@@ -1,23 +1,22 @@
-"""From a run to a bundle: write the targets, pass the parity gate in each runtime, then the manifest."""
+"""From a run to a bundle: write each target, compare it with the network in its own runtime, write the manifest."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.accuracy import held_back, judge_target, pictures
+from export.accuracy import judge_target, judging_data, pictures
 from export.graph import ExplainedGraph
 from export.parity import BATCHES, FLOAT32, INT8, check
+from export.records import TargetReport, write_parity
 from export.resizing import check_fitted
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
 from export.targets.table import TARGETS, Target, target_named
@@ -51,34 +50,34 @@ def export_bundle(
     overwrite: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
-    """Export a finished run into a bundle at `directory`; `report` is told each step.
+    """Export a finished run into a bundle at `directory`; calls `report` with a line before each step.
 
-    `data` is the data set of the run, for targets of less precision than float32; `options` hold for all targets but
-    `onnx`, which the service runs; `size` (height, width) is another input size than that of training.
+    `data` is the run's data set; targets of less precision than float32 need it. `options` hold for all targets but
+    `onnx`, which the service runs. `size` is (height, width) in pixels, where the input is to differ from training's.
 
-    Raises InputError for an unknown target, a run without prototypes, options that don't fit or a place that is taken,
-    and ParityError when a target's answers differ from the network's; then no bundle is written.
+    Raises InputError for an unknown target, a run without prototypes, options that exclude each other or a `directory`
+    that exists, and ParityError when a target's answers differ from the network's. In both cases it writes no bundle.
     """
     chosen = {target: target_named(target) for target in targets}
     options = options or EdgeOptions()
     _check_options(chosen, data, options)
     network, description, sources = load_network(run.model)
     if isinstance(network, LinearNetwork):
-        raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes to export")
+        raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes, then export")
     if description.kind != "hierarchical" and (routed := [name for name, row in chosen.items() if row.routed]):
         raise InputError(
-            f"--to {routed[0]}: {run.directory} is of kind {description.kind}, where all leaves compete at once; a "
-            "routed graph needs a hierarchical one"
+            f"--to {routed[0]}: {run.directory} is of kind {description.kind}, where all leaves compete at once; leave "
+            f"{routed[0]} out, or train a hierarchical model"
         )
     if sources is None:
-        raise InputError(f"{run.directory}: the prototypes are not projected yet; finish the run with --resume")
-    for number in range(len(sources)):
-        if not run.picture(number).is_file():
-            raise InputError(f"{run.picture(number)}: the picture of prototype {number} is missing; train again")
+        raise InputError(f"{run.directory}: its prototypes are not projected yet; finish the run with --resume")
+    for prototype in range(len(sources)):
+        if not run.picture(prototype).is_file():
+            raise InputError(f"{run.picture(prototype)}: the picture of prototype {prototype} is missing; train again")
     samples = run.samples()
     if size is not None:
         if description.kind == "autoencoder":
-            raise InputError("--image-size: an autoencoder's code is of one picture size; train another")
+            raise InputError("--image-size: an autoencoder takes one input size only; train one of the new size")
         rule = description.input.model_copy(update={"height": size[0], "width": size[1]})
         description = description.model_copy(update={"input": rule})
         samples = _resized(samples, size)
@@ -88,13 +87,13 @@ def export_bundle(
     manifest = _manifest(
         network, description, sources, run, directory.name if name is None else name, targets, top_k, resized=bool(size)
     )
-    held = None
+    judging = None
     if any(target.precision is not FLOAT32 for target in chosen.values()) and data is not None:
         report(f"reading {data}")
-        held = held_back(run, data, network.head.taxonomy)
+        judging = judging_data(run, data, network.head.taxonomy)
 
     with write_bundle(directory, overwrite=overwrite) as draft, TemporaryDirectory() as folder:
-        parity: dict[str, Any] = {}
+        parity: dict[str, TargetReport] = {}
         graphs: dict[EdgeOptions, Graphs] = {}
         np.save(draft / WEIGHTS, _weights(network.head), allow_pickle=False)
         (draft / "prototypes").mkdir()
@@ -102,18 +101,18 @@ def export_bundle(
             shutil.copyfile(run.picture(record.id), draft / record.picture)
         for target, row in chosen.items():
             report(f"writing {row.file}")
-            # The service's own file takes any batch at model size, whatever the others are made for.
+            # The options leave the service's own file alone: it takes any batch at model size.
             taken = EdgeOptions() if target == "onnx" else replace(options, resize=options.resize or row.resizes)
             if row.planned:
                 taken = replace(taken, batch=taken.batch or 1)
             if taken not in graphs:
-                place = Path(folder) / str(len(graphs))
-                place.mkdir()
-                graphs[taken] = write_graphs(graph, rule, samples, taken, place)
+                drafts = Path(folder) / str(len(graphs))
+                drafts.mkdir()
+                graphs[taken] = write_graphs(graph, rule, samples, taken, drafts)
             source = Source(
                 graphs[taken],
                 metadata=file_metadata(manifest(""), run.model, target, row.precision.name, taken),
-                calibration=pictures(held.calibration, rule) if held and row.precision is INT8 else None,
+                calibration=pictures(judging.calibration, rule) if judging and row.precision is INT8 else None,
                 pictures=draft / "prototypes",
                 report=report,
             )
@@ -132,32 +131,35 @@ def export_bundle(
                 parity[target] = check(
                     network, top_k, runtime, samples, precision=row.precision, batches=batches, routed=row.routed
                 )
-            if row.precision is not FLOAT32 and held is not None:
-                report(f"comparing {row.file} with the network on {len(held.validation)} validation pictures")
-                parity[target]["validation"] = judge_target(
-                    network, top_k, runtime, held.validation, rule, taken, row.precision
-                )
-        (draft / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+            if row.precision is not FLOAT32 and judging is not None:
+                report(f"comparing {row.file} with the network on {len(judging.validation)} validation pictures")
+                validation = judge_target(network, top_k, runtime, judging.validation, rule, taken, row.precision)
+                parity[target] = parity[target].model_copy(update={"validation": validation})
+        write_parity(draft, parity)
         write_manifest(draft, manifest)
     return read_bundle(directory)
 
 
 def _check_options(chosen: Mapping[str, Target], data: Path | None, options: EdgeOptions) -> None:
-    """Raise InputError for options and targets that don't fit each other, before anything is done."""
+    """Raise InputError for options and targets that exclude each other, before any work is done."""
     if "onnx" not in chosen:
-        raise InputError(f"--to {','.join(chosen)}: a bundle always holds 'onnx', which the service runs; add it")
+        raise InputError(f"--to {','.join(chosen)}: a bundle always holds 'onnx', which the service runs; add onnx")
     for name, target in chosen.items():
         if target.precision is not FLOAT32 and data is None:
-            raise InputError(f"the target {name} is compared on pictures of the run's data set; add --data DIR")
+            raise InputError(f"--to {name}: its accuracy is checked on the run's own data set; add --data DIR")
         if target.planned and options.resize:
             raise InputError(
-                f"--resize-in-graph: {name} plans its memory for the largest picture that it may be given; write it "
-                "without this option"
+                f"--resize-in-graph: {name} fixes its memory for one picture size when it is written; leave out the "
+                "option or the target"
             )
     if options.batch is not None and options.resize:
-        raise InputError("--fixed-batch and --resize-in-graph: pictures of any size come one by one; leave one out")
+        raise InputError(
+            "--fixed-batch and --resize-in-graph: a resizing graph takes one picture at a time; leave one out"
+        )
     if options != EdgeOptions() and set(chosen) == {"onnx"}:
-        raise InputError("--fixed-batch and --resize-in-graph leave the service's graph alone; add --to onnx,onnx-edge")
+        raise InputError(
+            "--fixed-batch and --resize-in-graph don't apply to onnx; add a target, as in --to onnx,onnx-edge"
+        )
 
 
 def _resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -185,25 +187,25 @@ def _manifest(
     taxonomy = head.taxonomy
     weight = head.effective_weight().detach()
     records = []
-    for number, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
-        group, slot = int(head.grouping.prototype_group[number]), int(head.grouping.prototype_slot[number])
-        # Without a hierarchy of heads all leaves compete at the root.
+    for prototype, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
+        group, slot = int(head.grouping.prototype_group[prototype]), int(head.grouping.prototype_slot[prototype])
+        # In a flat head all leaves compete at the root.
         parent = int(taxonomy.parent[child]) if description.kind == "hierarchical" else -1
         records.append(
             PrototypeRecord(
-                id=number,
+                id=prototype,
                 parent="" if parent < 0 else taxonomy.names[parent],
                 child=taxonomy.names[child],
                 source_image=source.image,
                 source_box=source.box,
                 source_cell=divmod(source.cell, source.columns),
                 weight=float(weight[group, int(head.grouping.node_member[child]), slot]),
-                picture=f"prototypes/{number:04d}.webp",
+                picture=f"prototypes/{prototype:04d}.webp",
             )
         )
     versions = library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "openvino")
     provenance = run.provenance().model_copy(update={"export": ExportRecord(versions=versions)})
-    # What was measured at the training's picture size says nothing of another one, and thresholds do not carry over.
+    # Scores and thresholds hold only for the picture size of training.
     metrics = Metrics() if resized else run.metrics()
     parents = parent_names(competing_groups(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
@@ -239,18 +241,18 @@ def _manifest(
 
 
 def _weights(head: PrototypeHead) -> NDArray[np.float32]:
-    """Every prototype's last-layer weights for all members of its group, one prototype after the other."""
+    """Each prototype's last-layer weights for all members of its group, joined in order: float32 [weights]."""
     present = head.grouping.member_node < len(head.taxonomy.nodes)
     weights = head.effective_weight().detach()[head.grouping.prototype_group, :, head.grouping.prototype_slot]  # [P, M]
     return np.asarray(weights[present[head.grouping.prototype_group]].numpy(), dtype=np.float32)
 
 
 def library_versions(*packages: str) -> dict[str, str]:
-    """The installed versions of the packages that are installed."""
-    found = {}
+    """The versions of those packages that are installed, package → version."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

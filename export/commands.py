@@ -1,4 +1,4 @@
-"""The commands of this room: `export`, `validate`. Heavy imports wait until a command runs."""
+"""The commands `export` and `validate`. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from protoserve.cli.options import DeviceOption, JsonOption
 
 
-def _list_targets(wanted: bool) -> None:
-    if wanted:
+def _list_targets(requested: bool) -> None:
+    if requested:
         from rich.console import Console
 
         from export.targets.listing import listing
@@ -25,46 +25,50 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     bundle: Annotated[Path, typer.Option(help="The folder to write.")],
     to: Annotated[
-        str, typer.Option(help="Targets, separated by commas: onnx (always), and any of --list-targets.")
+        str,
+        typer.Option(help="Targets, separated by commas: onnx (required) and any of --list-targets."),
     ] = "onnx",
-    name: Annotated[str | None, typer.Option(help="The model's name; by default the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; by default that of the folder.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The run's data set; onnx-fp16 and onnx-int8 are judged on its validation part.")
+        Path | None,
+        typer.Option(help="The run's data set; onnx-fp16 and onnx-int8 are checked on its validation images."),
     ] = None,
     fixed_batch: Annotated[
         int | None,
-        typer.Option(min=1, max=4096, help="All targets but onnx take batches of just so many pictures."),
+        typer.Option(min=1, max=4096, help="Fix the batch size of all targets but onnx."),
     ] = None,
     resize_in_graph: Annotated[
         bool,
-        typer.Option("--resize-in-graph", help="All targets but onnx take one picture of any size, and resize it."),
+        typer.Option("--resize-in-graph", help="Make all targets but onnx take one picture of any size and resize it."),
     ] = False,
     image_size: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Another input size, 160 or 160x224 (height x width); measure it with validate."
+            metavar="SIZE",
+            help="Another input size: 160, or 160x224 (height x width). Check it with validate.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     list_targets: Annotated[
         bool,
-        typer.Option("--list-targets", callback=_list_targets, is_eager=True, help="Show the table of targets."),
+        typer.Option("--list-targets", callback=_list_targets, is_eager=True, help="List the targets and exit."),
     ] = False,
 ) -> None:
-    """Write a run's network as one fused graph in a bundle, once every target passed the parity gate.
+    """Export a run's network as one fused graph in a bundle, if every target passes the parity gate.
 
     Example: protoserve export runs/grocery --to onnx,onnx-int8 --data grocery-store --bundle bundles/grocery
     """
     from rich.console import Console
 
     from export.bundling import export_bundle
+    from export.records import read_parity
     from export.sources import EdgeOptions, parse_size
     from export.targets.listing import next_steps, summary
     from protoserve.errors import InputError
     from protoserve.run.folder import open_run
 
     if name is not None and not name.strip():
-        raise InputError("--name is empty; give the model a name, or leave it out for the folder's")
+        raise InputError("--name is empty; give a name, or leave the option out to use the folder's name")
     screen = Console(stderr=True, highlight=False)
     targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
     with screen.status("reading the run") as status:
@@ -79,7 +83,7 @@ def export(
             overwrite=overwrite,
             report=lambda message: status.update(message),
         )
-    parity = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))
+    parity = read_parity(bundle)
     for target in targets:
         typer.echo(summary(written, target, parity[target]))
     typer.echo(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
@@ -94,12 +98,12 @@ def validate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     others: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="BUNDLE", help="Another bundle to answer together with, as one; repeatable."),
+        typer.Option("--with", metavar="BUNDLE", help="Another bundle, to answer as an ensemble; repeatable."),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score the exported graph itself, in onnxruntime, with the same metrics as `evaluate`.
+    """Score the exported graph in onnxruntime, with the same metrics as `evaluate`.
 
     Example: protoserve validate bundles/grocery --data grocery-store --split test --json
     """

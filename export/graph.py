@@ -1,4 +1,4 @@
-"""The fused graph: one module from uint8 pictures to small outputs, written as ONNX and TorchScript."""
+"""The fused graph: one module from uint8 pictures to small outputs, and its ONNX and TorchScript files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPSET = 20
 class ExplainedGraph(nn.Module):
     """uint8 `image` [N, H, W, 3] → the fields of `Explanation`, in their order.
 
-    `example` is an image batch of the size that the graph is made for.
+    `example` uint8 [N, H, W, 3] has the picture size that the graph is made for.
     """
 
     def __init__(self, network: ExplainedNetwork, top_k: int, example: Tensor) -> None:
@@ -44,7 +44,7 @@ class ExplainedGraph(nn.Module):
 class RoutedGraph(nn.Module):
     """uint8 `image` [N, H, W, 3] → the fields of `RoutedExplanation`, in their order.
 
-    `width` nodes of every level are expanded below the trunk of `trunk` prototypes.
+    The graph expands `width` nodes per level, below the trunk of `trunk` prototypes.
     """
 
     def __init__(self, network: ExplainedNetwork, top_k: int, width: int, trunk: int = TRUNK) -> None:
@@ -67,9 +67,9 @@ def write_onnx(
 ) -> None:
     """Write the graph as one ONNX file with `metadata` (text) inside.
 
-    `example` is uint8 [N, H, W, 3]. `dynamic` are the `torch.export.Dim` of the axes that stay open: by default the
-    batch alone, for which the example must hold two pictures or more; of an open axis its size leaves no trace.
-    `outputs` are the names of what the graph gives, by default those of an explained or routed one.
+    `example` is uint8 [N, H, W, 3]. `dynamic` maps each axis with an open size to its `torch.export.Dim`; by default
+    only the batch is open, which needs an example of two pictures or more. `outputs` are the names of the graph's
+    outputs, by default those of an explained or routed graph.
     """
     import onnx
 
@@ -109,7 +109,7 @@ def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: d
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    # Exporters report progress and their own deprecations on the console; the parity gate is the judge.
+    # Exporters print progress and their own deprecations; the parity gate decides whether a file is good.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings():

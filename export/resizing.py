@@ -1,15 +1,16 @@
-"""The resize rule of `protoserve.images.fitting.fit` as a part of the graph, for hosts that have no good resize.
+"""The resize rule of `protoserve.images.fitting.fit` as part of the graph, for hosts without a good resize.
 
-Pillow's antialiased bilinear filter is separable: every output pixel is a weighted mean of input pixels, by a triangle
-as wide as the picture shrinks. As a matrix per axis it is two products, which every runtime has, for any size of
-picture and every rule. Pillow's rounding after each is kept, so pixels differ by two grey levels at most, and few do.
+Pillow's antialiased bilinear filter is separable. Every output pixel is a weighted mean of input pixels; the weights
+form a triangle that widens as the picture shrinks. With one matrix per axis, the resize is two matrix products, which
+every runtime has, for any picture size and every rule. The graph rounds after each product, as Pillow does, so few
+pixels differ, and by two grey levels at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,33 +19,34 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.parity import FLOAT32, Fitter, Precision, Runtime, compare
+from export.records import ResizeReport, TargetReport
 from protoserve.errors import ParityError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import PAD_COLOUR, fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import ExplainedNetwork
 
-# Height and width: pictures that shrink and grow, that are wider and higher than most models' input.
+# Height and width of the pictures for the gate. Some shrink, some grow; some are wider, some higher than the input.
 SHAPES: Final = ((480, 640), (500, 333), (301, 300), (96, 150), (64, 48))
-# Weights are whole numbers that add up to this. Their products with grey levels stay below 2²⁴, so that float32 adds
-# them without rounding, in whatever order a runtime adds.
+# Weights are whole numbers that sum to this. Sums of their products with grey levels stay below 2²⁴, so float32 adds
+# them without rounding, in any order.
 UNIT: Final = 65536.0
-# Just above a half: sums that lie between two grey levels, as many do where a picture grows by a simple fraction, go up
-# also in a runtime that has a weight off by one.
+# Just above a half. Where a picture grows by a simple fraction, many sums lie exactly between two grey levels; they
+# round up even in a runtime with a weight off by one.
 HALF: Final = 0.5 + 2.0**-7
-# Rounded twice, along each axis, by sums that differ in their last bits.
+# The graph and Pillow round once per axis, and their sums differ in the last bits.
 GREY_LEVELS: Final = 2
-# The output of the graph's first part alone, which resizes.
+# The output of the resizing part of the graph.
 FITTED: Final = "fitted"
 
 
 class FittedGraph(nn.Module):
-    """uint8 `image` [1, any height, any width, 3] → the graph's outputs for the picture that the rule makes of it."""
+    """uint8 `image` [1, any height, any width, 3] → the graph's outputs for the picture fitted by the rule."""
 
     def __init__(self, graph: nn.Module, rule: InputRule) -> None:
         super().__init__()
         self.fit = Fit(rule)
-        # Not `graph`: torch.export's modules have an attribute of that name already.
+        # torch.export's modules already have an attribute `graph`.
         self.explained = graph
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -65,14 +67,14 @@ class Fit(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         rows = torch.arange(image.shape[1], device=image.device)
         columns = torch.arange(image.shape[2], device=image.device)
-        # Sizes as tensors [1]: exporters follow those everywhere.
+        # Sizes are tensors [1], which every exporter can trace.
         height, width = rows[-1:] + 1, columns[-1:] + 1
         target = (self.rule.height, self.rule.width)
         wider = width * target[0] >= height * target[1]
         down, across = height.float(), width.float()
         sizes = (torch.full_like(height, target[0]), torch.full_like(width, target[1]))
         if self.rule.resize == "crop":
-            # The larger of the two parts never exceeds the picture but by rounding.
+            # Only rounding could make a part exceed the picture; the minimum prevents it.
             part_down = torch.where(wider, down, torch.minimum(across * (target[0] / target[1]), down))
             part_across = torch.where(wider, torch.minimum(down * (target[1] / target[0]), across), across)
             down, across = part_down * self.rule.share, part_across * self.rule.share
@@ -101,13 +103,13 @@ def check_fitted(
     precision: Precision = FLOAT32,
     fitter: Fitter | None = None,
     routed: bool = False,
-) -> dict[str, Any]:
-    """The parity gate for a graph that resizes: `samples` uint8 [pictures, H, W, 3] as pictures of several shapes.
+) -> TargetReport:
+    """The parity gate for a graph that resizes: stretch `samples` uint8 [pictures, H, W, 3] to several shapes.
 
-    The runtime is compared with the network on the pixels that it makes itself, and these with the host's: `fitter` is
-    the graph's first part alone in that runtime, or None for one that comes to PyTorch's very pixels. Returns a
-    JSON-ready report, with the share of pixels that differ and how often both come to the same path. Raises ParityError
-    as `export.parity.check` does, and where a pixel differs by more than two grey levels.
+    The gate compares the runtime's answers with the network's on the pixels that the graph itself makes, and these
+    pixels with the host's. `fitter` runs the graph's resizing part alone in that runtime; None stands for one that
+    computes exactly PyTorch's pixels. Raises ParityError as `export.parity.check` does, and where a pixel differs by
+    more than two grey levels.
     """
     fitter = fitter or _in_torch(Fit(rule).eval())
     differing, worst, same = [], 0, []
@@ -126,17 +128,17 @@ def check_fitted(
         raise ParityError(
             f"parity: the graph's resize differs from the host's by {worst} grey levels; no bundle was written"
         )
-    return {
-        "precision": precision.name,
-        "pictures": len(samples),
-        "tolerance": vars(precision.tolerance),
-        "resize": {
-            "worst_grey_levels": worst,
-            "pixels_differing": float(np.mean(differing)),
-            "same_path_as_host": float(np.mean(same)),
-        },
-        "batch_1": compare(network, top_k, runtime, pairs, precision=precision, routed=routed),
-    }
+    return TargetReport(
+        precision=precision.name,
+        pictures=len(samples),
+        tolerance=precision.tolerance,
+        resize=ResizeReport(
+            worst_grey_levels=worst,
+            pixels_differing=float(np.mean(differing)),
+            same_path_as_host=float(np.mean(same)),
+        ),
+        batches={1: compare(network, top_k, runtime, pairs, precision=precision, routed=routed)},
+    )
 
 
 def _in_torch(module: Fit) -> Fitter:
@@ -149,7 +151,7 @@ def _in_torch(module: Fit) -> Fitter:
 
 
 def reshaped(samples: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """The pictures in turn, each stretched to another of `SHAPES`."""
+    """Stretch the pictures to the `SHAPES`, in turn."""
     for sample, (height, width) in zip(samples, cycle(SHAPES), strict=False):
         yield np.array(Image.fromarray(sample).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -158,19 +160,19 @@ def _rounded_quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.div(2 * numerator + denominator, 2 * denominator, rounding_mode="floor").clamp_min(1)
 
 
-def _weights(places: Tensor, length: Tensor, part: Tensor, size: Tensor, target: int) -> tuple[Tensor, Tensor]:
-    """How input pixels int64 [n] make the output pixels of one axis: float32 [target, n], rows that sum to `UNIT`.
+def _weights(positions: Tensor, length: Tensor, part: Tensor, size: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """(weights, seen) of one axis: float32 [target, n], rows that sum to `UNIT`, for input pixels at int64 [n].
 
-    The `part` (pixels, centred) of `length` becomes `size` of the `target` pixels, centred, too; bool [target] says
-    which.
+    The centred `part` of `length`, in pixels, becomes the centred `size` of the `target` output pixels; `seen` bool
+    [target] marks these.
     """
-    outputs = torch.arange(target, device=places.device) - torch.div(target - size, 2, rounding_mode="floor")
+    outputs = torch.arange(target, device=positions.device) - torch.div(target - size, 2, rounding_mode="floor")
     seen = (outputs >= 0) & (outputs < size)
     scale = part / size.float()
     reach = scale.clamp_min(1.0)
     centres = (length.float() - part) / 2 + (outputs.float() + 0.5) * scale
-    distance = (places.float()[None, :] + 0.5 - centres[:, None]).abs()
+    distance = (positions.float()[None, :] + 0.5 - centres[:, None]).abs()
     triangle = torch.floor((1.0 - distance / reach).clamp_min(0.0) * UNIT + 0.5)
-    # Output pixels beyond the part see nothing; the colour of the border takes their place.
+    # Output pixels outside the part have no weights; the caller gives them the border's colour.
     weights = triangle / triangle.sum(1, keepdim=True).clamp_min(1.0) * UNIT
     return torch.floor(weights + 0.5) * seen[:, None].float(), seen

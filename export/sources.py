@@ -1,4 +1,4 @@
-"""What targets are made from: the graph with the options of hosts other than the service, in PyTorch and as ONNX."""
+"""The source of every target: the graph with the options of its host, in PyTorch and as ONNX."""
 
 from __future__ import annotations
 
@@ -27,25 +27,29 @@ LARGEST_SIDE = 20_000
 
 @dataclass(frozen=True)
 class EdgeOptions:
-    """How a host other than the service is spoken to: in batches of exactly `batch` pictures (None: of any number), and
-    with pictures of any size, one at a time, where the graph resizes them itself."""
+    """The inputs that a graph takes on a host other than the service.
+
+    `batch` is the only batch size that it takes, None for any. With `resize`, it takes one picture of any size at a
+    time and resizes it.
+    """
 
     batch: int | None = None
     resize: bool = False
 
     @property
     def batches(self) -> int | None:
-        """The size of batch that the graph takes, or None for any."""
+        """The only batch size that the graph takes, or None for any."""
         return 1 if self.resize else self.batch
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """The graph with some options, in the forms that targets start from.
+    """The graph with one set of options, in the forms that targets start from.
 
-    `whole` is all of it in PyTorch, in evaluation; `example` uint8 an input of it and `dynamic` those axes that stay
-    open. `explained` is the graph without its resizing, `fitted` uint8 an input of that, and `onnx` its file; `prefix`
-    is the resizing alone, where there is any.
+    `whole` is the graph in PyTorch, in evaluation mode, `example` uint8 [N, H, W, 3] an input of it, and `dynamic` maps
+    each of its axes with an open size to the `torch.export.Dim`. `explained` is the graph without its resizing part,
+    `fitted` uint8 [N, H, W, 3] an input of that, and `onnx` its file. `prefix` is the ONNX file of the resizing part,
+    or None where there is none.
     """
 
     options: EdgeOptions
@@ -60,9 +64,11 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Source:
-    """What one target's file is made from: the `graphs`; `metadata`, which go into the file; `calibration` uint8
-    [n, H, W, 3], training pictures at model size for a target that asks for some; `pictures`, the folder of the
-    prototypes' pictures. `report` is told what takes long."""
+    """The inputs of one target's writer.
+
+    `metadata` go into the file. `calibration` uint8 [n, H, W, 3] are training pictures at model size, for a target that
+    needs them. `pictures` is the folder of the prototypes' pictures. The writer calls `report` before a long step.
+    """
 
     graphs: Graphs
     metadata: dict[str, str]
@@ -74,7 +80,7 @@ class Source:
 def write_graphs(
     graph: ExplainedGraph, rule: InputRule, samples: NDArray[np.uint8], options: EdgeOptions, folder: Path
 ) -> Graphs:
-    """Export the graph with these options, its ONNX files into `folder`, which must be there.
+    """Export the graph with these options; the ONNX files go into `folder`, which must exist.
 
     `samples` uint8 [n, H, W, 3] are pictures at model size.
     """
@@ -87,7 +93,7 @@ def write_graphs(
         return Graphs(options, graph, example, graph, example, dynamic, plain, None)
     fitted = example
     prefix = folder / "fit.onnx"
-    # An odd size of its own, so that none of the model's is taken for the picture's.
+    # Unlike the model's size, so that the exporter can't mistake one for the other.
     example = torch.zeros((1, rule.height + 7, rule.width + 5, 3), dtype=torch.uint8)
     dynamic = {axis: torch.export.Dim(name, min=2, max=LARGEST_SIDE) for axis, name in ((1, "height"), (2, "width"))}
     write_onnx(Fit(rule).eval(), example, prefix, {}, dynamic=dynamic, outputs=[FITTED])
@@ -95,7 +101,7 @@ def write_graphs(
 
 
 def finish_onnx(source: Source, file: Path) -> None:
-    """Give an ONNX file made of a source's `onnx` its resizing and its metadata, in place."""
+    """Add the source's resizing part and its metadata to an ONNX file that was made from its `onnx`, in place."""
     import onnx
 
     model = onnx.load(str(file))
@@ -110,12 +116,12 @@ def finish_onnx(source: Source, file: Path) -> None:
 def file_metadata(
     manifest: Manifest, weights: Path, target: str, precision: str, options: EdgeOptions
 ) -> dict[str, str]:
-    """What goes into a target's file, or beside it: all that a host needs to prepare pictures and to name answers.
+    """The texts in a target's file, or beside it, that a host needs to prepare pictures and to name answers.
 
-    `protoserve` is the manifest as JSON, in it the `version` of the network in this one file: the hash of the run's
-    `weights` and of the manifest. (A bundle's version is the hash of all that is in it, which no file in it can hold.)
-    `nodes` are the names of the taxonomy's nodes, one a line in the order of the graph's numbers, for hosts without a
-    reader for JSON; `options` say in JSON what this file takes.
+    `protoserve` is the manifest as JSON. Its `version` is the hash of the run's file `weights` and of the manifest; a
+    bundle's own version is the hash of all its files, so no file can contain it. `nodes` are the names of the
+    taxonomy's nodes in the graph's order, one a line, for hosts without a JSON reader. `options` describe, in JSON, the
+    inputs that the file takes.
     """
     digest = hashlib.sha256(weights.read_bytes())
     digest.update(manifest.model_dump_json().encode())
@@ -136,5 +142,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and 16 <= int(part) <= 4096 for part in parts):
-        raise InputError(f"--image-size {text}: give a size from 16 to 4096, such as 160, or height and width, 160x224")
+        raise InputError(
+            f"--image-size {text}: give a size from 16 to 4096, such as 160, or height and width, such as 160x224"
+        )
     return int(parts[0]), int(parts[-1])

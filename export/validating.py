@@ -1,4 +1,4 @@
-"""Re-score an exported graph on a data set: the same metrics as the run's own."""
+"""Score an exported graph on a data set, with the same metrics as the run's own."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def validate(
     batch: int = 16,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """`protoserve.scores.scores` of a bundle's `model.onnx` on one split, with the `seconds` it took.
+    """`protoserve.scores.scores` of a bundle's `model.onnx` on one split, and the `seconds` that it took.
 
-    `bundle` is the folder of a bundle or an ensemble, or those of several bundles, which then answer as one.
-    `advance(done, total)` is called after each batch.
+    `bundle` is the folder of a bundle or an ensemble, or the folders of several bundles, which then answer as one
+    ensemble. Calls `advance(images in the batch, images in total)` after each batch.
     """
     model = open_model(bundle)
     engine = open_engine(model, device=device)
     dataset = read_split(data, split, model.taxonomy, left_out=model.left_out)
     rule = model.input
     began = time.perf_counter()
-    found = []
+    log_probability = []
     with ThreadPoolExecutor(2) as pool:
         for start in range(0, len(dataset), batch):
-            numbers = range(start, min(len(dataset), start + batch))
-            arrays = pool.map(lambda number: fit(dataset.picture(number), rule).array, numbers)
-            found.append(engine.run(np.stack(list(arrays))).log_probability)
-            advance(len(numbers), len(dataset))
-    result = scores(np.concatenate(found), dataset.leaves, dataset.taxonomy)
+            indices = range(start, min(len(dataset), start + batch))
+            arrays = pool.map(lambda index: fit(dataset.picture(index), rule).array, indices)
+            log_probability.append(engine.run(np.stack(list(arrays))).log_probability)
+            advance(len(indices), len(dataset))
+    result = scores(np.concatenate(log_probability), dataset.leaves, dataset.taxonomy)
     return {**result, "seconds": round(time.perf_counter() - began, 2)}

@@ -1,1 +1,1 @@
-"""The forms in which a graph leaves the house: each written by one function and run, for the gate, by another."""
+"""The targets: the file formats of a graph, each with a function that writes it and one that runs it for the gate."""

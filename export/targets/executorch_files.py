@@ -1,4 +1,4 @@
-"""The target for phones and boards that run PyTorch's own edge runtime: one ExecuTorch program."""
+"""The target for phones and boards with PyTorch's edge runtime: an ExecuTorch program."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from protoserve.graph_signature import OUTPUT_NAMES
 def write_executorch(graph: torch.nn.Module, example: Tensor, file: Path, metadata: Mapping[str, str]) -> None:
     """Write the graph as an ExecuTorch program (.pte) for pictures of the `example`'s shape.
 
-    What XNNPACK computes goes to it, the rest to ExecuTorch's portable kernels. `metadata` are methods of the program
-    that give their text, UTF-8, as a uint8 tensor, for the format has no other place for it.
+    XNNPACK runs the operators that it supports, ExecuTorch's portable kernels the rest. The format has no metadata, so
+    each entry of `metadata` becomes a method of the program that returns its text (UTF-8) as a uint8 tensor.
 
     Raises MissingExtraError where ExecuTorch is not installed.
     """
@@ -38,7 +38,10 @@ def write_executorch(graph: torch.nn.Module, example: Tensor, file: Path, metada
 
 
 def run_executorch(file: Path) -> Runtime:
-    """An ExecuTorch program in its runtime, on the CPU."""
+    """An ExecuTorch program in its runtime, on the CPU.
+
+    Raises MissingExtraError where ExecuTorch is not installed.
+    """
     with _executorch():
         from executorch.runtime import Runtime as ExecuTorch
 
@@ -46,14 +49,14 @@ def run_executorch(file: Path) -> Runtime:
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         outputs = method.execute([torch.from_numpy(np.ascontiguousarray(pictures))])
-        # The next call writes into the same memory.
+        # The next call overwrites this memory.
         return {name: output.numpy().copy() for name, output in zip(OUTPUT_NAMES, outputs, strict=True)}
 
     return run
 
 
 def stored_text(file: Path, name: str) -> str:
-    """What the program says of itself under a name of its metadata."""
+    """The text of one entry of the program's metadata; raises MissingExtraError where ExecuTorch is not installed."""
     with _executorch():
         from executorch.runtime import Runtime as ExecuTorch
 
@@ -63,7 +66,7 @@ def stored_text(file: Path, name: str) -> str:
 
 @contextmanager
 def _executorch() -> Iterator[None]:
-    """Its imports and its work without what it says on the way."""
+    """Silence ExecuTorch's logs and warnings, and name the extra where it is not installed."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

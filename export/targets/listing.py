@@ -1,19 +1,19 @@
-"""What the command says about targets: their table, what was written, and what to type next."""
+"""The lines that the command `export` prints: the table of targets, a summary of each file, and the next commands."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from export.records import TargetReport
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import Bundle
 
 
 def listing() -> Table:
-    """The table of targets, and of those that are none yet."""
-    table = Table("target", "file", "runs in", "precision", "labels", "checked with, before publishing")
+    """The table of targets, followed by the formats that are not targets and why."""
+    table = Table("target", "file", "runs in", "precision", "labels", "checked before publishing")
     for name, target in TARGETS.items():
         table.add_row(name, target.file, target.runtime, target.precision.name, target.metadata, target.checked)
     for name, reason in ABSENT.items():
@@ -21,24 +21,24 @@ def listing() -> Table:
     return table
 
 
-def summary(bundle: Bundle, target: str, report: dict[str, Any]) -> str:
-    """One line about a written target: its file, its size, and how near it came to the network."""
+def summary(bundle: Bundle, target: str, report: TargetReport) -> str:
+    """One line about a target: its file, its size in megabytes, and how closely it agrees with the network."""
     file = bundle.file(target)
     size = sum(part.stat().st_size for part in _parts(file)) / 1e6
-    batches = [part for name, part in report.items() if name.startswith("batch_")]
-    worst = max(value for batch in batches for value in batch["worst_difference"].values())
+    worst = max(value for batch in report.batches.values() for value in batch.worst_difference.values())
+    certain = [batch.certain for batch in report.batches.values() if batch.certain is not None]
     line = f"{bundle.manifest.files[target]:<20}{size:7.1f} MB   worst difference {worst:.1e}"
-    if "certain" in batches[0]:
-        line += f"   certain of {100 * min(batch['certain'] for batch in batches):.0f} % of the sample pictures"
-    if (validation := report.get("validation")) is not None:
-        loss = max(validation["loss_points"].values())
-        same = 100 * min(validation["first_evidence_same"].values(), default=1.0)
-        line += f"   loses {loss:.2f} points at most, first evidence the same in {same:.1f} % at least"
+    if certain:
+        line += f"   certain of {100 * min(certain):.0f} % of the sample pictures"
+    if (validation := report.validation) is not None:
+        loss = max(validation.loss_points.values())
+        same = 100 * min(validation.first_evidence_same.values(), default=1.0)
+        line += f"   loses at most {loss:.2f} points of accuracy, keeps the first evidence of at least {same:.1f} %"
     return line
 
 
 def next_steps(bundle: Bundle, data: Path | None) -> list[str]:
-    """The commands that try what was written."""
+    """The commands that try the files of a bundle."""
     folder = bundle.directory
     lines = [f"protoserve predict {folder} PHOTO.jpg"]
     if data is not None:
@@ -51,14 +51,14 @@ def next_steps(bundle: Bundle, data: Path | None) -> list[str]:
 
 
 def _parts(file: Path) -> list[Path]:
-    """A target's files: a web page's whole folder, or the file and what lies beside it under its name."""
+    """A target's files: the web page's whole folder, or the file and its companions (`.bin`, `.ort.config`)."""
     if file.name == "index.html":
         return [part for part in file.parent.rglob("*") if part.is_file()]
     return [file, *(part for part in (file.with_suffix(".bin"), file.with_suffix(".ort.config")) if part.is_file())]
 
 
-# Formats asked for that are no targets, and why.
+# Formats that are not targets, and why.
 ABSENT = {
-    "litert": "not written: its converter needs typing-extensions below 4.13, which pydantic is above",
-    "coreml": "not written: its files run on Apple's systems alone, so no gate here could pass them",
+    "litert": "not available: its converter needs typing-extensions below 4.13, pydantic a newer one",
+    "coreml": "not available: its files run only on Apple's systems, so the parity gate can't check them",
 }

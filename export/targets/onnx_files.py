@@ -1,4 +1,4 @@
-"""Targets that stay with ONNX: half precision, and onnxruntime's own format. The head is float32 in all of them."""
+"""Targets in ONNX and in onnxruntime's own format, in full or half precision. The head is float32 in all of them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from export.parity import Runtime
 from protoserve.errors import InputError
 from protoserve.graph_signature import INPUT, OUTPUT_NAMES, ROUTED_OUTPUT_NAMES
 
-# Where torch's exporter writes which module a node came from.
+# The key under which torch's exporter notes the module that a node came from.
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-# The parts that may lose precision. Everything after them decides between prototypes that are often nearly equal.
+# The modules that may lose precision. Later ones decide between prototypes that are often nearly equal.
 _BACKBONES: Final = ("network.backbone", "network.encoder")
 
 
@@ -45,7 +45,7 @@ def run_routed(file: Path) -> Runtime:
 
 
 def copy(source: Path, file: Path) -> None:
-    """The ONNX file itself; nothing where it is in its place already."""
+    """Copy the ONNX file, unless `file` is the source itself."""
     if source != file:
         shutil.copyfile(source, file)
 
@@ -53,8 +53,8 @@ def copy(source: Path, file: Path) -> None:
 def write_half(source: Path, file: Path) -> None:
     """Write the ONNX file `source` with its backbone in float16.
 
-    Distances and similarities stay float32: near a prototype a distance is about 1e-4, of which float16 keeps three
-    binary digits.
+    Distances and similarities stay float32: near a prototype a distance is about 1e-4, where float16 is too coarse.
+    Raises InputError where no node came from the backbone.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -63,27 +63,27 @@ def write_half(source: Path, file: Path) -> None:
     backbone = set(backbone_nodes(model))
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     inside = {name for node in model.graph.node if node.name in backbone for name in node.output}
-    added: dict[str, Any] = {}  # tensors and casts by the name of what they give
+    added: dict[str, Any] = {}  # new tensors and casts by the name of their output
     nodes = []
 
     def cast(name: str, kind: int, suffix: str) -> str:
-        given = f"{name}.{suffix}"
-        if given not in added:
-            added[given] = helper.make_node("Cast", [name], [given], name=f"cast_{given}", to=kind)
-            nodes.append(added[given])
-        return given
+        output = f"{name}.{suffix}"
+        if output not in added:
+            added[output] = helper.make_node("Cast", [name], [output], name=f"cast_{output}", to=kind)
+            nodes.append(added[output])
+        return output
 
     def half(name: str) -> str:
         if name not in stored:
             return name if name in inside or not name else cast(name, TensorProto.FLOAT16, "half")
         if stored[name].data_type != TensorProto.FLOAT:
             return name
-        given = f"{name}.half"
-        if given not in added:
+        output = f"{name}.half"
+        if output not in added:
             array = numpy_helper.to_array(stored[name]).astype(np.float16)
-            added[given] = numpy_helper.from_array(array, given)
-            model.graph.initializer.append(added[given])
-        return given
+            added[output] = numpy_helper.from_array(array, output)
+            model.graph.initializer.append(added[output])
+        return output
 
     for node in model.graph.node:
         if node.name in backbone:
@@ -105,19 +105,19 @@ def backbone_nodes(model: Any) -> list[str]:
 
     Raises InputError where there is none.
     """
-    found = []
+    names = []
     for node in model.graph.node:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
         if any(f"'{part}'" in scopes for part in _BACKBONES):
-            found.append(node.name)
-    if not found:
-        raise InputError("the ONNX graph says of no node that it came from the backbone; export 'onnx' again")
-    return found
+            names.append(node.name)
+    if not names:
+        raise InputError("the ONNX graph marks no node as part of the backbone; export the run again")
+    return names
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    # Converters talk on the console and through loggers of their own; the parity gate is the judge.
+    # Converters write to the console and to their own loggers; the parity gate decides whether a file is good.
     logging.disable(logging.ERROR)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -127,22 +127,22 @@ def silent() -> Iterator[None]:
 
 
 def write_ort(source: Path, file: Path) -> None:
-    """Write the ONNX file `source` in onnxruntime's own format, which its smallest builds read.
+    """Write the ONNX file `source` in onnxruntime's own format, which its minimal builds read.
 
-    Beside it, a file of its name that ends in `.ort.config` says what such a build must hold
-    (`--include_ops_by_config … --enable_reduced_operator_type_support`). Optimisations that fit only this machine's
-    processor are left out.
+    A file beside it, with the suffix `.ort.config`, lists the operators and types that such a build needs
+    (`--include_ops_by_config … --enable_reduced_operator_type_support`). Leaves out the optimisations that fit only
+    this machine's processor.
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     with TemporaryDirectory() as folder, silent(), warnings.catch_warnings():
         # The converter leaves files to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
-        place = Path(folder)
-        shutil.copyfile(source, place / "model.onnx")
+        drafts = Path(folder)
+        shutil.copyfile(source, drafts / "model.onnx")
         convert_onnx_models_to_ort(
-            place, place / "out", [OptimizationStyle.Fixed], target_platform="arm", enable_type_reduction=True
+            drafts, drafts / "out", [OptimizationStyle.Fixed], target_platform="arm", enable_type_reduction=True
         )
-        shutil.copyfile(place / "out" / "model.ort", file)
-        (config,) = (place / "out").glob("*.config")
+        shutil.copyfile(drafts / "out" / "model.ort", file)
+        (config,) = (drafts / "out").glob("*.config")
         shutil.copyfile(config, file.with_suffix(".ort.config"))

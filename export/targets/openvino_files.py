@@ -1,4 +1,4 @@
-"""The target for Intel's runtime: OpenVINO's intermediate representation, an .xml file with its .bin beside it."""
+"""The target for Intel's runtime: OpenVINO's intermediate representation, an .xml file and a .bin file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from protoserve.graph_signature import INPUT, OUTPUT_NAMES
 
 
 def write_openvino(source: Path, file: Path, metadata: dict[str, str]) -> None:
-    """Convert the ONNX file `source`; weights stay float32, `metadata` go into the .xml under `rt_info`.
+    """Convert the ONNX file `source`. Weights stay float32; `metadata` go into the .xml under `rt_info`.
 
     Raises MissingExtraError where OpenVINO is not installed.
     """
     openvino = _openvino()
-    # Not its convert_model, which reports each use to Intel.
+    # OpenVINO's convert_model would report each use to Intel.
     model = openvino.Core().read_model(str(source))
     for name, text in metadata.items():
         model.set_rt_info(text, name)
@@ -28,18 +28,18 @@ def write_openvino(source: Path, file: Path, metadata: dict[str, str]) -> None:
 
 
 def run_openvino(file: Path) -> Runtime:
-    """An OpenVINO file on the CPU, computing in float32 also where the processor offers bfloat16."""
+    """An OpenVINO file in OpenVINO on the CPU, in float32 even where the processor offers bfloat16."""
     compiled = _compiled(file)
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        found = compiled({INPUT: pictures})
-        return {name: np.array(found[name]) for name in OUTPUT_NAMES}
+        outputs = compiled({INPUT: pictures})
+        return {name: np.array(outputs[name]) for name in OUTPUT_NAMES}
 
     return run
 
 
 def fit_openvino(file: Path) -> Fitter:
-    """An ONNX file that resizes, by OpenVINO: a few of its weights are one off, and so are a few grey levels."""
+    """The ONNX file that only resizes, in OpenVINO, which rounds a few weights differently, so a few pixels differ."""
     compiled = _compiled(file)
 
     def run(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The ONNX file with its backbone in 8 bits; what decides between prototypes stays float32."""
+"""The target with an 8-bit backbone. The layers that decide between prototypes stay float32."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Batches: TypeAlias = Sequence[NDArray[np.uint8]]
 
 _BATCH: Final = 8
 _LAYERS: Final = ("Conv", "MatMul", "Gemm")
-# Of a layer's activations a hundred-thousandth is clipped, which spares a bit for all others.
+# Clips a hundred-thousandth of a layer's activations, so that all others get a finer scale.
 _PERCENTILE: Final = 99.999
-# The gate asks 95 % on validation pictures; those that the network learned from are kinder by about two points.
+# The gate requires 95 % on validation pictures; pictures that the network learned from score about two points higher.
 _EVIDENCE_KEPT: Final = 0.98
-# How strongly the convolution after the backbone is held to its weights, relative to its mean input energy.
+# The ridge penalty on changes of the convolution behind the backbone, relative to its mean input energy.
 _RIDGE: Final = 0.3
 
 
@@ -34,22 +34,24 @@ def write_int8(
     batch: int | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> None:
-    """Write the ONNX file `source` with its backbone in 8 bits: static, QDQ, a scale per output channel.
+    """Write the ONNX file `source` with an 8-bit backbone: static, QDQ, with a scale per output channel.
 
-    `calibration` uint8 [pictures, H, W, 3] are pictures that the network learned from; `batch` says how many at a time
-    the file takes, if it takes no other number. The first two thirds set the
-    ranges, and refit the float32 convolution behind the backbone to what the 8 bits now give it. The last third decides
-    how many of the backbone's first layers stay float32: they have the fewest weights, and their rounding goes through
-    all that follows. As few stay as the network's evidence needs.
+    `calibration` uint8 [pictures, H, W, 3] are pictures that the network learned from; `batch` is the only batch size
+    that the file takes, or None. Two thirds of the pictures set the ranges and refit the float32 convolution behind the
+    backbone to its new inputs. The remaining third decides how many of the backbone's first layers stay float32, as few
+    as keep the network's evidence. The first layers have the fewest weights, and their rounding errors pass through all
+    later ones.
 
     Raises InputError where there is nothing to quantise or there are too few pictures.
     """
     import onnx
 
-    # Whole batches, for the calibrator takes no others.
+    # The calibrator takes only whole batches.
     batches = in_batches(calibration, batch or _BATCH, whole=True)
     if len(batches) < 3:
-        raise InputError(f"8 bits need more than {len(calibration)} training pictures for their ranges; add some")
+        raise InputError(
+            f"--to onnx-int8: {len(calibration)} training pictures are too few to set the ranges; add some"
+        )
     third = len(batches) // 3
     learned, held = batches[third:], batches[:third]
     with TemporaryDirectory() as folder:
@@ -59,27 +61,29 @@ def write_int8(
         backbone = set(backbone_nodes(model))
         layers = [node.name for node in model.graph.node if node.name in backbone and node.op_type in _LAYERS]
         if not layers:
-            raise InputError("the backbone holds no convolution or product to bring to 8 bits; use onnx-fp16")
+            raise InputError(
+                "--to onnx-int8: the backbone has no convolution or matrix product to quantise; use onnx-fp16"
+            )
         expected = answers(run_onnx(source), held)
 
         def agreement(kept: int) -> float:
-            report(f"8 bits: trying with the first {kept} of {len(layers)} layers in float32")
+            report(f"quantising: trying the first {kept} of {len(layers)} layers in float32")
             _quantise(shaped, file, layers[kept:], learned, ranges)
             _refit(shaped, file, backbone, learned[: len(learned) // 2])
             kept_at = evidence_kept(*first_evidence(expected, answers(run_onnx(file), held)))
             return min(kept_at.values(), default=1.0)
 
-        # Eight places to cut at are three trials; finer ones would follow the noise of so few pictures.
-        places = [len(layers) * eighth // 8 for eighth in range(8)]
-        low, high, written = 0, len(places) - 1, -1
+        # Eight cuts take three trials; more would fit the noise of so few pictures.
+        cuts = [len(layers) * eighth // 8 for eighth in range(8)]
+        low, high, written = 0, len(cuts) - 1, -1
         while low < high:
             written = (low + high) // 2
-            if agreement(places[written]) >= _EVIDENCE_KEPT:
+            if agreement(cuts[written]) >= _EVIDENCE_KEPT:
                 high = written
             else:
                 low = written + 1
         if written != low:
-            agreement(places[low])
+            agreement(cuts[low])
 
 
 def _quantise(source: Path, file: Path, layers: Sequence[str], batches: Batches, ranges: Path) -> None:
@@ -112,16 +116,16 @@ def _quantise(source: Path, file: Path, layers: Sequence[str], batches: Batches,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": _PERCENTILE},
-            # The ranges do not depend on which layers are brought to 8 bits: they are found once.
+            # The ranges don't depend on which layers are quantised, so they are computed once.
             calibration_cache_path=ranges,
         )
 
 
 def _refit(source: Path, file: Path, backbone: set[str], batches: Batches) -> None:
-    """Fit the first 1×1 convolution after the backbone to its new inputs, so that its outputs are nearest the old ones.
+    """Refit the first 1×1 convolution after the backbone, so that its outputs on its new inputs match the old ones.
 
-    Least squares over all cells of the pictures, held to the old weights; a network without such a convolution stays as
-    it is.
+    Ridge regression over all cells of the pictures, with the old weights as its centre. Leaves a network without such a
+    convolution unchanged.
     """
     import onnx
     from onnx import numpy_helper
@@ -129,29 +133,29 @@ def _refit(source: Path, file: Path, backbone: set[str], batches: Batches) -> No
     before, after = onnx.load(str(source)), onnx.load(str(file))
     tensors = {tensor.name: tensor for tensor in after.graph.initializer}
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in before.graph.initializer}
-    places = [node for node in before.graph.node if node.op_type == "Conv" and node.name not in backbone]
-    if not places or stored[places[0].input[1]].shape[2:] != (1, 1) or len(places[0].input) != 3:
+    candidates = [node for node in before.graph.node if node.op_type == "Conv" and node.name not in backbone]
+    if not candidates or stored[candidates[0].input[1]].shape[2:] != (1, 1) or len(candidates[0].input) != 3:
         return
-    place = places[0]
-    weight, bias = stored[place.input[1]], stored[place.input[2]]
+    layer = candidates[0]
+    weight, bias = stored[layer.input[1]], stored[layer.input[2]]
     kernel = np.vstack([weight[:, :, 0, 0].T, bias]).astype(np.float64)  # [channels + 1, outputs]
-    (found,) = [node.input[0] for node in after.graph.node if node.name == place.name]
-    old, new = _tensor_of(before, place.input[0]), _tensor_of(after, found)
+    (input_name,) = [node.input[0] for node in after.graph.node if node.name == layer.name]
+    old, new = _tensor_of(before, layer.input[0]), _tensor_of(after, input_name)
     energy = np.zeros((len(kernel), len(kernel)))
     missing = np.zeros_like(kernel)
     for batch in batches:
-        wanted, given = _cells(old(batch)) @ kernel, _cells(new(batch))
-        energy += given.T @ given
-        missing += given.T @ (wanted - given @ kernel)
-    hold = _RIDGE * np.trace(energy) / len(energy) * np.eye(len(energy))
-    kernel += np.linalg.solve(energy + hold, missing)
-    for name, array in ((place.input[1], kernel[:-1].T[:, :, None, None]), (place.input[2], kernel[-1])):
+        outputs, inputs = _cells(old(batch)) @ kernel, _cells(new(batch))
+        energy += inputs.T @ inputs
+        missing += inputs.T @ (outputs - inputs @ kernel)
+    ridge = _RIDGE * np.trace(energy) / len(energy) * np.eye(len(energy))
+    kernel += np.linalg.solve(energy + ridge, missing)
+    for name, array in ((layer.input[1], kernel[:-1].T[:, :, None, None]), (layer.input[2], kernel[-1])):
         tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
     onnx.save_model(after, str(file))
 
 
 def _tensor_of(model: Any, name: str) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """A function from pictures to one inner tensor of the model, as if it were its only output."""
+    """A function from pictures uint8 [N, H, W, 3] to one inner tensor of the model."""
     import onnx
     import onnxruntime
 
@@ -164,13 +168,13 @@ def _tensor_of(model: Any, name: str) -> Callable[[NDArray[np.uint8]], NDArray[n
     session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (found,) = session.run([name], {INPUT: pictures})
-        return np.asarray(found)
+        (tensor,) = session.run([name], {INPUT: pictures})
+        return np.asarray(tensor)
 
     return run
 
 
 def _cells(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N, channels, rows, columns] → [cells, channels + 1], the last column of ones."""
+    """[N, channels, rows, columns] → [N · rows · columns, channels + 1]; the last column holds ones."""
     flat = maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1]).astype(np.float64)
     return np.hstack([flat, np.ones((len(flat), 1))])

@@ -1,4 +1,4 @@
-"""The table of targets: name, file, what runs it, how it is written and what it was checked with."""
+"""The table of targets: for each name the file, its runtime, how to write and run it, and how it is checked."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from export.sources import Source, finish_onnx
 from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, web
 from protoserve.errors import InputError, nearest
 
-# How many nodes of every level a routed graph expands; see benchmarks/accuracy/routing.py.
+# The number of nodes that a routed graph expands per level; see benchmarks/accuracy/routing.py.
 ROUTED_WIDTH: Final = 2
 
 
 @dataclass(frozen=True)
 class Target:
-    """One form of the graph.
+    """A file format of the graph.
 
-    `metadata` says where its labels are, `checked` what it passed before it was published. `next_step` is the command
-    that tries it, with the places FILE and FOLDER. `resizes`: it always takes pictures of any size. `planned`: its
-    memory is planned when it is written, so it takes batches of one size alone, of one picture unless told otherwise,
-    and of the model's size. `fitter` runs an ONNX file that only resizes, in a runtime whose pixels may differ from
-    PyTorch's. `routed`: it answers along the path alone, and says where it is not certain (see `RoutedHead`).
+    - `metadata`: where the labels are; `checked`: the checks before publishing;
+    - `write` writes the file, `run` opens it in its runtime;
+    - `next_step`: a command that tries the file, with the placeholders FILE and FOLDER;
+    - `resizes`: the file always takes pictures of any size;
+    - `planned`: the format fixes its memory when it is written, so the file takes one batch size (by default 1) and
+      pictures of the model's size only;
+    - `fitter` runs an ONNX file that only resizes, for a runtime whose pixels may differ from PyTorch's;
+    - `routed`: the file answers only along the predicted path, and tells where it is not certain (see `RoutedHead`).
     """
 
     file: str
@@ -65,7 +68,7 @@ def _half(source: Source, file: Path) -> None:
 
 
 def _int8(source: Source, file: Path) -> None:
-    assert source.calibration is not None  # asked for before anything was written
+    assert source.calibration is not None  # `_check_options` requires --data
     quantising.write_int8(source.graphs.onnx, file, source.calibration, source.graphs.options.batches, source.report)
     finish_onnx(source, file)
 
@@ -73,7 +76,7 @@ def _int8(source: Source, file: Path) -> None:
 def _by_way_of_onnx(
     write: Callable[[Source, Path, Path], None], *, stamped: bool = True
 ) -> Callable[[Source, Path], None]:
-    """A writer from an ONNX file that holds the resizing and, if `stamped`, the metadata, too."""
+    """A writer that starts from an ONNX file with the resizing and, if `stamped`, the metadata."""
 
     def written(source: Source, file: Path) -> None:
         with TemporaryDirectory() as folder:
@@ -168,7 +171,7 @@ TARGETS: Final[dict[str, Target]] = {
         runtime="OpenVINO",
         metadata="inside",
         checked="parity",
-        # OpenVINO would keep what the ONNX file says of itself a second time.
+        # OpenVINO would keep the ONNX file's metadata a second time.
         write=_by_way_of_onnx(
             lambda source, whole, file: openvino_files.write_openvino(whole, file, source.metadata), stamped=False
         ),
@@ -193,7 +196,7 @@ TARGETS: Final[dict[str, Target]] = {
         file="web/index.html",
         runtime="onnxruntime-web in a browser",
         metadata="web/model.json",
-        checked="parity of its graph in onnxruntime, the page in Chromium by a test",
+        checked="parity (the graph in onnxruntime); a test runs the page in Chromium",
         write=_by_way_of_onnx(lambda source, whole, file: web.write_web(whole, file, source.metadata, source.pictures)),
         run=web.run_web,
         next_step="python -m http.server --directory FOLDER/web 8000",
@@ -203,7 +206,7 @@ TARGETS: Final[dict[str, Target]] = {
 
 
 def target_named(name: str) -> Target:
-    """The target of that name; raises InputError, with the nearest one, where there is none."""
+    """The target of that name; raises InputError, which suggests the nearest name, for an unknown one."""
     if name not in TARGETS:
         raise InputError(f"no target {name!r}{nearest(name, TARGETS)}; --to takes {', '.join(TARGETS)}")
     return TARGETS[name]

@@ -1,4 +1,4 @@
-"""Targets that libtorch runs: TorchScript and torch.export."""
+"""Targets for libtorch: TorchScript and torch.export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from protoserve.graph_signature import OUTPUT_NAMES
 def run_torchscript(file: Path) -> Runtime:
     """A TorchScript file in libtorch on the CPU."""
     with warnings.catch_warnings():
-        # torch marks its own TorchScript calls as deprecated; the target stays.
+        # torch has deprecated TorchScript; the target stays for hosts that still use it.
         warnings.simplefilter("ignore")
         module = torch.jit.load(str(file), map_location="cpu")
     return _runtime(module)
@@ -45,7 +45,7 @@ def write_torch_export(
 ) -> None:
     """Write the graph as a torch.export file (.pt2); `metadata` become extra files inside it.
 
-    `dynamic` are the `torch.export.Dim` of those axes of the input that stay open.
+    `dynamic` maps each axis of the input with an open size to its `torch.export.Dim`.
     """
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
