@@ -1,23 +1,23 @@
-// The page of the target `web`: decode a picture, run the graph, show every level with its evidence. The graph resizes.
+// The page of the target `web`: decode a picture, run the graph, which resizes it, and show each level with its evidence.
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
 const SHOWN = 5;
 const state = document.getElementById("state");
 const input = document.getElementById("file");
 
-function say(text, error = false) {
+function showState(text, error = false) {
   state.textContent = text;
   state.className = error ? "error" : "";
 }
 
 function element(name, text = "", parent = null) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (parent) parent.append(made);
-  return made;
+  const node = document.createElement(name);
+  node.textContent = text;
+  if (parent) parent.append(node);
+  return node;
 }
 
-/** The picture upright, on white where it is transparent, in its own colours: a canvas. */
+/** A canvas with the picture: upright, on a white background, without colour conversion. */
 async function decode(file) {
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
   const canvas = document.createElement("canvas");
@@ -31,7 +31,7 @@ async function decode(file) {
   return canvas;
 }
 
-/** uint8 [1, height, width, 3] of a canvas. */
+/** The pixels of a canvas as a tensor, uint8 [1, height, width, 3]. */
 function pixels(canvas) {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const colours = new Uint8Array(canvas.width * canvas.height * 3);
@@ -43,7 +43,7 @@ function pixels(canvas) {
   return new ort.Tensor("uint8", colours, [1, canvas.height, canvas.width, 3]);
 }
 
-/** Where the model's pixels lie in the picture: x = scale · model_x + offset, by the manifest's rule. */
+/** Per axis, the map from the model's pixels to the picture's by the manifest's rule: x = scale · model_x + offset. */
 function geometry(rule, width, height) {
   const wider = width * rule.height >= height * rule.width;
   let across = width, down = height, columns = rule.width, rows = rule.height;
@@ -62,22 +62,22 @@ function geometry(rule, width, height) {
   return [axis(width, across, columns, rule.width), axis(height, down, rows, rule.height)];
 }
 
-/** left, top, right, bottom of a cell in the picture's pixels; right and bottom are exclusive. */
+/** A cell's left, top, right and bottom in the picture's pixels; right and bottom are exclusive. */
 function box(axes, graph, cell) {
   const reach = Math.floor((graph.span ?? 1) / 2);
   const ends = axes.map(({ length, target, scale, offset }, axis) => {
     const cells = axis === 0 ? graph.columns : graph.rows;
-    const place = axis === 0 ? cell % graph.columns : Math.floor(cell / graph.columns);
+    const index = axis === 0 ? cell % graph.columns : Math.floor(cell / graph.columns);
     const step = (scale * target) / cells;
     const pixel = (edge) => Math.floor(offset + step * edge + 0.5);
-    const first = Math.min(Math.max(pixel(Math.max(0, place - reach)), 0), length - 1);
-    const last = Math.min(pixel(Math.min(cells, place + reach + 1)), length);
+    const first = Math.min(Math.max(pixel(Math.max(0, index - reach)), 0), length - 1);
+    const last = Math.min(pixel(Math.min(cells, index + reach + 1)), length);
     return [first, Math.max(last, first + 1)];
   });
   return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]];
 }
 
-/** The graph's outputs as the document that the service answers with, as far as a browser can know it. */
+/** The graph's outputs as the service's JSON answer, without the fields that need the server. */
 function documentOf(outputs, manifest, canvas) {
   const { graph, taxonomy, prototypes } = manifest;
   const names = taxonomy.nodes.map((node) => node.join("/"));
@@ -92,20 +92,20 @@ function documentOf(outputs, manifest, canvas) {
   const path = Array.from(outputs.path.data, Number).filter((node) => node >= 0);
   path.forEach((node, level) => {
     const logarithm = outputs.log_probability.data[node];
-    // In a flat model all leaves compete, whoever their parents are; in a hierarchical one siblings do.
+    // In a flat model all leaves compete with each other; in a hierarchical one only siblings do.
     const only = siblings.get(parents[node]) === 1;
     const headed = manifest.kind === "hierarchical" ? !only : !inner.has(names[node]);
     const evidence = [];
-    for (let place = level * k; headed && place < level * k + Math.min(k, SHOWN); place++) {
-      const prototype = Number(outputs.evidence_prototype.data[place]);
+    for (let rank = level * k; headed && rank < level * k + Math.min(k, SHOWN); rank++) {
+      const prototype = Number(outputs.evidence_prototype.data[rank]);
       if (prototype < 0) break;
       const record = prototypes[prototype];
       evidence.push({
         prototype,
-        similarity: outputs.evidence_similarity.data[place],
-        weight: outputs.evidence_weight.data[place],
-        contribution: outputs.evidence_contribution.data[place],
-        box: box(axes, graph, Number(outputs.evidence_cell.data[place])),
+        similarity: outputs.evidence_similarity.data[rank],
+        weight: outputs.evidence_weight.data[rank],
+        contribution: outputs.evidence_contribution.data[rank],
+        box: box(axes, graph, Number(outputs.evidence_cell.data[rank])),
         source: { image: record.source_image, box: record.source_box, href: record.picture },
       });
     }
@@ -144,16 +144,16 @@ function show(answer, canvas) {
   for (const level of answer.levels) {
     const section = element("section", "", levels);
     const heading = element("h2", level.label + " ", section);
-    element("small", `${(100 * level.probability).toFixed(1)} %${level.forced ? ", the only one here" : ""}`, heading);
+    element("small", `${(100 * level.probability).toFixed(1)} %${level.forced ? ", the only child" : ""}`, heading);
     const list = element("ol", "", section);
-    for (const one of level.evidence) {
+    for (const evidence of level.evidence) {
       const item = element("li", "", list);
       item.tabIndex = 0;
       const image = element("img", "", item);
-      image.src = one.source.href;
-      image.alt = `prototype ${one.prototype}, from ${one.source.image}`;
-      element("span", `${one.contribution < 0 ? "" : "+"}${one.contribution.toFixed(2)} = ${one.similarity.toFixed(2)} × ${one.weight.toFixed(2)}`, item);
-      for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(one.box));
+      image.src = evidence.source.href;
+      image.alt = `prototype ${evidence.prototype}, from ${evidence.source.image}`;
+      element("span", `${evidence.contribution < 0 ? "" : "+"}${evidence.contribution.toFixed(2)} = ${evidence.similarity.toFixed(2)} × ${evidence.weight.toFixed(2)}`, item);
+      for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(evidence.box));
     }
   }
   const first = answer.levels.flatMap((level) => level.evidence)[0];
@@ -162,20 +162,20 @@ function show(answer, canvas) {
 }
 
 async function answer(session, manifest, file) {
-  say("Looking …");
+  showState("Running the network …");
   document.getElementById("document").textContent = "";
   const canvas = await decode(file);
   const began = performance.now();
   const outputs = await session.run({ image: pixels(canvas) });
-  const found = documentOf(outputs, manifest, canvas);
-  show(found, canvas);
-  document.getElementById("document").textContent = JSON.stringify(found);
-  say(`${found.path.join(" › ")} (${Math.round(performance.now() - began)} ms)`);
+  const prediction = documentOf(outputs, manifest, canvas);
+  show(prediction, canvas);
+  document.getElementById("document").textContent = JSON.stringify(prediction);
+  showState(`${prediction.path.join(" › ")} (${Math.round(performance.now() - began)} ms)`);
 }
 
 async function start() {
   ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
-  // More threads need headers that a plain file server does not send.
+  // Several threads need HTTP headers that a plain file server does not send.
   ort.env.wasm.numThreads = 1;
   const [loaded, session] = await Promise.all([
     fetch("model.json").then((response) => response.json()),
@@ -183,12 +183,12 @@ async function start() {
   ]);
   const { manifest } = loaded;
   document.getElementById("name").textContent = document.title = manifest.name;
-  const failed = (error) => say(`This did not work: ${error.message ?? error}`, true);
+  const failed = (error) => showState(`The picture could not be classified: ${error.message ?? error}`, true);
   input.addEventListener("change", () => {
     if (input.files.length) answer(session, manifest, input.files[0]).catch(failed);
   });
   input.disabled = false;
-  say("Ready.");
+  showState("Ready.");
 }
 
-start().catch((error) => say(`The network could not be loaded: ${error.message ?? error}`, true));
+start().catch((error) => showState(`The network could not be loaded: ${error.message ?? error}`, true));

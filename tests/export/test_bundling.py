@@ -1,20 +1,26 @@
-"""No bundle unless everything is right, and never half of one."""
+"""A bundle appears whole or not at all, and its manifest describes its graph."""
 
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
 
-from export import bundling
 from export.bundling import export_bundle
+from export.parity import Arrays, Runtime
+from export.records import read_parity
+from export.sources import EdgeOptions
 from export.targets.onnx_files import run_onnx
 from export.targets.table import TARGETS
-from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import InputError, ParityError
 from protoserve.run.folder import open_run
+from tests.export.stored import stored_in
 
 
 def test_the_manifest_tells_what_the_graph_is(tiny_bundle: Path, tiny_run: Path) -> None:
@@ -27,33 +33,33 @@ def test_the_manifest_tells_what_the_graph_is(tiny_bundle: Path, tiny_run: Path)
     assert {record.child for record in manifest.prototypes} == {
         *("Animal", "Tool", "Scuba", "Animal/Ape", "Animal/Lion", "Animal/Ape/Gibbon", "Animal/Ape/Orangutan"),
     }
-    # Every prototype speaks for its own child: it started at +1.
+    # Every prototype started with the weight +1 for its own child.
     assert np.mean([record.weight for record in manifest.prototypes]) == pytest.approx(1.0, abs=0.15)
 
 
 def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle: Path) -> None:
-    parity = json.loads((tiny_bundle / "parity.json").read_text())
+    parity = read_parity(tiny_bundle)
     assert set(parity) == {"onnx", "torchscript"}
     for report in parity.values():
-        for batch in ("batch_1", "batch_3", "batch_8"):
-            assert report[batch]["agreement"]["path"] == 1.0
-            assert 0 < report[batch]["worst_difference"]["log_probability"] < 1e-3
+        assert list(report.batches) == [1, 3, 8]
+        for batch in report.batches.values():
+            assert batch.agreement["path"] == 1.0
+            assert 0 < batch.worst_difference["log_probability"] < 1e-3
 
 
 def test_a_target_that_answers_differently_leaves_no_bundle(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lying(file):
+    def lying(file: Path) -> Runtime:
         honest = run_onnx(file)
 
-        def run(pictures):
+        def run(pictures: NDArray[np.uint8]) -> Arrays:
             outputs = honest(pictures)
-            outputs["logit"] = outputs["logit"] + 0.01
-            return outputs
+            return {**outputs, "logit": outputs["logit"] + 0.01}
 
         return run
 
-    monkeypatch.setitem(bundling.TARGETS, "onnx", replace(TARGETS["onnx"], run=lying))
+    monkeypatch.setitem(TARGETS, "onnx", replace(TARGETS["onnx"], run=lying))
     with pytest.raises(ParityError, match=r"logit differs by 0\.01"):
         export_bundle(open_run(tiny_run), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -92,3 +98,52 @@ def test_a_run_without_the_picture_of_a_prototype_leaves_no_bundle(tiny_run: Pat
     with pytest.raises(InputError, match=r"0003\.webp"):
         export_bundle(open_run(run), tmp_path / "bundle")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_all_files_of_a_bundle_are_of_one_network(edge: Bundle) -> None:
+    versions = {json.loads(stored_in(name, edge.file(name))["protoserve"])["version"] for name in ("onnx", "onnx-int8")}
+    assert len(versions) == 1
+
+
+def test_validation_is_in_the_parity_report(edge_bundle: Path) -> None:
+    parity = read_parity(edge_bundle)
+    for target in ("onnx-fp16", "onnx-int8"):
+        validation = parity[target].validation
+        assert validation is not None
+        assert min(validation.first_evidence_same.values()) >= 0.95
+        assert max(validation.loss_points.values()) <= 1.0
+    assert parity["onnx"].validation is None
+
+
+def test_a_fixed_batch_leaves_no_open_size(small: Bundle) -> None:
+    model = onnx.load(small.file("onnx-edge"))
+    for value in (*model.graph.input, *model.graph.output):
+        assert all(size.HasField("dim_value") for size in value.type.tensor_type.shape.dim), value.name
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    assert not {node.op_type for node in model.graph.node} & {"Shape", "Range"}
+    assert list(read_parity(small.directory)["onnx-edge"].batches) == [2]
+
+
+def test_another_picture_size_is_in_the_manifest_and_claims_no_scores(small: Bundle) -> None:
+    manifest = small.manifest
+    assert (manifest.input.height, manifest.input.width) == (32, 48)
+    assert (manifest.graph.rows, manifest.graph.columns) == (4, 6)
+    assert manifest.metrics.model_dump() == {} and manifest.novelty is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        (("onnx", "onnx-int8"), {}, "onnx-int8: its accuracy is checked on the run's own data set; add --data DIR"),
+        (("onnx",), {"batch": 1}, "as in --to onnx,onnx-edge"),
+        (("onnx", "ort"), {"batch": 2, "resize": True}, "leave one out"),
+        (("onnx", "ort", "tflite"), {}, "no target 'tflite'"),
+        (("onnx", "executorch"), {"resize": True}, "executorch fixes its memory"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_done(
+    tiny_run: Path, tmp_path: Path, targets: tuple[str, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export_bundle(open_run(tiny_run), tmp_path / "bundle", targets, options=EdgeOptions(**options))
+    assert list(tmp_path.iterdir()) == []
