@@ -1,12 +1,11 @@
 """The prototype autoencoder (Li, Liu, Chen, Rudin 2018): whole pictures compared with prototypes in a latent code.
 
-An encoder brings a picture to one code; its squared distances to the prototypes go straight into a bias-free linear
-layer and a softmax over leaves; a decoder draws any code, so also every prototype.
+An encoder maps a picture to one code. The code's squared distances to the prototypes go into a bias-free linear layer
+and a softmax over the leaves. A decoder draws a picture from any code, and so from every prototype.
 
-The head is that of the other networks over a feature map of one cell. Similarity = reference − distance: with
-references of 0, as in training, the logits are the published sums of distances, each weight with its sign turned.
-`PrototypeHead.recentre_distances` then rewrites these sums in a form that people can read, without changing a
-probability.
+The head is that of the other networks, over a feature map of one cell. Similarity = reference − distance. Training uses
+references of 0: the logits are then the published sums of distances, with the sign of every weight reversed.
+`PrototypeHead.recentre_distances` rewrites these sums in a form that people can read, and changes no probability.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ Size = tuple[int, int]
 
 
 def map_sizes(height: int, width: int, layers: int) -> list[Size]:
-    """(rows, columns) of the picture and after each of the `layers` convolutions of stride 2, which round up.
+    """Return (rows, columns) of the picture and of the maps after each of the `layers` convolutions.
+
+    Each convolution has the stride 2 and rounds up.
 
     >>> map_sizes(28, 28, 4)
     [(28, 28), (14, 14), (7, 7), (4, 4), (2, 2)]
@@ -39,7 +40,7 @@ def map_sizes(height: int, width: int, layers: int) -> list[Size]:
 
 
 def code_size(channels: Sequence[int], height: int, width: int) -> int:
-    """The length of the code of a picture: the last layer's maps times their cells.
+    """Return the length of a picture's code: the number of the last layer's maps times their cells.
 
     >>> code_size([32, 32, 32, 10], 28, 28)
     40
@@ -49,7 +50,8 @@ def code_size(channels: Sequence[int], height: int, width: int) -> int:
 
 
 class Planes(nn.Module):
-    """uint8 [N, H, W, 3] → float32 [N, planes, H, W] in [0, 1]: the colours, or their mean as one grey plane."""
+    """Turns uint8 images [N, H, W, 3] into float32 planes [N, planes, H, W] in [0, 1]: the three colours, or their mean
+    as one grey plane."""
 
     def __init__(self, grey: bool) -> None:
         super().__init__()
@@ -61,7 +63,8 @@ class Planes(nn.Module):
 
 
 class Decoded(NamedTuple):
-    """What training needs of a batch: `output` of the head, `planes` and `drawn` [N, planes, H, W] in [0, 1]."""
+    """A batch as training reads it: the head's `output`, and the `planes` and their reconstruction `drawn`
+    [N, planes, H, W] in [0, 1]."""
 
     output: HeadOutput
     planes: Tensor
@@ -69,13 +72,13 @@ class Decoded(NamedTuple):
 
 
 class PrototypeAutoencoder(nn.Module):
-    """Encoder → prototype head over one cell, and the decoder.
+    """An encoder, a prototype head over its code as one cell, and a decoder.
 
-    `channels` are the maps of the encoder's 3×3 convolutions, each of stride 2 and followed by a ReLU; the decoder
-    is its mirror image in transposed convolutions and ends in a sigmoid. Published: 32, 32, 32, 10 maps on 28×28
-    pixels, so codes of length 40.
+    `channels` are the numbers of maps of the encoder's 3×3 convolutions; each has the stride 2 and is followed by a
+    ReLU. The decoder mirrors it with transposed convolutions and ends in a sigmoid. Published: 32, 32, 32, 10 maps on
+    28×28 pixels, so codes of length 40.
 
-    Raises InputError where the head's prototypes are not as long as the code.
+    Raises InputError if the head's prototypes are not as long as the code.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class PrototypeAutoencoder(nn.Module):
         if head.prototypes.shape[1] != length:
             raise InputError(
                 f"{height} × {width} pixels through maps of {list(channels)} give a code of {length} numbers, but the "
-                f"prototypes have {head.prototypes.shape[1]}"
+                f"prototypes have {head.prototypes.shape[1]}; make the head with {length} dimensions"
             )
         widths = [1 if grey else 3, *channels]
         self.sizes = map_sizes(height, width, len(channels))
@@ -98,7 +101,7 @@ class PrototypeAutoencoder(nn.Module):
         self.decoder = nn.Sequential()
         for layer in reversed(range(len(channels))):
             (rows, columns), (rows_above, columns_above) = self.sizes[layer + 1], self.sizes[layer]
-            # Without this a transposed convolution gives 2n − 1 cells, where the layer that it mirrors may have had 2n.
+            # Without this padding a transposed convolution gives 2n − 1 cells, where the mirrored layer may have 2n.
             rest = (rows_above - 2 * rows + 1, columns_above - 2 * columns + 1)
             self.decoder.append(
                 nn.ConvTranspose2d(widths[layer + 1], widths[layer], 3, stride=2, padding=1, output_padding=rest)
@@ -107,12 +110,12 @@ class PrototypeAutoencoder(nn.Module):
         self.head = head
 
     def features(self, images: Tensor) -> Tensor:
-        """The encoder's last maps [N, channels, rows, columns] of uint8 images [N, H, W, 3]."""
+        """Compute the encoder's last maps [N, channels, rows, columns] from uint8 images [N, H, W, 3]."""
         maps: Tensor = self.encoder(self.planes(images))
         return maps
 
     def latent(self, features: Tensor) -> Tensor:
-        """The codes [N, D, 1, 1] of the encoder's last maps: for the head, one cell that is the whole picture."""
+        """Flatten the encoder's last maps into codes [N, D, 1, 1]: to the head, one cell that is the whole picture."""
         return features.flatten(1)[:, :, None, None]
 
     def forward(self, images: Tensor) -> HeadOutput:
@@ -120,16 +123,16 @@ class PrototypeAutoencoder(nn.Module):
         return output
 
     def explain(self, images: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:
-        """The exported graph's outputs for uint8 images [N, H, W, 3]."""
+        """Compute the exported graph's outputs for uint8 images [N, H, W, 3]."""
         return explain(self.head, self.latent(self.features(images)), top_k)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The pictures [N, planes, H, W] in [0, 1] of codes [N, D]."""
+        """Draw the pictures [N, planes, H, W] in [0, 1] of codes [N, D]."""
         rows, columns = self.sizes[-1]
         pictures: Tensor = self.decoder(codes.reshape(codes.shape[0], -1, rows, columns))
         return pictures
 
     def reconstruct(self, planes: Tensor) -> Decoded:
-        """Classify and draw again pictures that are planes [N, planes, H, W] in [0, 1] already."""
+        """Classify and reconstruct pictures given as planes [N, planes, H, W] in [0, 1]."""
         code = self.encoder(planes).flatten(1)
         return Decoded(self.head(code[:, :, None, None]), planes, self.decode(code))

@@ -25,11 +25,11 @@ from protoserve.networks.head import PrototypeHead
 
 
 class FusedHead(nn.Module):
-    """The head as graphs hold it: a frozen copy of its parameters, in the form that is computed with.
+    """The head as graphs contain it: a frozen copy of its parameters, in the form that the computation needs.
 
-    It answers a `latent` [N, D, rows, columns] with the `top_k` pieces of evidence at every level. With `cells` (rows ×
-    columns), the number of distances that are refined is fixed: as many as a picture with so many cells can need. A
-    graph needs that. Without, it is counted for each batch.
+    Maps `latent` [N, D, rows, columns] to the outputs, with the `top_k` pieces of evidence at every level. With `cells`
+    (rows × columns), as graphs need it, it refines a fixed number of distances: the largest number that a picture of
+    `cells` cells can need. Without, it counts them in each batch.
     """
 
     vectors: Tensor
@@ -50,7 +50,7 @@ class FusedHead(nn.Module):
             vectors = head.shifted_vectors().clone()
             self.register_buffer("vectors", vectors)
             self.register_buffer("offsets", distance_offsets(vectors, head.unit_length))
-            # So many slots may be read past the start of any row.
+            # A read of `slots` weights from the start of the last row must stay inside.
             flat = head.grouping.flat_weights(head.effective_weight())
             self.register_buffer("weights", functional.pad(flat, (0, self.slots)))
             self.register_buffer("temperature", head.temperature.clone())
@@ -61,7 +61,7 @@ class FusedHead(nn.Module):
             self.refinements = None if cells is None else max_refinements(vectors, self.radius, cells)
 
     def forward(self, latent: Tensor) -> Explanation[Tensor, Tensor]:
-        """The outputs for `latent` float [N, D, rows, columns]."""
+        """Compute the outputs for `latent` float [N, D, rows, columns]."""
         grouping = self.grouping
         cells = latent.flatten(2).transpose(1, 2)
         if not self.unit_length:
@@ -76,7 +76,7 @@ class FusedHead(nn.Module):
         log_probability = grouping.log_probability(conditional)
         leaf = gather_columns(log_probability, grouping.leaf_node).argmax(1)
 
-        # One row of last-layer weights and of similarities per picture and level.
+        # Each picture and level has one row of last-layer weights and one of similarities.
         levels = grouping.leaf_path.shape[1]
         first, count = (table.index_select(0, leaf)[:, :, None] for table in (grouping.leaf_first, grouping.leaf_count))
         slots = torch.arange(self.slots, device=latent.device)
@@ -86,7 +86,7 @@ class FusedHead(nn.Module):
         slot_similarity = similarities.gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
         contributions = torch.where(slots < count, weight * slot_similarity, MASKED_LOGIT)
         contribution, slot = contributions.topk(self.top_k, dim=2)
-        # Where every group has enough prototypes, all evidence is present.
+        # If every group has enough prototypes, all evidence is present and no mask is needed.
         present = None if self.full_evidence else slot < count
         prototype = first + slot
         chosen = (prototype if present is None else torch.where(present, prototype, 0)).flatten(1)
@@ -94,7 +94,7 @@ class FusedHead(nn.Module):
         if self.radius == 0.0:
             cell_distance = distances_to_prototypes(product, self.offsets, chosen)
         else:
-            # From differences, so that they are exact near a prototype and agree with the similarity at the best cell.
+            # Differences are exact near a prototype, and agree with the refined similarity at the best cell.
             vectors = self.vectors.index_select(0, chosen.reshape(-1))
             cell_distance = squared_distances(
                 cells[:, None], vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1])
@@ -127,6 +127,6 @@ class FusedHead(nn.Module):
 
 
 def explain(head: PrototypeHead, latent: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:
-    """The exported graph's answer for `latent` [N, D, rows, columns]; see `FusedHead`."""
+    """Compute the exported graph's outputs for `latent` [N, D, rows, columns]; see `FusedHead`."""
     explanation: Explanation[Tensor, Tensor] = FusedHead(head, top_k)(latent)
     return explanation

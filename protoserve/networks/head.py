@@ -1,6 +1,6 @@
-"""The prototype head: distances, similarities, conditionals of all parents and path sums, without a loop over nodes.
+"""The prototype head: distances, similarities, logits and the probabilities of all nodes, without a loop over nodes.
 
-Training runs this module; `protoserve.networks.fused_head` holds the same computation in the form that is exported.
+Training runs this module; `protoserve.networks.fused_head` does the same computation in the form that is exported.
 Shapes: N pictures, D dimensions, C = rows × columns cells, P prototypes, G groups of competing nodes, M members of the
 largest group, Q prototypes of the largest group, V nodes of the taxonomy, L levels.
 """
@@ -25,8 +25,9 @@ PUBLISHED: Final = Similarity("log1p", epsilon=1e-4)
 
 
 class HeadOutput(NamedTuple):
-    """distance, similarity [N, P] at each prototype's best cell; cell int64 [N, P]; group_logits [N, G, M] (−1e30
-    where a group has fewer members); conditional and log_probability [N, V], natural logarithms."""
+    """The head's outputs: `distance` and `similarity` [N, P] at each prototype's best cell; its index `cell` int64
+    [N, P]; `group_logits` [N, G, M], −1e30 in a group's padding; `conditional` and `log_probability` [N, V], natural
+    logarithms."""
 
     distance: Tensor
     similarity: Tensor
@@ -39,13 +40,13 @@ class HeadOutput(NamedTuple):
 class PrototypeHead(nn.Module):
     """Prototypes and last layers over a taxonomy.
 
-    With `unit_length`, which the similarity `cosine` implies, latent cells must come at unit length, as
-    `PrototypeNetwork.latent` gives them. `reference` [P] is added to the similarity `negative-distance`; it is 0 until
+    With `unit_length`, latent cells must have unit length, as `PrototypeNetwork.latent` gives them; the similarity
+    `cosine` implies it. `reference` [P] is added to the similarity `negative-distance`. It is 0 until
     `recentre_distances` sets it, and None for other similarities.
 
-    `prototypes` [P, D] are ordered by group and, within it, by child; `prototype_child` [P] is the node that each
-    belongs to. `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members
-    of its own group. It starts at +1 own, −0.5 other (both papers).
+    `prototypes` [P, D] are ordered by group and, within it, by child; `prototype_child` [P] is the node of each.
+    `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members of its own group.
+    Weights start at +1 for a prototype's own child and −0.5 for the others (both papers).
     """
 
     weight_mask: Tensor
@@ -90,23 +91,26 @@ class PrototypeHead(nn.Module):
 
     @property
     def leaves_below(self) -> Tensor:
-        """[V, leaves] 1 where the leaf is the node or lies below it. Made when first asked for: it is large where there
-        are many leaves, and no graph needs it."""
+        """[V, leaves] 1 where the leaf is the node or lies below it.
+
+        Computed on first use: it is large for many leaves, and no graph needs it.
+        """
         if self._leaves_below is None:
             self._leaves_below = torch.from_numpy(self.taxonomy.leaves_below).to(self.weight)
         return self._leaves_below
 
     @property
     def top_k_limit(self) -> int:
-        """The most evidence per level that a graph can return: the prototypes of the largest group."""
+        """The largest number of pieces of evidence per level: the number of prototypes of the largest group."""
         return self.weight.shape[2]
 
     @torch.no_grad()
     def reset_weight(self, own: float = 1.0, other: float = -0.5) -> None:
-        """Set the last layers to their published start.
+        """Set the last layers to their published start: `own` for a prototype's own child, `other` for the rest.
 
-        Where siblings have different numbers of prototypes, each prototype counts in inverse proportion, or the
-        child with more of them would start ahead; not so where one that does not match adds nothing (`zero`).
+        If siblings have different numbers of prototypes, each weight is scaled in inverse proportion: otherwise the
+        child with more prototypes would start ahead. With the similarity's `zero`, no weight is scaled, because a
+        prototype that does not match adds nothing.
         """
         if self.similarity.zero is not None:
             self.weight.copy_(torch.where(self.own_mask, own, other) * self.weight_mask)
@@ -121,11 +125,12 @@ class PrototypeHead(nn.Module):
         """Rewrite a last layer over sums of distances in a form that people can read; no probability changes.
 
         A sum of −distances is evidence by absence: the prototypes of *other* classes add most to a logit, because the
-        picture is far from them. Two freedoms reverse that. A softmax ignores a constant over its members, so the mean
-        over a group's members can be subtracted from every prototype's weights. And a constant, its `reference`, can be
-        added to every prototype's similarity, as long as the weights of every member times these references sum to 0.
-        Of all such references the nearest to the `typical` squared distances [P] are used, so that a prototype nearer
-        than its typical distance adds to its own class. With fewer prototypes than members, 0 may be the only choice.
+        picture is far from them. Two freedoms reverse that. First, a softmax ignores a constant over its members, so
+        the mean over a group's members can be subtracted from every prototype's weights. Second, a constant `reference`
+        can be added to every prototype's similarity, as long as every member's weights times these references sum to 0.
+        Of all such references, those nearest to the `typical` squared distances [P] are used: a prototype that is
+        nearer than its typical distance then adds to its own class. With fewer prototypes than members, 0 may be the
+        only choice.
 
         Raises InputError for a similarity without references.
         """
@@ -138,35 +143,37 @@ class PrototypeHead(nn.Module):
         for group in range(centred.shape[0]):
             present = self.grouping.slot_prototype[group] < len(reference)
             weight, slots = centred[group][:, present], self.grouping.slot_prototype[group][present]
-            wanted = typical.to(weight)[slots]
-            reference[slots] = wanted - torch.linalg.pinv(weight, rtol=1e-9) @ (weight @ wanted)
+            target = typical.to(weight)[slots]
+            reference[slots] = target - torch.linalg.pinv(weight, rtol=1e-9) @ (weight @ target)
         self.weight.copy_(centred)
         self.reference.copy_(reference)
 
     def effective_weight(self) -> Tensor:
-        """[G, M, Q] the last layers, exactly zero where a group has no such member or prototype."""
+        """Return the last layers [G, M, Q] with exact zeros in a group's padding."""
         return self.weight * self.weight_mask
 
     # ---- distances -------------------------------------------------------------------------------------------
 
     def vectors(self) -> Tensor:
-        """[P, D] the prototypes as cells are compared with them: at unit length on the sphere, else as they are."""
+        """Return the prototypes [P, D] that cells are compared with: at unit length where the head needs it."""
         return to_unit_length(self.prototypes, 1) if self.unit_length else self.prototypes
 
     def shifted_vectors(self) -> Tensor:
-        """[P, D] the prototypes as the product takes them. Distances do not change when both sides are shifted, and
-        smaller numbers lose less to cancellation; at unit length they are small already."""
+        """Return the prototypes [P, D] as the product takes them: shifted by the centre, unless at unit length.
+
+        A shift of both sides changes no distance, and smaller numbers lose less to cancellation.
+        """
         return self.vectors() if self.unit_length else self.vectors() - self.centre
 
     def shifted_cells(self, latent: Tensor) -> Tensor:
-        """[N, C, D] cells of `latent` [N, D, rows, columns], shifted as the prototypes are."""
+        """Return the cells [N, C, D] of `latent` [N, D, rows, columns], shifted like the prototypes."""
         cells = latent.flatten(2).transpose(1, 2)
         return cells if self.unit_length else cells - self.centre
 
     def nearest_cells(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """distance [N, P] and cell int64 [N, P] of each prototype's best cell in `latent` [N, D, rows, columns].
+        """Find each prototype's best cell in `latent` [N, D, rows, columns]: its distance and index [N, P].
 
-        While training, distances are those of the matrix product alone: gradients then cost two more products.
+        In training mode, distances are those of the matrix product alone: gradients then cost two more products.
         """
         cells, vectors = self.shifted_cells(latent), self.shifted_vectors()
         if self.training:
@@ -181,14 +188,14 @@ class PrototypeHead(nn.Module):
         )
 
     def similarity_of(self, distance: Tensor) -> Tensor:
-        """The similarities of squared distances of any shape, before any prototype's own `reference`."""
+        """Compute the similarities of squared distances of any shape, without the prototypes' `reference`."""
         return self.similarity.of_distance(distance)
 
     # ---- probabilities ---------------------------------------------------------------------------------------
 
     def node_log_probability(self, group_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional log-probabilities [N, V] from `group_logits` [N, G, M]; an only child's
-        conditional is 1."""
+        """Compute conditional and unconditional log-probabilities [N, V] from `group_logits` [N, G, M]; an only child's
+        conditional probability is 1."""
         return self._node_log_probability(self.grouping.logits_of_groups(group_logits))
 
     def _node_log_probability(self, logits: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -196,12 +203,12 @@ class PrototypeHead(nn.Module):
         return self.grouping.node_values(conditional), self.grouping.log_probability(conditional)
 
     def forward(self, latent: Tensor) -> HeadOutput:
-        """Everything training needs from `latent` [N, D, rows, columns]."""
+        """Compute all outputs from `latent` [N, D, rows, columns]."""
         distance, cell = self.nearest_cells(latent)
         return self.classify(distance, cell)
 
     def classify(self, distance: Tensor, cell: Tensor) -> HeadOutput:
-        """The rest of `forward`, from distances and cells [N, P]."""
+        """Compute all outputs from the distances [N, P] and indices int64 [N, P] of the best cells."""
         similarities = self.similarity.of_distance(distance, self.reference)
         logits = self.grouping.logits(similarities, self.grouping.weights(self.effective_weight()))
         conditional, log_probability = self._node_log_probability(logits)
@@ -210,9 +217,9 @@ class PrototypeHead(nn.Module):
 
 
 def prototype_children(taxonomy: Taxonomy, kind: Kind, per_child: int, inner_factor: int = 1) -> list[int]:
-    """The node that each prototype belongs to, in the head's order: `per_child` for every member of every group.
+    """Return each prototype's node in the head's order: `per_child` prototypes for every member of every group.
 
-    An inner node stands for more varied pictures than a leaf: it gets ⌈√leaves below⌉ times as many, at most
+    An inner node covers more varied pictures than a leaf. It gets ⌈√leaves below⌉ times as many prototypes, at most
     `inner_factor` times (1: as published).
     """
     below = taxonomy.leaf_counts
