@@ -1,64 +1,35 @@
-"""`protoserve score`: what the rows say, bad files, being killed and taken up again."""
+"""Scoring in parts: the rows, unreadable files, sources, and parts of an earlier run."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from pyarrow import parquet
 
 from protoserve.errors import InputError
-from protoserve.inference.classifier import load
-from protoserve.scoring.local import Job, find_images, open_parts
-
-COMMAND = (sys.executable, "-c", "from protoserve.cli.root import main; main()", "score")
+from protoserve.inference.classifier import Classifier, load
+from protoserve.scoring.local import Job, find_images, join_parts, open_parts, score_part, write_part
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Seven pictures in two folders, one that is none, one cut off, and a file that is not looked at."""
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    for number in range(7):
-        noise = np.random.default_rng(number).integers(0, 255, (20 + number, 30, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / ("more" if number % 2 else "") / f"{number}.png")
-    (folder / "none.jpg").write_bytes(b"no picture")
-    whole = (folder / "0.png").read_bytes()
-    (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "notes.txt").write_text("no picture either")
-    return folder
-
-
-def score(*arguments: str | Path, **options: Any) -> dict[str, Any]:
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments), "--device", "cpu", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+def score_all(model: Classifier, source: Path, output: Path, *, top_k: int = 1, part: int = 1000) -> tuple[int, int]:
+    """Score `source` part by part into `output`; the numbers of rows and of errors."""
+    root, images = find_images(source)
+    job = Job(str(root), images, model.bundle.version, top_k, part)
+    directory, missing = open_parts(job, output)
+    for index in missing:
+        write_part(score_part(job, index, model), directory, index)
+    return join_parts(job, directory, output)
 
 
 def test_rows_say_what_the_python_interface_says_and_bad_files_say_why(
     tiny_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "scores.parquet"
-    document = score(tiny_bundle, pictures, "-o", output, "--top-k", "2", "--part", "4")
     model = load(tiny_bundle, device="cpu")
-    assert document == {"output": str(output), "rows": 9, "errors": 2, "model": model.bundle.manifest.version}
+    assert score_all(model, pictures, output, top_k=2, part=4) == (9, 2)
     rows = parquet.read_table(output).to_pylist()
     names = ["0.png", "2.png", "4.png", "6.png", "more/1.png", "more/3.png", "more/5.png", "none.jpg", "torn.png"]
     assert [row["image"] for row in rows] == names
@@ -91,42 +62,11 @@ def test_a_table_names_the_pictures(tiny_bundle: Path, pictures: Path, tmp_path:
     else:
         parquet.write_table(pyarrow.table({"image": names}), table)
     output = tmp_path / "scores.parquet"
-    assert score(tiny_bundle, table, "-o", output)["errors"] == 1
+    assert score_all(load(tiny_bundle, device="cpu"), table, output) == (3, 1)
     rows = parquet.read_table(output).to_pylist()
     assert [row["image"] for row in rows] == names
     assert rows[1]["code"] == "unreadable_file"
     assert "no such image" in rows[1]["error"]
-
-
-def test_a_killed_run_goes_on_where_it_was(tiny_bundle: Path, tmp_path: Path) -> None:
-    pictures = tmp_path / "many"
-    pictures.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(pictures / "0.jpg")
-    for number in range(1, 400):
-        os.link(pictures / "0.jpg", pictures / f"{number}.jpg")
-    output, parts = tmp_path / "scores.parquet", tmp_path / "scores.parquet.parts"
-    arguments = (str(tiny_bundle), str(pictures), "-o", str(output), "--part", "20", "--device", "cpu")
-    running = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(list(parts.glob("0*.parquet"))) < 2:
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not output.exists()
-    made = {file.name: file.stat().st_mtime_ns for file in parts.glob("0*.parquet")}
-    assert 2 <= len(made) < 20
-    refused = subprocess.run([*COMMAND, *arguments, "--top-k", "3"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "another job" in refused.stderr
-    # What was made is not made again.
-    root, images = find_images(pictures)
-    version = load(tiny_bundle, device="cpu").bundle.manifest.version
-    _, left = open_parts(Job(str(root), images, version, 1, 20), output)
-    assert len(left) == 20 - len(made)
-    assert {file.name: file.stat().st_mtime_ns for file in parts.glob("0*.parquet")} == made
-    assert score(*arguments)["rows"] == 400
-    assert not parts.exists()
-    assert len(set(parquet.read_table(output).column("node").to_pylist())) == 1
 
 
 @pytest.mark.parametrize(
@@ -137,7 +77,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny_bundle: Path, tmp_path: Path) ->
         (lambda place: None, "give a folder, a .csv or a .parquet file"),
     ],
 )
-def test_a_source_without_pictures_is_refused(tmp_path: Path, make: Any, said: str) -> None:
+def test_a_source_without_pictures_is_refused(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
     make(tmp_path / "source")
     with pytest.raises(InputError, match=said):
         find_images(tmp_path / "source")
@@ -187,23 +127,3 @@ def test_a_run_killed_before_its_first_part_begins_anew(tmp_path: Path) -> None:
     assert [file.name for file in directory.iterdir()] == ["job.json"]
     (directory / "job.json").unlink()
     assert open_parts(job, output) == (directory, [0])
-
-
-def test_without_pyarrow_the_message_names_the_extra(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['pyarrow'] = None; from protoserve.cli.root import main; main()"
-    words = ["score", str(tiny_bundle), str(pictures), "-o", str(tmp_path / "x.parquet")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'protoserve[score]'" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("PROTOSERVE_TEST_RAY" not in os.environ, reason="starts Ray for a minute or two: make test-faults")
-def test_ray_gives_the_same_rows(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    score(bundle, pictures, "-o", here, "--part", "4")
-    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    score(bundle, pictures, "-o", there, "--part", "4", "--engine", "ray", "--actors", "1", env=environment)
-    assert parquet.read_table(there).equals(parquet.read_table(here))
