@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from training.config import Config
+    from training.loop.plan import Stage
+    from training.loop.trainer import Trainer
 
 # Names that a page must escape, and one that matplotlib takes for a formula with a mistake in it.
 AWKWARD = ("R&D/<blink>x", "R&D/'y\"", "R&D/{{ z }}", "$_{2$")
@@ -118,3 +125,40 @@ def small_config() -> Callable[..., Any]:
         return parse_config(content, "small")
 
     return change
+
+
+@pytest.fixture(scope="session")
+def trainer_at(small_data: Path) -> Callable[..., Trainer]:
+    """`trainer_at(config, folder, until="project")`: a trainer that has done the steps before the first one of that
+    stage; without `until`, none. `data` replaces the small data set."""
+    from rich.console import Console
+
+    from training.data.splits import read_splits
+    from training.loop.trainer import Trainer
+    from training.running import STAGES
+
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer: Trainer) -> dict[str, float]:
+        raise Stopped
+
+    def make(
+        config: Config, directory: Path, *, until: Stage | None = None, linear: bool = False, data: Path = small_data
+    ) -> Trainer:
+        directory.mkdir(exist_ok=True)
+        trainer = Trainer(
+            config,
+            read_splits(config, data),
+            directory,
+            linear=linear,
+            device=torch.device("cpu"),
+            console=Console(quiet=True),
+        )
+        if until is not None:
+            with contextlib.suppress(Stopped):
+                trainer.run({**STAGES, until: stop})
+            assert trainer.step.stage == until
+        return trainer
+
+    return make

@@ -13,8 +13,9 @@ from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import code_size
 from protoserve.networks.backbones import Backbone
 from protoserve.networks.head import prototype_children
-from protoserve.networks.model_file import NetworkDescription
+from protoserve.networks.model_file import Network, NetworkDescription, build, build_autoencoder
 from protoserve.taxonomy import Taxonomy
+from training.config import Config
 from training.sections.network import AutoencoderConfig, ModelConfig
 
 
@@ -65,6 +66,28 @@ def describe_autoencoder(setting: AutoencoderConfig, rule: InputRule, taxonomy: 
         channels=list(setting.channels),
         grey=setting.grey,
     )
+
+
+def new_network(
+    config: Config, taxonomy: Taxonomy, linear: bool, device: torch.device
+) -> tuple[NetworkDescription, Network]:
+    """The network that a configuration asks for, with the weights that training starts from.
+
+    Raises InputError where the configured pictures are too small for its backbone.
+    """
+    if config.model.kind == "autoencoder":
+        description = describe_autoencoder(config.autoencoder, config.image, taxonomy)
+        return description, build_autoencoder(description).to(device).eval()
+    per_child = config.prototypes.start if config.prototypes.auto else config.model.prototypes_per_child
+    description = describe(config.model, config.image, taxonomy, per_child, linear)
+    network = build(description, config.model.weights).to(device).eval()
+    check_picture_size(network.backbone, config.image, device)
+    return description, network
+
+
+def build_any(description: NetworkDescription) -> Network:
+    """A network of that description, of whatever kind, with random weights."""
+    return build_autoencoder(description) if description.kind == "autoencoder" else build(description)
 
 
 @torch.inference_mode()

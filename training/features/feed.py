@@ -178,12 +178,12 @@ class Feed:
 
     # ---- features to look at ---------------------------------------------------------------------------------
 
-    def still(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
-        """Features of pictures in one view, at most a batch."""
-        return next(self.stills(part, [numbers], view))
+    def batch_features(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+        """Features of one batch of pictures in one view."""
+        return next(self.features(part, [numbers], view))
 
     @torch.inference_mode()
-    def stills(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
+    def features(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
         """Features of batches of pictures in one view, without gradients. Those of plain pictures are float32
         throughout, since prototypes are cut from them."""
         if self.frozen:

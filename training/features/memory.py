@@ -22,7 +22,7 @@ from training.progress import tracked
 class PicturesInMemory:
     """All pictures of fit and selection, uint8 [images, H, W, 3] on the run's device.
 
-    `still` and `stills` are those of `Feed`, so that stages that read features work with either.
+    `batch_features` and `features` are those of `Feed`, so that stages that read features work with either.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class PicturesInMemory:
         """Use this network's features from now on."""
         self.network = network
 
-    def still(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
+    def batch_features(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
         """`network.features` of pictures, undeformed."""
-        return next(self.stills(part, [numbers], view))
+        return next(self.features(part, [numbers], view))
 
     @torch.inference_mode()
-    def stills(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
+    def features(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
         """`network.features` of batches of pictures, undeformed; there is no view but the plain one."""
         assert view == PLAIN
         pictures = self.fit if part == "fit" else self.selection

@@ -1,23 +1,84 @@
-"""Reading the checkpoint that an unfinished run goes on from."""
+"""The state of a run, and reading the checkpoint that an unfinished run is resumed from."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from protoserve.errors import InputError
+from protoserve.run.records import StageRecords
+from training.prototypes.nearest_patches import NearestPatches
+from training.prototypes.projection import Projection
 
 CHECKPOINT = "checkpoint.pt"
+FORMAT = 3
 
 
-def read_checkpoint(file: Path, wanted: int, identity: str, device: torch.device) -> dict[str, Any] | None:
-    """What `save_whole` wrote into a run's checkpoint, or None where there is none yet.
+class Teacher(NamedTuple):
+    """A linear classifier of mean features: `weight` [leaves, width] and `bias` [leaves]."""
 
-    Raises InputError for a file that can't be read, is not of the format `wanted`, or belongs to a run of another
-    `identity` (JSON), naming the first difference.
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class State:
+    """What changes from step to step. The checkpoint holds all of it, beside the network and the optimisers.
+
+    `records` end up in the run's metrics, `patches` in its analysis. `best` holds the weights of the best epochs so
+    far by stage and name (see `KeepBest`).
+    """
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    projection: Projection | None = None
+    records: StageRecords = field(default_factory=StageRecords)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    teacher: Teacher | None = None
+    patches: NearestPatches | None = None
+    seconds: float = 0.0
+
+
+def state_content(state: State) -> dict[str, Any]:
+    """The state as text, numbers and tensors, which `torch.load` reads without running code."""
+    patches = state.patches
+    return {
+        "step": state.step,
+        "seconds": state.seconds,
+        "history": json.dumps(state.history),
+        "records": state.records.model_dump_json(),
+        "best": state.best,
+        "projection": None if state.projection is None else state.projection._asdict(),
+        "teacher": None if state.teacher is None else state.teacher._asdict(),
+        "patches": None if patches is None else {name: torch.from_numpy(a) for name, a in patches._asdict().items()},
+    }
+
+
+def read_state(content: dict[str, Any]) -> State:
+    """The state that `state_content` wrote; its tensors may have been loaded on any device."""
+    projection, teacher, patches = content["projection"], content["teacher"], content["patches"]
+    return State(
+        step=content["step"],
+        history=json.loads(content["history"]),
+        projection=None if projection is None else Projection(**{name: t.cpu() for name, t in projection.items()}),
+        records=StageRecords.model_validate_json(content["records"]),
+        best=content["best"],
+        teacher=None if teacher is None else Teacher(**teacher),
+        patches=None if patches is None else NearestPatches(**{name: t.cpu().numpy() for name, t in patches.items()}),
+        seconds=content["seconds"],
+    )
+
+
+def read_checkpoint(file: Path, identity: str, device: torch.device) -> dict[str, Any] | None:
+    """The content of a run's checkpoint, its tensors on `device`, or None where there is no file yet.
+
+    Raises InputError for a file that can't be read, has another format, or belongs to a run of another `identity`
+    (JSON), naming the first difference.
     """
     if not file.is_file():
         return None
@@ -27,8 +88,8 @@ def read_checkpoint(file: Path, wanted: int, identity: str, device: torch.device
         # torch.load raises whatever the file's bytes provoke, and advises to run code from it.
         raise InputError(f"{file}: can't read the checkpoint; remove it to start again") from error
     stored_format = content.get("format") if isinstance(content, dict) else None
-    if stored_format != wanted:
-        raise InputError(f"{file}: format {stored_format!r}, this version writes {wanted}; start a new run")
+    if stored_format != FORMAT:
+        raise InputError(f"{file}: format {stored_format!r}, this version writes {FORMAT}; start a new run")
     assert isinstance(content, dict)
     if content["identity"] != identity:
         changed = _first_difference(json.loads(content["identity"]), json.loads(identity))
@@ -39,10 +100,10 @@ def read_checkpoint(file: Path, wanted: int, identity: str, device: torch.device
     return content
 
 
-def _first_difference(stored: Any, given: Any, place: str = "") -> str:
+def _first_difference(stored: Any, given: Any, path: str = "") -> str:
     """The dotted name of the first value in which two nested mappings differ."""
     if isinstance(stored, dict) and isinstance(given, dict):
         for key in given:
             if stored.get(key) != given[key]:
-                return _first_difference(stored.get(key), given[key], f"{place}.{key}" if place else key)
-    return f"{place} ({stored!r}, now {given!r})"
+                return _first_difference(stored.get(key), given[key], f"{path}.{key}" if path else key)
+    return f"{path} ({stored!r}, now {given!r})"

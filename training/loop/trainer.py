@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +14,27 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from protoserve.data.dataset import Dataset
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.model_file import (
-    ExplainedNetwork,
-    Network,
-    NetworkDescription,
-    build,
-    build_autoencoder,
-    save_whole,
-)
+from protoserve.networks.model_file import ExplainedNetwork, Network, NetworkDescription, save_whole
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
-from protoserve.run.records import SelectionAccuracy, StageRecords
+from protoserve.run.records import SelectionAccuracy
 from protoserve.scores import scores
 from training.config import Config
 from training.data.batches import slices
 from training.data.pictures import PLAIN, Views
 from training.data.splits import Splits
-from training.features.building import check_picture_size, describe, describe_autoencoder
+from training.features.building import build_any, new_network
 from training.features.feed import Feed
 from training.features.memory import PicturesInMemory
 from training.features.precision import Learning, half_precision
 from training.features.shared_cache import SharedCache
-from training.loop.checkpoints import CHECKPOINT, read_checkpoint
+from training.loop.checkpoints import CHECKPOINT, FORMAT, State, read_checkpoint, read_state, state_content
 from training.loop.optimising import Averages, adam
 from training.loop.plan import Stage, Step, plan
 from training.loop.tensorboard import Board
 from training.losses import LossTables, loss_tables
 from training.processes import ALONE, Processes
-from training.prototypes.projection import Projection
-
-FORMAT = 3
-
-
-@dataclass
-class State:
-    """What changes from step to step; all of it is in the checkpoint, as are the network and the optimisers.
-
-    `records` end up in the run's metrics; `kept` are tensors that a stage keeps from one of its epochs to a later one.
-    """
-
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    projection: Projection | None = None
-    records: StageRecords = field(default_factory=StageRecords)
-    kept: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -92,7 +65,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.optimisers: dict[Stage, torch.optim.Optimizer] = {}
         self._stored_optimisers: dict[Stage, Any] = {}
-        description, network = new_network(config, splits.fit, linear, device)
+        description, network = new_network(config, splits.fit.taxonomy, linear, device)
         half = half_precision(config.precision, device)
         # The small gradients of float16 need it; without it nothing is scaled.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
@@ -246,7 +219,7 @@ class Trainer:
     @torch.inference_mode()
     def latents(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Iterator[Tensor]:
         """Latent maps of fit images in one view, batch after batch; pictures are decoded ahead."""
-        for features in self.source.stills("fit", slices(numbers, self.config.batch), view):
+        for features in self.source.features("fit", slices(numbers, self.config.batch), view):
             yield self.explained_network.latent(features)
 
     def select_prototypes(self) -> SelectionAccuracy:
@@ -264,7 +237,7 @@ class Trainer:
         """The rows [selection images, …] that `found` gives for batches of features, those of all processes."""
         count = len(self.splits.selection)
         own = np.arange(count)[self.processes.stripe(count)]
-        pieces = [found(features) for features in self.source.stills("selection", slices(own, self.config.batch))]
+        pieces = [found(features) for features in self.source.features("selection", slices(own, self.config.batch))]
         return self.processes.joined(torch.cat(pieces), count)
 
     @torch.inference_mode()
@@ -320,17 +293,11 @@ class Trainer:
             self.resume()
             self.processes.wait()
             return
-        projection = self.state.projection
         save_whole(
             {
                 "format": FORMAT,
                 "identity": self.identity(),
-                "step": self.state.step,
-                "seconds": self.state.seconds,
-                "history": json.dumps(self.state.history),
-                "records": self.state.records.model_dump_json(),
-                "kept": self.state.kept,
-                "projection": None if projection is None else dict(projection._asdict()),
+                "state": state_content(self.state),
                 "description": self.description.model_dump_json(),
                 "network": self.network.state_dict(),
                 "plain": None if self._plain is None else self._plain.linear.state_dict(),
@@ -348,7 +315,7 @@ class Trainer:
 
         Raises InputError when the checkpoint belongs to another configuration or other data.
         """
-        content = read_checkpoint(self.directory / CHECKPOINT, FORMAT, self.identity(), self.device)
+        content = read_checkpoint(self.directory / CHECKPOINT, self.identity(), self.device)
         if content is None:
             return
         description = NetworkDescription.model_validate_json(content["description"])
@@ -357,15 +324,7 @@ class Trainer:
         self.network.load_state_dict(content["network"])
         if self._plain is not None:
             self._plain.linear.load_state_dict(content["plain"])
-        projection = content["projection"]
-        self.state = State(
-            step=content["step"],
-            history=json.loads(content["history"]),
-            projection=None if projection is None else Projection(**projection),
-            records=StageRecords.model_validate_json(content["records"]),
-            kept=content["kept"],
-            seconds=content["seconds"],
-        )
+        self.state = read_state(content["state"])
         self.optimisers, self._stored_optimisers = {}, content["optimisers"]
         self.scaler.load_state_dict(content["scaler"])
         self._set_backbone_state()
@@ -377,26 +336,6 @@ def _learning(config: Config, images: int) -> Learning:
     return Learning(
         config.finetune.train_from, config.finetune.fresh, config.precision, config.compile, epochs * images
     )
-
-
-def new_network(config: Config, fit: Dataset, linear: bool, device: torch.device) -> tuple[NetworkDescription, Network]:
-    """The network that a configuration asks for, with the weights that training starts from.
-
-    Raises InputError where the configured pictures are too small for its backbone.
-    """
-    if config.model.kind == "autoencoder":
-        description = describe_autoencoder(config.autoencoder, config.image, fit.taxonomy)
-        return description, build_autoencoder(description).to(device).eval()
-    per_child = config.prototypes.start if config.prototypes.auto else config.model.prototypes_per_child
-    description = describe(config.model, config.image, fit.taxonomy, per_child, linear)
-    network = build(description, config.model.weights).to(device).eval()
-    check_picture_size(network.backbone, config.image, device)
-    return description, network
-
-
-def build_any(description: NetworkDescription) -> Network:
-    """A network of that description, of whatever kind, with random weights."""
-    return build_autoencoder(description) if description.kind == "autoencoder" else build(description)
 
 
 def selection_accuracy(found: dict[str, Any]) -> SelectionAccuracy:

@@ -56,7 +56,6 @@ from training.outcome.decoded import write_decoded
 from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
 from training.progress import tracked
-from training.prototypes.nearest_patches import NearestPatches
 from training.prototypes.projection import Projection
 
 SAMPLES = 24
@@ -66,7 +65,7 @@ def finish(trainer: Trainer) -> Metrics:
     """Write the pictures of the prototypes, then all that `write_outcome` writes, and return the metrics."""
     run, network, projection = Run(trainer.directory), trainer.network, trainer.state.projection
     splits, rule = trainer.splits, trainer.config.image
-    smoothing, kept = trainer.config.model.smoothing, trainer.state.kept
+    smoothing, patches = trainer.config.model.smoothing, trainer.state.patches
     sources = None
     if isinstance(network, PrototypeAutoencoder):
         memory = trainer.memory
@@ -76,12 +75,12 @@ def finish(trainer: Trainer) -> Metrics:
     elif isinstance(network, PrototypeNetwork) and projection is not None:
         sources = prototype_sources(network, projection, splits.fit, rule, smoothing, trainer.device, trainer.console)
         write_prototype_pictures(run, splits.fit, sources)
-    if sources is not None:
+    if sources is not None and patches is not None:
         write_patches(
             run,
             trainer.explained_network.head,
             splits.fit,
-            NearestPatches(*(kept[f"patch_{name}"].cpu().numpy() for name in NearestPatches._fields)),
+            patches,
             sources,
             rule=rule,
             smoothing=smoothing,

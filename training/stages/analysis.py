@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +27,7 @@ def analyse(trainer: Trainer) -> dict[str, float]:
     """The stage: find the patches that `analysis.json` and the report show, and keep them until the run is finished."""
     head, fit = trainer.explained_network.head, trainer.splits.fit
     found = fit_patches(trainer, SHOWN)
-    trainer.state.kept |= {f"patch_{name}": torch.from_numpy(values) for name, values in found._asdict().items()}
+    trainer.state.patches = found
     own = own_patches(head, found, fit.leaves)
     purity = PurityRecord(nearest=own.shape[1], mean=float(own.mean()), nearest_is_own=float(own[:, 0].mean()))
     trainer.state.records.purity = purity

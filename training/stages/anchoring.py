@@ -37,7 +37,7 @@ def anchor(trainer: Trainer) -> dict[str, float]:
     step, network, config, state = trainer.step, trainer.prototype_network, trainer.config, trainer.state
     head, setting = network.head, config.anchored
     assert state.projection is not None
-    keep = KeepBest(state.kept, "anchored")
+    keep = KeepBest(state.best, "anchored")
     if step.epoch == 0:
         before = trainer.select_prototypes()
         state.records.anchored = BestEpochRecord(before=before, after=before, epoch=0)
@@ -88,7 +88,7 @@ def cells_of(trainer: Trainer, projection: Projection, *, latent: bool) -> Tenso
     found = []
     places = np.arange(len(projection.image))
     images = projection.image.cpu().numpy()
-    for part, features in zip(slices(places, batch), trainer.feed.stills("fit", slices(images, batch)), strict=True):
+    for part, features in zip(slices(places, batch), trainer.feed.features("fit", slices(images, batch)), strict=True):
         maps = network.latent(features) if latent else features
         cell = projection.cell[torch.from_numpy(part)].to(maps.device)
         found.append(maps.flatten(2)[torch.arange(len(part), device=maps.device), :, cell])

@@ -140,7 +140,7 @@ def _selection_distances(trainer: Trainer) -> Tensor:
     """distance [images, P] of the selection images."""
     network, images = trainer.prototype_network, len(trainer.splits.selection)
     own = np.arange(images)[trainer.processes.stripe(images)]
-    features = trainer.feed.stills("selection", slices(own, trainer.config.batch))
+    features = trainer.feed.features("selection", slices(own, trainer.config.batch))
     found, _ = similarities_of(network.head, map(network.latent, features))
     return trainer.processes.joined(found, images).clone()
 

@@ -22,7 +22,7 @@ def last_layers(trainer: Trainer) -> dict[str, float]:
     """One epoch of the last layers on fixed distances; after the last one, the weights of the epoch that classified
     the selection images best are taken, which may be those before the first."""
     step, head, records = trainer.step, trainer.prototype_network.head, trainer.state.records
-    keep = KeepBest(trainer.state.kept, "last layers")
+    keep = KeepBest(trainer.state.best, "last layers")
     if step.epoch == 0:
         before = trainer.select_prototypes()
         records.last_layers = BestEpochRecord(before=before, after=before, epoch=0)

@@ -21,7 +21,7 @@ from training.prototypes.projection import complete, nearest_of_all, search
 from training.prototypes.reduction import fit_reduction
 from training.prototypes.starting import start_from_data
 from training.stages.noise import noise_features
-from training.stages.teaching import class_activation_mask, forget_teacher, teacher_logits
+from training.stages.teaching import class_activation_mask, teacher_logits
 
 # Tens of thousands of cells: more change the principal components no further.
 REDUCTION_IMAGES = 600
@@ -50,7 +50,7 @@ def initialise(trainer: Trainer) -> dict[str, float]:
         start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, mask, advance)
     # The teacher's features are another backbone's as soon as that learns.
     if config.loss.distillation == 0 or config.joint.backbone_learning_rate > 0:
-        forget_teacher(trainer)
+        trainer.state.teacher = None
     with torch.no_grad():
         head.centre.copy_(head.vectors().mean(0))
     return trainer.select_prototypes().model_dump()
@@ -78,7 +78,7 @@ def _stop_early(trainer: Trainer, row: dict[str, float], patience: int) -> None:
     fixed = () if trainer.config.joint.backbone_learning_rate > 0 else ("backbone.", "reduction.")
     weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(fixed)}
     selected = SelectionAccuracy(selection_leaf=row["selection_leaf"], selection_level_1=row["selection_level_1"])
-    keep, record = KeepBest(state.kept, "joint"), state.records.joint
+    keep, record = KeepBest(state.best, "joint"), state.records.joint
     if step.epoch == 0 or record is None:
         keep.keep(weights)
         best, epoch_of_best = selected, 1

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.data.batches import epoch_batches, slices
+from training.loop.checkpoints import Teacher
 from training.loop.epoch import epoch, whole_batches
 from training.loop.optimising import adam
 from training.loop.plan import Step
 from training.loop.trainer import Trainer
 from training.progress import tracked
 
-WEIGHT, BIAS = "teacher.weight", "teacher.bias"
 # As for the plain classifier; it takes seconds.
 EPOCHS, DROPOUT, LEARNING_RATE = 30, 0.3, 3e-3
 
@@ -40,8 +40,7 @@ def teach(trainer: Trainer) -> dict[str, float]:
             inputs = ((batch, _varied(views, batch.numbers, generator)) for batch in batches)
             row = epoch(trainer, optimiser, inputs, loss, step=Step("teach", number, EPOCHS), cosine=True)
             advance(1)
-    trainer.state.kept[WEIGHT] = layer.weight.detach().clone()
-    trainer.state.kept[BIAS] = layer.bias.detach().clone()
+    trainer.state.teacher = Teacher(layer.weight.detach().clone(), layer.bias.detach().clone())
     return row
 
 
@@ -57,31 +56,26 @@ def _varied(views: Tensor, numbers: NDArray[np.int64], generator: torch.Generato
 def teacher_logits(trainer: Trainer, features: Tensor) -> Tensor | None:
     """[batch, leaves] the teacher's logits for feature maps [batch, width, rows, columns]; None without a teacher, and
     where nothing learns from it."""
-    if trainer.config.loss.distillation == 0 or WEIGHT not in trainer.state.kept:
+    teacher = trainer.state.teacher
+    if trainer.config.loss.distillation == 0 or teacher is None:
         return None
-    weight, bias = trainer.state.kept[WEIGHT], trainer.state.kept[BIAS]
-    return nn.functional.linear(features.mean((2, 3)), weight, bias)
+    return nn.functional.linear(features.mean((2, 3)), teacher.weight, teacher.bias)
 
 
 @torch.inference_mode()
 def class_activation_mask(trainer: Trainer, numbers: NDArray[np.int64], share: float) -> Tensor:
     """bool [n, rows, columns] the `share` of each fit image's cells that speak most for its leaf in the teacher: by the
     leaf's weights, less the mean over all leaves, on the cell's features (class activation maps, Zhou et al. 2016)."""
-    weight = trainer.state.kept[WEIGHT]
+    assert trainer.state.teacher is not None  # the plan teaches first
+    weight = trainer.state.teacher.weight
     weight = weight - weight.mean(0)
     found = []
     for part in slices(numbers, trainer.config.batch):
-        features = trainer.feed.still("fit", part)
+        features = trainer.feed.batch_features("fit", part)
         activation = torch.einsum("nwrc,nw->nrc", features, weight[trainer.targets(part)])
         least = activation.flatten(1).quantile(1 - share, dim=1)
         found.append(activation >= least[:, None, None])
     return torch.cat(found)
-
-
-def forget_teacher(trainer: Trainer) -> None:
-    """Remove the teacher from the run's state."""
-    for name in (WEIGHT, BIAS):
-        trainer.state.kept.pop(name, None)
 
 
 @torch.inference_mode()
@@ -89,4 +83,4 @@ def _pooled(trainer: Trainer, view: int) -> Tensor:
     """[images, width] the mean over the cells of every fit image's features."""
     numbers = np.arange(len(trainer.splits.fit))
     batches = slices(numbers, trainer.config.batch)
-    return torch.cat([features.mean((2, 3)) for features in trainer.feed.stills("fit", batches, view)]).clone()
+    return torch.cat([features.mean((2, 3)) for features in trainer.feed.features("fit", batches, view)]).clone()

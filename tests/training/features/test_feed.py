@@ -102,22 +102,22 @@ def test_features_of_plain_pictures_are_kept_in_full_precision(trainer: Trainer)
         chosen = numbers % len(trainer.feed.datasets[part])
         with torch.no_grad():
             expected = trainer.network.features(pictures(trainer, part, chosen.tolist(), PLAIN))
-        torch.testing.assert_close(trainer.feed.still(part, chosen), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(trainer.feed.batch_features(part, chosen), expected, rtol=1e-5, atol=1e-5)
     trainer.feed.frozen = False
     with torch.no_grad():
         expected = trainer.network.features(pictures(trainer, "fit", numbers.tolist(), PLAIN))
-    torch.testing.assert_close(trainer.feed.still("fit", numbers), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trainer.feed.batch_features("fit", numbers), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_features_of_an_earlier_backbone_are_forgotten(trainer: Trainer) -> None:
     numbers = np.arange(4)
-    before = trainer.feed.still("fit", numbers)
+    before = trainer.feed.batch_features("fit", numbers)
     with torch.no_grad():
         for parameter in trainer.network.backbone.parameters():
             parameter.mul_(1.5)
-    assert torch.equal(trainer.feed.still("fit", numbers), before)
+    assert torch.equal(trainer.feed.batch_features("fit", numbers), before)
     trainer.feed.set_backbone(frozen=True, version=1)
-    assert not torch.equal(trainer.feed.still("fit", numbers), before)
+    assert not torch.equal(trainer.feed.batch_features("fit", numbers), before)
     assert [file.name for file in sorted((trainer.directory / "cache").glob("fit*.npy"))] == ["fit-1-0.npy"]
 
 
@@ -125,7 +125,7 @@ def test_each_process_keeps_its_stripe_and_reads_the_others(
     small_data: Path, small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     config, run = small_config(), tmp_path / "run"
-    whole = make(config, small_data, tmp_path / "whole").feed.still("fit", np.arange(8))
+    whole = make(config, small_data, tmp_path / "whole").feed.batch_features("fit", np.arange(8))
 
     # Nobody waits here for the other: the first finds the second's stripe, kept before.
     class Patient(Processes):
@@ -135,9 +135,9 @@ def test_each_process_keeps_its_stripe_and_reads_the_others(
     count = len(make(config, small_data, run).splits.fit)
     parts = [make(config, small_data, run, processes=Patient(rank, 2, rank, 2)).feed for rank in (1, 0)]
     with pytest.raises(FileNotFoundError):
-        parts[0].still("fit", np.arange(8))
+        parts[0].batch_features("fit", np.arange(8))
     order = np.array([count - 1, 0, count // 2, 3])
-    found = parts[1].still("fit", order)
+    found = parts[1].batch_features("fit", order)
     torch.testing.assert_close(found[1], whole[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[3], whole[3], rtol=1e-5, atol=1e-5)
     files = sorted((run / "cache").rglob("*.npy"))
@@ -147,7 +147,7 @@ def test_each_process_keeps_its_stripe_and_reads_the_others(
 def shared_folders(trainer: Trainer) -> set[str]:
     numbers = np.arange(4)
     for part in PARTS:
-        trainer.feed.still(part, numbers)
+        trainer.feed.batch_features(part, numbers)
     assert trainer.feed.shared is not None
     return {file.parent.name for file in trainer.feed.shared.directory.rglob("*.npy")}
 

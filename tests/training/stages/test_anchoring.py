@@ -13,7 +13,6 @@ from protoserve.run.folder import Run
 from training.config import Config
 from training.data.pictures import fitted
 from training.data.splits import read_splits
-from training.loop.plan import plan
 from training.running import train
 
 
@@ -55,20 +54,6 @@ def test_it_learns_and_keeps_the_best_epoch(anchored) -> None:
     rows = [line for line in history if ",anchor," in line]
     assert len(rows) == 3
     assert metrics.selection.accuracy["leaf"] == pytest.approx(record.after.selection_leaf, abs=0.2)
-
-
-def test_the_teacher_comes_where_the_features_stand_still(small_config: Callable[..., Config]) -> None:
-    frozen = settings(small_config, loss={"distillation": 0.5})
-    stages = [step.stage for step in plan(frozen, linear=False)]
-    assert stages.index("teach") < stages.index("joint")
-    learning = settings(
-        small_config,
-        loss={"distillation": 0.5},
-        joint={"epochs": 1, "backbone_learning_rate": 1e-4},
-    )
-    stages = [step.stage for step in plan(learning, linear=False)]
-    assert stages.index("project") < stages.index("teach") < stages.index("anchor")
-    assert "teach" not in [step.stage for step in plan(settings(small_config), linear=False)]
 
 
 def test_the_cells_alone_give_the_latent_vectors_of_whole_maps(anchored) -> None:

@@ -1,98 +1,29 @@
-"""Pruning: the published rule by hand, and a smaller head that answers like the larger one without those weights."""
+"""Pruned runs hold what the published rule leaves; `tests/training/prototypes/test_thinning.py` tests the rule."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.model_file import load_network
-from protoserve.networks.similarity import Similarity
-from protoserve.taxonomy import Taxonomy
 from training import running
-from training.config import parse_config
-from training.prototypes.thinning import class_sizes, pure_prototypes, smaller_head
-
-TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
+from training.config import Config, parse_config
+from training.loop.trainer import Trainer
 
 
-@pytest.mark.parametrize(
-    ("own", "child", "size", "kept"),
-    [
-        ([6, 3, 2, 0], [4, 4, 4, 4], [9, 9, 9, 9], [0, 1]),
-        # The purest of a child stays, the first of equals.
-        ([1, 2, 2, 5], [4, 4, 4, 7], [9, 9, 9, 9], [1, 3]),
-        ([0, 0, 6, 6], [4, 4, 7, 7], [9, 9, 9, 9], [0, 2, 3]),
-        # Two images can't give three patches.
-        ([2, 1, 2, 2], [4, 4, 7, 7], [2, 2, 9, 9], [0, 2]),
-    ],
-)
-def test_a_prototype_goes_when_fewer_than_three_of_its_nearest_patches_are_its_own(
-    own: list[int], child: list[int], size: list[int], kept: list[int]
-) -> None:
-    found = pure_prototypes(np.array(own), np.array(child), np.array(size), at_least=3)
-    assert found.tolist() == kept
-
-
-def test_the_size_of_a_class_counts_all_images_below_its_child() -> None:
-    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, "hierarchical", 1), 4)
-    # Leaves in node order: Q, A/z, A/B/x, A/B/y.
-    assert [TAXONOMY.names[leaf] for leaf in TAXONOMY.leaves] == ["Q", "A/z", "A/B/x", "A/B/y"]
-    found = class_sizes(head, np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3]))
-    names = [TAXONOMY.names[child] for child in head.grouping.prototype_child]
-    assert dict(zip(names, found.tolist(), strict=True)) == {
-        "A": 9, "Q": 1, "A/B": 7, "A/z": 2, "A/B/x": 3, "A/B/y": 4
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-@pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
-def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind: str, form: str) -> None:
-    torch.manual_seed(1)
-    similarity = Similarity(form, epsilon=0.01)
-    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 3, 2), 6, kind=kind, similarity=similarity)
-    with torch.no_grad():
-        head.weight.normal_()
-        head.temperature.uniform_(0.5, 2.0)
-        head.centre.uniform_()
-    head.eval()
-    children = head.grouping.prototype_child.numpy()
-    # One of each child, and some more.
-    kept = np.sort(np.append(np.unique(children, return_index=True)[1], [1, len(children) - 1]))
-    smaller = smaller_head(head, kept)
-    latent = torch.rand(7, 6, 3, 4)
-    with torch.no_grad():
-        for number in set(range(len(children))) - set(kept.tolist()):
-            head.weight[head.grouping.prototype_group[number], :, head.grouping.prototype_slot[number]] = 0.0
-        expected, found = head(latent), smaller(latent)
-    assert not smaller.training
-    assert smaller.grouping.prototype_child.tolist() == children[kept].tolist()
-    torch.testing.assert_close(found.group_logits, expected.group_logits, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.log_probability, expected.log_probability, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.similarity, expected.similarity[:, kept])
-    assert torch.equal(found.cell, expected.cell[:, kept])
-
-
-def test_no_child_may_lose_its_last_prototype() -> None:
-    head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, "hierarchical", 1), 4)
-    with pytest.raises(ValueError, match="no prototype of 'A/z' is kept"):
-        smaller_head(head, np.array([0, 1, 2, 4, 5]))
-
-
-# ---- runs ------------------------------------------------------------------------------------------------------------
-
-
-def train(config, data, run, resume=False) -> None:
+def train(config: Config, data: Path, run: Path, resume: bool = False) -> None:
     quiet = Console(stderr=True, quiet=True)
     running.train(config, data, run, linear=False, resume=resume, device="cpu", console=quiet)
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 def test_a_pruned_run_holds_what_the_rule_leaves_and_goes_on_after_a_kill(
-    kind: str, counting_settings, awkward_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, counting_settings: dict[str, Any], awkward_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**counting_settings, "prototypes": {}, "prune": {"enabled": True, "nearest": 6, "at_least": 6}}
     settings["model"] = {**settings["model"], "kind": kind, "prototypes_per_child": 4}
@@ -100,7 +31,7 @@ def test_a_pruned_run_holds_what_the_rule_leaves_and_goes_on_after_a_kill(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(config, awkward_data, whole)
 
-    def die(trainer) -> None:
+    def die(trainer: Trainer) -> dict[str, float]:
         raise KeyboardInterrupt
 
     for stage in ("prune", "analyse"):
