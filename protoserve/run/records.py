@@ -21,7 +21,9 @@ Rule = Literal["", "duplicates", "purity", "contribution"]
 class Record(Contract):
     """Frozen, without unknown keys; only the fields that were set are written."""
 
-    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        serialize_by_alias=True, validate_by_name=True, validate_by_alias=True, ser_json_inf_nan="constants"
+    )
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
