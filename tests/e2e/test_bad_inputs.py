@@ -174,7 +174,10 @@ TRAIN: dict[str, Case] = {
         lambda b: training(b, config=b.file("small.yaml", SMALL)),
         "image",
     ),
-    "no weights file": (lambda b: training(b, "--weights", "gone.pth"), "'gone.pth' are neither a file nor weights of "),
+    "no weights file": (
+        lambda b: training(b, "--weights", "gone.pth"),
+        "'gone.pth' are neither a file nor weights",
+    ),
     "weights that are none": (lambda b: training(b, "--weights", b.file("text.pth")), "can't read the weights"),
     "weights of something else": (
         lambda b: training(b, "--weights", b.run / "model.pt"),

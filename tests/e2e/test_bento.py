@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,14 @@ def counted(client: httpx.Client, name: str, **labels: str) -> float:
     return sum(float(value) for given, value in found if all(pair in given for pair in wanted))
 
 
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until `holds` returns true; fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "the condition never held"
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`protoserve serve` with two workers and a limit of 1 MB."""
@@ -229,7 +237,8 @@ def test_counts_of_all_workers_add_up_and_another_server_does_not_touch_them(
     for _ in range(20):
         # Use one connection per request, so that both workers get some.
         httpx.post(server.client.base_url.join("/v1/predict"), content=data).raise_for_status()
-    assert counted(server.client, "protoserve_requests_total", **labels) == before + 20
+    # A worker counts a request once its answer is sent, which the client may see first.
+    wait_until(lambda: counted(server.client, "protoserve_requests_total", **labels) == before + 20)
     assert counted(server.client, "protoserve_model_info") == 1
     # BentoML empties the metrics folder that all servers of a home share; ours must not lie there.
     home = server.log.parent

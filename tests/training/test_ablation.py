@@ -74,7 +74,7 @@ def run(out: Path, data: Path, given: Config) -> tuple[list[dict[str, str | floa
 def test_three_runs_give_one_table_and_one_figure_once(tiny_idx: Path, tmp_path: Path) -> None:
     rows, said = run(tmp_path / "out", tiny_idx, config())
     assert [row["variant"] for row in rows] == ["R1 and R2 on", "R1 off", "R2 off"]
-    assert said.count("[  2/2]") == 3
+    assert said.count("autoencoder 2/2") == 3
     for row, name in zip(rows, ("both", "without-prototype-near-code", "without-code-near-prototype"), strict=True):
         metrics = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
         assert row["leaf, %"] == pytest.approx(100 * metrics["test"]["accuracy"]["leaf"])

@@ -12,6 +12,7 @@ from protoserve.run.records import (
     AutoencoderRecord,
     BestEpochRecord,
     Metrics,
+    NoveltyThresholds,
     Provenance,
     PurityRecord,
     SelectionAccuracy,
@@ -89,6 +90,12 @@ def test_stages_set_their_own_record_and_checkpoints_keep_it() -> None:
     }
     assert StageRecords.model_validate_json(records.model_dump_json()) == records
     assert Metrics(**dict(records)).purity == records.purity
+
+
+def test_checkpoints_keep_an_infinite_threshold() -> None:
+    thresholds = NoveltyThresholds(score="energy", true_positive_rate=0.95, thresholds={"": float("-inf"), "A": 0.5})
+    records = StageRecords(novelty=thresholds)
+    assert StageRecords.model_validate_json(records.model_dump_json()).novelty == thresholds
 
 
 def test_an_unknown_key_is_refused() -> None:

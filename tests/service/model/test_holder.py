@@ -67,7 +67,7 @@ def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU, as far as the engine can tell; its sessions run on the CPU all the same."""
-    monkeypatch.setattr("protoserve.inference.engine._cuda_driver", lambda: True)
+    monkeypatch.setattr("protoserve.inference.engine.has_nvidia_driver", lambda: True)
     monkeypatch.setattr(
         Engine, "_cuda_session", lambda self, threads: self._new_session(["CPUExecutionProvider"], threads)
     )

@@ -154,7 +154,7 @@ def test_left_out_leaves_are_in_no_split(data: Path, left_out: tuple[str, ...]) 
 
 def test_an_unknown_leaf_to_leave_out_is_named(data: Path) -> None:
     config = parse_config({"name": "a", "data": {"leave_out": ["Creature/Beetle"]}}, "c")
-    with pytest.raises(TaxonomyError, match="'Creature/Beetle' is no leaf to leave out"):
+    with pytest.raises(TaxonomyError, match="'Creature/Beetle' is not a leaf to leave out"):
         read_splits(config, data)
 
 

@@ -177,7 +177,7 @@ def test_a_smaller_head_answers_like_the_larger_one_with_zeroed_weights(kind: Ki
             head.weight[head.grouping.prototype_group[number], :, head.grouping.prototype_slot[number]] = 0.0
         expected, found = head(latent), smaller(latent)
     assert not smaller.training
-    assert smaller.prototype_child.tolist() == children[kept].tolist()
+    assert smaller.grouping.prototype_child.tolist() == children[kept].tolist()
     torch.testing.assert_close(found.group_logits, expected.group_logits, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.log_probability, expected.log_probability, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.similarity, expected.similarity[:, kept])

@@ -121,4 +121,10 @@ def test_the_total_weighs_the_terms() -> None:
 
 
 def test_the_published_weights_are_the_default() -> None:
-    assert PUBLISHED == (20.0, 1.0, 1.0, 1.0)
+    weights = (
+        PUBLISHED.cross_entropy,
+        PUBLISHED.reconstruction,
+        PUBLISHED.prototype_near_code,
+        PUBLISHED.code_near_prototype,
+    )
+    assert weights == (20.0, 1.0, 1.0, 1.0)
