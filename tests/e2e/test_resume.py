@@ -99,7 +99,8 @@ def stages_done(run: Path) -> list[str]:
     file = run / "checkpoint.pt"
     if not file.is_file():
         return []
-    return [row["stage"] for row in json.loads(torch.load(file, map_location="cpu", weights_only=True)["history"])]
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    return [row["stage"] for row in json.loads(content["state"]["history"])]
 
 
 def next_checkpoint(process: ForkServerProcess, run: Path, last: int | None) -> int | None:
