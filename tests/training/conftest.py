@@ -76,6 +76,50 @@ def counted_run(awkward_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
+LEFT_OUT_CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "batch": 16,
+    "image": {"height": 32, "width": 32, "resize": "stretch"},
+    "model": {"backbone": "resnet18", "weights": None, "stride": 8, "reduced": 16, "dimensions": 8, "inner_factor": 1},
+    "joint": {"epochs": 1},
+    "last_layers": {"epochs": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def rendered_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rendered data set, with four images of each leaf in every split."""
+    from training.rendered import render_dataset
+
+    folder = tmp_path_factory.mktemp("rendered") / "data"
+    render_dataset(folder, per_leaf=4, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def left_out(rendered_data: Path) -> tuple[str, ...]:
+    """Two leaves of the rendered data set, of different parents; each has siblings."""
+    from protoserve.data.dataset import read_taxonomy
+
+    taxonomy = read_taxonomy(rendered_data)
+    deep = [group for group in taxonomy.groups if set(group.children) <= set(taxonomy.leaves)]
+    return tuple(taxonomy.names[group.children[0]] for group in (deep[0], deep[-1]))
+
+
+@pytest.fixture(scope="session")
+def left_out_run(rendered_data: Path, left_out: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the rendered data set that left out the leaves `left_out`."""
+    from rich.console import Console
+
+    from training.config import parse_config
+    from training.running import train
+
+    run, data = tmp_path_factory.mktemp("runs") / "left-out", {"hold_out": 0.25, "views": 1, "leave_out": left_out}
+    config, console = parse_config({**LEFT_OUT_CONFIG, "data": data}, "tiny"), Console(quiet=True)
+    train(config, rendered_data, run, linear=False, resume=False, device="cpu", console=console)
+    return run
+
+
 SMALL_LEAVES = ("A/x", "A/y", "B")
 SMALL_CONFIG: dict[str, Any] = {
     "name": "small",

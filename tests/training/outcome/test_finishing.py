@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,35 @@ def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
     write_config(config, tmp_path)
     assert read_config(tmp_path / "config.yaml") == config
     assert "patience" in (tmp_path / "config.yaml").read_text()  # defaults are written, too
+
+
+# ---- a run that leaves classes out -----------------------------------------------------------------------------------
+
+
+def test_the_run_records_what_it_left_out_and_its_thresholds(left_out_run: Path, left_out: tuple[str, ...]) -> None:
+    provenance = json.loads((left_out_run / "provenance.json").read_text())
+    assert provenance["left_out"] == {leaf: leaf for leaf in left_out}
+    metrics = json.loads((left_out_run / "metrics.json").read_text())
+    novelty, calibration = metrics["novelty"], metrics["calibration"]
+    assert novelty["score"] == "support" and novelty["true_positive_rate"] == 0.95
+    assert set(novelty["thresholds"]) == set(calibration["temperature"])
+    # The thresholds come from these images, of which they accept at least the share that they state.
+    assert novelty["selection"]["known_at_parents"] >= 0.95
+    assert 0.0 <= novelty["test"]["known_throughout"] <= novelty["test"]["known_at_parents"] <= 1.0
+
+
+def test_calibration_is_in_the_run(left_out_run: Path) -> None:
+    metrics = json.loads((left_out_run / "metrics.json").read_text())
+    calibration = metrics["calibration"]
+    before, after = (
+        calibration["selection"][moment]["negative_log_likelihood"]["leaf"] for moment in ("before", "after")
+    )
+    assert after <= before
+    for score in ("negative_log_likelihood", "expected_calibration_error"):
+        assert metrics["test"][score] == pytest.approx(calibration["test"]["after"][score])
+    for picture in ("calibration.png", "confusion.png"):
+        assert (left_out_run / picture).read_bytes().startswith(b"\x89PNG")
+    confusion = json.loads((left_out_run / "confusion.json").read_text())["test"]
+    assert sum(map(sum, confusion[""])) == metrics["test"]["images"]
+    stages = (left_out_run / "history.csv").read_text()
+    assert stages.index("calibrate") < stages.index("novelty")

@@ -1,0 +1,140 @@
+"""The parts of a data set on disk: which images each holds, with and without val, and with leaves left out."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from protoserve.data.dataset import Dataset, read_split, read_taxonomy
+from protoserve.errors import InputError, TaxonomyError
+from training.config import Config, parse_config
+from training.data.splits import note_renamed, read_splits
+
+LEAVES = ("A/x", "A/y", "B")
+IMAGES = {"train": 4, "val": 2, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 training, 2 validation and 3 test images of each of three leaves, no two alike."""
+    folder = tmp_path_factory.mktemp("splits") / "data"
+    generator = np.random.default_rng(0)
+    for split, count in IMAGES.items():
+        for leaf in LEAVES:
+            (folder / split / leaf).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / leaf / f"{number}.png")
+    return folder
+
+
+def part_of(data: Path, folder: Path, *splits: str) -> Path:
+    """A data set that holds only these splits of `data`."""
+    folder.mkdir()
+    for split in splits:
+        shutil.copytree(data / split, folder / split)
+    return folder
+
+
+def config(**section: object) -> Config:
+    return parse_config({"name": "a", "data": section}, "c")
+
+
+def images(split: str, leaves: tuple[str, ...] = LEAVES) -> set[str]:
+    return {f"{split}/{leaf}/{number}.png" for leaf in leaves for number in range(IMAGES[split])}
+
+
+def leaf_names(dataset: Dataset) -> list[str]:
+    return [dataset.taxonomy.names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves]
+
+
+def test_selection_is_what_is_held_out_of_train_and_then_val(data: Path) -> None:
+    splits = read_splits(config(hold_out=0.25), data)
+    held = splits.selection.images[: len(LEAVES)]
+    assert {image.rpartition("/")[0] for image in held} == {f"train/{leaf}" for leaf in LEAVES}
+    assert set(splits.fit.images) == images("train") - set(held)
+    assert splits.selection.images[len(LEAVES) :] == splits.validation.images
+    assert set(splits.validation.images) == images("val")
+    assert splits.test is not None and set(splits.test.images) == images("test")
+    for dataset in (splits.fit, splits.selection, splits.validation, splits.test):
+        assert leaf_names(dataset) == [image.partition("/")[2].rpartition("/")[0] for image in dataset.images]
+
+
+def test_without_val_the_held_out_images_are_validated_on_too(data: Path, tmp_path: Path) -> None:
+    splits = read_splits(config(hold_out=0.5), part_of(data, tmp_path / "data", "train"))
+    assert splits.test is None
+    assert splits.validation is splits.selection
+    assert len(splits.fit) == len(splits.selection) == 6
+    assert {*splits.fit.images, *splits.selection.images} == images("train")
+
+
+def test_with_nothing_held_out_val_alone_selects(data: Path) -> None:
+    splits = read_splits(config(hold_out=0), data)
+    assert set(splits.fit.images) == images("train")
+    assert splits.selection is splits.validation
+    assert set(splits.selection.images) == images("val")
+
+
+def test_a_run_without_images_to_select_on_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no val split and data\.hold_out is 0"):
+        read_splits(config(hold_out=0), part_of(data, tmp_path / "data", "train", "test"))
+
+
+def test_the_data_seed_chooses_what_is_held_out_and_the_seed_of_the_run_does_not(data: Path) -> None:
+    def held(**seeds: object) -> tuple[str, ...]:
+        content = {"name": "a", "seed": seeds.get("seed", 0), "data": {"hold_out": 0.5, "seed": seeds.get("data", 0)}}
+        return read_splits(parse_config(content, "c"), data).selection.images
+
+    assert held() == held(seed=1)
+    assert held() != held(data=1)
+
+
+def test_the_fingerprint_is_that_of_all_training_images(data: Path) -> None:
+    whole = read_split(data, "train", read_taxonomy(data)).fingerprint()
+    assert read_splits(config(hold_out=0.25), data).fingerprint == whole
+    assert read_splits(config(hold_out=0.5), data).fingerprint == whole
+    assert read_splits(config(leave_out=["B"]), data).fingerprint != whole
+
+
+def test_left_out_leaves_are_in_no_split(data: Path) -> None:
+    splits = read_splits(config(leave_out=["A/x"]), data)
+    assert dict(splits.left_out) == {"A/x": "A/x"}
+    for dataset, split in ((splits.validation, "val"), (splits.test, "test")):
+        assert dataset is not None and set(dataset.images) == images(split, ("A/y", "B"))
+    assert {*splits.fit.images, *splits.selection.images} == images("train", ("A/y", "B")) | images("val", ("A/y", "B"))
+    assert {splits.fit.taxonomy.names[leaf] for leaf in splits.fit.taxonomy.leaves} == {"A/y", "B"}
+    assert read_splits(config(), data).left_out == {}
+
+
+def test_a_left_out_leaf_keeps_the_folder_that_a_taxonomy_file_gives_it(data: Path, tmp_path: Path) -> None:
+    folder = part_of(data, tmp_path / "data", "train", "val")
+    (folder / "taxonomy.yaml").write_text("Ex: A/x\nEy: A/y\nBe: B\n")
+    splits = read_splits(config(leave_out=["Ey"]), folder)
+    assert dict(splits.left_out) == {"Ey": "A/y"}
+    assert set(splits.validation.images) == images("val", ("A/x", "B"))
+
+
+def test_an_unknown_leaf_to_leave_out_is_named(data: Path) -> None:
+    with pytest.raises(TaxonomyError, match="no leaf 'A/z' to leave out"):
+        read_splits(config(leave_out=["A/z"]), data)
+    with pytest.raises(TaxonomyError, match="'A' is not a leaf to leave out"):
+        read_splits(config(leave_out=["A"]), data)
+
+
+def test_folders_read_as_another_leaf_are_noted_as_they_are_spelled(data: Path) -> None:
+    dataset = Dataset(
+        data, "val", read_taxonomy(data), (), np.empty(0, dtype=np.int64), (("[red]/x", "x"), ("y/z", "z"))
+    )
+    console = Console(file=io.StringIO(), width=20)
+    note_renamed(dataset, console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "note: val/[red]/x is read as the leaf x",
+        "note: val/y/z is read as the leaf z",
+    ]
