@@ -1,1 +1,1 @@
-"""A data set → a run: loading, losses, stages, projection, reports."""
+"""Train a run from a data set: loading, losses, stages, projection, reports."""

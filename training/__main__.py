@@ -1,8 +1,8 @@
-"""`python -m training …` is `protoserve train …`, in the form that `torchrun` starts in several processes:
+"""`python -m training …` runs `protoserve train …`, so that `torchrun` can start it in several processes:
 
     torchrun --nproc-per-node 4 -m training -- CONFIG --data DATA --run RUN
 
-The lone `--` keeps torchrun from taking `--run` for one of its own options.
+The lone `--` stops torchrun from parsing `--run` as one of its own options.
 """
 
 import sys

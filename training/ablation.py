@@ -1,4 +1,4 @@
-"""`ablate`: the same run without one term of the loss at a time, in one table and one figure."""
+"""`ablate`: train one run with all terms of the loss and one without each, and compare them in a table and a figure."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from training.outcome.charts import write_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Prototypes of each run that the figure shows.
 SHOWN = 15
 Row = dict[str, str | float]
 
@@ -44,17 +45,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The rows of the table, one per variant, and the prototypes' pictures uint8 [H, W, 3] of each."""
+    """One table row per variant, and its prototypes' pictures, each uint8 [H, W, 3]."""
 
     rows: list[Row]
     pictures: list[list[NDArray[np.uint8]]]
 
 
 def variants(config: Config) -> list[Variant]:
-    """The configuration as it is, and without each of the two terms that shape prototypes: R1 and R2 of an autoencoder
-    (Li et al. 2018), Clust and Sep of the others (Chen et al. 2019).
+    """The configuration itself, and one copy without each of the two terms that shape prototypes.
 
-    Raises InputError where such a term already has the weight 0.
+    These are R1 and R2 in an autoencoder (Li et al. 2018), Clust and Sep in the other networks (Chen et al. 2019).
+    Raises InputError if such a term already has weight 0.
     """
     if config.model.kind == "autoencoder":
         section, terms = "autoencoder", {"prototype_near_code": "R1", "code_near_prototype": "R2"}
@@ -71,17 +72,16 @@ def variants(config: Config) -> list[Variant]:
 
 
 def with_epochs(config: Config, epochs: int) -> Config:
-    """The configuration with another number of epochs: an autoencoder's, or those of the joint stage."""
+    """A copy of the configuration with `epochs` epochs, in the autoencoder's training or in the joint stage."""
     section = "autoencoder" if config.model.kind == "autoencoder" else "joint"
     return config.model_copy(update={section: getattr(config, section).model_copy(update={"epochs": epochs})})
 
 
 def ablate(config: Config, data: Path, out: Path, *, device: Device, console: Console) -> list[Row]:
-    """Train every variant into a run of its own below `out`, then write `ablation.{md,csv,json}` and `prototypes.png`
-    there and return the table's rows.
+    """Train each variant as a run below `out`. Write `ablation.{md,csv,json}` and `prototypes.png` there, and return
+    the table's rows.
 
-    Keeps finished runs and resumes unfinished ones. Raises InputError where a run below `out` has another
-    configuration.
+    Keeps finished runs and resumes unfinished ones. Raises InputError if a run below `out` has another configuration.
     """
     make_folder(out)
     chosen = variants(config)
@@ -110,7 +110,7 @@ def _check_same(directory: Path, config: Config) -> None:
 
 
 def _row(variant: Variant, directory: Path) -> Row:
-    """Accuracies in % on test, or on validation where there is no test, and measures of the run's prototypes."""
+    """Accuracies in % on the test split (on validation if there is no test split), and measures of the prototypes."""
     metrics = Run(directory).metrics()
     split, scores = next(iter(metrics.of(("test", "validation")).items()))
     row: Row = {"variant": variant.label, "split": split}
@@ -125,13 +125,16 @@ def _row(variant: Variant, directory: Path) -> Row:
 
 
 def _last_projection(directory: Path) -> float:
-    """The mean squared distance that the last projection moved prototypes by."""
+    """The mean squared distance by which the last projection moved the prototypes."""
     with (directory / "history.csv").open(encoding="utf-8", newline="") as stream:
         return float([row["mean_distance"] for row in csv.DictReader(stream) if row["stage"] == "project"][-1])
 
 
 def prototype_pictures(run: Run) -> list[NDArray[np.uint8]]:
-    """Pictures of some of a run's prototypes, evenly over all: decoded by an autoencoder, else their source patches."""
+    """Pictures of up to `SHOWN` of a run's prototypes, evenly spaced, each uint8 [H, W, 3].
+
+    An autoencoder's prototypes are decoded; other prototypes are shown by their source patches.
+    """
     network, description, _ = load_network(run.model)
     count = len(description.prototype_child)
     chosen = np.linspace(0, count - 1, min(SHOWN, count)).astype(np.int64)
@@ -167,7 +170,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def figure(ablation: Ablation, name: str) -> Figure:
-    """The prototypes of every variant side by side, one row per variant."""
+    """One row of prototypes per variant; `name` is the run's, for the titles."""
     from matplotlib.figure import Figure
 
     columns = max(len(pictures) for pictures in ablation.pictures)

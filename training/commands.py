@@ -1,4 +1,4 @@
-"""The commands `data render`, `train`, `evaluate`, `ablate` and `report`. Heavy imports wait until a command runs."""
+"""The commands `data render`, `train`, `evaluate`, `ablate` and `report`. Each imports heavy modules when it runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from protoserve.errors import InputError
 
 
 def render(
-    directory: Annotated[Path, typer.Argument(help="A new folder.")],
+    directory: Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")],
     per_leaf: Annotated[int, typer.Option(min=1, help="Training pictures per leaf; val and test get a quarter.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed. The same seed draws the same pictures.")] = 0,
     size: Annotated[int, typer.Option(min=64, max=1024, help="Width and height in pixels.")] = 96,
 ) -> None:
-    """Draw the default data set: creatures and vehicles whose classes differ by their parts, with part masks.
+    """Draw the default data set: creatures and vehicles whose classes differ in their parts, with masks of the parts.
 
     Example: protoserve data render data/rendered --per-leaf 60 --seed 0
     """
@@ -46,20 +46,21 @@ def train(
         ),
     ] = None,
     head: Annotated[
-        Literal["prototypes", "linear"], typer.Option(help="linear: a plain softmax to compare with.")
+        Literal["prototypes", "linear"], typer.Option(help="linear: train a plain softmax classifier, as a baseline.")
     ] = "prototypes",
     prototypes: Annotated[
         str | None,
         typer.Option(
             metavar="auto|N",
-            help="N per child; auto: start with many and keep the fewest that classify as well.",
+            help="N prototypes per child; auto: start with many and keep the fewest that classify as well.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the configuration's seed.")] = None,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LEAF", help="A class to leave out of training, for example Fruit/Apple/Granny-Smith; repeatable."
+            metavar="LEAF",
+            help="A class to leave out of training, for example Fruit/Apple/Granny-Smith. May be repeated.",
         ),
     ] = None,
     settings: Annotated[
@@ -67,8 +68,8 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Replace a value of the configuration, as joint.epochs=20; may be repeated. docs/configuration.md "
-            "lists all keys.",
+            help="Replace a value of the configuration, for example joint.epochs=20. May be repeated. "
+            "docs/configuration.md lists all keys.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an unfinished run.")] = False,
@@ -78,17 +79,17 @@ def train(
     device: DeviceOption = "auto",
     cache: Annotated[
         Path | None,
-        typer.Option(help="A folder in which runs share the features of frozen backbones."),
+        typer.Option(help="A folder through which runs share the features of frozen backbones."),
     ] = None,
     cache_limit: Annotated[
         float,
-        typer.Option(metavar="GB", min=0, help="How much --cache may hold; beyond it, evicts the least recently used."),
+        typer.Option(metavar="GB", min=0, help="Size limit of --cache; above it, evicts the least recently used."),
     ] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network and write a run folder: checkpoint, metrics per level, curves, prototype pictures.
 
-    On several GPUs: torchrun --nproc-per-node 4 -m training -- CONFIG --data DATA --run RUN; they share each batch.
+    To split each batch over several GPUs: torchrun --nproc-per-node 4 -m training -- CONFIG --data DATA --run RUN
 
     Example: protoserve train training/configs/grocery.yaml --data grocery-store --run runs/grocery
     """
@@ -119,7 +120,7 @@ def train(
         tensorboard=tensorboard,
         cache=None if cache is None else SharedCache(cache, int(cache_limit * GIGABYTE)),
     )
-    # Of several processes only the first prints.
+    # Under torchrun, only the first process gets the metrics.
     if metrics is None:
         return
     if as_json:
@@ -148,14 +149,14 @@ def evaluate(
     novel: Annotated[
         Path | None,
         typer.Option(
-            help="A folder with images of classes that the run does not know, in folders of the class tree as deep as "
-            "it goes; for a run trained with --leave-out, the data set itself."
+            help="A folder with images of classes that the run does not know, each in the folder of its deepest known "
+            "ancestor in the class tree. For a run trained with --leave-out: the data set itself."
         ),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a run's network on a split, at every level of the taxonomy; with --novel, also its novelty scores.
+    """Score a run's network on a split at every level of the taxonomy. With --novel, also measure novelty detection.
 
     Example: protoserve evaluate runs/grocery --data grocery-store --split test --novel other-fruit --json
     """
@@ -175,9 +176,9 @@ def evaluate(
 def ablate(
     config: Annotated[Path, typer.Argument(help="A YAML file; training/configs holds examples.")],
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="The folder for the runs, table and figure; resumes runs in it.")],
+    out: Annotated[Path, typer.Option(help="The folder for the runs, the table and the figure.")],
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Replaces the epochs of an autoencoder, or of the joint stage.")
+        int | None, typer.Option(min=1, help="Replaces the epochs of an autoencoder or of the joint stage.")
     ] = None,
     weights: Annotated[
         str | None,
@@ -187,10 +188,10 @@ def ablate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train without each of the two terms that shape prototypes, and with both: a table, and prototypes side by side.
+    """Train with both loss terms that shape prototypes and without each, then compare scores and prototypes.
 
-    The terms are R1 and R2 of an autoencoder, Clust and Sep of the others. Each variant is a run of its own; the
-    command, given again, resumes them.
+    The terms are R1 and R2 for an autoencoder, Clust and Sep for other networks. Each variant is a run of its own.
+    Repeating the command resumes unfinished runs.
 
     Example: protoserve ablate training/configs/mnist.yaml --data mnist --out runs/ablation --epochs 20
     """
@@ -217,9 +218,9 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The file to write; by default RUN/report.html.")
     ] = None,
 ) -> None:
-    """Write one HTML page of a run: scores, curves, confusion, and every prototype with its nearest patches.
+    """Write an HTML report of a run: scores, curves, confusion, and every prototype with its nearest patches.
 
-    The page holds all its pictures and needs no network.
+    The report is one file, embeds all its pictures and works offline.
 
     Example: protoserve report runs/grocery -o grocery.html
     """

@@ -1,4 +1,4 @@
-"""One YAML file per run, checked whole before anything starts."""
+"""The configuration of a run: one YAML file, checked as a whole before training starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from training.sections.stages import (
     WarmConfig,
 )
 
-# Keys of earlier versions, which the config.yaml of an old run names, and the value that each now always has.
+# Keys that earlier versions wrote into config.yaml, each with the value that is now built in.
 REMOVED = {
     ("start", "inner_nodes"): True,
     ("finetune", "layer_decay"): 1.0,
@@ -38,7 +38,7 @@ REMOVED = {
 
 
 class Config(Section):
-    """A run."""
+    """The configuration of a run."""
 
     name: str = Field(
         min_length=1,
@@ -46,18 +46,18 @@ class Config(Section):
         description="The run's name: letters, digits, `.`, `_`, `-`. Exports carry it.",
     )
     seed: int = Field(
-        default=0, ge=0, description="Seed of all random numbers. The same seed ends with the same weights (`--seed`)."
+        default=0, ge=0, description="Seed of all random numbers (`--seed`). The same seed gives the same weights."
     )
-    batch: int = Field(default=64, ge=1, description="Images per batch, those of all processes together.")
+    batch: int = Field(default=64, ge=1, description="Images per batch, over all processes together.")
     precision: Precision = Field(
         default="auto",
-        description="How a backbone computes while it learns; all else is float32. auto: bfloat16 on a GPU that has "
-        "it. Set float32 to compare devices, float16 for older GPUs.",
+        description="Precision of the backbone while it learns; everything else is float32. auto: bfloat16 on a GPU "
+        "that supports it, else float32. Set float32 to compare devices, float16 for older GPUs.",
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",
-        description="Whether a learning backbone is compiled. auto: on a GPU, where enough images pay for the minute "
-        "that compiling takes.",
+        description="Whether to compile the backbone while it learns. auto: on a GPU, if the run has enough images to "
+        "recover the minute that compiling takes.",
     )
     image: InputRule = InputRule(height=224, width=224, resize="crop")
     model: ModelConfig = ModelConfig()
@@ -78,7 +78,7 @@ class Config(Section):
 
     @property
     def data_seed(self) -> int:
-        """The seed of the hold-out and of the views."""
+        """The seed of the hold-out and of the views: `data.seed` if it is set, else the run's seed."""
         return self.seed if self.data.seed is None else self.data.seed
 
     @model_validator(mode="after")
@@ -89,8 +89,8 @@ class Config(Section):
             return self
         if self.model != ModelConfig(kind="autoencoder"):
             raise ValueError(
-                "an autoencoder has no backbone: beside model.kind leave the section model (and --weights) out, and "
-                "write the network into the section autoencoder"
+                "an autoencoder has no backbone: set only kind in the section model, leave out --weights, and "
+                "describe the network in the section autoencoder"
             )
         stages = ("start", "finetune", "linear", "warm", "joint", "anchored", "last_layers", "prune", "prototypes")
         for name in ("loss", *stages):
@@ -100,9 +100,9 @@ class Config(Section):
 
 
 def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
-    """Read and check a YAML file; `overrides` such as `{"seed": 1, "model.weights": "w.pth"}` win over it.
+    """Read and check a YAML file; `overrides` such as `{"seed": 1, "model.weights": "w.pth"}` replace its values.
 
-    Raises InputError naming the file, the key, the value, and for an unknown key the nearest known one.
+    Raises InputError that names the file, the key and the value, and for an unknown key the nearest known one.
     """
     if not file.is_file():
         shipped = sorted(entry.name for entry in (Path(__file__).parent / "configs").glob("*.yaml"))
@@ -115,17 +115,17 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
         *parents, last = key.split(".")
         for parent in parents:
             section = section.setdefault(parent, {}) if isinstance(section, dict) else None
-        # The check below names a value that stands where a section should.
+        # `parse_config` reports a value where a section should be.
         if isinstance(section, dict):
             section[last] = value
     return parse_config(content, str(file))
 
 
 def read_settings(settings: list[str]) -> dict[str, Any]:
-    """`["joint.epochs=20", …]` as overrides for `read_config`, the values read as YAML.
+    """Parse `["joint.epochs=20", …]` into overrides for `read_config`, with the values read as YAML.
 
-    Of several settings of one key the last wins, as scripts that add to a recipe expect. Raises InputError for a
-    setting without `=` and for a value that is not YAML.
+    If a key is set several times, the last setting wins, so that scripts can append to a recipe. Raises InputError for
+    a setting without `=` and for a value that is not YAML.
     """
     overrides: dict[str, Any] = {}
     for setting in settings:
@@ -137,9 +137,9 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def parse_config(content: dict[str, Any], origin: str) -> Config:
-    """Check a configuration that is already a mapping; `origin` names it in errors.
+    """Check a configuration given as a mapping; `origin` names it in errors.
 
-    Keys of earlier versions are accepted with the value that is now built in.
+    Accepts a key of an earlier version if its value is the one that is now built in.
     """
     content = _without_removed_keys(content)
     try:
@@ -159,7 +159,7 @@ def parse_config(content: dict[str, Any], origin: str) -> Config:
 
 
 def _without_removed_keys(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the keys of `REMOVED` that have the built-in value; the check refuses other values."""
+    """The configuration without those keys of `REMOVED` that have the built-in value. Others stay, to be rejected."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
     for (section, key), built_in in REMOVED.items():
         if isinstance(keys := kept.get(section), dict) and key in keys and keys[key] == built_in:

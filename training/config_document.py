@@ -1,4 +1,4 @@
-"""docs/configuration.md, written from the sections themselves: `python -m training.config_document`."""
+"""Generate docs/configuration.md from the configuration's classes: `python -m training.config_document`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ BOUNDS_OF_LENGTH = ("min_length", "max_length")
 INTRODUCTION = """\
 # Configuration of a run
 
-One YAML file describes a run; `training/configs` holds examples. Every key has a default but `name`. An unknown key, a
-key given twice and a value out of range stop the start with a message that names them. `--set KEY=VALUE` replaces a
-value, with the key as it stands in the first column: `--set joint.epochs=20`.
+One YAML file describes a run; `training/configs` holds examples. Every key except `name` has a default. An unknown key,
+a duplicate key and a value out of range are errors that name the key. `--set KEY=VALUE` replaces a value, for example
+`--set joint.epochs=20`; the first column gives the keys.
 
-`python -m training.config_document > docs/configuration.md` writes this page from the code.
+`python -m training.config_document > docs/configuration.md` generates this page from the code.
 """
 
 
 def configuration_document() -> str:
-    """The page in Markdown: for each section its meaning and a table of its keys."""
+    """The page in Markdown: the meaning of each section and a table of its keys."""
     lines = [INTRODUCTION, "## A run", "", *_table("", Config)]
     for prefix, section in _sections("", Config):
         # A docstring is wrapped for the code; a paragraph of Markdown is one line.
@@ -33,7 +33,7 @@ def configuration_document() -> str:
 
 
 def _sections(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The sections below a model in order, each followed by its own."""
+    """Each section below a model with its dotted path, in order, followed by its own subsections."""
     for name, field in model.model_fields.items():
         if (section := _section(field)) is not None:
             path = f"{prefix}.{name}" if prefix else name
@@ -58,7 +58,7 @@ def _table(prefix: str, model: type[BaseModel]) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    """A value as YAML has it."""
+    """A value in YAML notation."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_value, value))}]"
     if value is None or isinstance(value, bool):
@@ -75,7 +75,7 @@ def _kind(annotation: Any) -> str:
         count = "list" if Ellipsis in others else f"{1 + len(others)} values"
         return f"{count} of {_kind(item)}"
     if get_origin(annotation) is not None and (parts := get_args(annotation)):
-        # Annotated carries its type first; a union all of them.
+        # The first argument of Annotated is its type; every argument of a union is.
         kinds = parts[:1] if hasattr(annotation, "__metadata__") else parts
         return " or ".join(map(_kind, kinds))
     if annotation is type(None):

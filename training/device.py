@@ -9,9 +9,11 @@ from protoserve.errors import DeviceError
 
 
 def torch_device(device: Device) -> torch.device:
-    """`auto` is a GPU where torch sees one; asked for `cuda` and none there is an error. A GPU is told to compute
-    float32 in full: by default torch lets convolutions round to 10 bits there, and prototypes would not be the cells
-    that the exported graph finds."""
+    """The torch device of a `--device` option; `auto` is the GPU if torch sees one, else the CPU.
+
+    Turns off TF32 on a GPU. By default torch rounds the inputs of convolutions there to 10 bits, and prototypes would
+    then differ from the cells that the exported graph computes. Raises DeviceError for `cuda` without a GPU.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: torch sees no CUDA device; use --device cpu or install a driver")
     if device == "cpu" or not torch.cuda.is_available():

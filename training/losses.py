@@ -1,7 +1,8 @@
-"""The published losses, per parent, over class-mixed batches.
+"""The terms of the loss, computed for all parents at once.
 
-Hase et al. 2019, eq. 1 and Chen et al. 2019, eq. 2-3. For one parent the loss runs over the images below it:
-`CE + λ1·Clust + λ2·Sep + Reg`. Nothing here loops over parents: every term is masked and summed at once.
+The published terms follow Hase et al. 2019, eq. 1, and Chen et al. 2019, eq. 2-3: the loss of one parent is
+`CE + λ1·Clust + λ2·Sep + Reg` over the images below it. A batch mixes images of all classes, and no term loops over
+parents: it masks the images that do not lie below each parent.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from training.sections.data import LossConfig
 
 
 class LossTables(NamedTuple):
-    """Which prototypes count for which leaf: own, other bool [leaves, G, Q] (the leaf's branch's, and its siblings');
-    passes bool [leaves, G] whether the leaf lies below the group's parent; target int64 [leaves, G] the member on
-    the leaf's path."""
+    """How the G groups of competing nodes relate to each leaf.
+
+    `own` bool [leaves, G, Q]: whether a group's prototype belongs to a node on the leaf's path. `other` bool
+    [leaves, G, Q]: whether it belongs to a sibling of such a node. `passes` bool [leaves, G]: whether the leaf lies
+    below the group's parent. `target` int64 [leaves, G]: the member of the group that is on the leaf's path.
+    """
 
     own: Tensor
     other: Tensor
@@ -32,7 +36,7 @@ class LossTables(NamedTuple):
 
 
 def loss_tables(head: PrototypeHead) -> LossTables:
-    """The tables of a head; computed once per run."""
+    """The tables of a head. They depend on its taxonomy and prototypes only, so compute them once."""
     taxonomy = head.taxonomy
     none = len(taxonomy.nodes)
     on_path = torch.from_numpy(taxonomy.leaves_below.T).to(head.weight.device)  # [leaves, nodes]
@@ -48,11 +52,11 @@ def loss_tables(head: PrototypeHead) -> LossTables:
 
 @dataclass(frozen=True)
 class Answered:
-    """A batch as the terms of the loss see it: the head's `output` for images whose true leaves are `leaves` int64
-    [batch], places in `taxonomy.leaves`.
+    """What the terms of the loss read of a batch.
 
-    `teacher_logits` [batch, leaves] are those of the plain classifier that distillation learns from, and `noise` the
-    head's output for pictures of noise; None where there are none.
+    `output` is the head's output for images whose true leaves are `leaves`, int64 [batch], indices into
+    `taxonomy.leaves`. `teacher_logits` [batch, leaves] come from the plain classifier that distillation learns from, or
+    are None without one. `noise` is the head's output for pictures of noise, or None without any.
     """
 
     head: PrototypeHead
@@ -65,27 +69,27 @@ class Answered:
 
     @cached_property
     def passes(self) -> Tensor:
-        """bool [batch, G] whether each image lies below the parent of each group."""
+        """bool [batch, G]: whether each image lies below the parent of each group."""
         return self.tables.passes[self.leaves]
 
     @cached_property
     def weight(self) -> Tensor:
-        """[batch, G] what each image counts for each parent."""
+        """[batch, G]: the weight of each image in the loss of each parent."""
         return _weights(self.passes, self.config.average)
 
     @cached_property
     def slot_distance(self) -> Tensor:
-        """[batch, G, Q] the squared distances to the prototypes of each group."""
+        """[batch, G, Q]: the squared distances to the prototypes of each group."""
         slots = self.head.grouping.slot_prototype.clamp_max(self.output.distance.shape[1] - 1)
         return self.output.distance.index_select(1, slots.reshape(-1)).reshape(-1, *slots.shape)
 
 
 def objective(answered: Answered, config: LossConfig, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """`total`, the weighted sum of the terms, and after it the terms, all scalars.
+    """The weighted sum of the terms as `total`, followed by the terms, all scalars.
 
-    A term's name in `TERMS` is that of its weight in the configuration. The published terms are always computed, so
-    that their curves can be compared; the others where they have a weight and the batch has what they need. `names`
-    picks some of them.
+    The configuration holds the weight of each term under the term's name in `TERMS`. Published terms are always
+    computed, so that the curves of runs compare. Other terms are computed if their weight is above 0 and the batch has
+    what they need. `names` restricts the terms.
     """
     terms: dict[str, Tensor] = {}
     for name, term in TERMS.items():
@@ -97,7 +101,7 @@ def objective(answered: Answered, config: LossConfig, names: Collection[str] | N
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The sum of the terms, each times its weight, added in their order."""
+    """The sum of the terms, each multiplied by its weight, added in order."""
     first, *others = (weights[name] * term for name, term in terms.items())
     return reduce(operator.add, others, first)
 
@@ -105,9 +109,9 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
 def cross_entropy_loss(answered: Answered) -> Tensor:
     """The cross-entropy of the true child at every parent on an image's path.
 
-    With `average: parent` each parent's terms are means over the images below it, summed over the parents in the batch
-    (as published); with `image` every image counts once per level, so that the cross-entropies add up to
-    −log P(leaf).
+    With `average: parent`, as published, each parent's loss is the mean over the images below it, and the parents in
+    the batch are summed. With `average: image`, every image counts once per level, so that its cross-entropies add up
+    to −log P(leaf).
     """
     target = answered.tables.target[answered.leaves]
     chosen = answered.output.group_logits.log_softmax(2).gather(2, target[:, :, None])[:, :, 0]
@@ -137,24 +141,26 @@ def l2_loss(answered: Answered) -> Tensor:
 
 
 def outside_loss(answered: Answered) -> Tensor:
-    """The mean over images of the mean `divergence` from uniform conditionals at the parents that they do not lie
-    below; 0 with one parent.
+    """How far conditionals are from uniform at parents that an image does not lie below (see `divergence`).
 
-    Not in the papers. The published terms leave open what a parent says of other branches' images, and the most
-    probable leaf is then found among guesses.
+    The mean over these parents, then over images; 0 with a single parent. Not in the papers: the published terms do not
+    train a parent on images of other branches, whose arbitrary conditionals there then affect which leaf is the most
+    probable.
     """
-    found = torch.where(answered.passes, 0.0, divergence(answered.head, answered.output))
-    return (found.sum(1) / (~answered.passes).sum(1).clamp_min(1)).mean()
+    outside = torch.where(answered.passes, 0.0, divergence(answered.head, answered.output))
+    return (outside.sum(1) / (~answered.passes).sum(1).clamp_min(1)).mean()
 
 
 def leaf_loss(answered: Answered) -> Tensor:
-    """The cross-entropy over all leaves on the sums of the logits along their paths, so that leaves of different
-    branches compete, too. Not in the papers."""
+    """The cross-entropy over all leaves, with a leaf's logit the sum of the logits along its path.
+
+    Not in the papers. It makes leaves of different branches compete, too.
+    """
     return _leaf(answered.head, answered.output, answered.leaves)
 
 
 def distillation_loss(answered: Answered) -> Tensor | None:
-    """`distillation` from the teacher, where there is one."""
+    """`distillation` from the teacher, or None without one."""
     if answered.teacher_logits is None:
         return None
     temperature = answered.config.distillation_temperature
@@ -164,23 +170,23 @@ def distillation_loss(answered: Answered) -> Tensor | None:
 
 
 def uniform_noise_loss(answered: Answered) -> Tensor | None:
-    """`noise_loss` of the pictures of noise, where there are some."""
+    """`noise_loss` of the pictures of noise, or None without any."""
     return None if answered.noise is None else noise_loss(answered.head, answered.noise, answered.config)
 
 
 def noise_loss(head: PrototypeHead, output: HeadOutput, config: LossConfig) -> Tensor:
-    """How far pictures of noise are from uniform conditionals: KL(uniform ‖ conditional) at every parent, a scalar ≥ 0.
+    """KL(uniform ‖ conditional) at every parent for pictures of noise, a scalar ≥ 0.
 
-    Hase et al. 2019 ask for uniform conditionals by cross-entropy; less its least value, log(children), which has no
-    gradient, parents of many and of few children compare, and 0 means unsure of everything. The mean over the
-    pictures, summed over all parents with `average: parent` as the other terms are, else their mean.
+    Hase et al. 2019 use the cross-entropy against the uniform distribution. This subtracts its minimum, the constant
+    log(children), so that parents with different numbers of children compare and 0 means uniform conditionals. Averages
+    over pictures, then sums over parents with `average: parent`, as the other terms do, or else averages over them.
     """
-    found = divergence(head, output).mean(0)
-    return found.sum() if config.average == "parent" else found.mean()
+    per_parent = divergence(head, output).mean(0)
+    return per_parent.sum() if config.average == "parent" else per_parent.mean()
 
 
 def divergence(head: PrototypeHead, output: HeadOutput) -> Tensor:
-    """[batch, G] how far the conditionals of every parent are from uniform: KL(uniform ‖ conditional) ≥ 0."""
+    """[batch, G]: KL(uniform ‖ conditional) ≥ 0 of every parent's conditionals."""
     present = head.grouping.member_node < len(head.taxonomy.nodes)
     members = present.sum(1)
     logarithms = torch.where(present, output.group_logits.log_softmax(2), 0.0)
@@ -195,26 +201,26 @@ def distillation(
     teacher_logits: Tensor,
     temperature: float,
 ) -> Tensor:
-    """How far the head's conditionals are from a plain classifier's, both softened: for every parent on an image's path
-    the cross-entropy of the head's conditional softmax(logits/T) under the teacher's, times T, summed over the parents
-    and averaged over the images (Hinton et al. 2015, per parent).
+    """The cross-entropy of the head's conditionals under the teacher's, both softened by a temperature T.
 
-    `teacher_logits` [batch, leaves]; the teacher's conditional of a child is the share that the leaves below it have of
-    those below its parent, of softmax(teacher_logits/T).
+    Applies Hinton et al. 2015 to every parent on an image's path: T times the cross-entropy between the teacher's
+    conditional and softmax(logits/T), summed over these parents and averaged over images. The teacher's conditional
+    probability of a child is the sum of softmax(teacher_logits/T) over the leaves below the child, divided by the sum
+    over the leaves below its parent. `teacher_logits` [batch, leaves].
     """
     leaf = torch.softmax(teacher_logits / temperature, dim=1)
     node = torch.nn.functional.pad(torch.matmul(leaf, head.leaves_below.t()), (0, 1))
     member = node[:, head.grouping.member_node]
-    wanted = member / member.sum(2, keepdim=True).clamp_min(1e-12)
-    # A group's missing members have a logit of −1e30 and are wanted with 0.
-    found = (output.group_logits / temperature).log_softmax(2).clamp_min(-1e4)
+    target = member / member.sum(2, keepdim=True).clamp_min(1e-12)
+    # A group's missing members have a logit of −1e30 and a target of 0; without the clamp, their product could be NaN.
+    log_conditional = (output.group_logits / temperature).log_softmax(2).clamp_min(-1e4)
     passes = tables.passes[leaves]
-    terms = torch.where(passes, (wanted * found).sum(2), 0.0)
+    terms = torch.where(passes, (target * log_conditional).sum(2), 0.0)
     return -temperature * terms.sum() / len(leaves)
 
 
 def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor) -> Tensor:
-    """The cross-entropy over all leaves on the sums of the logits along their paths."""
+    """The cross-entropy over all leaves, with a leaf's logit the sum of the logits along its path."""
     grouping = head.grouping
     rows = grouping.concatenate_members(grouping.logits_of_groups(output.group_logits))
     path = grouping.path_row[grouping.leaf_node]
@@ -223,7 +229,7 @@ def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor) -> Tensor:
 
 
 def _weights(passes: Tensor, average: str) -> Tensor:
-    """[batch, G] what each image counts for each parent."""
+    """[batch, G]: the weight of each image in the loss of each parent."""
     below = passes.to(torch.get_default_dtype())
     if average == "image":
         return below / passes.shape[0]
@@ -231,12 +237,12 @@ def _weights(passes: Tensor, average: str) -> Tensor:
 
 
 def _smallest(distance: Tensor, mask: Tensor) -> Tensor:
-    """[batch, G] the smallest distance where the mask holds; 0 where it holds nowhere."""
+    """[batch, G]: the smallest distance where the mask is true, or 0 where it is true nowhere."""
     smallest = distance.masked_fill(~mask, torch.inf).min(dim=2).values
     return torch.where(mask.any(dim=2), smallest, 0.0)
 
 
-# In the order in which they are added up. A new term is a function here and a weight of its name in `LossConfig`.
+# In the order in which they are summed. To add a term, write a function here and a weight of its name in `LossConfig`.
 TERMS: dict[str, Callable[[Answered], Tensor | None]] = {
     "cross_entropy": cross_entropy_loss,
     "cluster": cluster_loss,

@@ -1,4 +1,4 @@
-"""Progress on standard error, so that standard output stays free for results."""
+"""Progress on standard error; standard output is for results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# In a log, work shorter than FIRST_SECONDS leaves no line; longer work leaves one every LINE_SECONDS.
+# In a log, tasks shorter than FIRST_SECONDS print no line; longer ones print a line every LINE_SECONDS.
 FIRST_SECONDS = 5.0
 LINE_SECONDS = 30.0
 
@@ -25,10 +25,10 @@ LINE_SECONDS = 30.0
 def tracked(
     console: Console, description: str, total: int, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[int], None]]:
-    """Show progress while the block runs; the block calls the function that it gets with the number of items done.
+    """Show progress while the block runs. The block receives a function and calls it with the number of items done.
 
-    A terminal shows a bar. Elsewhere, as in a redirected log, plain lines say how far the work is: the first after
-    `FIRST_SECONDS`, then one every `LINE_SECONDS`, and one at the end. `clock` gives seconds.
+    A terminal shows a bar. Other outputs, such as a log file, get plain lines: the first after `FIRST_SECONDS`, then
+    one every `LINE_SECONDS`, and one at the end. `clock` returns seconds.
     """
     if not console.is_terminal:
         yield from _plain_lines(console, description, total, clock)
@@ -67,5 +67,5 @@ def _plain_lines(
 
 
 def console() -> Console:
-    """Standard error."""
+    """A console that prints to standard error."""
     return Console(stderr=True, highlight=False)

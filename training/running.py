@@ -1,4 +1,4 @@
-"""`train` and `evaluate` as functions: what the commands call."""
+"""Train a run: the function behind `protoserve train`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from training.stages import (
     teaching,
 )
 
-# What does each step of a run; `training.loop.plan.plan` says in which order they come. `finish` is what remains.
+# The function of each stage; `training.loop.plan.plan` gives their order. `train` itself does the last stage, `finish`.
 STAGES: dict[Stage, Callable[[Trainer], dict[str, float]]] = {
     "finetune": plain.finetune,
     "linear": plain.linear,
@@ -71,12 +71,11 @@ def train(
     tensorboard: bool = False,
     cache: SharedCache | None = None,
 ) -> Metrics | None:
-    """Train a run from a data set and return its metrics; with `resume`, go on where it stopped.
+    """Train a run from a data set and return its metrics; with `resume`, continue from its last checkpoint.
 
-    `cache` is where runs share features (see `Feed`).
-    As one of several processes (`torchrun … -m training`) only the first returns metrics, the others None.
-    Raises InputError when the place is taken, DeviceError when the device asked for is not there, MissingExtraError for
-    `tensorboard` without it.
+    Runs share features through `cache` (see `Feed`). Under `torchrun`, the first process returns the metrics and the
+    others return None. Raises InputError if `run` holds another run, DeviceError if the device is not available, and
+    MissingExtraError if `tensorboard` is not installed.
     """
     chosen = torch_device(device)
     with joined_processes(cuda=chosen.type == "cuda") as processes:
@@ -84,7 +83,7 @@ def train(
             chosen = torch.device("cuda", processes.local_rank)
         if not processes.first:
             console = Console(quiet=True)
-        _check_place(run, resume)
+        _check_run_folder(run, resume)
         if config.model.kind == "autoencoder":
             _check_autoencoder(linear, processes.count, cache)
         splits = read_splits(config, data)
@@ -92,7 +91,7 @@ def train(
             if dataset is not None:
                 note_renamed(dataset, console)
         make_folder(run)
-        # The first process writes there; the others have looked at the place by now.
+        # No process may still be checking the folder when the first one starts to write.
         processes.wait()
         if resume and processes.first:
             remove_drafts(run)
@@ -113,7 +112,7 @@ def train(
 
 
 def _check_autoencoder(linear: bool, processes: int, cache: SharedCache | None) -> None:
-    """Raise InputError for an option that an autoencoder has no use for."""
+    """Raise InputError for an option that does not apply to an autoencoder."""
     if linear:
         raise InputError("--head linear compares on a backbone, and an autoencoder has none; leave the option out")
     if cache is not None:
@@ -122,12 +121,11 @@ def _check_autoencoder(linear: bool, processes: int, cache: SharedCache | None) 
         raise InputError("model.kind: autoencoder: it trains in one process; start it without torchrun")
 
 
-def _check_place(run: Path, resume: bool) -> None:
-    """Raise InputError where no run can be started, or gone on with."""
+def _check_run_folder(run: Path, resume: bool) -> None:
+    """Raise InputError if a run can be neither started nor resumed in this folder."""
     if (run / "model.pt").is_file():
-        hint = "it is finished" if resume else "use --resume to go on with an unfinished run"
-        raise InputError(f"{run}: holds a run already ({hint}); give another --run or remove it")
+        raise InputError(f"{run}: holds a finished run; give another --run or remove it")
     if (run / CHECKPOINT).is_file() and not resume:
-        raise InputError(f"{run}: holds an unfinished run; go on with --resume, or give another --run")
+        raise InputError(f"{run}: holds an unfinished run; add --resume to continue it, or give another --run")
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file; give a folder for --run")

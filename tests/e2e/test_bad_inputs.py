@@ -209,8 +209,8 @@ TRAIN: dict[str, Case] = {
     ),
     "a training picture that is none": (lambda b: training(broken_picture(b, "train")), ".png"),
     "a val picture that is none": (lambda b: training(broken_picture(b, "val")), ".png"),
-    "a finished run": (lambda b: training(b, run=b.run), "holds a run already"),
-    "a finished run to resume": (lambda b: training(b, "--resume", run=b.run), "it is finished"),
+    "a finished run": (lambda b: training(b, run=b.run), "holds a finished run"),
+    "a finished run to resume": (lambda b: training(b, "--resume", run=b.run), "holds a finished run"),
     "an unfinished run": (
         lambda b: training(b, run=b.file("half/checkpoint.pt").parent),
         "holds an unfinished run",

@@ -1,4 +1,4 @@
-"""What a run learns from, and what it minimises."""
+"""The sections `data` and `loss`: the images that a run learns from, and the loss that it minimises."""
 
 from __future__ import annotations
 
@@ -10,84 +10,83 @@ from training.sections.section import Section
 
 
 class DataConfig(Section):
-    """Which images are learned from, and how they are varied."""
+    """The images that a run learns from, and how they are augmented."""
 
     hold_out: float = Field(
         default=0.1,
         ge=0,
         lt=1,
-        description="Share of every leaf's training images that is held out for selection, beside `val` where there "
-        "is one.",
+        description="Share of every leaf's training images that is held out for selection, in addition to `val` if the "
+        "data set has one.",
     )
     views: int = Field(
         default=2,
         ge=1,
         le=32,
-        description="Versions of each training image that a frozen backbone sees: the plain one, its mirror image, "
-        "then random crops. Disk and the time of the first epoch grow with it.",
+        description="Views of each training image that a frozen backbone computes: the plain image, its mirror image, "
+        "then random crops. Disk space and the time of the first epoch grow with it.",
     )
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(0.75, 1.25),
-        description="Least and greatest side of a random crop, relative to the side that the plain view shows.",
+        description="Smallest and largest side of a random crop, relative to the side of the plain view.",
     )
     mirror: bool = Field(
         default=True,
-        description="Whether mirror images are learned from. Switch it off where left and right differ: letters, "
-        "digits, traffic signs.",
+        description="Whether to train on mirror images, too. Turn it off if left and right differ, as in letters, "
+        "digits and traffic signs.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
-        description="Seed of the hold-out and of the views. null takes the run's. Set it so that runs of several seeds "
-        "learn from the same pictures and share kept features.",
+        description="Seed of the hold-out and of the views. null uses the run's seed. Set it so that runs with "
+        "different seeds learn from the same pictures and share cached features.",
     )
     leave_out: tuple[str, ...] = Field(
         default=(),
-        description="Leaves that the run does not learn, such as `Fruit/Apple/Granny-Smith`, to measure its answers "
-        "to unknown classes (`--leave-out`).",
+        description="Leaves to leave out of training, such as `Fruit/Apple/Granny-Smith`, to measure novelty detection "
+        "(`--leave-out`).",
     )
     noise_share: float = Field(
         default=0.1,
         gt=0,
         le=1,
-        description="Noise pictures per training image where `loss.noise` is above 0. Each costs as much time as an "
+        description="Noise pictures per training image if `loss.noise` is above 0. Each takes as much time as an "
         "image.",
     )
     workers: int | None = Field(
         default=None,
         ge=1,
-        description="Threads that decode pictures. null takes one per processor core; lower it on a shared machine.",
+        description="Threads that decode pictures. null uses one per processor core; lower it on a shared machine.",
     )
 
     @field_validator("zoom")
     @classmethod
     def _rising(cls, zoom: tuple[float, float]) -> tuple[float, float]:
         if zoom[0] > zoom[1]:
-            raise ValueError("zoom names the least factor first, then the greatest")
+            raise ValueError("zoom takes the least factor first, then the greatest")
         return zoom
 
 
 class LossConfig(Section):
-    """Weights of the terms of the loss of a prototype network; see training/losses for the formulas."""
+    """Weights of the loss terms of a prototype network; training/losses.py gives the formulas."""
 
     cross_entropy: float = Field(
-        default=1.0, ge=0, description="Cross-entropy of the conditionals along the path. Hase et al. publish 20."
+        default=1.0, ge=0, description="Cross-entropy of the conditionals along the path. Hase et al. use 20."
     )
-    cluster: float = Field(default=0.2, ge=0, description="Clust: every image has a prototype of its own class near.")
-    separation: float = Field(default=0.02, ge=0, description="Sep: prototypes of siblings stay away.")
+    cluster: float = Field(default=0.2, ge=0, description="Clust: pulls images to a prototype of their class.")
+    separation: float = Field(default=0.02, ge=0, description="Sep: pushes images away from prototypes of siblings.")
     l1: float = Field(default=1e-4, ge=0, description="L1 norm of weights between a child and others' prototypes.")
     l2: float = Field(default=1e-5, ge=0, description="Squared weights between a child and its own prototypes.")
     noise: float = Field(
         default=0.0,
         ge=0,
-        description="Pushes pictures of uniform noise towards uniform conditionals in the warm and joint stages, as "
-        "Hase et al. publish. 0 leaves them out, which saves their time.",
+        description="Pulls the conditionals of noise pictures towards uniform in the stages warm and joint, as Hase et "
+        "al. do. 0 trains without noise pictures, which is faster.",
     )
     outside: float = Field(
         default=0.0,
         ge=0,
-        description="Pushes every image towards uniform conditionals at the parents that it does not lie below. "
-        "Published: 0.",
+        description="Pulls conditionals towards uniform at the parents that an image does not lie below. Published: 0.",
     )
     leaf: float = Field(
         default=0.0,
@@ -97,14 +96,14 @@ class LossConfig(Section):
     distillation: float = Field(
         default=0.0,
         ge=0,
-        description="Pulls the conditionals towards those of a plain linear classifier on the same features, trained "
-        "first, wherever the backbone is frozen. Published: 0.",
+        description="Pulls the conditionals towards those of a linear classifier, which is trained first on the same "
+        "features, in stages with a frozen backbone. Published: 0.",
     )
     distillation_temperature: float = Field(
-        default=2.0, gt=0, description="Softens both distributions of `distillation`."
+        default=2.0, gt=0, description="Temperature that softens both distributions of `distillation`."
     )
     average: Literal["image", "parent"] = Field(
         default="image",
-        description="Whether every image or every parent counts the same. parent is published; under it, an image of a "
-        "small branch weighs more.",
+        description="Whether every image or every parent has the same weight. Published: parent, which gives images of "
+        "small branches more weight.",
     )

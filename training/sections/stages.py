@@ -1,4 +1,4 @@
-"""How each stage of a run learns."""
+"""The sections of the stages of a run."""
 
 from __future__ import annotations
 
@@ -11,124 +11,125 @@ from training.sections.section import Section
 
 
 class StartConfig(Section):
-    """Where prototypes start: at cluster centres of their own class's training cells."""
+    """Initialisation: prototypes start at cluster centres of the training cells of their own class."""
 
     share: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Share of every picture's cells that prototypes of inner nodes start from: the cells that speak "
-        "most for its leaf by a plain linear classifier (class activation, Zhou et al. 2016). 1 takes all cells.",
+        description="Share of every picture's cells that prototypes of inner nodes start from: those with the highest "
+        "class activation for its leaf (Zhou et al. 2016) in a linear classifier. 1 uses all cells.",
     )
 
 
 class FinetuneConfig(Section):
-    """Plain classification first: the backbone learns with a linear head (AdamW)."""
+    """Fine-tuning before prototypes are trained: the backbone learns with a linear head (AdamW)."""
 
     epochs: int = Field(default=0, ge=0, description="Epochs. 0 keeps the backbone as it is.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate of the linear head.")
     backbone_learning_rate: float = Field(default=3e-4, gt=0, description="Learning rate of the backbone.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay; spares biases and norms.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay, except for biases and norms.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
     batch_norm: Literal["learned", "fixed"] = Field(
         default="learned",
-        description="Whether batch normalisation learns statistics or keeps those of `model.weights`. Set fixed where "
-        "a process has few images per batch, or so that several processes learn as one would: each normalises its own "
-        "images.",
+        description="Whether batch normalisation updates its statistics or keeps those of `model.weights`. Every "
+        "process normalises its own images, so set fixed if it has few per batch, or for the result of a single "
+        "process.",
     )
     train_from: str | None = Field(
         default=None,
         description="First part of the backbone that learns, here and in `joint`, such as `features.14`. null trains "
-        "all of it. The output of the parts before it is computed once for `data.views` views of every image and kept "
-        "on disk as float16.",
+        "the whole backbone. The output of earlier parts is computed once for `data.views` views of every image and "
+        "cached on disk as float16.",
     )
     fresh: bool = Field(
         default=False,
-        description="Whether every epoch sees new random crops instead of the kept views, as without `train_from`. "
-        "Needs no disk, but every epoch computes the whole backbone.",
+        description="Whether every epoch draws new random crops instead of using cached views, as without "
+        "`train_from`. Needs no disk space, but every epoch computes the whole backbone.",
     )
 
 
 class LinearConfig(Section):
-    """The plain classifier: that of `--head linear`, and the teacher of `loss.distillation`."""
+    """The linear head of `--head linear`."""
 
-    epochs: int = Field(default=30, ge=0, description="Epochs. 0 keeps what fine-tuning has trained.")
+    epochs: int = Field(default=30, ge=0, description="Epochs. 0 keeps the head that fine-tuning trained.")
     learning_rate: float = Field(
-        default=3e-3, gt=0, description="Learning rate; depends on the scale of the backbone's features."
+        default=3e-3, gt=0, description="Learning rate. The best value depends on the scale of the backbone's features."
     )
 
 
 class WarmConfig(Section):
-    """Add-on layers and prototypes learn; the last layers do not."""
+    """Training of the add-on layers and prototypes; the last layers are frozen."""
 
     epochs: int = Field(default=1, ge=0, description="Epochs. Published: 1 (Hase et al.), 5 (Chen et al.).")
-    learning_rate: float = Field(default=3e-3, gt=0, description="Learning rate, constant; 3e-3 is published.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Learning rate, constant. Published: 3e-3.")
 
 
 class JointConfig(Section):
-    """Add-on layers and prototypes learn, and the backbone from `finetune.train_from` on where it has a rate; its batch
-    normalisation keeps its statistics. The rate falls along a cosine to 1 % of itself."""
+    """Training of the add-on layers, the prototypes and, if `backbone_learning_rate` is above 0, the backbone from
+    `finetune.train_from` on. Batch normalisation keeps its statistics. The learning rates decay along a cosine to 1 %
+    of their initial values."""
 
     epochs: int = Field(default=30, ge=0, description="Epochs.")
-    learning_rate: float = Field(default=3e-3, gt=0, description="Learning rate of add-on layers and prototypes.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Learning rate of the add-on layers and prototypes.")
     backbone_learning_rate: float = Field(
         default=0.0,
         ge=0,
-        description="Learning rate of the backbone and of the reduction. 0 freezes them, so that features are computed "
+        description="Learning rate of the backbone and the reduction. 0 freezes both, so that features are computed "
         "once.",
     )
     weight_decay: float = Field(
-        default=0.0, ge=0, description="Weight decay where the backbone learns; spares biases and norms."
+        default=0.0, ge=0, description="Weight decay if the backbone learns, except for biases and norms."
     )
-    project_every: int = Field(default=5, ge=0, description="Epochs between projections. 0 projects at the end alone.")
+    project_every: int = Field(default=5, ge=0, description="Epochs between projections. 0 projects only at the end.")
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="Stops once this many epochs have not classified the selection images better, and takes the "
-        "weights of the best epoch. null runs all epochs; set it where training time matters more than comparability.",
+        description="Stops after this many epochs without better accuracy on the selection images, and restores the "
+        "best epoch. null runs all epochs. Set it if training time matters more than comparable runs.",
     )
 
 
 class AnchoredConfig(Section):
-    """Add-on layers and last layers learn after the last projection, while every prototype stays the cell that it was
-    cut from (see training/stages/anchoring). The epoch that classifies the selection images best is kept, which may be
-    the state before the first. Not published."""
+    """Training of the add-on layers and last layers after the last projection, while every prototype stays the cell
+    that it was cut from (see training/stages/anchoring.py). Keeps the epoch with the best accuracy on the selection
+    images, or the state before the first epoch if that is better. Not published."""
 
-    epochs: int = Field(default=0, ge=0, description="Epochs. 0 is as published.")
+    epochs: int = Field(default=0, ge=0, description="Epochs. Published: 0.")
     learning_rate: float = Field(
-        default=1e-3, gt=0, description="Learning rate of the add-on layers; lower it where the first epoch is best."
+        default=1e-3, gt=0, description="Learning rate of the add-on layers. Lower it if the first epoch is the best."
     )
     last_layers_learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate of the last layers.")
 
 
 class LastLayersConfig(Section):
-    """The last layers learn alone. The epoch that classifies the selection images best is kept, which may be the state
-    before the first."""
+    """Training of the last layers only. Keeps the epoch with the best accuracy on the selection images, or the state
+    before the first epoch if that is better."""
 
-    epochs: int = Field(default=10, ge=0, description="Epochs after the last projection. Chen et al. publish 20.")
+    epochs: int = Field(default=10, ge=0, description="Epochs after the last projection. Chen et al. use 20.")
     learning_rate: float = Field(
         default=1e-3, gt=0, description="Learning rate, also of the refits of `prune` and `prototypes.auto`."
     )
     after_each_projection: bool = Field(
         default=False,
-        description="Whether the last layers learn after each projection, as published, instead of the last alone. "
-        "Multiplies their time by the number of projections.",
+        description="Whether to train the last layers after each projection, as published, instead of only after the "
+        "last. Multiplies the time of this stage by the number of projections.",
     )
 
 
 class PruneConfig(Section):
-    """Removal of prototypes whose nearest training patches are of other classes, after the last projection; the last
-    layers then learn once more (Chen et al. 2019)."""
+    """Removal of prototypes whose nearest training patches belong to other classes (Chen et al. 2019). It follows the
+    last projection; the last layers are then trained again."""
 
     enabled: bool = Field(
-        default=False, description="Whether to prune, as published. `prototypes.auto` prunes without it."
+        default=False, description="Whether to prune, as published. `prototypes.auto` prunes in any case."
     )
-    nearest: int = Field(default=6, ge=1, description="Training patches that are looked at. Published: 6.")
+    nearest: int = Field(default=6, ge=1, description="Nearest training patches to consider. Published: 6.")
     at_least: int = Field(
         default=3,
         ge=1,
-        description="Patches that must be of the prototype's own class. Published: 3, with about 30 images a class; "
-        "lower it for smaller classes.",
+        description="Number of these patches that must belong to the prototype's class. Published: 3, for about 30 "
+        "images per class; lower it for smaller classes.",
     )
 
     @model_validator(mode="after")
@@ -139,60 +140,62 @@ class PruneConfig(Section):
 
 
 class PrototypesConfig(Section):
-    """How many prototypes a run ends with. `auto` starts with many; after the last projection it merges
-    near-duplicates, prunes by `prune.nearest` and `prune.at_least`, and then removes the prototypes that contribute
-    least, round by round. The smallest number within `tolerance` of the best accuracy on the selection images wins."""
+    """Automatic choice of the number of prototypes. `auto` starts with many. After the last projection it merges
+    near-duplicates, prunes by `prune.nearest` and `prune.at_least`, and then removes the prototypes with the smallest
+    contributions, round by round. It picks the smallest number within `tolerance` of the best accuracy on the selection
+    images."""
 
     auto: bool = Field(default=False, description="Whether the run chooses the number itself (`--prototypes auto`).")
     start: int = Field(
         default=16,
         ge=1,
-        description="Prototypes of every leaf that `auto` starts with, instead of "
-        "`model.prototypes_per_child`. Time and memory of training grow with it.",
+        description="Prototypes of every leaf that `auto` starts with, instead of `model.prototypes_per_child`. Time "
+        "and memory of training grow with it.",
     )
     keep: float = Field(
         default=0.85,
         gt=0,
         lt=1,
-        description="Share of the prototypes that each round keeps. A larger share searches finer and takes longer.",
+        description="Share of the prototypes that each round keeps. A larger share makes the search finer and slower.",
     )
     epochs: int = Field(
-        default=5, ge=0, description="Epochs of the last layers after each round; most of the time of `auto`."
+        default=5, ge=0, description="Epochs of the last layers after each round. They take most of the search's time."
     )
     tolerance: float = Field(
         default=0.005,
         ge=0,
         lt=1,
-        description="Accuracy over leaves that may be given up for fewer prototypes: 0.005 is half a point.",
+        description="Leaf accuracy to give up for fewer prototypes: 0.005 is half a percentage point.",
     )
 
 
 class CalibrationConfig(Section):
-    """A softmax temperature per parent, fitted on the selection images after the last layers; of a plain classifier,
-    one temperature."""
+    """Calibration: a softmax temperature per parent, or one for a linear head, fitted on the selection images after the
+    last layers."""
 
     enabled: bool = Field(
         default=True,
-        description="Whether to calibrate. Switch it off to compare probabilities with the papers, which have none.",
+        description="Whether to calibrate. Turn it off to compare probabilities with the papers, which do not.",
     )
 
 
 class NoveltyConfig(Section):
-    """Thresholds per parent below which a picture is of an unknown class, fitted on the selection images."""
+    """Novelty detection: a threshold per parent, fitted on the selection images. A picture whose score is below it
+    counts as an unknown class."""
 
     enabled: bool = Field(
         default=True,
-        description="Whether to fit thresholds. Without them a bundle calls every picture known; switch it off where "
-        "all classes are known.",
+        description="Whether to fit thresholds. Without them, a bundle treats every picture as known. Turn it off if "
+        "all pictures belong to known classes.",
     )
     score: NoveltyScore = Field(
         default="support",
-        description="The score that has the threshold; benchmarks/results/novelty.md compares them.",
+        description="The score to compare with the threshold; benchmarks/results/novelty.md compares the scores.",
     )
     true_positive_rate: float = Field(
         default=0.95,
         gt=0,
         lt=1,
-        description="Share of the known selection images that pass as known. Raise it where a false alarm costs more "
-        "than an unknown class that is missed.",
+        description="Share of the selection images to accept as known. Raise it if a false alarm costs more than a "
+        "missed unknown class.",
     )
