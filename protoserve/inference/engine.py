@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 # onnxruntime's exceptions share no base class of their own.
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(found for found in vars(onnxruntime_state).values() if isinstance(found, type) and issubclass(found, Exception)),
     RuntimeError,
     ValueError,
@@ -82,7 +82,7 @@ class Engine:
             )
         try:
             arrays = self._session.run(list(OUTPUT_NAMES), {INPUT: np.ascontiguousarray(images)})
-        except _RUNTIME_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise DeviceError(
                 f"the graph failed on {self.device} for {len(images)} images ({error}); try fewer at a time"
             ) from error
@@ -124,7 +124,7 @@ class Engine:
             )
         try:
             session.run([OUTPUT_NAMES[0]], {INPUT: np.zeros((1, *self._image_shape), dtype=np.uint8)})
-        except _RUNTIME_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise DeviceError(f"CUDA failed on a first image ({error}); choose the device cpu") from error
         return session
 
@@ -139,7 +139,7 @@ class Engine:
             # Where a provider fails, onnxruntime says so on standard output.
             with contextlib.redirect_stdout(sys.stderr):
                 session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except _RUNTIME_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise BundleError(f"{file}: not a graph that onnxruntime can load ({error}); export it again") from error
         # It would change the device in the middle of a run, unasked.
         session.disable_fallback()

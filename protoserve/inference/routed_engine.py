@@ -19,7 +19,7 @@ from protoserve.graph_signature import (
     GraphOutput,
     RoutedExplanation,
 )
-from protoserve.inference.engine import check_values
+from protoserve.inference.engine import RUNTIME_ERRORS, check_values
 
 RoutedOutputs: TypeAlias = RoutedExplanation[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]
 
@@ -43,8 +43,14 @@ class RoutedEngine:
 
         The full graph sees only the images of which the routed one is not `certain`.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-            raise InputError(f"a graph takes uint8 images [N, height, width, 3], not {images.dtype} {images.shape}")
+        expected = self.routed.get_inputs()[0].shape
+        # Open dimensions have names.
+        fits = images.ndim == len(expected) and all(
+            size == stated or not isinstance(stated, int) for size, stated in zip(images.shape, expected, strict=True)
+        )
+        if images.dtype != np.uint8 or not fits or not len(images):
+            wanted = ", ".join(map(str, expected))
+            raise InputError(f"the routed graph takes uint8 images [{wanted}], not {images.dtype} {list(images.shape)}")
         names = list(ROUTED_OUTPUT_NAMES)
         arrays = dict(zip(names, self.routed.run(names, {INPUT: images}), strict=True))
         uncertain = np.flatnonzero(~arrays["certain"])
@@ -72,7 +78,7 @@ def _session(file: Path, outputs: Sequence[GraphOutput], threads: int | None) ->
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError) as error:
+    except RUNTIME_ERRORS as error:
         raise BundleError(f"{file}: not a graph that onnxruntime can load ({error}); export it again") from error
     check_values(session.get_outputs(), outputs, {}, file)
     return session
