@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 LEAVES = ("Animal/Ape/Gibbon", "Animal/Ape/Orangutan", "Animal/Lion", "Tool/Blade/Knife", "Scuba")
 SIZE = (64, 96)
 
+# The calibrated bundle's, by parent in the taxonomy's order. Tool has one child, so nothing competes there.
+TEMPERATURE = {"": 0.5, "Animal": 2.0, "Animal/Ape": 3.0}
+# Every conditional probability passes at the root and below Ape; none passes among Animal's children.
+NOVELTY = {"score": "probability", "true_positive_rate": 0.9, "thresholds": {"": 0.0, "Animal": 1.5, "Animal/Ape": 0.0}}
+
 
 def make_run(
     directory: Path,
@@ -147,6 +152,25 @@ def write_data(run: Path, directory: Path) -> None:
         "data": {"root": directory.name, "fingerprint": learned.fingerprint()},
     }
     (run / "provenance.json").write_text(json.dumps(provenance))
+
+
+def export_calibrated(directory: Path) -> None:
+    """Make `directory/run`, a run like `run()` but with temperatures and novelty thresholds, and `directory/bundle`."""
+    import torch
+
+    from export.bundling import export_bundle
+    from protoserve.networks.model_file import load_network, save_network
+    from protoserve.networks.network import PrototypeNetwork
+    from protoserve.run.folder import open_run
+
+    run = make_run(directory / "run")
+    network, description, sources = load_network(run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
+    network.head.temperature.copy_(torch.tensor(list(TEMPERATURE.values())))
+    save_network(run / "model.pt", network, description, sources)
+    shares = {"known_at_parents": 0.9, "known_throughout": 0.8}
+    (run / "metrics.json").write_text(json.dumps({"novelty": {**NOVELTY, "test": shares}}))
+    export_bundle(open_run(run), directory / "bundle")
 
 
 class RunOptions(TypedDict, total=False):

@@ -18,6 +18,7 @@ from tests.bundles import (
     RunFactory,
     Shared,
     bundle_factory,
+    export_calibrated,
     learned_run,
     run_factory,
     shared_by_workers,
@@ -105,6 +106,12 @@ def twin_bundle(shared: Shared) -> Path:
 def learned(shared: Shared) -> tuple[Path, Path]:
     """(run, data): the tiny run, and a data set that it says to have learned from."""
     return learned_run(shared)
+
+
+@pytest.fixture(scope="session")
+def calibrated_bundle(shared: Shared) -> Path:
+    """The bundle of a run like the tiny one, with the temperatures and thresholds of `tests.bundles`."""
+    return shared.folder("calibrated", "calibrated", export_calibrated) / "bundle"
 
 
 @pytest.fixture(scope="session")

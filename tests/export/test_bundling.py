@@ -20,6 +20,7 @@ from export.targets.table import TARGETS
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import InputError, ParityError
 from protoserve.run.folder import open_run
+from tests.bundles import NOVELTY, TEMPERATURE, BundleFactory
 from tests.export.stored import stored_in
 
 
@@ -35,6 +36,39 @@ def test_the_manifest_tells_what_the_graph_is(tiny_bundle: Path, tiny_run: Path)
     }
     # Every prototype started with the weight +1 for its own child.
     assert np.mean([record.weight for record in manifest.prototypes]) == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_manifest_describes_the_similarity(bundle: BundleFactory) -> None:
+    cosine = read_bundle(bundle("cosine", ("onnx", "torchscript"), similarity="cosine")).manifest.graph
+    assert (cosine.similarity, cosine.zero, cosine.smoothing) == ("cosine", None, 1)
+    sphere = bundle("sphere", ("onnx", "torchscript"), latent="sphere", smoothing=3, hidden=20, zero=2.0)
+    graph = read_bundle(sphere).manifest.graph
+    assert (graph.similarity, graph.zero, graph.smoothing) == ("log1p", 2.0, 3)
+
+
+def test_every_prototype_of_a_flat_network_speaks_for_a_leaf_against_all_others(flat_bundle: Path) -> None:
+    bundle = read_bundle(flat_bundle)
+    leaves = {bundle.taxonomy.names[leaf] for leaf in bundle.taxonomy.leaves}
+    assert {record.child for record in bundle.manifest.prototypes} == leaves
+    assert {record.parent for record in bundle.manifest.prototypes} == {""}
+
+
+def test_the_manifest_holds_temperatures_and_thresholds_by_parent(calibrated_bundle: Path) -> None:
+    manifest = read_bundle(calibrated_bundle).manifest
+    assert manifest.temperature == TEMPERATURE
+    assert manifest.novelty is not None
+    # The shares that a run measured on its test images stay in the run.
+    assert manifest.novelty.model_dump() == NOVELTY
+
+
+def test_a_run_without_calibration_has_temperature_1_and_no_thresholds(tiny_bundle: Path) -> None:
+    manifest = read_bundle(tiny_bundle).manifest
+    assert manifest.novelty is None
+    assert manifest.temperature == dict.fromkeys(TEMPERATURE, 1.0)
+
+
+def test_calibration_changes_the_version(calibrated_bundle: Path, tiny_bundle: Path) -> None:
+    assert read_bundle(calibrated_bundle).manifest.version != read_bundle(tiny_bundle).manifest.version
 
 
 def test_the_parity_report_covers_every_target_and_batch_size(tiny_bundle: Path) -> None:

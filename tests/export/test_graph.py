@@ -1,6 +1,7 @@
 """The exported files, in their own runtimes, against double precision."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,17 +18,43 @@ from export.targets.torch_files import run_torchscript
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
+from tests.bundles import TEMPERATURE, BundleFactory, RunFactory, RunOptions
 
 Exported: TypeAlias = tuple[Bundle, Mapping[str, NDArray[Any]]]
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
+COSINE: RunOptions = {"similarity": "cosine"}
+# Directions, smoothed cells and a hidden layer.
+SPHERE: RunOptions = {"latent": "sphere", "smoothing": 3, "hidden": 20, "zero": 2.0}
+
+
+def answers(directory: Path, target: str, pictures: NDArray[np.uint8]) -> Exported:
+    """(bundle, the answers of its graph to `pictures`)"""
+    bundle = read_bundle(directory)
+    return bundle, RUNTIMES[target](bundle.file(target))(pictures)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def exported(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_run: Path) -> Exported:
+def exported(request: pytest.FixtureRequest, tiny_bundle: Path, samples: NDArray[np.uint8]) -> Exported:
     """(bundle, what its graph answers for the source image of every prototype)"""
-    bundle = read_bundle(tiny_bundle)
-    runtime = RUNTIMES[request.param](bundle.file(request.param))
-    return bundle, runtime(np.load(tiny_run / "samples.npy"))
+    return answers(tiny_bundle, request.param, samples)
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def flat(request: pytest.FixtureRequest, flat_bundle: Path, samples: NDArray[np.uint8]) -> Exported:
+    """The same of a ProtoPNet: one softmax over all leaves."""
+    return answers(flat_bundle, request.param, samples)
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def cosine(request: pytest.FixtureRequest, bundle: BundleFactory, run: RunFactory) -> Exported:
+    """The same of a network that compares by the cosine."""
+    return answers(bundle("cosine", tuple(RUNTIMES), **COSINE), request.param, np.load(run(**COSINE) / "samples.npy"))
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def sphere(request: pytest.FixtureRequest, bundle: BundleFactory, run: RunFactory) -> Exported:
+    """The same of a network that compares directions of smoothed cells behind a hidden layer."""
+    return answers(bundle("sphere", tuple(RUNTIMES), **SPHERE), request.param, np.load(run(**SPHERE) / "samples.npy"))
 
 
 def test_every_prototype_is_at_its_greatest_similarity_in_its_own_source_cell(exported: Exported) -> None:
@@ -80,6 +107,74 @@ def test_levels_sum_to_one(exported: Exported) -> None:
     for level in range(taxonomy.depth):
         nodes = np.unique(taxonomy.level_of_leaf[:, level])
         np.testing.assert_allclose(np.exp(outputs["log_probability"][:, nodes]).sum(1), 1.0, atol=1e-5)
+
+
+def test_each_parents_logits_are_divided_by_its_temperature(
+    calibrated_bundle: Path, samples: NDArray[np.uint8]
+) -> None:
+    bundle, outputs = answers(calibrated_bundle, "onnx", samples[:6])
+    taxonomy = bundle.taxonomy
+    logits = outputs["logit"].astype(np.float64)
+    conditional = np.zeros(logits.shape)
+    for temperature, group in zip(TEMPERATURE.values(), taxonomy.groups, strict=True):
+        divided = logits[:, list(group.children)] / temperature
+        conditional[:, list(group.children)] = divided - np.log(np.exp(divided).sum(axis=1, keepdims=True))
+    for node in range(len(taxonomy.nodes)):
+        above = [at for at in taxonomy.path_at_level[node] if at >= 0]
+        np.testing.assert_allclose(outputs["log_probability"][:, node], conditional[:, above].sum(axis=1), atol=1e-4)
+
+
+def test_a_flat_graphs_leaves_sum_to_one_and_inner_nodes_are_sums_over_their_leaves(flat: Exported) -> None:
+    bundle, outputs = flat
+    taxonomy = bundle.taxonomy
+    probability = np.exp(outputs["log_probability"].astype(np.float64))
+    leaves = list(taxonomy.leaves)
+    np.testing.assert_allclose(probability[:, leaves].sum(1), 1.0, atol=1e-5)
+    for node, name in enumerate(taxonomy.names):
+        below = [leaf for leaf in leaves if f"{taxonomy.names[leaf]}/".startswith(f"{name}/")]
+        np.testing.assert_allclose(probability[:, node], probability[:, below].sum(1), atol=1e-5)
+
+
+def test_a_flat_graph_has_logits_and_evidence_for_leaves_alone(flat: Exported) -> None:
+    bundle, outputs = flat
+    taxonomy = bundle.taxonomy
+    inner = [node for node in range(len(taxonomy.nodes)) if node not in taxonomy.leaves]
+    assert not outputs["logit"][:, inner].any()
+    is_leaf = np.isin(outputs["path"], taxonomy.leaves)
+    assert is_leaf.any(1).all()
+    assert (outputs["evidence_prototype"][is_leaf] >= 0).all()
+    assert (outputs["evidence_prototype"][~is_leaf] == -1).all()
+    assert not outputs["evidence_map"][~is_leaf].any()
+
+
+def test_cosines_are_the_greatest_in_double_precision(cosine: Exported, run: RunFactory) -> None:
+    bundle, outputs = cosine
+    folder = run(**COSINE)
+    network, _, _ = load_network(folder / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
+    with torch.inference_mode():
+        # Before the cells are brought to unit length.
+        latent = network.add_on(network.features(torch.from_numpy(np.load(folder / "samples.npy"))))
+    cells = latent.double().flatten(2).numpy()
+    prototypes = network.head.prototypes.detach().double().numpy()
+    expected = np.einsum("pd,ndc->npc", prototypes, cells) / np.linalg.norm(cells, axis=1)[:, None]
+    expected /= np.linalg.norm(prototypes, axis=1)[None, :, None]
+    np.testing.assert_allclose(outputs["similarity"], expected.max(2), atol=1e-5)
+    for record in bundle.manifest.prototypes:
+        assert outputs["similarity"][record.id, record.id] == pytest.approx(1.0, abs=1e-6)
+        row, column = record.source_cell
+        assert outputs["cell"][record.id, record.id] == row * bundle.manifest.graph.columns + column
+
+
+def test_a_source_images_direction_has_the_greatest_similarity(sphere: Exported) -> None:
+    bundle, outputs = sphere
+    graph = bundle.manifest.graph
+    # log(1 + 1/(d + ε)) at d = 0, less that at d = `zero`, which is 2.
+    greatest = math.log1p(1 / graph.epsilon) - math.log1p(1 / (2 + graph.epsilon))
+    for record in bundle.manifest.prototypes:
+        assert outputs["similarity"][record.id, record.id] == pytest.approx(greatest, abs=1e-3)
+        row, column = record.source_cell
+        assert outputs["cell"][record.id, record.id] == row * graph.columns + column
 
 
 def test_the_onnx_file_stands_alone_and_returns_no_full_map(tiny_bundle: Path) -> None:

@@ -99,6 +99,10 @@ def test_a_link_out_of_the_bundle_is_refused(copy: Path) -> None:
         (lambda content: content.pop("input"), "input"),
         (lambda content: content["input"].update(resize="squash"), "resize"),
         (lambda content: content.update(surprise=1), "surprise"),
+        (
+            lambda content: content.update(novelty={"score": "guess", "true_positive_rate": 0.9, "thresholds": {}}),
+            r"novelty\.score",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_names_the_place(

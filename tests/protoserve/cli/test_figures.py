@@ -56,6 +56,20 @@ def test_the_figure_shows_every_level(classifier: Classifier, photograph: Path) 
     assert explain_figure(classifier.bundle, decode(photograph), fewer).height < figure.height
 
 
+def test_unknown_levels_are_marked_in_their_titles(classifier: Classifier, photograph: Path) -> None:
+    prediction = classifier.predict(photograph, top_k=1)
+
+    def drawn(known: bool | None) -> NDArray[np.uint8]:
+        levels = [level.model_copy(update={"known": known}) for level in prediction.levels]
+        changed = prediction.model_copy(update={"levels": levels})
+        return np.asarray(explain_figure(classifier.bundle, decode(photograph), changed))
+
+    assert (drawn(True) == drawn(None)).all()
+    marked = (drawn(False) != drawn(True)).any(axis=(1, 2))
+    # Once in the title of every level.
+    assert (np.diff(marked.astype(int)) == 1).sum() >= len(prediction.levels)
+
+
 def test_the_heat_lies_where_the_map_is_high(classifier: Classifier, tmp_path: Path) -> None:
     plain = Image.new("RGB", (400, 200), (128, 128, 128))
     prediction = classifier.predict(plain, top_k=1, maps=True)

@@ -87,9 +87,13 @@ def test_an_only_child_and_an_unknown_class_are_marked(photograph: Path) -> None
     first = Level(level=1, node="A", label="A", probability=0.75, conditional=0.75, known=True)
     second = Level(level=2, node="A/B", label="B", probability=0.75, conditional=1.0, forced=True, known=True)
     third = Level(level=3, node="A/B/C", label="C", probability=0.5, conditional=0.625, known=False)
-    out = printed([prediction_tree(photograph, prediction_of(first, second, third))])
+    fourth = Level(level=4, node="A/B/C/D", label="D", probability=0.25, conditional=0.5, known=False)
+    out = printed([prediction_tree(photograph, prediction_of(first, second, third, fourth))])
+    assert "A  75.0%\n" in "\n".join(line.rstrip() for line in out.splitlines())
     assert "B  75.0%  (an only child)" in out
     assert "C  50.0%  unknown: like none of the classes of B  (62.5% given B)" in out
+    # Below an unknown class no other is named.
+    assert "D  25.0%  unknown  (50.0% given C)" in out
 
 
 def test_the_report_of_a_bundle_counts_every_file_once(tiny_bundle: Path) -> None:

@@ -12,6 +12,7 @@ from protoserve.bundle.folder import read_bundle
 from protoserve.errors import ImageError, InputError
 from protoserve.inference.classifier import BATCH, Classifier, load
 from protoserve.schema import Prediction
+from tests.bundles import BundleFactory, RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,55 @@ def test_contributions_of_all_prototypes_add_up(classifier: Classifier, photogra
             assert evidence.similarity == pytest.approx(outputs.similarity[0, evidence.prototype], abs=1e-5)
         if level.logit is not None and len(level.evidence) < limit:
             assert sum(one.contribution for one in level.evidence) == pytest.approx(level.logit, abs=1e-4)
+
+
+def test_contributions_of_cosines_add_up(bundle: BundleFactory, photograph: Path) -> None:
+    model = load(bundle("cosine", ("onnx", "torchscript"), similarity="cosine"), device="cpu")
+    limit = model.table.top_k
+    for level in model.predict(photograph, top_k=limit, maps=True).levels:
+        for evidence in level.evidence:
+            assert -1 - 1e-5 <= evidence.similarity <= 1 + 1e-5
+            assert evidence.contribution == pytest.approx(evidence.similarity * evidence.weight, abs=1e-5)
+            assert np.max(np.asarray(evidence.map)) == pytest.approx(evidence.similarity, abs=1e-5)
+        if len(level.evidence) < limit and level.logit is not None:
+            assert sum(one.contribution for one in level.evidence) == pytest.approx(level.logit, abs=1e-4)
+
+
+def test_boxes_cover_the_cells_that_were_smoothed(bundle: BundleFactory, photograph: Path) -> None:
+    options = RunOptions(latent="sphere", smoothing=3, hidden=20, zero=2.0)
+    prediction = load(bundle("sphere", ("onnx", "torchscript"), **options), device="cpu").predict(photograph, top_k=1)
+    boxes = [evidence.box for level in prediction.levels for evidence in level.evidence]
+    assert boxes
+    for left, top, right, bottom in boxes:
+        # Three of 12 × 8 cells, or two at the border; a pixel for rounding.
+        assert right - left >= 2 * 200 / 12 - 1
+        assert bottom - top >= 2 * 150 / 8 - 1
+
+
+def test_a_flat_model_has_the_leafs_probability_and_evidence_alone(flat_bundle: Path, photograph: Path) -> None:
+    model = load(flat_bundle, device="cpu")
+    limit = model.table.top_k
+    prediction = model.predict(photograph, top_k=limit, alternatives=10)
+    *inner, leaf = prediction.levels
+    assert all(level.logit is None and level.evidence == [] for level in inner)
+    assert leaf.logit is not None and len(leaf.evidence) == limit
+    (logarithms,) = model.engine.run(model.fit(photograph).array[None]).log_probability
+    for level in prediction.levels:
+        node = model.taxonomy.index["/".join(prediction.path[: level.level])]
+        assert level.probability == pytest.approx(np.exp(float(logarithms[node])), abs=1e-5)
+
+
+def test_levels_past_a_threshold_are_unknown(calibrated_bundle: Path, tiny_run: Path, photograph: Path) -> None:
+    """Nothing is known among Animal's children; everything is elsewhere."""
+    model = load(calibrated_bundle, device="cpu")
+    pictures = [*np.load(tiny_run / "samples.npy")[:8], photograph]
+    firsts = set()
+    for prediction in model.predict(pictures):
+        expected = [True, False, False] if prediction.path[0] == "Animal" else [True, True, True]
+        assert [level.known for level in prediction.levels] == expected[: len(prediction.levels)]
+        assert prediction.known_through_level == sum(expected[: len(prediction.levels)])
+        firsts.add(prediction.path[0])
+    assert "Animal" in firsts and len(firsts) > 1
 
 
 def test_levels_never_contradict(classifier: Classifier) -> None:
