@@ -1,4 +1,4 @@
 """The torch models: backbones, similarity, the prototype head, the network, checkpoints.
 
-The only part of the ground floor that imports torch; the serving install never touches it.
+The only subpackage of `protoserve` that imports torch; serving does not import it.
 """

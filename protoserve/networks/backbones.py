@@ -1,8 +1,8 @@
-"""Any torchvision classification model by name, cut before its pooling; a run of it tells channels and stride.
+"""Any torchvision classification model by name, cut before its pooling; running it once gives channels and stride.
 
-torchvision's `create_feature_extractor` cuts at a node that the caller names. Here the node is found by the shapes of
-all outputs, tokens become a map, and the result is one graph with one output: the library's has a dictionary as output
-and another graph for training, in which export and the cut for fine-tuning would have to look for the map again.
+torchvision's `create_feature_extractor` cuts at a node that the caller names. This module finds the node by the shapes
+of all outputs and turns tokens into a map. The result is one graph with one output. The library's extractor returns a
+dictionary and has a second graph for training; export and the cut for fine-tuning would have to find the map in both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from protoserve.errors import InputError, nearest
 # Pictures are normalised with the statistics that torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STANDARD_DEVIATION = (0.229, 0.224, 0.225)
-# Two picture sizes tell a feature map, which grows, from the output of an adaptive pool, which does not.
+# Picture sizes in pixels. A feature map grows with the picture; the output of an adaptive pool does not.
 SMALL, LARGE = 224, 320
 
 
@@ -44,22 +44,23 @@ class Backbone(nn.Module):
 
 
 def names() -> list[str]:
-    """The names that `backbone` takes: torchvision's classification models."""
-    return torchvision.models.list_models(module=torchvision.models)  # type: ignore[no-any-return]
+    """Return the names that `backbone` takes: torchvision's classification models."""
+    models: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return models
 
 
 def backbone(name: str, weights: str | Path | None = None, stride: int | None = None) -> Backbone:
-    """A torchvision classification model up to its last feature map before pooling.
+    """Make a torchvision classification model up to its last feature map before pooling.
 
-    `weights` is None (random), a torchvision weights name such as `DEFAULT` (downloaded by torchvision), or a file
-    with a state dict of the whole classifier, read with `weights_only=True`. With `stride`, the last feature map of
-    that stride is taken instead: finer cells, smaller receptive fields.
+    `weights` is None (random), the name of torchvision weights such as `DEFAULT` (torchvision downloads them), or a
+    file with a state dict of the whole classifier, read with `weights_only=True`. With `stride` (pixels per cell), the
+    model ends at the last feature map of that stride: finer cells, smaller receptive fields.
 
-    Models that take pictures of 224 pixels only (MaxViT, vision transformers) work at that size; a vision
-    transformer's feature map is the grid of its patch tokens.
+    Models that only take pictures of 224 pixels (MaxViT, vision transformers) work at that size. The feature map of a
+    vision transformer is the grid of its patch tokens.
 
-    Raises InputError for an unknown name, weights that can't be read or don't fit, a stride that the model does
-    not have, and for models in which no feature map is found.
+    Raises InputError for an unknown name, for weights that can't be read or don't fit, for a stride that the model
+    does not have, and for a model without a feature map.
     """
     known = names()
     if name not in known:
@@ -75,22 +76,25 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
 
 
 def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
-    # Inception and GoogLeNet start with a slow truncated normal and carry auxiliary heads only when asked.
+    # By default Inception and GoogLeNet draw their weights from a truncated normal distribution, which is slow.
     options = {"init_weights": False} if name in {"inception_v3", "googlenet"} else {}
+    model: nn.Module
     if weights is None:
-        return torchvision.models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
+        model = torchvision.models.get_model(name, weights=None, **options)
+        return model
     file = Path(weights)
     if not file.is_file():
         enumeration = torchvision.models.get_model_weights(name)
         if str(weights) not in [*(member.name for member in enumeration), "DEFAULT"]:
             offered = ", ".join(["DEFAULT", *(member.name for member in enumeration)])
             raise InputError(f"weights {str(weights)!r} are neither a file nor weights of {name}; it has {offered}")
-        return torchvision.models.get_model(name, weights=str(weights))  # type: ignore[no-any-return]
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        model = torchvision.models.get_model(name, weights=str(weights))
+        return model
+    model = torchvision.models.get_model(name, weights=None, **options)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's own message advises to read the file in a way that runs code from it.
+        # A damaged file raises almost any type. The message leaves out torch's own, which recommends unpickling code.
         raise InputError(f"{file}: can't read the weights; give a state dict of tensors saved by torch.save") from error
     try:
         model.load_state_dict(state)
@@ -100,7 +104,7 @@ def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
 
 
 def _shapes(traced: fx.GraphModule, size: int) -> dict[str, tuple[int, ...]]:
-    """The output shape of every node for one picture of `size` pixels."""
+    """Return every node's output shape for one picture of `size` × `size` pixels."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     class Recorder(fx.Interpreter):
@@ -116,7 +120,7 @@ def _shapes(traced: fx.GraphModule, size: int) -> dict[str, tuple[int, ...]]:
 
 
 class _Feature(NamedTuple):
-    """The node to cut after; `grid` is the side of the token grid where the node gives tokens instead of a map."""
+    """The node to cut after. If its output is tokens instead of a map, `grid` is the side of the token grid."""
 
     node: fx.Node
     channels: int
@@ -125,37 +129,40 @@ class _Feature(NamedTuple):
 
 
 def _feature_node(traced: fx.GraphModule, name: str, stride: int | None) -> _Feature:
-    """The last node whose output is a map that grows with the picture, so that adaptive pools do not count."""
+    """Find the last node, of that stride or of the largest, whose output is a map that grows with the picture."""
     at_small = _shapes(traced, SMALL)
     try:
         at_large = _shapes(traced, LARGE)
     except (RuntimeError, AssertionError, ValueError):
-        found = _fixed_size_feature(traced, at_small)
+        features = _fixed_size_features(traced, at_small)
     else:
-        found = {}
+        features = {}
         for node in traced.graph.nodes:
             shape, grown = at_small.get(node.name, ()), at_large.get(node.name, ())
             is_map = len(shape) == 4 and shape[1] == grown[1] and 1 < shape[2] < grown[2] and 1 < shape[3] < grown[3]
             if is_map and _may_be_feature(node):
-                cell = round(SMALL / shape[2])
-                found[cell] = _Feature(node, shape[1], cell)
-    if not found:
+                pixels = round(SMALL / shape[2])
+                features[pixels] = _Feature(node, shape[1], pixels)
+    if not features:
         raise InputError(f"backbone {name!r} has no feature map; choose another model")
-    wanted = max(found) if stride is None else stride
-    if wanted not in found:
-        raise InputError(f"backbone {name!r} has no feature map of stride {stride}; it has {sorted(found)}")
-    return found[wanted]
+    chosen = max(features) if stride is None else stride
+    if chosen not in features:
+        raise InputError(f"backbone {name!r} has no feature map of stride {stride}; it has {sorted(features)}")
+    return features[chosen]
 
 
 def _may_be_feature(node: fx.Node) -> bool:
-    # SqueezeNet classifies by a convolution before it pools; its class maps are not features.
+    # SqueezeNet classifies with a convolution before it pools; its class maps are not features.
     return node.op != "placeholder" and not str(node.target).startswith(("classifier", "fc", "head"))
 
 
-def _fixed_size_feature(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> dict[int, _Feature]:
-    """For models of one picture size: the last map [1, channels, side, side], or the last tokens [1, 1 + side², width]
-    (a class token, then one per patch), whichever comes later."""
-    found: dict[int, _Feature] = {}
+def _fixed_size_features(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> dict[int, _Feature]:
+    """Find the only feature, by its stride, of a model that takes one picture size.
+
+    It is the last map [1, channels, side, side] or the last tokens [1, 1 + side², width] (a class token, then one per
+    patch), whichever comes later.
+    """
+    features: dict[int, _Feature] = {}
     for node in traced.graph.nodes:
         shape = shapes.get(node.name, ())
         if not _may_be_feature(node):
@@ -166,11 +173,12 @@ def _fixed_size_feature(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...
             feature = _Feature(node, shape[2], SMALL // side, side)
         else:
             continue
-        found = {feature.stride: feature}
-    return found
+        features = {feature.stride: feature}
+    return features
 
 
 def _cut(traced: fx.GraphModule, last: _Feature) -> fx.GraphModule:
+    """Copy the graph up to the node of `last` and make tokens a map."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:

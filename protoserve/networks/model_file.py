@@ -1,4 +1,4 @@
-"""Checkpoints: a network's description and weights in one file, written whole, read without unpickling code."""
+"""Checkpoints: a network's description and weights in one file, written atomically, read without unpickling code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from protoserve.schema import Box, Contract
 from protoserve.taxonomy import Kind, Taxonomy
 
 FORMAT = 1
-# The networks that explain themselves, and all that a checkpoint may hold.
+# A network with prototypes, and any network that a checkpoint may hold.
 ExplainedNetwork: TypeAlias = PrototypeNetwork | PrototypeAutoencoder
 Network: TypeAlias = ExplainedNetwork | LinearNetwork
 
 
 class NetworkDescription(Contract):
-    """All that is needed to build a network again, without its weights."""
+    """Everything needed to rebuild a network, except its weights."""
 
     kind: Kind
     taxonomy: dict[str, Any]
@@ -48,13 +48,16 @@ class NetworkDescription(Contract):
     grey: bool = Field(default=True, description="whether an autoencoder reads one grey plane")
 
     def formula(self) -> Similarity:
-        """The similarity of its prototypes."""
+        """Return the similarity of the network's prototypes."""
         return Similarity(self.similarity, self.epsilon, self.zero)
 
 
 class PrototypeSource(Contract):
-    """Where a prototype was projected to: an image of the training split, a cell of its feature map and the box of
-    that cell in the image's pixels; `distance` was its squared distance to the cell before projection."""
+    """The training patch that a prototype was projected to.
+
+    `image` is an image of the training split and `cell` (row · columns + column) a cell of its feature map, whose `box`
+    is in the image's pixels. `distance` is the prototype's squared distance to the cell before projection.
+    """
 
     image: str
     cell: int
@@ -65,17 +68,19 @@ class PrototypeSource(Contract):
 
 
 def build(description: NetworkDescription, weights: str | Path | None = None) -> PrototypeNetwork | LinearNetwork:
-    """A network of that description, no autoencoder. `weights` are the backbone's start, else it is random: what
-    `backbone` takes, or the folder of a finished run, whose backbone is taken over.
+    """Build the network of a description that is not an autoencoder's.
 
-    Raises InputError when that run has another backbone.
+    `weights` initialise the backbone: any value that `backbone` takes (None: random), or the folder of a finished run,
+    whose backbone is copied.
+
+    Raises InputError if that run has another backbone or one that ends at a smaller stride, and as `backbone` does.
     """
     assert description.kind != "autoencoder"
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     from_run = weights is not None and Path(weights).is_dir()
     body = backbone(description.backbone, None if from_run else weights, description.stride)
     if weights is not None and from_run:
-        _take_backbone(body, description, Path(weights))
+        _copy_backbone(Path(weights), body, description)
     if description.kind == "linear":
         return LinearNetwork(body, taxonomy, description.dropout)
     head = PrototypeHead(
@@ -91,11 +96,12 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
     )
 
 
-def _take_backbone(body: Backbone, description: NetworkDescription, run: Path) -> None:
+def _copy_backbone(run: Path, body: Backbone, description: NetworkDescription) -> None:
+    """Copy the weights of the run's backbone into `body`."""
     network, source, _ = load_network(run / "model.pt")
     if isinstance(network, PrototypeAutoencoder) or source.backbone != description.backbone:
-        held = source.backbone or "an encoder of its own"
-        raise InputError(f"{run}: this run's backbone is {held}, not {description.backbone}; name the same in both")
+        own = source.backbone or "an encoder of its own"
+        raise InputError(f"{run}: this run's backbone is {own}, not {description.backbone}; name the same in both")
     state = network.backbone.state_dict()
     if missing := sorted(set(body.state_dict()) - set(state)):
         raise InputError(
@@ -105,7 +111,7 @@ def _take_backbone(body: Backbone, description: NetworkDescription, run: Path) -
 
 
 def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:
-    """An autoencoder of that description, with random weights."""
+    """Build the autoencoder of a description, with random weights."""
     head = PrototypeHead(
         Taxonomy.from_dict(description.taxonomy),
         description.prototype_child,
@@ -118,8 +124,8 @@ def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:
 
 
 def save_whole(content: Mapping[str, Any], file: Path) -> None:
-    """`torch.save`, whole or not at all, and safe from a power failure."""
-    # Given a path, torch would write the draft's name into the file.
+    """Write `content` with `torch.save`, atomically and durably."""
+    # Given a path, torch would write the temporary file's name into the file.
     with new_file(file, durable=True) as draft, draft.open("wb") as stream:
         torch.save(dict(content), stream)
 
@@ -130,7 +136,7 @@ def save_network(
     description: NetworkDescription,
     sources: list[PrototypeSource] | None = None,
 ) -> None:
-    """Write a network; `sources` (one per prototype) once it has been projected."""
+    """Write a network and, if its prototypes have been projected, their `sources` (one per prototype)."""
     save_whole(
         {
             "format": FORMAT,
@@ -145,21 +151,25 @@ def save_network(
 def load_network(
     file: Path,
 ) -> tuple[Network, NetworkDescription, list[PrototypeSource] | None]:
-    """Read `save_network`'s file, in evaluation mode on the CPU.
+    """Read a file of `save_network`: the network in evaluation mode on the CPU, its description and its sources.
 
-    Raises InputError when there is none, or when it is torn, of another kind or newer than this version.
+    Raises InputError if the file is missing, damaged, not a checkpoint of ProtoServe or newer than this version.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such checkpoint; train first, or give the run's folder")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's own words advise to read the file in a way that runs code from it.
-        raise InputError(f"{file}: can't read the checkpoint, it is torn or none of torch's; train again") from error
+        # A damaged file raises almost any type. The message leaves out torch's own, which recommends unpickling code.
+        raise InputError(
+            f"{file}: can't read the checkpoint, it is damaged or torch did not write it; train again"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise InputError(f"{file}: no checkpoint of ProtoServe; give a run's model.pt")
+        raise InputError(f"{file}: not a checkpoint of ProtoServe; give a run's model.pt")
     if content["format"] > FORMAT:
-        raise InputError(f"{file}: format {content['format']} is newer than {FORMAT}, which this version knows")
+        raise InputError(
+            f"{file}: format {content['format']} is newer than {FORMAT}, the newest that this version reads; update it"
+        )
     try:
         description = NetworkDescription.model_validate_json(content["description"])
         stored = content["sources"]
@@ -167,7 +177,7 @@ def load_network(
         network: Network = build_autoencoder(description) if description.kind == "autoencoder" else build(description)
         state = content["state"]
         if isinstance(network, LinearNetwork):
-            # Runs of version 0.1 were not calibrated.
+            # Version 0.1 did not calibrate linear networks.
             state.setdefault("temperature", torch.ones(1))
         network.load_state_dict(state)
     except (KeyError, ValidationError, RuntimeError) as error:

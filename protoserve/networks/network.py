@@ -1,4 +1,4 @@
-"""The networks: a backbone, and on its features either the prototype head or a plain linear classifier."""
+"""The networks: a backbone, followed by the prototype head or by a plain linear classifier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Latent = Literal["sigmoid", "sphere"]
 
 
 class Normalise(nn.Module):
-    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] with the statistics of torchvision's weights."""
+    """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] with the statistics of torchvision's weights."""
 
     mean: Tensor
     deviation: Tensor
@@ -33,9 +33,11 @@ class Normalise(nn.Module):
 
 
 class AddOn(nn.Module):
-    """An affine map of every cell, and beside it one through `hidden` rectified values, which starts at 0: a network
-    that begins with the linear map's distances and learns where to bend them. Both papers put a rectified layer
-    between two 1×1 convolutions."""
+    """Adds to an affine map of every cell a second branch through `hidden` rectified units.
+
+    The second branch starts at 0. Training therefore starts from the distances of the linear map and learns where to
+    depart from them. Both papers put a rectified layer between two 1×1 convolutions instead.
+    """
 
     def __init__(self, width: int, dimensions: int, hidden: int) -> None:
         super().__init__()
@@ -55,14 +57,15 @@ class AddOn(nn.Module):
 class PrototypeNetwork(nn.Module):
     """Backbone → reduction → add-on layers → prototype head.
 
-    `reduction` is a fixed 1×1 convolution (a principal component analysis of the training cells) or nothing. The
-    add-on layers end in a sigmoid, so latent values lie in (0, 1) and distances in [0, D]. For a head of
-    `unit_length` they are linear, and each cell is brought to unit length: distances lie in [0, 4], and how strongly a
-    cell is activated no longer counts. For the similarity `cosine` they end in a hyperbolic tangent before that.
+    `reduction` is a fixed 1×1 convolution (a principal component analysis of the training cells) or None. The add-on
+    layers end in a sigmoid, so latent values are in (0, 1) and squared distances in [0, D]. For a head of
+    `unit_length` they are linear, and each cell is scaled to unit length: squared distances are in [0, 4], and the
+    strength of a cell's activation does not count. For the similarity `cosine`, a hyperbolic tangent precedes the
+    scaling.
 
-    `smoothing` (odd) makes every cell the mean of the smoothing × smoothing cells around it, as far as they lie on the
-    map: less local, steadier. `hidden` is the width of the add-on layers' rectified layer; without it they are one
-    convolution.
+    `smoothing` (odd, in cells) replaces every cell with the mean of the smoothing × smoothing cells around it that lie
+    on the map; the map becomes less local and more stable. `hidden` is the width of the add-on layers' rectified layer;
+    without it the add-on is one convolution.
     """
 
     def __init__(
@@ -82,29 +85,29 @@ class PrototypeNetwork(nn.Module):
         self.backbone = backbone
         self.reduction: nn.Conv2d | None = nn.Conv2d(backbone.channels, reduced, 1) if reduced else None
         width, dimensions = reduced or backbone.channels, head.prototypes.shape[1]
-        # Before cells come to unit length, the cosine's are squashed; other similarities leave them linear.
+        # Only the cosine squashes cells before they are scaled to unit length.
         squash = nn.Tanh() if head.similarity.needs_unit_length else nn.Identity() if head.unit_length else nn.Sigmoid()
         mapping = AddOn(width, dimensions, hidden) if hidden else nn.Conv2d(width, dimensions, 1)
         self.add_on = nn.Sequential(nn.Dropout(dropout), mapping, squash)
         self.head = head
 
     def features(self, images: Tensor) -> Tensor:
-        """What a frozen backbone gives the add-on layers: uint8 [N, H, W, 3] → [N, width, rows, columns]."""
+        """Compute the add-on layers' input [N, width, rows, columns] from uint8 images [N, H, W, 3]."""
         return self.from_maps(self.backbone(self.normalise(images)))
 
     def from_maps(self, maps: Tensor) -> Tensor:
-        """Features from the backbone's feature maps [N, channels, rows, columns]."""
+        """Compute `features` from the backbone's feature maps [N, channels, rows, columns]."""
         reduced: Tensor = maps if self.reduction is None else self.reduction(maps)
         return reduced if self.smoothing is None else self.smoothing(reduced)
 
     def latent(self, features: Tensor) -> Tensor:
-        """The feature map that prototypes are compared with: [N, D, rows, columns], values in (0, 1); cells of unit
-        length where the head asks for that."""
+        """Compute the map [N, D, rows, columns] that prototypes are compared with: values in (0, 1), or cells of unit
+        length for a head of `unit_length`."""
         latent: Tensor = self.add_on(features)
         return to_unit_length(latent, 1) if self.head.unit_length else latent
 
     def latent_of_cells(self, cells: Tensor) -> Tensor:
-        """Latent vectors [cells, D] of single cells' features [cells, width], without dropout."""
+        """Compute the latent vectors [cells, D] of single cells' features [cells, width], without dropout."""
         vectors = cells[:, :, None, None]
         for layer in self.add_on:
             vectors = vectors if isinstance(layer, nn.Dropout) else layer(vectors)
@@ -115,14 +118,14 @@ class PrototypeNetwork(nn.Module):
         return output
 
     def explain(self, images: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:
-        """The exported graph's outputs for uint8 images [N, H, W, 3]."""
+        """Compute the exported graph's outputs for uint8 images [N, H, W, 3]."""
         return explain(self.head, self.latent(self.features(images)), top_k)
 
 
 class LinearNetwork(nn.Module):
-    """The plain softmax classifier over leaves that prototypes are measured against: the same backbone, pooled.
+    """The baseline for prototypes: the same backbone, pooled, and a plain softmax classifier over the leaves.
 
-    `temperature` [1] divides the logits; it is 1 until the run is calibrated.
+    `temperature` [1] divides the logits. It is 1 until the run is calibrated.
     """
 
     leaves_below: Tensor
@@ -139,24 +142,25 @@ class LinearNetwork(nn.Module):
         self.register_buffer("temperature", torch.ones(1))
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features [N, channels] of uint8 images [N, H, W, 3]."""
+        """Compute pooled features [N, channels] from uint8 images [N, H, W, 3]."""
         return self.from_maps(self.backbone(self.normalise(images)))
 
     def from_maps(self, maps: Tensor) -> Tensor:
-        """Pooled features [N, channels] from the backbone's feature maps [N, channels, rows, columns]."""
+        """Pool the backbone's feature maps [N, channels, rows, columns] into features [N, channels]."""
         return maps.mean((2, 3))
 
     def leaf_logits(self, features: Tensor) -> Tensor:
-        """[N, leaves]"""
+        """Compute the leaves' logits [N, leaves] from pooled features [N, channels]."""
         logits: Tensor = self.linear(self.dropout(features))
         return logits
 
     def log_probability(self, features: Tensor) -> Tensor:
-        """Log-probabilities of all nodes [N, V] for pooled features."""
+        """Compute all nodes' log-probabilities [N, V] from pooled features [N, channels]."""
         return self.node_log_probability(self.leaf_logits(features))
 
     def node_log_probability(self, leaf_logits: Tensor) -> Tensor:
-        """Log-probabilities of all nodes [N, V] from `leaf_logits` [N, leaves]; inner nodes by summation."""
+        """Compute all nodes' log-probabilities [N, V] from `leaf_logits` [N, leaves]; an inner node's probability is
+        the sum of its leaves'."""
         leaves = torch.softmax(leaf_logits / self.temperature, dim=1)
         return torch.matmul(leaves, self.leaves_below.t()).clamp_min(1e-37).log()
 

@@ -1,4 +1,4 @@
-"""From distance to similarity: one home for the formulas that training and the exported graph share."""
+"""From distance to similarity: the formulas that training and the exported graph share."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ SIMILARITY_FORMS: tuple[str, ...] = get_args(SimilarityForm)
 
 @dataclass(frozen=True)
 class Similarity:
-    """A formula for the similarity of squared distances d = ‖z−p‖² ≥ 0: elementwise and falling.
+    """A formula that maps squared distances d = ‖z−p‖² ≥ 0 to similarities, element by element. It decreases with d.
 
-    `log1p`: log(1 + 1/(d + ε)) (Hase et al. 2019, ε = 1e-4), greatest value log(1 + 1/ε).
-    `log-ratio`: log((d + 1)/(d + ε)) (Chen et al. 2019, eq. 2, ε = 1e-4), greatest value log(1/ε).
-    `cosine`: 1 − d/2, the cosine of the angle between z and p, which must be of unit length (see `to_unit_length`);
-    from 1 down to −1, without ε (as in Wang et al. 2021, TesNet, and Donnelly et al. 2022, Deformable ProtoPNet).
-    `negative-distance`: −d, without ε (Li et al. 2018, whose last layer sums distances; the weights turn their signs).
+    `log1p`: log(1 + 1/(d + ε)) (Hase et al. 2019, ε = 1e-4); its maximum is log(1 + 1/ε).
+    `log-ratio`: log((d + 1)/(d + ε)) (Chen et al. 2019, eq. 2, ε = 1e-4); its maximum is log(1/ε).
+    `cosine`: 1 − d/2, the cosine of the angle between z and p, in [−1, 1]. z and p must have unit length (see
+    `to_unit_length`); there is no ε (as in Wang et al. 2021, TesNet, and Donnelly et al. 2022, Deformable ProtoPNet).
+    `negative-distance`: −d, without ε (Li et al. 2018, whose last layer sums distances; the weights change sign).
 
-    With `zero`, the formula's value at this squared distance is subtracted, so that a prototype farther away than that
-    contributes against its child. As published (`zero` None), the logarithms are positive everywhere, so a child gains
-    from every prototype that it has, whether that matches or not. Two random directions are a squared distance of 2
-    apart.
+    With `zero`, the formula's value at this squared distance is subtracted: a prototype farther away than `zero` then
+    contributes against its child. As published (`zero` None), the logarithms are positive everywhere: a child gains
+    from each of its prototypes, whether it matches or not. The squared distance of two random directions is about 2.
 
     Raises InputError for an unknown form, or a logarithm whose ε is not positive.
 
@@ -55,32 +54,32 @@ class Similarity:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether it is a logarithm of 1/(d + ε); the others are linear in d."""
+        """Whether the formula is a logarithm of 1/(d + ε); the others are linear in d."""
         return self.form in ("log1p", "log-ratio")
 
     @property
     def needs_unit_length(self) -> bool:
-        """Whether it holds only for vectors of unit length."""
+        """Whether the formula is valid for vectors of unit length only."""
         return self.form == "cosine"
 
     @property
     def has_reference(self) -> bool:
-        """Whether each prototype has a `reference` of its own, which is added to the similarity."""
+        """Whether each prototype has its own `reference`, which is added to the similarity."""
         return self.form == "negative-distance"
 
     @property
     def shift(self) -> float:
-        """What is added to the published formula so that the similarity is 0 at `zero`."""
+        """The constant that makes the published formula 0 at `zero`; 0 without `zero`."""
         return 0.0 if self.zero is None else -self._published_at(self.zero)
 
     def at(self, distance: float) -> float:
-        """The similarity of one squared distance, in float64."""
+        """Return the similarity of one squared distance, in float64."""
         return self._published_at(distance) + self.shift
 
     def of_distance(self, distance: Tensor, reference: Tensor | None = None) -> Tensor:
-        """The similarities of squared distances of any shape, plus their prototypes' `reference` where there is one."""
+        """Return the similarities of squared distances of any shape, plus their prototypes' `reference` if given."""
         if self.is_logarithmic:
-            # Both are log(1 + c/(d + ε)). A shift goes into the logarithm: one step less over all cells.
+            # Both are log(1 + c/(d + ε)). The shift goes into the logarithm, which saves one operation over all cells.
             scale, rise = self._scales()
             inverse = rise / (distance + self.epsilon)
             similarity = torch.log1p(inverse) if self.shift == 0.0 else torch.log(scale + inverse)
@@ -91,10 +90,11 @@ class Similarity:
         return similarity if reference is None else similarity + reference
 
     def of_product(self, product: Tensor, reference: Tensor | None = None) -> Tensor:
-        """`of_distance` at 2 − 2zp, the distance of unit vectors, from the `product` of z and `product_factor` p.
+        """Compute `of_distance` at 2 − 2zp, the distance of unit vectors, from the `product` of z and
+        `product_factor` · p.
 
-        It takes as few steps as possible. For a logarithm, ε must be large beside the product's rounding (see
-        `protoserve.networks.distances.refinement_radius`): the distance can fall below 0 by as much.
+        It takes as few operations as possible. For a logarithm, ε must be much larger than the product's rounding error
+        (see `protoserve.networks.distances.refinement_radius`), because the distance can be negative by that much.
         """
         if not self.is_logarithmic:
             return self.of_distance((2.0 - product).clamp_min(0.0), reference)
@@ -104,7 +104,7 @@ class Similarity:
 
     @property
     def product_factor(self) -> float:
-        """The factor of one side of a product of unit vectors that `of_product` takes."""
+        """The factor for one side of the product of unit vectors in `of_product`."""
         return 2.0 / self._scales()[1] if self.is_logarithmic else 2.0
 
     def _published_at(self, distance: float) -> float:
@@ -115,16 +115,16 @@ class Similarity:
         return 1.0 - 0.5 * distance if self.form == "cosine" else -distance
 
     def _scales(self) -> tuple[float, float]:
-        """s and r of the logarithmic similarities with their shift: log(s + r/(d + ε))."""
+        """Return s and r of the shifted logarithmic similarities, log(s + r/(d + ε))."""
         scale = math.exp(self.shift)
         return scale, scale if self.form == "log1p" else scale * (1.0 - self.epsilon)
 
 
 def to_unit_length(vectors: Tensor, dimension: int) -> Tensor:
-    """The vectors along `dimension` brought to unit length.
+    """Scale the vectors along `dimension` to unit length.
 
-    There ‖z − p‖² = 2 − 2 cos(z, p), so that everything that works with squared distances (the matrix product, the
-    losses, projection) works for the cosine, too, and the nearest cell is the one with the smallest angle.
+    At unit length ‖z − p‖² = 2 − 2 cos(z, p). So everything that works with squared distances (the matrix product, the
+    losses, projection) also works for the cosine, and the nearest cell is the one at the smallest angle.
     """
     length: Tensor = torch.linalg.vector_norm(vectors, dim=dimension, keepdim=True)
     return vectors / length.clamp_min(1e-12)

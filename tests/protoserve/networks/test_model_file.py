@@ -53,7 +53,7 @@ def test_a_missing_newer_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="format 2 is newer than 1"):
         load_network(tmp_path / "model.pt")
     save_whole({"state_dict": {}}, tmp_path / "model.pt")
-    with pytest.raises(InputError, match="no checkpoint of ProtoServe"):
+    with pytest.raises(InputError, match="not a checkpoint of ProtoServe"):
         load_network(tmp_path / "model.pt")
 
 
