@@ -1,4 +1,4 @@
-"""From a run to a bundle: write each target, compare it with the network in its own runtime, write the manifest."""
+"""Exports a run to a bundle: writes each target, compares it with the network in its runtime, writes the manifest."""
 
 from __future__ import annotations
 
@@ -50,13 +50,15 @@ def export_bundle(
     overwrite: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
-    """Export a finished run into a bundle at `directory`; calls `report` with a line before each step.
+    """Export a finished run to a bundle at `directory`; calls `report` with a line of text before each step.
 
-    `data` is the run's data set; targets of less precision than float32 need it. `options` hold for all targets but
-    `onnx`, which the service runs. `size` is (height, width) in pixels, where the input is to differ from training's.
+    `data` is the folder of the run's data set, which targets of less precision than float32 need. `options` apply to
+    all targets except `onnx`, which the service runs. `size` is (height, width) in pixels, for an input size other than
+    that of training.
 
-    Raises InputError for an unknown target, a run without prototypes, options that exclude each other or a `directory`
-    that exists, and ParityError when a target's answers differ from the network's. In both cases it writes no bundle.
+    Raises InputError for an unknown target, a run without prototypes, options that exclude each other or an existing
+    `directory` (unless `overwrite`), and ParityError if a target's outputs differ from the network's. In both cases it
+    writes no bundle.
     """
     chosen = {target: target_named(target) for target in targets}
     options = options or EdgeOptions()
@@ -66,8 +68,8 @@ def export_bundle(
         raise InputError(f"{run.directory}: a linear head has no evidence to serve; train with prototypes, then export")
     if description.kind != "hierarchical" and (routed := [name for name, row in chosen.items() if row.routed]):
         raise InputError(
-            f"--to {routed[0]}: {run.directory} is of kind {description.kind}, where all leaves compete at once; leave "
-            f"{routed[0]} out, or train a hierarchical model"
+            f"--to {routed[0]}: {run.directory} is of kind {description.kind}, in which all leaves compete at once; "
+            f"leave {routed[0]} out, or train a hierarchical model"
         )
     if sources is None:
         raise InputError(f"{run.directory}: its prototypes are not projected yet; finish the run with --resume")
@@ -77,7 +79,7 @@ def export_bundle(
     samples = run.samples()
     if size is not None:
         if description.kind == "autoencoder":
-            raise InputError("--image-size: an autoencoder takes one input size only; train one of the new size")
+            raise InputError("--image-size: an autoencoder takes only one input size; train one of the new size")
         rule = description.input.model_copy(update={"height": size[0], "width": size[1]})
         description = description.model_copy(update={"input": rule})
         samples = _resized(samples, size)
@@ -101,17 +103,17 @@ def export_bundle(
             shutil.copyfile(run.picture(record.id), draft / record.picture)
         for target, row in chosen.items():
             report(f"writing {row.file}")
-            # The options leave the service's own file alone: it takes any batch at model size.
-            taken = EdgeOptions() if target == "onnx" else replace(options, resize=options.resize or row.resizes)
+            # The options do not apply to the service's file, which takes any batch at model size.
+            applied = EdgeOptions() if target == "onnx" else replace(options, resize=options.resize or row.resizes)
             if row.planned:
-                taken = replace(taken, batch=taken.batch or 1)
-            if taken not in graphs:
+                applied = replace(applied, batch=applied.batch or 1)
+            if applied not in graphs:
                 drafts = Path(folder) / str(len(graphs))
                 drafts.mkdir()
-                graphs[taken] = write_graphs(graph, rule, samples, taken, drafts)
+                graphs[applied] = write_graphs(graph, rule, samples, applied, drafts)
             source = Source(
-                graphs[taken],
-                metadata=file_metadata(manifest(""), run.model, target, row.precision.name, taken),
+                graphs[applied],
+                metadata=file_metadata(manifest(""), run.model, target, row.precision.name, applied),
                 calibration=pictures(judging.calibration, rule) if judging and row.precision is INT8 else None,
                 pictures=draft / "prototypes",
                 report=report,
@@ -120,20 +122,20 @@ def export_bundle(
             row.write(source, file)
             report(f"comparing {row.file} with the network on {len(samples)} pictures")
             runtime = row.run(file)
-            if taken.resize:
-                prefix = graphs[taken].prefix
+            if applied.resize:
+                prefix = graphs[applied].prefix
                 fitter = row.fitter(prefix) if row.fitter is not None and prefix is not None else None
                 parity[target] = check_fitted(
                     network, top_k, runtime, rule, samples, precision=row.precision, fitter=fitter, routed=row.routed
                 )
             else:
-                batches = BATCHES if taken.batch is None else (taken.batch,)
+                batches = BATCHES if applied.batch is None else (applied.batch,)
                 parity[target] = check(
                     network, top_k, runtime, samples, precision=row.precision, batches=batches, routed=row.routed
                 )
             if row.precision is not FLOAT32 and judging is not None:
                 report(f"comparing {row.file} with the network on {len(judging.validation)} validation pictures")
-                validation = judge_target(network, top_k, runtime, judging.validation, rule, taken, row.precision)
+                validation = judge_target(network, top_k, runtime, judging.validation, rule, applied, row.precision)
                 parity[target] = parity[target].model_copy(update={"validation": validation})
         write_parity(draft, parity)
         write_manifest(draft, manifest)
@@ -141,7 +143,7 @@ def export_bundle(
 
 
 def _check_options(chosen: Mapping[str, Target], data: Path | None, options: EdgeOptions) -> None:
-    """Raise InputError for options and targets that exclude each other, before any work is done."""
+    """Raise InputError if options and targets exclude each other."""
     if "onnx" not in chosen:
         raise InputError(f"--to {','.join(chosen)}: a bundle always holds 'onnx', which the service runs; add onnx")
     for name, target in chosen.items():
@@ -163,7 +165,7 @@ def _check_options(chosen: Mapping[str, Target], data: Path | None, options: Edg
 
 
 def _resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The run's sample pictures at another size."""
+    """Resize the run's sample pictures uint8 [pictures, H, W, 3] to `size` (height, width)."""
     rule = InputRule(height=size[0], width=size[1], resize="stretch")
     return np.stack([fit(decode(sample), rule).array for sample in samples])
 
@@ -179,6 +181,7 @@ def _manifest(
     *,
     resized: bool,
 ) -> Callable[[str], Manifest]:
+    """Return a function that makes the manifest for a content version."""
     head = network.head
     rule = description.input
     with torch.inference_mode():
@@ -205,7 +208,7 @@ def _manifest(
         )
     versions = library_versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "openvino")
     provenance = run.provenance().model_copy(update={"export": ExportRecord(versions=versions)})
-    # Scores and thresholds hold only for the picture size of training.
+    # Scores and thresholds are valid only at the picture size of training.
     metrics = Metrics() if resized else run.metrics()
     parents = parent_names(competing_groups(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
@@ -241,14 +244,14 @@ def _manifest(
 
 
 def _weights(head: PrototypeHead) -> NDArray[np.float32]:
-    """Each prototype's last-layer weights for all members of its group, joined in order: float32 [weights]."""
+    """Concatenate each prototype's last-layer weights for all members of its group, in order: float32 [weights]."""
     present = head.grouping.member_node < len(head.taxonomy.nodes)
     weights = head.effective_weight().detach()[head.grouping.prototype_group, :, head.grouping.prototype_slot]  # [P, M]
     return np.asarray(weights[present[head.grouping.prototype_group]].numpy(), dtype=np.float32)
 
 
 def library_versions(*packages: str) -> dict[str, str]:
-    """The versions of those packages that are installed, package → version."""
+    """Map those `packages` that are installed to their versions."""
     versions = {}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""The fused graph: one module from uint8 pictures to small outputs, and its ONNX and TorchScript files."""
+"""The exported graphs: one module from uint8 pictures to the declared outputs, written as ONNX or TorchScript."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OPSET = 20
 
 
 class ExplainedGraph(nn.Module):
-    """uint8 `image` [N, H, W, 3] → the fields of `Explanation`, in their order.
+    """Maps uint8 `image` [N, H, W, 3] to the fields of `Explanation`, in their order.
 
-    `example` uint8 [N, H, W, 3] has the picture size that the graph is made for.
+    `example` uint8 [N, H, W, 3] has the graph's picture size.
     """
 
     def __init__(self, network: ExplainedNetwork, top_k: int, example: Tensor) -> None:
@@ -42,9 +42,9 @@ class ExplainedGraph(nn.Module):
 
 
 class RoutedGraph(nn.Module):
-    """uint8 `image` [N, H, W, 3] → the fields of `RoutedExplanation`, in their order.
+    """Maps uint8 `image` [N, H, W, 3] to the fields of `RoutedExplanation`, in their order.
 
-    The graph expands `width` nodes per level, below the trunk of `trunk` prototypes.
+    The graph expands `width` nodes per level below a trunk of at most `trunk` prototypes; see `RoutedHead`.
     """
 
     def __init__(self, network: ExplainedNetwork, top_k: int, width: int, trunk: int = TRUNK) -> None:
@@ -65,11 +65,11 @@ def write_onnx(
     dynamic: Mapping[int, Any] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> None:
-    """Write the graph as one ONNX file with `metadata` (text) inside.
+    """Write the graph as one ONNX file that contains `metadata` (names and texts).
 
-    `example` is uint8 [N, H, W, 3]. `dynamic` maps each axis with an open size to its `torch.export.Dim`; by default
-    only the batch is open, which needs an example of two pictures or more. `outputs` are the names of the graph's
-    outputs, by default those of an explained or routed graph.
+    `example` is uint8 [N, H, W, 3]. `dynamic` maps each dynamic axis to its `torch.export.Dim`; by default only the
+    batch is dynamic, which needs an example of at least two pictures. `outputs` are the names of the graph's outputs,
+    by default those of an explained or routed graph.
     """
     import onnx
 
@@ -98,7 +98,7 @@ def write_onnx(
 
 
 def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: dict[str, str]) -> None:
-    """Write the graph as a TorchScript file; `metadata` become extra files inside it."""
+    """Write the graph as a TorchScript file; each entry of `metadata` becomes an extra file inside it."""
     with quiet(), torch.inference_mode():
         traced = torch.jit.trace(graph, (example,), check_trace=False)
         frozen = torch.jit.freeze(traced)
@@ -109,7 +109,7 @@ def write_torchscript(graph: nn.Module, example: Tensor, file: Path, metadata: d
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    # Exporters print progress and their own deprecations; the parity gate decides whether a file is good.
+    """Silence the exporters, which print progress and their own deprecations; the parity gate judges the file."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings():

@@ -24,18 +24,18 @@ from protoserve.networks.model_file import ExplainedNetwork
 
 Arrays = Mapping[str, NDArray[Any]]
 Runtime = Callable[[NDArray[np.uint8]], Arrays]
-# From one picture, uint8 [1, H, W, 3] of any size, to one at model size.
+# Maps one picture, uint8 [1, H, W, 3] of any size, to one at model size.
 Fitter = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 BATCHES: Final = (1, 3, 8)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How far a file may be from its network.
+    """The limits of how far a file of one precision may be from its network.
 
-    `agreement` maps an output (paths, cells, prototypes rank by rank) to the least share of its entries that must be
-    equal or near-ties. Two limits hold on validation pictures: `accuracy_loss`, in percentage points per level, and
-    `top_evidence`, the least share of pictures, at every level, whose first evidence is the same prototype. Both are
+    `agreement` maps an output (paths, cells, prototypes rank by rank) to the minimum share of its entries that must be
+    equal or near-ties. Two limits apply to validation pictures: `accuracy_loss`, in percentage points per level, and
+    `top_evidence`, the minimum share of pictures, at every level, whose first evidence is the same prototype. Both are
     None for float32, which meets them by its tolerance.
     """
 
@@ -47,8 +47,8 @@ class Precision:
 
 
 FLOAT32: Final = Precision("float32")
-# Similarity is steepest at a prototype's own source cell. The tolerances below float32 allow for it, so they only stop
-# a broken file; the shares tell whether a file is good.
+# The similarity is steepest at a prototype's own source cell, so the tolerances below float32 must be large. They stop
+# only a broken file; the shares decide whether a file is good.
 FLOAT16: Final = Precision(
     "float16",
     Tolerance(log_probability=1.0, logit=0.5, similarity=0.5),
@@ -78,11 +78,12 @@ def check(
     """Run `runtime` over `samples` uint8 [pictures, H, W, 3] in these batch sizes and compare it with the network.
 
     A `routed` graph answers only along the predicted path; it is compared where its certificate holds. Raises
-    ParityError, naming the output and the figure, when a difference exceeds the tolerance or too many entries disagree.
+    ParityError, which names the output and the figure, if a difference exceeds the tolerance or too many entries
+    disagree.
     """
     reports = {}
     for batch in batches:
-        # A file with a fixed batch takes no smaller one, so the first pictures fill up the last batch.
+        # A file with a fixed batch takes no smaller one, so the first pictures are repeated to fill the last batch.
         count = len(samples) if batches == BATCHES else -(-len(samples) // batch) * batch
         indices = np.arange(count) % len(samples)
         pairs = ((samples[chosen], samples[chosen]) for chosen in np.split(indices, range(batch, count, batch)))
@@ -99,7 +100,7 @@ def compare(
     precision: Precision = FLOAT32,
     routed: bool = False,
 ) -> BatchReport:
-    """Compare batch by batch. Each pair holds the runtime's pictures and, at model size, the network's.
+    """Compare batch by batch. Each pair holds the runtime's input and, at model size, the network's.
 
     Both are uint8 [N, H, W, 3]. Raises ParityError as `check` does.
     """
@@ -120,10 +121,11 @@ def compare(
 
 
 def completed(expected: Arrays, routed: Arrays) -> dict[str, NDArray[Any]]:
-    """Extend a `routed` graph's answers to the outputs of the full graph.
+    """Extend a `routed` graph's outputs to those of the full graph.
 
-    Where its certificate holds, they contain its path, with the path's probabilities, logits and evidence. Everything
-    else is copied from `expected`, the full graph's answers. Raises ParityError for an output of another shape.
+    For images whose certificate holds, the result has the routed graph's path, with the path's probabilities, logits
+    and evidence. Everything else is copied from `expected`, the full graph's outputs. Raises ParityError for an output
+    of another shape.
     """
     whole = {name: array.copy() for name, array in expected.items()}
     certain = np.flatnonzero(routed["certain"])
@@ -151,7 +153,7 @@ class _Comparison:
     def __init__(self, head: PrototypeHead, precision: Precision) -> None:
         self.head = head
         self.precision = precision
-        # A near-tie is judged by float32's tolerance, whatever the precision of the file.
+        # Near-ties are defined by float32's tolerance, whatever the precision of the file.
         self.tolerance = Tolerance()
         self.worst: dict[str, float] = {}
         self.entries: dict[str, int] = {}
@@ -173,23 +175,25 @@ class _Comparison:
         worst = float(np.abs(expected.astype(np.float64) - answer).max(initial=0.0))
         self.worst[name] = max(self.worst.get(name, 0.0), worst)
         if worst > limit:
-            raise ParityError(f"parity: {name} differs by {worst:.3g}, more than {limit:g}; no bundle was written")
+            raise ParityError(
+                f"parity: {name} differs by {worst:.3g}, more than the tolerance {limit:g}; no bundle was written"
+            )
 
     def _count(self, name: str, equal: NDArray[np.bool_], near_tie: NDArray[np.bool_]) -> None:
         wrong = ~equal & ~near_tie
-        allowed = name in self.precision.agreement
+        may_differ = name in self.precision.agreement
         self.entries[name] = self.entries.get(name, 0) + equal.size
         self.equal[name] = self.equal.get(name, 0) + int(equal.sum())
         self.near_ties[name] = self.near_ties.get(name, 0) + int((~equal & near_tie).sum())
-        # Where some entries may differ, only the shares over all pictures say whether too many do.
-        if wrong.any() and not allowed:
+        # If some entries may differ, `result` decides by their share over all pictures.
+        if wrong.any() and not may_differ:
             raise ParityError(
                 f"parity: {name} differs at {int(wrong.sum())} of {wrong.size} entries that are not near-ties; "
                 "no bundle was written"
             )
 
     def _cells(self, expected: Arrays, answers: Arrays, latent: torch.Tensor) -> None:
-        """Another cell is right when the prototype is as similar there."""
+        """Compare the best cells. A different cell is a near-tie if the prototype is as similar there."""
         equal = expected["cell"] == answers["cell"]
         near_tie = np.zeros_like(equal)
         if not equal.all():
@@ -198,7 +202,7 @@ class _Comparison:
         self._count("cell", equal, near_tie)
 
     def _similarity_at(self, latent: torch.Tensor, cells: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Every prototype's similarity [N, P] at the `cells` int64 [N, P]."""
+        """Compute every prototype's similarity [N, P] at the `cells` int64 [N, P]."""
         flat = latent.flatten(2).double().numpy()
         vectors = np.take_along_axis(flat, cells[:, None, :], axis=2)
         prototypes = self.head.vectors().detach().double().numpy()
@@ -208,7 +212,10 @@ class _Comparison:
         return np.asarray(similarities.double().numpy())
 
     def _paths(self, expected: Arrays, answers: Arrays) -> NDArray[np.bool_]:
-        """Another path is right when its leaf is as probable. Returns bool [N]: whether the paths are equal."""
+        """Compare the paths. A different path is a near-tie if its leaf is as probable.
+
+        Returns bool [N]: whether the paths are equal.
+        """
         equal = (expected["path"] == answers["path"]).all(axis=1)
         rows = np.arange(len(equal))
         leaf = np.array([path[path >= 0][-1] for path in expected["path"]])
@@ -219,9 +226,9 @@ class _Comparison:
         return np.asarray(equal)
 
     def _evidence(self, expected: Arrays, answers: Arrays, same_path: NDArray[np.bool_]) -> None:
-        """Compare evidence rank by rank, where the paths are equal.
+        """Compare the evidence rank by rank, for pictures whose paths are equal.
 
-        Another prototype is right at a rank when it contributes as much as the expected one.
+        A different prototype is a near-tie if it contributes as much as the expected one.
         """
         expected = {name: array[same_path] for name, array in expected.items()}
         answers = {name: array[same_path] for name, array in answers.items()}
@@ -239,15 +246,15 @@ class _Comparison:
             self._within_tolerance(name, differences(name)[equal])
         cells = answers["cell"][:, None, :].repeat(other.shape[1], axis=1)
         pooled = np.take_along_axis(cells, np.maximum(other, 0), axis=2)
-        # `_cells` has judged the pooled cell; here evidence only has to repeat it.
+        # `_cells` compares the cells of all prototypes; the evidence only has to repeat them.
         repeated = answers["evidence_cell"] == np.where(other < 0, -1, pooled)
         self._count("evidence_cell", expected["evidence_cell"] == answers["evidence_cell"], repeated)
         self._within_tolerance("evidence_map", differences("evidence_map")[equal])
 
     def _contribution(self, expected: Arrays, prototype: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What the prototypes int64 [N, L, k] contribute, in the network, to the nodes of the expected path.
+        """Compute the network's contributions of the prototypes int64 [N, L, k] to the nodes of the expected path.
 
-        Infinite where a prototype has no weight for the node or there is no prototype.
+        A contribution is infinite if the prototype has no weight for the node or there is no prototype (−1).
         """
         head = self.head
         node = expected["path"][:, :, None]
@@ -264,13 +271,13 @@ class _Comparison:
         self._difference(name, np.zeros_like(differences), differences, self.precision.tolerance.similarity)
 
     def result(self) -> BatchReport:
-        """Raises ParityError when too few entries agree."""
-        for name, least in self.precision.agreement.items():
+        """Summarise all batches; raises ParityError if too few entries agree."""
+        for name, minimum in self.precision.agreement.items():
             share = (self.equal[name] + self.near_ties[name]) / max(1, self.entries[name])
-            if share < least:
+            if share < minimum:
                 raise ParityError(
                     f"parity: {name} agrees at {100 * share:.1f} % of {self.entries[name]} entries, less than the "
-                    f"{100 * least:g} % that {self.precision.name} requires; no bundle was written"
+                    f"{100 * minimum:g} % that {self.precision.name} requires; no bundle was written"
                 )
         return BatchReport(
             worst_difference=self.worst,

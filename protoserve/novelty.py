@@ -63,7 +63,7 @@ class NoveltyTable:
         return np.array([len(group.children) for group in self.groups], dtype=np.int64)
 
     @cached_property
-    def starts(self) -> NDArray[np.int64]:
+    def offsets(self) -> NDArray[np.int64]:
         """[groups] the place of each group's first member in `members`."""
         return np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
 
@@ -101,12 +101,12 @@ class NoveltyTable:
         if score == "energy":
             return self._log_sum(logit[:, self.members].astype(np.float32))
         if score == "similarity":
-            return np.maximum.reduceat(self._by_member(similarity, np.maximum), self.starts, axis=1)
+            return np.maximum.reduceat(self._by_member(similarity, np.maximum), self.offsets, axis=1)
         if score == "own-similarity":
             return self._own_similarity(logit, similarity)
         # Relative to the sum over the members, which is the parent's own probability, up to rounding.
         relative = np.maximum(log_probability[:, self.members].astype(np.float32), LOWEST_LOG_PROBABILITY)
-        probability = np.exp(np.maximum.reduceat(relative, self.starts, axis=1) - self._log_sum(relative))
+        probability = np.exp(np.maximum.reduceat(relative, self.offsets, axis=1) - self._log_sum(relative))
         if score == "probability":
             return np.asarray(probability)
         own = self._own_similarity(logit, similarity)
@@ -117,9 +117,9 @@ class NoveltyTable:
     ) -> NDArray[np.float32]:
         """[images, groups] the mean similarity to the prototypes of each group's member with the greatest logit."""
         logits = logit[:, self.members]
-        greatest = np.repeat(np.maximum.reduceat(logits, self.starts, axis=1), self.sizes, axis=1)
+        greatest = np.repeat(np.maximum.reduceat(logits, self.offsets, axis=1), self.sizes, axis=1)
         means = self._by_member(similarity, np.add) / self.counts.astype(np.float32)
-        return np.maximum.reduceat(np.where(logits == greatest, means, -np.inf), self.starts, axis=1)
+        return np.maximum.reduceat(np.where(logits == greatest, means, -np.inf), self.offsets, axis=1)
 
     def _by_member(self, similarity: NDArray[np.floating[Any]], join: np.ufunc) -> NDArray[np.float32]:
         """[images, members] the similarities to each member's prototypes, joined; −∞ where it has none."""
@@ -130,9 +130,9 @@ class NoveltyTable:
 
     def _log_sum(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """[images, groups] log Σ exp over each group's members, from `values` [images, members]."""
-        greatest = np.maximum.reduceat(values, self.starts, axis=1)
+        greatest = np.maximum.reduceat(values, self.offsets, axis=1)
         shifted = np.exp(values - np.repeat(greatest, self.sizes, axis=1))
-        return np.asarray(greatest + np.log(np.add.reduceat(shifted, self.starts, axis=1)), dtype=np.float32)
+        return np.asarray(greatest + np.log(np.add.reduceat(shifted, self.offsets, axis=1)), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,25 @@ Box = Annotated[
 
 
 class Contract(BaseModel):
-    """Frozen; unknown keys are refused, so that a typo in a stored document is seen."""
+    """The base of all records: frozen, and it rejects unknown keys, so that a typo in a stored document is noticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class MemberReference(Contract):
-    """One of the bundles of an ensemble: its name and content version (`sha256:…`)."""
+    """One bundle of an ensemble: its name and content version (`sha256:…`)."""
 
     name: str
     version: str
 
 
 class ModelReference(Contract):
-    """Which model answered: its name and content version (`sha256:…`)."""
+    """The model that made the prediction: its name and content version (`sha256:…`)."""
 
     name: str
     version: str
     members: list[MemberReference] | None = Field(
-        default=None, description="the bundles that answered together; null for a single one"
+        default=None, description="the bundles of an ensemble; null for a single bundle"
     )
 
 
@@ -53,30 +53,30 @@ class Alternative(Contract):
 
 
 class EvidenceSource(Contract):
-    """The training patch a prototype is: image id, and its box in that image's pixels."""
+    """The training patch of a prototype: the image's id, and the patch's box in that image's pixels."""
 
     image: str
     box: Box
     href: str | None = Field(
-        default=None, description="where the service that answered has the picture; null without a service"
+        default=None, description="the path of the picture on the service that answered; null without a service"
     )
 
 
 class Evidence(Contract):
-    """One prototype that was found: where, how similar, and what it added to the node's logit."""
+    """One prototype found in the picture: where, how similar, and its contribution to the node's logit."""
 
     prototype: int = Field(ge=0)
     similarity: float
     weight: float
     contribution: float = Field(description="weight × similarity")
     member: int | None = Field(
-        default=None, description="the prototype's bundle, a place in `model.members`; null for a single bundle"
+        default=None, description="the prototype's bundle, an index of `model.members`; null for a single bundle"
     )
-    box: Box = Field(description="the best cell, in the sender's pixels")
+    box: Box = Field(description="the most similar cell, in the sender's pixels")
     map: list[list[float]] | None = Field(
         default=None,
         description="similarity at every cell, rows from top to bottom; only with maps=heat, and in an ensemble only "
-        "of members that predicted this node themselves",
+        "for members that predicted this node themselves",
     )
     source: EvidenceSource | None = None
 
@@ -85,8 +85,8 @@ class Level(Contract):
     """The predicted node at one level, with the evidence for it against its siblings.
 
     `conditional` is the probability given the parent; `forced` marks an only child (conditional 1, no evidence).
-    The contributions of all prototypes add up to `logit`; `evidence_share` is the shown part of it. Both are null
-    where a node has no head of its own (an only child, or an inner node of a flat model).
+    The contributions of all prototypes add up to `logit`; `evidence_share` is the share of the shown ones. Both are
+    null for a node without its own head (an only child, or an inner node of a flat model).
     """
 
     level: int = Field(ge=1)
@@ -97,8 +97,8 @@ class Level(Contract):
     forced: bool = False
     known: bool | None = Field(
         default=None,
-        description="whether the picture is of a class that the taxonomy holds, as far down as this level; null when "
-        "the bundle holds no novelty thresholds",
+        description="whether the picture is of a class that the taxonomy contains, down to this level; null if the "
+        "bundle has no novelty thresholds",
     )
     alternatives: list[Alternative] = []
     logit: float | None = None
@@ -119,10 +119,13 @@ class Prediction(Contract):
 
 
 class NoveltyRecord(Contract):
-    """When a picture is of an unknown class: at a parent where its `score` (see `protoserve.novelty`) is below the
-    threshold. `true_positive_rate` of the pictures that the thresholds come from, of classes below the parent, reach
-    them. A parent without a threshold has nothing to say."""
+    """The thresholds for unknown classes: below a parent, a picture whose `score` (see `protoserve.novelty`) is less
+    than the threshold is of none of its children.
+
+    The thresholds come from pictures of known classes; the share `true_positive_rate` of those below a parent reaches
+    its threshold. A parent without a threshold treats every picture as known.
+    """
 
     score: NoveltyScore
     true_positive_rate: float = Field(gt=0, lt=1)
-    thresholds: dict[str, float] = Field(description="parent, empty for the root → the least score of the known")
+    thresholds: dict[str, float] = Field(description="parent (empty for the root) → the smallest score that is known")

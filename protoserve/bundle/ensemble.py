@@ -110,19 +110,19 @@ class Ensemble:
         return Metrics()
 
     @cached_property
-    def starts(self) -> tuple[int, ...]:
+    def first_prototypes(self) -> tuple[int, ...]:
         """The ensemble's id of every member's first prototype."""
         counts = (len(member.prototypes) for member in self.members)
         return tuple(accumulate(counts, initial=0))[:-1]
 
     def member_of(self, prototype: int) -> int:
         """The index of the member that a prototype belongs to."""
-        return bisect_right(self.starts, prototype) - 1
+        return bisect_right(self.first_prototypes, prototype) - 1
 
     def picture(self, prototype: int) -> Path:
         """The picture of a prototype, in its member's bundle."""
         member = self.member_of(prototype)
-        return self.members[member].picture(prototype - self.starts[member])
+        return self.members[member].picture(prototype - self.first_prototypes[member])
 
 
 # Code that describes or shows a model takes either.

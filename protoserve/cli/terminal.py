@@ -146,8 +146,8 @@ def model_document(model: Model) -> dict[str, Any]:
         "name": model.name,
         "version": model.version,
         "members": [
-            {"first_prototype": start, **bundle_document(member)}
-            for start, member in zip(model.starts, model.members, strict=True)
+            {"first_prototype": first, **bundle_document(member)}
+            for first, member in zip(model.first_prototypes, model.members, strict=True)
         ],
     }
 
@@ -159,8 +159,8 @@ def model_report(model: Model) -> Iterator[RenderableType]:
         return
     yield Text.assemble((model.name, "bold"), f"  an ensemble of {len(model.members)} bundles")
     yield Text(model.version, "dim")
-    for number, (start, member) in enumerate(zip(model.starts, model.members, strict=True)):
-        yield Text(f"\nmember {number}, its prototypes numbered from {start}", "bold")
+    for index, (first, member) in enumerate(zip(model.first_prototypes, model.members, strict=True)):
+        yield Text(f"\nmember {index}, its prototypes numbered from {first}", "bold")
         yield from bundle_report(member)
 
 

@@ -32,7 +32,7 @@ Source = TypeVar("Source", bound=ImageSource)
 
 
 class Classifier:
-    """A bundle, or an ensemble, that answers. Made by `load`; may be used from several threads at a time."""
+    """Predicts with a bundle or an ensemble. Made by `load`; several threads may use it at the same time."""
 
     def __init__(self, bundle: Model, engine: Engine | EnsembleEngine) -> None:
         self.bundle = bundle
@@ -67,14 +67,14 @@ class Classifier:
         alternatives: int = 3,
         maps: bool = False,
     ) -> Prediction | list[Prediction]:
-        """A prediction at every level, with its evidence, for one image or for each of a list.
+        """Predict every level, with its evidence, for one image or for each image of a list.
 
-        An image is a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] or [H, W]. `top_k`
-        prototypes are shown per level (by default 5, or all that the bundle keeps if these are fewer), and
-        `alternatives` other nodes of the level; `maps` adds each prototype's similarity at every cell.
+        An image is a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] or [H, W]. Each level shows
+        `top_k` prototypes (by default 5, or all that the bundle returns if those are fewer) and `alternatives` other
+        nodes; `maps` adds each prototype's similarity at every cell.
 
-        Raises ImageError for what can't be read as a picture and InputError for a missing file (in a list,
-        both name the item), and InputError for a `top_k` or `alternatives` out of range.
+        Raises ImageError for an image that can't be decoded and InputError for a missing file (for a list, both name
+        the item's index), and InputError for a `top_k` or `alternatives` out of range.
         """
         checked_top_k(self.table, top_k)
         if not isinstance(images, list | tuple):
@@ -93,11 +93,10 @@ class Classifier:
         formats: tuple[str, ...] = FORMATS,
         draft: bool = False,
     ) -> FittedImage:
-        """Read one untrusted image and bring it to model size: the half of `predict` that needs no engine.
+        """Decode one untrusted image and resize it to model size: the part of `predict` before the engine.
 
-        With `draft`, large JPEGs are reduced while they are decoded; see `protoserve.images.decoding.decode`.
-
-        Raises InputError and ImageError as `protoserve.images.decoding.decode` does.
+        With `draft`, large JPEGs are scaled down while they are decoded. For this, `limits`, `formats` and the errors
+        raised, see `protoserve.images.decoding.decode`.
         """
         rule = self.bundle.input
         return fit(decode(image, limits=limits, formats=formats, draft_for=rule if draft else None), rule)
@@ -110,7 +109,7 @@ class Classifier:
         alternatives: int = 3,
         maps: bool = False,
     ) -> list[Prediction]:
-        """The other half of `predict`: one run of the engine over all the images, which are one batch."""
+        """Predict images from `fit`: the rest of `predict`. The engine runs once, on all images as one batch."""
         if not fitted:
             return []
         outputs = self.engine.run(np.stack([image.array for image in fitted]))
@@ -135,21 +134,22 @@ class Classifier:
 def load(
     bundle: Path | str | Model | Sequence[Path | str | Bundle], device: Device = "auto", threads: int | None = None
 ) -> Classifier:
-    """Open a bundle for predictions, or several on one taxonomy to answer as one; no torch needed.
+    """Open a bundle for predictions, or several bundles as an ensemble; needs no torch.
 
-    `bundle` is a bundle, an ensemble, the folder of either, or a list of bundles or their folders: their logits are
-    summed before the softmax, and every piece of evidence says whose it is (`member`).
+    `bundle` is a bundle, an ensemble, the folder of either, or a list of bundles or their folders. The members of an
+    ensemble share one taxonomy; their logits are summed before the softmax, and every piece of evidence names its
+    `member`.
 
-    `device` is `"auto"` (CUDA where it works, else the CPU), `"cpu"` or `"cuda"`; `threads` bounds the CPU
-    threads of one call. Raises InputError when there is no bundle or several don't fit together, BundleError when one
-    is damaged, DeviceError when CUDA is asked for and can't be used.
+    `device` is `"auto"` (CUDA if it works, else the CPU), `"cpu"` or `"cuda"`; `threads` limits the CPU threads of one
+    call. Raises InputError for a missing bundle, an unknown device or members that don't fit together, BundleError for
+    a damaged bundle, and DeviceError if CUDA is requested and can't be used.
     """
     model = open_model(bundle)
     return Classifier(model, open_engine(model, device=device, threads=threads))
 
 
 def open_model(bundle: Path | str | Model | Sequence[Path | str | Bundle]) -> Model:
-    """The bundle or ensemble that `load` is given, verified; a list of one is that bundle."""
+    """Open and verify the argument `bundle` of `load`; a list of one bundle gives that bundle."""
     if isinstance(bundle, Bundle | Ensemble):
         return bundle
     if isinstance(bundle, Path | str):

@@ -25,7 +25,7 @@ _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 # onnxruntime's exceptions share no base class of their own.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    *(found for found in vars(onnxruntime_state).values() if isinstance(found, type) and issubclass(found, Exception)),
+    *(kind for kind in vars(onnxruntime_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     RuntimeError,
     ValueError,
 )
@@ -33,28 +33,28 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True)
 class Outputs(Explanation[NDArray[np.float32], NDArray[np.int64]]):
-    """The full graph's answer for N images, or an ensemble's, which also says what is `known`."""
+    """The outputs of the full graph for N images; those of an ensemble also hold `known`."""
 
     known: NDArray[np.bool_] | None = None
-    """[N, levels] whether the picture is known at each level, where an ensemble's members have voted on it."""
+    """[N, levels] whether the picture is known at each level; None if no member of an ensemble has voted on it."""
 
     def __len__(self) -> int:
         return len(self.path)
 
     def rows(self, start: int, stop: int) -> Outputs:
-        """The answer for the images `start` to `stop` (exclusive) alone: views, not copies."""
+        """Return views of the outputs for the images from `start` to `stop` (exclusive)."""
         parts = {name: array[start:stop] for name, array in named_arrays(self).items()}
         return Outputs(**parts, known=None if self.known is None else self.known[start:stop])
 
 
 class Engine:
-    """A bundle's graph, loaded once; `run` may be called from several threads at a time.
+    """A bundle's graph, loaded once; several threads may call `run` at the same time.
 
-    `device` says where it runs, `"cpu"` or `"cuda"`: `"auto"` takes CUDA where it works and the CPU
-    elsewhere. `threads` bounds the threads of one call on the CPU (default: one per core).
+    `"auto"` selects CUDA if it works, else the CPU; the attribute `device` says which, `"cpu"` or `"cuda"`. `threads`
+    limits the CPU threads of one call (default: one per core).
 
-    Raises DeviceError when CUDA is asked for and can't be used, BundleError when the graph is damaged or
-    does not fit its manifest, InputError for an unknown device or a thread count below 1.
+    Raises DeviceError if CUDA is requested and can't be used, BundleError if the graph is damaged or does not match its
+    manifest, and InputError for an unknown device or a thread count below 1.
     """
 
     def __init__(self, bundle: Bundle, device: Device = "auto", threads: int | None = None) -> None:
@@ -69,10 +69,9 @@ class Engine:
         _check_signature(self._session, bundle)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Answer for uint8 RGB images [N, height, width, 3] at model size, N ≥ 1.
+        """Run the graph on uint8 RGB images [N, height, width, 3] at model size, N ≥ 1.
 
-        Raises InputError for another shape or dtype, DeviceError when the device fails (for example, out of
-        memory).
+        Raises InputError for another shape or dtype, DeviceError if the device fails (for example, out of memory).
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._image_shape or not len(images):
             height, width, _ = self._image_shape
@@ -95,30 +94,29 @@ class Engine:
             except DeviceError as error:
                 if device == "cuda":
                     raise
-                _LOG.warning("using the CPU, though an NVIDIA driver is here: %s", error)
+                _LOG.warning("using the CPU although this machine has an NVIDIA driver: %s", error)
         return self._new_session([_CPU], threads), "cpu"
 
     def _cuda_session(self, threads: int | None) -> Any:
-        """A session that has run on CUDA: one that loads may still lack kernels for the device."""
+        """Open a session on CUDA and run it once: a session that loads may still lack kernels for the device."""
         offered = onnxruntime.get_available_providers()
         if _CUDA not in offered:
             raise DeviceError(
-                f"this onnxruntime runs on {', '.join(offered)}, not on CUDA; install onnxruntime-gpu or "
-                "choose the device cpu"
+                f"this onnxruntime supports {', '.join(offered)}, not CUDA; install onnxruntime-gpu or choose the "
+                "device cpu"
             )
         if not has_nvidia_driver():
             raise DeviceError(
-                "CUDA was asked for, but this machine has no NVIDIA driver (libcuda), only the CPU; choose "
-                "the device cpu or auto"
+                "CUDA was requested, but this machine has no NVIDIA driver (libcuda); choose the device cpu or auto"
             )
-        # It finds CUDA and cuDNN in NVIDIA's Python packages, and prints what it does not find.
+        # `preload_dlls` finds CUDA and cuDNN in NVIDIA's Python packages, and prints the libraries that are missing.
         with contextlib.redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls()
-        # TF32 keeps 10 bits of the mantissa: distances, and so the evidence, would differ from the CPU's.
+        # TF32 keeps only 10 bits of the mantissa, so distances and evidence would differ from those of the CPU.
         session = self._new_session([(_CUDA, {"use_tf32": "0"}), _CPU], threads)
         if _CUDA not in session.get_providers():
             raise DeviceError(
-                f"CUDA was asked for, but onnxruntime {onnxruntime.__version__} could only use "
+                f"CUDA was requested, but onnxruntime {onnxruntime.__version__} could only use "
                 f"{', '.join(session.get_providers())}; install the CUDA and cuDNN that it was built for, or "
                 "choose the device cpu"
             )
@@ -130,28 +128,29 @@ class Engine:
 
     def _new_session(self, providers: list[Any], threads: int | None) -> Any:
         options = onnxruntime.SessionOptions()
-        # The optimiser's warnings mean nothing to a user; errors come as exceptions.
+        # The graph optimiser's warnings do not help users. Errors arrive as exceptions.
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         file = self._bundle.file("onnx")
         try:
-            # Where a provider fails, onnxruntime says so on standard output.
+            # onnxruntime prints provider failures on standard output.
             with contextlib.redirect_stdout(sys.stderr):
                 session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         except RUNTIME_ERRORS as error:
             raise BundleError(f"{file}: not a graph that onnxruntime can load ({error}); export it again") from error
-        # It would change the device in the middle of a run, unasked.
+        # The fallback would switch to another device silently in the middle of a run.
         session.disable_fallback()
         return session
 
 
 def _check_signature(session: Any, bundle: Bundle) -> None:
-    """Raise BundleError unless the graph has exactly our input and every output, with the manifest's sizes."""
+    """Raise BundleError unless the graph has exactly one input and all outputs, as declared and with the manifest's
+    sizes."""
     file, rule, graph = bundle.file("onnx"), bundle.manifest.input, bundle.manifest.graph
     inputs = [value.name for value in session.get_inputs()]
     if inputs != [INPUT]:
-        raise BundleError(f"{file}: takes {inputs}, not only {INPUT!r}; export the bundle again")
+        raise BundleError(f"{file}: its inputs are {inputs}, not only {INPUT!r}; export the bundle again")
     picture = GraphOutput(INPUT, "uint8", ("images", "height", "width", "channels"))
     check_values(session.get_inputs(), (picture,), {"height": rule.height, "width": rule.width, "channels": 3}, file)
     sizes = {
@@ -165,18 +164,18 @@ def _check_signature(session: Any, bundle: Bundle) -> None:
     check_values(session.get_outputs(), OUTPUTS, sizes, file)
 
 
-def check_values(found: Sequence[Any], declared: Sequence[GraphOutput], sizes: Mapping[str, int], file: Path) -> None:
-    """Raise BundleError unless a graph's inputs or outputs, as onnxruntime lists them, are as `declared`.
+def check_values(listed: Sequence[Any], declared: Sequence[GraphOutput], sizes: Mapping[str, int], file: Path) -> None:
+    """Raise BundleError unless a graph's inputs or outputs, as `listed` by onnxruntime, are as `declared`.
 
-    `sizes` are those of named dimensions; a dimension that the graph leaves open, or that has no size here, may have
-    any.
+    `sizes` maps names of dimensions to their sizes. A dimension may have any size if it is not in `sizes` or is dynamic
+    in the graph.
     """
-    values = {value.name: value for value in found}
+    values = {value.name: value for value in listed}
     for expected in declared:
         if expected.name not in values:
             raise BundleError(f"{file}: has no output {expected.name!r}; export the bundle again")
         value = values[expected.name]
-        # onnxruntime gives open dimensions as strings or None.
+        # onnxruntime lists dynamic dimensions as strings or None.
         fits = len(value.shape) == len(expected.dimensions) and all(
             not isinstance(stated, int) or stated == sizes.get(name, stated)
             for stated, name in zip(value.shape, expected.dimensions, strict=True)

@@ -1,4 +1,4 @@
-"""Arrays → `Prediction`: the levels, the alternatives, and the evidence with its boxes and sources."""
+"""Turns an engine's arrays into a `Prediction`: levels, alternatives, and evidence with its boxes and sources."""
 
 from __future__ import annotations
 
@@ -35,31 +35,37 @@ DEFAULT_TOP_K: Final = 5
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What turning arrays into predictions needs of a bundle, computed once."""
+    """The properties of a bundle or an ensemble that turning arrays into predictions needs, computed once."""
 
     model: ModelReference
     names: tuple[str, ...]
     nodes: tuple[tuple[str, ...], ...]
     has_head: tuple[bool, ...]
-    """Whether the node competes in a softmax: no only child does; in a flat model or an autoencoder only leaves do."""
+    """Whether the node competes in a softmax: an only child does not; in a flat model or an autoencoder, only leaves
+    do."""
     forced: tuple[bool, ...]
+    """Whether the node is an only child without a softmax, so that its conditional probability is 1."""
     levels: tuple[range, ...]
-    """The nodes of every level; consecutive, for nodes are numbered breadth first."""
+    """The nodes of every level; they are consecutive, because nodes are numbered breadth first."""
     prototypes: tuple[PrototypeRecord, ...]
     thresholds: Thresholds | None
-    """When a picture is of an unknown class; None where the bundle does not say."""
-    starts: tuple[int, ...]
-    """The first prototype of every member; a bundle is its only one."""
+    """The novelty thresholds; None for an ensemble, or for a bundle without any."""
+    first_prototypes: tuple[int, ...]
+    """The first prototype of every member; a bundle is its own only member."""
     grids: tuple[tuple[int, int], ...]
     """Rows and columns of every member's feature map."""
     smoothing: tuple[int, ...]
-    """How many cells wide and high the boxes of each member are."""
+    """The side of each member's boxes, in cells."""
     top_k: int
+    """The most evidence per level."""
 
     @classmethod
     def of(cls, bundle: Model) -> EvidenceTable:
-        """The table of a bundle or an ensemble; raises BundleError when its prototype records are not numbered from 0
-        up."""
+        """Make the table of a bundle or an ensemble.
+
+        Raises BundleError if the prototype records are not numbered as in the graph, or if prototypes or thresholds
+        name nodes that the taxonomy does not have.
+        """
         taxonomy = bundle.taxonomy
         members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
         references = [MemberReference(name=member.name, version=member.version) for member in members]
@@ -91,7 +97,7 @@ class EvidenceTable:
             levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
             prototypes=tuple(bundle.prototypes),
             thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
-            starts=bundle.starts if isinstance(bundle, Ensemble) else (0,),
+            first_prototypes=bundle.first_prototypes if isinstance(bundle, Ensemble) else (0,),
             grids=tuple(member.grid for member in members),
             smoothing=tuple(member.manifest.graph.smoothing for member in members),
             top_k=bundle.top_k,
@@ -108,14 +114,16 @@ def predictions(
     maps: bool = False,
     href: Callable[[int], str] | None = None,
 ) -> list[Prediction]:
-    """One prediction per image, in order; `geometries[i]` leads from image i's cells to its sender's pixels.
+    """Make one prediction per image, in order; `geometries[i]` maps the cells of image i to the sender's pixels.
 
-    Each level shows up to `top_k` prototypes (0 to the bundle's own limit; by default 5 or that limit) and
-    up to `alternatives` other nodes of that level, the most probable first; a leaf counts at its own level
-    only. With `maps`, each prototype comes with its similarity at every cell. `href` gives
-    the address of a prototype's picture, for a service that has one. `evidence_share` is the shown
-    contributions' part of the logit, null where the logit is not positive. Raises InputError for a `top_k`
-    or `alternatives` out of range, BundleError when the graph gave no number.
+    Each level shows up to `top_k` prototypes (from 0 to the bundle's limit; by default 5 or that limit) and up to
+    `alternatives` other nodes of that level, the most probable first. A leaf belongs only to the level of its own
+    depth. With `maps`, each prototype has its similarity at every cell. `href` maps a prototype to the URL of its
+    picture. `evidence_share` is the sum of the shown contributions divided by the logit, null if the logit is not
+    positive.
+
+    Raises InputError for a `top_k` or `alternatives` out of range, and BundleError for a probability that is NaN or
+    infinite.
     """
     top_k = checked_top_k(table, top_k)
     if alternatives < 0:
@@ -123,14 +131,14 @@ def predictions(
     if len(geometries) != len(outputs):
         raise InputError(f"{len(outputs)} images but {len(geometries)} geometries; give one for each image")
     path = outputs.path
-    used = path >= 0
-    reached = np.take_along_axis(outputs.log_probability, np.where(used, path, 0), axis=1)
-    if np.isnan(outputs.log_probability).any() or not np.isfinite(reached[used]).all():
-        raise BundleError("the graph gave a probability that is no number; export the bundle again")
-    reached = np.where(used, reached, np.float32(0.0))
-    probability = np.exp(np.minimum(reached, 0.0)).tolist()
-    # Differences of logarithms, for the probabilities themselves may underflow far down.
-    conditional = np.exp(np.minimum(np.diff(reached, axis=1, prepend=np.float32(0.0)), 0.0)).tolist()
+    on_path = path >= 0
+    log_probability = np.take_along_axis(outputs.log_probability, np.where(on_path, path, 0), axis=1)
+    if np.isnan(outputs.log_probability).any() or not np.isfinite(log_probability[on_path]).all():
+        raise BundleError("the graph returned a probability that is not a finite number; export the bundle again")
+    log_probability = np.where(on_path, log_probability, np.float32(0.0))
+    probability = np.exp(np.minimum(log_probability, 0.0)).tolist()
+    # Conditionals are differences of logarithms, because deep in the tree the probabilities may underflow.
+    conditional = np.exp(np.minimum(np.diff(log_probability, axis=1, prepend=np.float32(0.0)), 0.0)).tolist()
     others = _other_nodes(outputs, table, alternatives)
     known = None if outputs.known is None else outputs.known.tolist()
     if table.thresholds is not None:
@@ -151,12 +159,12 @@ def predictions(
         for level, node in enumerate(nodes):
             headed = table.has_head[node]
             logit = float(outputs.logit[image, node]) if headed else None
-            found = []
+            evidence = []
             if headed:
                 rows = zip(*(column[image][level] for column in columns), strict=True)
-                heat = outputs.evidence_map[image, level] if maps else None
-                found = _evidence(rows, heat, table, geometry, href)
-            share = sum(one.contribution for one in found) / logit if logit is not None and logit > 0 else None
+                level_maps = outputs.evidence_map[image, level] if maps else None
+                evidence = _evidence(rows, level_maps, table, geometry, href)
+            share = sum(item.contribution for item in evidence) / logit if logit is not None and logit > 0 else None
             levels.append(
                 Level(
                     level=level + 1,
@@ -169,7 +177,7 @@ def predictions(
                     alternatives=others[image][level],
                     logit=logit,
                     evidence_share=share,
-                    evidence=found,
+                    evidence=evidence,
                 )
             )
         result.append(
@@ -191,7 +199,7 @@ def _thresholds(bundle: Bundle) -> Thresholds | None:
     children = [taxonomy.index.get(record.child) for record in manifest.prototypes]
     if None in children or not set(manifest.novelty.thresholds) <= {"", *taxonomy.names}:
         raise BundleError(
-            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not hold; "
+            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not have; "
             "export the bundle again"
         )
     return Thresholds.of(
@@ -204,7 +212,7 @@ def _thresholds(bundle: Bundle) -> Thresholds | None:
 
 
 def checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
-    """`top_k` or its default; raises InputError, naming the limit, when the graph keeps fewer prototypes."""
+    """Return `top_k` or its default; raises InputError if the graph returns fewer prototypes."""
     if top_k is None:
         return min(DEFAULT_TOP_K, table.top_k)
     if not 0 <= top_k <= table.top_k:
@@ -217,19 +225,21 @@ def checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
 
 def _evidence(
     rows: Iterable[tuple[int, float, float, float, int]],
-    heat: NDArray[np.float32] | None,
+    maps: NDArray[np.float32] | None,
     table: EvidenceTable,
     geometry: Geometry,
     href: Callable[[int], str] | None,
 ) -> list[Evidence]:
-    found = []
-    for place, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
+    """Make the evidence of one level; `rows` hold prototype, similarity, weight, contribution and cell, and `maps` are
+    [evidence, rows, columns]."""
+    evidence = []
+    for rank, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
         if prototype < 0:
             break
         record = table.prototypes[prototype]
-        member = bisect_right(table.starts, prototype) - 1
+        member = bisect_right(table.first_prototypes, prototype) - 1
         grid = table.grids[member]
-        found.append(
+        evidence.append(
             Evidence(
                 prototype=prototype,
                 similarity=similarity,
@@ -237,7 +247,7 @@ def _evidence(
                 contribution=contribution,
                 member=None if table.model.members is None else member,
                 box=geometry.cell_box(cell, *grid, table.smoothing[member]),
-                map=None if heat is None else _map(heat[place], grid),
+                map=None if maps is None else _map(maps[rank], grid),
                 source=EvidenceSource(
                     image=record.source_image,
                     box=record.source_box,
@@ -245,21 +255,22 @@ def _evidence(
                 ),
             )
         )
-    return found
+    return evidence
 
 
-def _map(heat: NDArray[np.float32], grid: tuple[int, int]) -> list[list[float]] | None:
-    """The part of an ensemble's map that is the member's own; None where its graph did not draw one (NaN)."""
-    found: list[list[float]] = heat[: grid[0], : grid[1]].tolist()
-    return None if np.isnan(heat[0, 0]) else found
+def _map(padded: NDArray[np.float32], grid: tuple[int, int]) -> list[list[float]] | None:
+    """Crop a map to the member's own grid; None if the member's graph did not compute it (NaN)."""
+    cropped: list[list[float]] = padded[: grid[0], : grid[1]].tolist()
+    return None if np.isnan(padded[0, 0]) else cropped
 
 
 def _other_nodes(outputs: Outputs, table: EvidenceTable, count: int) -> list[list[list[Alternative]]]:
-    """[images][levels] the most probable nodes of each level beside the predicted one, falling."""
+    """Find the `count` most probable nodes of each level except the predicted one: [images][levels], most probable
+    first."""
     images = np.arange(len(outputs))
     result: list[list[list[Alternative]]] = [[] for _ in images]
     for level, nodes in enumerate(table.levels):
-        # Even a node of probability 0 stays above the predicted one, which is taken out with −∞.
+        # −∞ excludes the predicted node. A node of probability 0 must rank above it, hence the maximum.
         candidates = np.maximum(outputs.log_probability[:, nodes.start : nodes.stop], np.finfo(np.float32).min)
         predicted = outputs.path[:, level]
         on_path = predicted >= 0
@@ -267,15 +278,15 @@ def _other_nodes(outputs: Outputs, table: EvidenceTable, count: int) -> list[lis
         kept = min(count, len(nodes) - 1)
         best = np.argpartition(-candidates, max(kept - 1, 0), axis=1)[:, :kept]
         values = np.take_along_axis(candidates, best, axis=1)
-        # By node number among equals, so that the answer does not hang on how numpy partitions.
+        # Ties are broken by node number, so that the result does not depend on numpy's partitioning.
         order = np.lexsort((best, -values))
         best = np.take_along_axis(best, order, axis=1) + nodes.start
         probability = np.exp(np.minimum(np.take_along_axis(values, order, axis=1), 0.0))
-        for image, (numbers, chances) in enumerate(zip(best.tolist(), probability.tolist(), strict=True)):
+        for image, (image_nodes, values_of_image) in enumerate(zip(best.tolist(), probability.tolist(), strict=True)):
             result[image].append(
                 [
-                    Alternative(node=table.names[node], label=table.nodes[node][-1], probability=chance)
-                    for node, chance in zip(numbers, chances, strict=True)
+                    Alternative(node=table.names[node], label=table.nodes[node][-1], probability=value)
+                    for node, value in zip(image_nodes, values_of_image, strict=True)
                 ]
             )
     return result

@@ -1,4 +1,4 @@
-"""A routed graph in onnxruntime, and the full graph where its certificate does not hold: images in, paths out."""
+"""The engine of a routed graph; images for which its certificate does not hold go through the full graph."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _FULL = ("path", "log_probability", "logit", *_EVIDENCE)
 
 
 class RoutedEngine:
-    """Two graphs of one network, loaded once, on the CPU; `threads` bounds those of one call.
+    """A routed and a full graph of one network, loaded once, on the CPU; `threads` limits the threads of one call.
 
-    Raises BundleError when a file is not a graph or lacks an output.
+    Raises BundleError if a file is not a graph or lacks an output.
     """
 
     def __init__(self, routed: Path, full: Path, threads: int | None = None) -> None:
@@ -39,18 +39,18 @@ class RoutedEngine:
         self.full = _session(full, [output for output in OUTPUTS if output.name in _FULL], threads)
 
     def run(self, images: NDArray[np.uint8]) -> RoutedOutputs:
-        """Answer for uint8 RGB images [N, height, width, 3] at model size, N ≥ 1. Raises InputError for anything else.
+        """Run the graphs on uint8 RGB images [N, height, width, 3] at model size, N ≥ 1.
 
-        The full graph sees only the images of which the routed one is not `certain`.
+        The full graph runs only on images that are not `certain`. Raises InputError for other arrays.
         """
         expected = self.routed.get_inputs()[0].shape
-        # Open dimensions have names.
+        # Dynamic dimensions have names.
         fits = images.ndim == len(expected) and all(
             size == stated or not isinstance(stated, int) for size, stated in zip(images.shape, expected, strict=True)
         )
         if images.dtype != np.uint8 or not fits or not len(images):
-            wanted = ", ".join(map(str, expected))
-            raise InputError(f"the routed graph takes uint8 images [{wanted}], not {images.dtype} {list(images.shape)}")
+            shape = ", ".join(map(str, expected))
+            raise InputError(f"the routed graph takes uint8 images [{shape}], not {images.dtype} {list(images.shape)}")
         names = list(ROUTED_OUTPUT_NAMES)
         arrays = dict(zip(names, self.routed.run(names, {INPUT: images}), strict=True))
         uncertain = np.flatnonzero(~arrays["certain"])
@@ -62,7 +62,7 @@ class RoutedEngine:
 
 
 def _along_path(full: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The full graph's answer in the form of a routed one, without `certain`."""
+    """Convert the full graph's outputs to those of a routed graph, without `certain`."""
     path = full["path"]
     nodes = np.maximum(path, 0)
     values = {

@@ -50,8 +50,8 @@ def code_size(channels: Sequence[int], height: int, width: int) -> int:
 
 
 class Planes(nn.Module):
-    """Turns uint8 images [N, H, W, 3] into float32 planes [N, planes, H, W] in [0, 1]: the three colours, or their mean
-    as one grey plane."""
+    """Converts uint8 images [N, H, W, 3] to float32 planes [N, planes, H, W] in [0, 1]: the three colours, or their
+    mean as one grey plane."""
 
     def __init__(self, grey: bool) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 ‖z − p‖² = ‖z‖² − 2zp + ‖p‖² takes one product for all prototypes and cells. Cancellation costs it so many digits that
 the similarity of an exact match would be wrong by 0.1 or more. The error matters only for distances that are about as
-small as the error itself; only these are computed again, from the difference.
+small as the error itself; only these are recomputed, from the difference.
 
 Shapes: N pictures, C cells, P prototypes, D dimensions.
 """
@@ -146,8 +146,8 @@ def nearest_cells(
     """Find every prototype's best cell: its distance [N, P] and its index int64 [N, P].
 
     `cells` [N, C, D]; `vectors` [P, D] and, as `offset`, their `distance_offsets`. Distances up to `radius` (see
-    `refinement_radius`) are computed again from the difference. A graph cannot count them: it refines the
-    `refinements` smallest distances of every picture (see `max_refinements`).
+    `refinement_radius`) are recomputed from the difference. A graph cannot count them; it refines the `refinements`
+    smallest distances of every picture instead (see `max_refinements`).
     """
     distance, cell = best_cells(cell_products(cells, vectors, unit_length), offset)
     return refine_distances(cells, vectors, distance, cell, radius, refinements), cell
@@ -165,7 +165,7 @@ def best_cells(product: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
 def refine_distances(
     cells: Tensor, vectors: Tensor, distance: Tensor, cell: Tensor, radius: float, refinements: int | None
 ) -> Tensor:
-    """Compute those of the best cells' distances [N, P] that are up to `radius` again, from the difference; see
+    """Recompute the best cells' distances [N, P] that are at most `radius`, from the difference; see
     `nearest_cells`."""
     if refinements is None:
         refinements = int((distance < radius).sum(1).max()) if radius > 0 else 0

@@ -164,7 +164,7 @@ class Grouping(nn.Module):
             weights += len(chosen) * height * width
         self.rows = rows
 
-        # ---- the row of each node and of each node on a leaf's path; only children read the 0 past the last row
+        # ---- the row of each node, also along the paths of leaves; nodes without a group read the 0 past the last row
         no_group = group_of == len(groups)
         group_or_first = np.where(no_group, 0, group_of)
         node_row = np.where(no_group, rows, row_of[group_or_first] + member_of)

@@ -46,7 +46,7 @@ class PrototypeHead(nn.Module):
 
     `prototypes` [P, D] are ordered by group and, within it, by child; `prototype_child` [P] is the node of each.
     `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members of its own group.
-    Weights start at +1 for a prototype's own child and −0.5 for the others (both papers).
+    Weights start at +1 for a prototype's own child and −0.5 for the others (Chen et al. 2019, Hase et al. 2019).
     """
 
     weight_mask: Tensor

@@ -36,7 +36,7 @@ class AddOn(nn.Module):
     """Adds to an affine map of every cell a second branch through `hidden` rectified units.
 
     The second branch starts at 0. Training therefore starts from the distances of the linear map and learns where to
-    depart from them. Both papers put a rectified layer between two 1×1 convolutions instead.
+    depart from them. Chen et al. 2019 and Hase et al. 2019 put a rectified layer between two 1×1 convolutions instead.
     """
 
     def __init__(self, width: int, dimensions: int, hidden: int) -> None:

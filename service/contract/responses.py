@@ -142,13 +142,13 @@ def _members(ensemble: Ensemble) -> list[MemberDocument]:
         MemberDocument(
             name=member.name,
             version=member.version,
-            first_prototype=start,
+            first_prototype=first,
             prototypes=len(member.prototypes),
             rows=member.manifest.graph.rows,
             columns=member.manifest.graph.columns,
             metrics=member.manifest.metrics.model_dump(),
         )
-        for start, member in zip(ensemble.starts, ensemble.members, strict=True)
+        for first, member in zip(ensemble.first_prototypes, ensemble.members, strict=True)
     ]
 
 

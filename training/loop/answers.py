@@ -58,7 +58,7 @@ def answer_features(network: Network, features: Tensor, table: NoveltyTable) -> 
     group_logits, similarity = logits_and_similarities(network, features)
     logit = np.zeros((len(features), table.nodes), dtype=np.float32)
     of_group = np.repeat(np.arange(len(table.groups)), table.sizes)
-    place = np.arange(len(of_group)) - np.repeat(table.starts, table.sizes)
+    place = np.arange(len(of_group)) - np.repeat(table.offsets, table.sizes)
     logit[:, table.members] = group_logits.cpu().numpy()[:, of_group, place]
     log_probability = node_log_probability(network, group_logits).cpu().numpy()
     found = log_probability, logit, similarity.cpu().numpy()

@@ -34,10 +34,10 @@ def test_prototypes_are_numbered_member_by_member(members: tuple[Bundle, Bundle]
     counts = [len(member.manifest.prototypes) for member in members]
     records = ensemble.prototypes
     assert [record.id for record in records] == list(range(sum(counts)))
-    assert ensemble.starts == (0, counts[0])
+    assert ensemble.first_prototypes == (0, counts[0])
     for number, record in enumerate(records):
         owner = 0 if number < counts[0] else 1
-        own = members[owner].manifest.prototypes[number - ensemble.starts[owner]]
+        own = members[owner].manifest.prototypes[number - ensemble.first_prototypes[owner]]
         assert ensemble.member_of(number) == owner
         assert record.model_copy(update={"id": own.id}) == own
         assert ensemble.picture(number) == members[owner].picture(own.id)

@@ -14,7 +14,7 @@ from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Engine
-from protoserve.inference.ensemble_engine import EnsembleEngine, Joining
+from protoserve.inference.ensemble_engine import EnsembleEngine, OutputCombiner
 from protoserve.networks.model_file import load_network
 from protoserve.schema import NoveltyRecord
 
@@ -103,7 +103,7 @@ def test_evidence_is_the_largest_contributions_of_all_members(
 ) -> None:
     """Also where a member on its own would have taken another path, and its graph shows evidence for other nodes."""
     outputs = ensemble.engine.run(images)
-    taxonomy, starts = ensemble.taxonomy, ensemble.bundle.starts
+    taxonomy, first_prototypes = ensemble.taxonomy, ensemble.bundle.first_prototypes
     tables = [weights_of(run) for run in (tiny_run, twin_run)]
     for image in range(len(images)):
         for level, node in enumerate(outputs.path[image].tolist()):
@@ -118,7 +118,7 @@ def test_evidence_is_the_largest_contributions_of_all_members(
                 for (prototype, owner), weight in table.items():
                     if owner == node:
                         similarity = float(answer.similarity[image, prototype])
-                        contributions[starts[number] + prototype] = weight / temperature * similarity
+                        contributions[first_prototypes[number] + prototype] = weight / temperature * similarity
             # All of them add up to the logit, and the shown ones are the largest in order.
             assert sum(contributions.values()) == pytest.approx(outputs.logit[image, node], abs=1e-4)
             shown = outputs.evidence_prototype[image, level].tolist()
@@ -133,13 +133,13 @@ def test_evidence_is_the_largest_contributions_of_all_members(
 
 def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images) -> None:
     outputs = ensemble.engine.run(images)
-    starts = ensemble.bundle.starts
+    first_prototypes = ensemble.bundle.first_prototypes
     apart = together = 0
     for image, level, rank in np.argwhere(outputs.evidence_prototype >= 0).tolist():
         prototype = int(outputs.evidence_prototype[image, level, rank])
         member = ensemble.bundle.member_of(prototype)
         answer, graph = answers[member], bundles[member].manifest.graph
-        own = prototype - starts[member]
+        own = prototype - first_prototypes[member]
         assert outputs.evidence_cell[image, level, rank] == answer.cell[image, own]
         heat = outputs.evidence_map[image, level, rank]
         if answer.path[image, level] != outputs.path[image, level]:
@@ -169,12 +169,12 @@ def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle: Path, photograph: Path
     assert_equal_but_for_the_member(alone.predict(photograph, maps=True), single.predict(photograph, maps=True))
     # Twice the same logits: by hand, the softmax of the doubled ones.
     twin = replace(bundle, manifest=bundle.manifest.model_copy(update={"version": "another"}))
-    joining = Joining(ensemble_of([bundle, twin]))
+    combiner = OutputCombiner(ensemble_of([bundle, twin]))
     fitted = single.fit(photograph).array[None]
     answer = single.engine.run(fitted)
     leaves = list(bundle.taxonomy.leaves)
     doubled = torch.from_numpy(2 * answer.logit[:, leaves]).double().softmax(1).numpy()
-    found = np.exp(joining.outputs([answer, answer]).log_probability.astype(np.float64))
+    found = np.exp(combiner.combine([answer, answer]).log_probability.astype(np.float64))
     np.testing.assert_allclose(found, doubled @ bundle.taxonomy.leaves_below.T, atol=1e-6)
 
 
@@ -222,10 +222,10 @@ def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(
         return replace(bundles[number], manifest=bundles[number].manifest.model_copy(update={"novelty": record}))
 
     def known(pair):
-        return Joining(ensemble_of(pair)).outputs(answers).known
+        return OutputCombiner(ensemble_of(pair)).combine(answers).known
 
-    path = Joining(ensemble_of(bundles)).outputs(answers).path
-    assert Joining(ensemble_of(bundles)).outputs(answers).known is None
+    path = OutputCombiner(ensemble_of(bundles)).combine(answers).path
+    assert OutputCombiner(ensemble_of(bundles)).combine(answers).known is None
     alone = list(bundles)
     alone[member] = with_thresholds(member, never if strict else always)
     expected = np.zeros_like(path, dtype=bool) if strict else path >= 0
