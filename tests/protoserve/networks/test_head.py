@@ -1,92 +1,57 @@
 """The prototype head against independent computations in double precision and by hand."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from protoserve.networks.fused_head import FusedHead, explain
+from protoserve.errors import InputError
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.similarity import Similarity, to_unit_length
-from protoserve.taxonomy import ROOT, Taxonomy
+from protoserve.taxonomy import ROOT, Kind, Taxonomy
+from tests.protoserve.networks.heads import expected, random_head, random_latent
 
-UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
-
-
-def random_head(kind, leaves=UNEVEN, per_child=3, dimensions=8, seed=0, unit_length=False, **formula):
-    taxonomy = Taxonomy.from_paths(leaves)
-    torch.manual_seed(seed)
-    head = PrototypeHead(
-        taxonomy,
-        prototype_children(taxonomy, kind, per_child),
-        dimensions,
-        kind=kind,
-        similarity=Similarity(**formula),
-        unit_length=unit_length,
-    )
-    with torch.no_grad():
-        head.weight += 0.2 * torch.randn_like(head.weight)
-    return head.eval()
-
-
-def formula(head, d):
-    epsilon = head.similarity.epsilon
-    return np.log(1 + 1 / (d + epsilon)) if head.similarity.form == "log1p" else np.log((d + 1) / (d + epsilon))
-
-
-def reference(head, latent):
-    """Everything by loops in float64: distances, cells, logits and log-probabilities of every node."""
-    taxonomy = head.taxonomy
-    z = latent.double().flatten(2).numpy()
-    prototypes = head.prototypes.detach().double().numpy()
-    if head.similarity.form == "cosine":
-        lengths = np.linalg.norm(prototypes, axis=1)[None, :, None] * np.linalg.norm(z, axis=1)[:, None]
-        cosine = np.einsum("pd,ndc->npc", prototypes, z) / lengths
-        cell, s = cosine.argmax(2), cosine.max(2)
-        d = 2 - 2 * s
-    else:
-        distance = ((z[:, None] - prototypes[None, :, :, None]) ** 2).sum(2)
-        d, cell = distance.min(2), distance.argmin(2)
-        s = formula(head, d) - (0 if head.similarity.zero is None else formula(head, head.similarity.zero))
-    weight = head.effective_weight().detach().double().numpy()
-    logit = np.zeros((len(z), len(taxonomy.nodes)))
-    groups = [g.children for g in taxonomy.groups] if head.kind == "hierarchical" else [taxonomy.leaves]
-    for number, members in enumerate(groups):
-        owners = [p for p, child in enumerate(head.grouping.prototype_child.tolist()) if child in members]
-        for place, node in enumerate(members):
-            logit[:, node] = s[:, owners] @ weight[number, place, : len(owners)]
-    log_probability = np.zeros_like(logit)
-    if head.kind == "hierarchical":
-        for node, path in enumerate(taxonomy.nodes):
-            for depth in range(1, len(path) + 1):
-                ancestor = taxonomy.index["/".join(path[:depth])]
-                siblings = list(taxonomy.children_of(int(taxonomy.parent[ancestor])))
-                log_probability[:, node] += logit[:, ancestor] - np.log(np.exp(logit[:, siblings]).sum(1))
-                if len(siblings) == 1:
-                    log_probability[:, node] -= logit[:, ancestor] - np.log(np.exp(logit[:, siblings]).sum(1))
-    else:
-        leaves = list(taxonomy.leaves)
-        p = np.exp(logit[:, leaves]) / np.exp(logit[:, leaves]).sum(1, keepdims=True)
-        log_probability = np.log(p @ taxonomy.leaves_below.T)
-    return d, cell, s, logit, log_probability
+SIMILARITIES = (
+    Similarity("log1p", 1e-3),
+    Similarity("log-ratio", 1e-3),
+    Similarity("cosine"),
+    Similarity("negative-distance"),
+    Similarity("log1p", 1e-3, zero=0.5),
+)
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-@pytest.mark.parametrize(("form", "zero"), [("log1p", None), ("log-ratio", None), ("cosine", None), ("log1p", 0.5)])
-def test_everything_agrees_with_loops_in_double_precision(kind: str, form: str, zero: float | None) -> None:
-    head = random_head(kind, form=form, epsilon=1e-3, zero=zero)
-    latent = torch.rand(5, 8, 3, 4)
-    if form == "cosine":
-        latent = to_unit_length(latent - 0.5, 1)
-    d, cell, s, logit, log_probability = reference(head, latent)
+@pytest.mark.parametrize("similarity", SIMILARITIES, ids=str)
+def test_everything_agrees_with_loops_in_double_precision(kind: Kind, similarity: Similarity) -> None:
+    head = random_head(kind, similarity)
+    latent = random_latent(head, 5, 3, 4)
+    wanted = expected(head, latent)
     with torch.inference_mode():
-        output, explained = head(latent), explain(head, latent, 4)
-    np.testing.assert_allclose(output.distance, d, atol=1e-6)
-    np.testing.assert_array_equal(output.cell, cell)
-    np.testing.assert_allclose(output.similarity, s, atol=1e-5)
-    np.testing.assert_allclose(explained.logit, logit, atol=1e-4)
-    np.testing.assert_allclose(output.log_probability, log_probability, atol=1e-4)
+        output = head(latent)
+    np.testing.assert_allclose(output.distance, wanted.distance, atol=1e-6)
+    np.testing.assert_array_equal(output.cell, wanted.cell)
+    np.testing.assert_allclose(output.similarity, wanted.similarity, atol=1e-5)
+    np.testing.assert_allclose(output.log_probability, wanted.log_probability, atol=1e-4)
+    members = head.grouping.member_node.numpy()
+    for group, nodes in enumerate(members):
+        present = nodes < len(head.taxonomy.nodes)
+        found = output.group_logits[:, group].numpy()
+        np.testing.assert_allclose(found[:, present], wanted.logit[:, nodes[present]], atol=1e-4)
+        assert (found[:, ~present] <= -1e29).all()
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_training_and_evaluation_agree_where_no_distance_is_small(kind: Kind) -> None:
+    head = random_head(kind, Similarity("log1p", 1e-3))
+    latent = random_latent(head, 5, 3, 4)
+    with torch.no_grad():
+        evaluated, trained = head(latent), head.train()(latent)
+    assert float(evaluated.distance.min()) > 1e-3
+    for name, values in evaluated._asdict().items():
+        torch.testing.assert_close(getattr(trained, name), values, atol=1e-3, rtol=0, msg=name)
 
 
 def test_a_tree_worked_by_hand() -> None:
@@ -149,64 +114,9 @@ def test_a_flat_tree_worked_by_hand() -> None:
         assert float(probability[taxonomy.index[name]]) == pytest.approx(value, abs=1e-6), name
 
 
-@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_levels_sum_to_one_and_never_contradict(kind: str) -> None:
-    head = random_head(kind)
-    taxonomy = head.taxonomy
-    with torch.inference_mode():
-        explained = explain(head, torch.rand(16, 8, 4, 4), 3)
-    probability = explained.log_probability.double().exp().numpy()
-    for level in range(taxonomy.depth):
-        nodes = np.unique(taxonomy.level_of_leaf[:, level])
-        np.testing.assert_allclose(probability[:, nodes].sum(1), 1.0, atol=1e-5)
-    for path, row in zip(explained.path.tolist(), probability, strict=True):
-        leaf = max(taxonomy.leaves, key=lambda node: row[node])
-        assert [node for node in path if node >= 0] == [n for n in taxonomy.path_at_level[leaf].tolist() if n >= 0]
-
-
-@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_the_logit(kind: str) -> None:
-    head = random_head(kind)
-    latent = torch.rand(6, 8, 3, 5)
-    with torch.inference_mode():
-        explained = explain(head, latent, head.top_k_limit)
-    _, cell, s, logit, _ = reference(head, latent)
-    shown = explained.evidence_contribution.double()
-    for image in range(6):
-        for level, node in enumerate(explained.path[image].tolist()):
-            prototypes = explained.evidence_prototype[image, level]
-            if node < 0 or not (prototypes >= 0).any():
-                assert shown[image, level].abs().sum() == 0
-                continue
-            assert float(shown[image, level].sum()) == pytest.approx(logit[image, node], abs=1e-4)
-            real = prototypes[prototypes >= 0]
-            values = shown[image, level][prototypes >= 0]
-            assert (values[:-1] >= values[1:]).all()
-            assert len(set(real.tolist())) == len(real)
-            np.testing.assert_allclose(
-                explained.evidence_similarity[image, level][: len(real)], s[image, real], atol=1e-4
-            )
-            np.testing.assert_array_equal(explained.evidence_cell[image, level][: len(real)], cell[image, real])
-
-
-def test_a_node_without_a_head_has_no_evidence() -> None:
-    head = random_head("hierarchical")
-    only = head.taxonomy.index["R/S/only"]
-    with torch.no_grad():
-        head.weight[:] = 0.0
-        # Push every decision towards the only child's branch.
-        for name in ("R", "R/S"):
-            node = head.taxonomy.index[name]
-            head.weight[head.grouping.node_group[node], head.grouping.node_member[node]] = 5.0
-        explained = explain(head, torch.rand(1, 8, 2, 2), 4)
-    assert explained.path[0].tolist()[2] == only
-    assert (explained.evidence_prototype[0, 2] == -1).all()
-    assert float(explained.logit[0, only]) == 0.0
-
-
 def test_the_similarity_of_an_exact_match_survives_cancellation() -> None:
     """‖z‖² − 2zp + ‖p‖² alone is off by as much as ε here; the second look at the winning cell is not."""
-    head = random_head("flat", dimensions=128, epsilon=1e-4)
+    head = random_head("flat", Similarity(epsilon=1e-4), dimensions=128)
     torch.manual_seed(1)
     latent = torch.rand(4, 128, 7, 7)
     with torch.no_grad():
@@ -216,32 +126,8 @@ def test_the_similarity_of_an_exact_match_survives_cancellation() -> None:
     assert torch.all((found - math.log(1 + 1e4)).abs() < 1e-3)
 
 
-@pytest.mark.parametrize("zero", [None, 0.7])
-@pytest.mark.parametrize(
-    ("epsilon", "unit_length", "from_product"), [(1e-4, False, False), (0.1, False, True), (0.1, True, True)]
-)
-def test_maps_hold_the_similarity_at_every_cell(
-    zero: float | None, epsilon: float, unit_length: bool, from_product: bool
-) -> None:
-    """Both from differences and, where that is exact enough, from the product; for every piece of evidence."""
-    head = random_head("hierarchical", zero=zero, epsilon=epsilon, unit_length=unit_length)
-    assert (FusedHead(head, 2).radius == 0.0) == from_product
-    latent = torch.rand(3, 8, 4, 6)
-    latent = to_unit_length(latent, 1) if unit_length else latent
-    with torch.inference_mode():
-        explained = explain(head, latent, 2)
-        vectors = head.vectors().double()
-    shown = torch.nonzero(explained.evidence_prototype >= 0).tolist()
-    assert len({int(explained.evidence_prototype[*place]) for place in shown}) > 1
-    for place in shown:
-        vector = vectors[explained.evidence_prototype[*place]]
-        distance = (latent[place[0]].double() - vector[:, None, None]).square().sum(0)
-        expected = formula(head, distance.numpy()) - (0 if zero is None else formula(head, zero))
-        np.testing.assert_allclose(explained.evidence_map[*place], expected, atol=1e-4)
-
-
 def test_weights_start_as_published_and_never_leave_their_group() -> None:
-    head = random_head("hierarchical")
+    head = random_head()
     head.reset_weight()
     weight = head.effective_weight()
     assert set(weight.unique().tolist()) == {-0.5, 0.0, 1.0}
@@ -256,7 +142,7 @@ def test_weights_start_as_published_and_never_leave_their_group() -> None:
 
 def test_inner_nodes_get_more_prototypes_with_the_root_of_their_leaves_up_to_a_limit() -> None:
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "A/5", "B/1", "B/2", "Q"])
-    counts = {}
+    counts: dict[str, int] = {}
     for node in prototype_children(taxonomy, "hierarchical", 3, inner_factor=2):
         counts[taxonomy.names[node]] = counts.get(taxonomy.names[node], 0) + 1
     # ⌈√5⌉ = 3 is over the limit, ⌈√2⌉ = 2 is not, a leaf counts once.
@@ -269,7 +155,7 @@ def test_many_prototypes_of_which_few_match_are_worth_as_much_as_few_that_match(
     taxonomy = Taxonomy.from_paths(["A/1", "A/2", "A/3", "A/4", "Q"])
     owners = prototype_children(taxonomy, "hierarchical", 3, inner_factor=2)
     a, q = taxonomy.index["A"], taxonomy.index["Q"]
-    found = {}
+    found: dict[int, float] = {}
     for matching in (a, q):
         head = PrototypeHead(taxonomy, owners, 4, similarity=Similarity(zero=2.0)).eval()
         distance = torch.full((1, len(owners)), 2.0)
@@ -288,3 +174,9 @@ def test_a_child_with_more_prototypes_does_not_start_ahead() -> None:
         output = head.classify(alike, torch.zeros_like(alike, dtype=torch.int64))
     for name in ("A", "Q"):
         assert float(output.log_probability[0, taxonomy.index[name]].exp()) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_similarity_without_references_can_not_be_recentred() -> None:
+    head = random_head("flat")
+    with pytest.raises(InputError, match="log1p has no reference distances; use negative-distance"):
+        head.recentre_distances(torch.ones(len(head.prototypes)))
