@@ -17,6 +17,9 @@ UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v
 
 FloatArray = NDArray[np.float64]
 
+# With a larger ε than published, similarities near a prototype stay comparable.
+WIDE = Similarity(epsilon=1e-3)
+
 
 def random_head(
     kind: Kind = "hierarchical",
@@ -47,6 +50,37 @@ def random_latent(head: PrototypeHead, pictures: int, rows: int, columns: int) -
     """Latent maps [pictures, D, rows, columns], of unit length where the head needs it."""
     latent = torch.rand(pictures, head.prototypes.shape[1], rows, columns)
     return to_unit_length(latent - 0.5, 1) if head.unit_length else latent
+
+
+def random_tree(generator: np.random.Generator) -> Taxonomy:
+    """An uneven tree with only children and leaves at depths 1 to 4."""
+    leaves: list[tuple[str, ...]] = []
+
+    def grow(path: tuple[str, ...], depth: int) -> None:
+        for child in range(int(generator.integers(1 if depth else 2, 5))):
+            here = (*path, str(child))
+            if depth < 3 and generator.random() < 0.7 - 0.1 * depth:
+                grow(here, depth + 1)
+            else:
+                leaves.append(here)
+
+    grow((), 0)
+    return Taxonomy.from_paths(leaves)
+
+
+def head_over_random_tree(
+    seed: int, similarity: Similarity = WIDE, *, unit_length: bool = False, dimensions: int = 6
+) -> PrototypeHead:
+    """A hierarchical head over `random_tree` with random weights, temperatures, and up to 6 prototypes per child."""
+    tree = random_tree(np.random.default_rng(seed))
+    torch.manual_seed(seed)
+    children = prototype_children(tree, "hierarchical", 2, inner_factor=3)
+    head = PrototypeHead(tree, children, dimensions, similarity=similarity, unit_length=unit_length)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn_like(head.weight))
+        head.temperature.uniform_(0.5, 2.0)
+        head.centre.fill_(0.3)
+    return head.eval()
 
 
 class Expected(NamedTuple):

@@ -1,5 +1,7 @@
 """A routed head against the full one: wherever its certificate holds, the same answer."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -10,43 +12,12 @@ from protoserve.errors import InputError
 from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.routed_head import MARGIN, RoutedHead
-from protoserve.networks.similarity import Similarity, SimilarityForm, to_unit_length
+from protoserve.networks.similarity import Similarity, SimilarityForm
 from protoserve.taxonomy import Taxonomy
-
-CELLS = 12
-
-
-def random_tree(generator):
-    """Uneven, with only children and leaves at depths 1 to 4."""
-    leaves = []
-
-    def grow(path, depth) -> None:
-        for child in range(int(generator.integers(1 if depth else 2, 5))):
-            here = (*path, str(child))
-            if depth < 3 and generator.random() < 0.7 - 0.1 * depth:
-                grow(here, depth + 1)
-            else:
-                leaves.append(here)
-
-    grow((), 0)
-    return Taxonomy.from_paths(leaves)
+from tests.protoserve.networks.heads import head_over_random_tree, random_latent
 
 
-def random_head(seed, form="log1p", unit_length=False, dimensions=6, epsilon=1e-3):
-    generator = np.random.default_rng(seed)
-    tree = random_tree(generator)
-    torch.manual_seed(seed)
-    children = prototype_children(tree, "hierarchical", 2, inner_factor=3)
-    head = PrototypeHead(tree, children, dimensions, similarity=Similarity(form, epsilon), unit_length=unit_length)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn_like(head.weight))
-        head.temperature.uniform_(0.5, 2.0)
-        head.centre.fill_(0.3)
-    latent = torch.rand(7, dimensions, 3, 4)
-    return head.eval(), to_unit_length(latent - 0.5, 1) if head.unit_length else latent
-
-
-def even_head(seed, form="log1p", unit_length=True, dimensions=16, epsilon=0.1):
+def even_head(seed: int, form: SimilarityForm, unit_length: bool) -> PrototypeHead:
     """Three levels, every group with prototypes enough for any evidence."""
     generator = np.random.default_rng(seed)
     tree = Taxonomy.from_paths(
@@ -54,17 +25,11 @@ def even_head(seed, form="log1p", unit_length=True, dimensions=16, epsilon=0.1):
     )
     torch.manual_seed(seed)
     children = prototype_children(tree, "hierarchical", 3)
-    head = PrototypeHead(tree, children, dimensions, similarity=Similarity(form, epsilon, 2.0), unit_length=unit_length)
+    head = PrototypeHead(tree, children, 16, similarity=Similarity(form, 0.1, 2.0), unit_length=unit_length)
     with torch.no_grad():
         head.weight.copy_(5.0 * torch.randn_like(head.weight))
         head.temperature.uniform_(0.5, 2.0)
-    latent = torch.rand(7, dimensions, 3, 4)
-    return head.eval(), to_unit_length(latent - 0.5, 1) if head.unit_length else latent
-
-
-def routed(head, top_k, width, trunk=0):
-    """Unless a `trunk` is asked for, all levels are routed but the first that has siblings."""
-    return RoutedHead(head, top_k, width, trunk)
+    return head.eval()
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,8 +45,9 @@ def routed(head, top_k, width, trunk=0):
 def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     seed: int, width: int, form: SimilarityForm, unit_length: bool, epsilon: float, dimensions: int, trunk: int
 ) -> None:
-    head, latent = random_head(seed, form, unit_length, dimensions, epsilon)
-    same_where_certain(head, latent, width, trunk)
+    similarity = Similarity(form, epsilon)
+    head = head_over_random_tree(seed, similarity, unit_length=unit_length, dimensions=dimensions)
+    assert_same_where_certain(head, width, trunk)
 
 
 @settings(max_examples=30, deadline=None)
@@ -92,18 +58,18 @@ def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     unit_length=st.booleans(),
     trunk=st.sampled_from([0, 40, 1024]),
 )
-def test_so_it_does_where_no_evidence_is_lacking(
+def test_where_the_certificate_holds_and_no_evidence_is_missing_the_answer_is_the_full_heads(
     seed: int, width: int, form: SimilarityForm, unit_length: bool, trunk: int
 ) -> None:
-    head, latent = even_head(seed, form, unit_length)
+    head = even_head(seed, form, unit_length)
     assert head.grouping.has_full_evidence(4) and RoutedHead(head, 4, 1).full_evidence
-    same_where_certain(head, latent, width, trunk)
+    assert_same_where_certain(head, width, trunk)
 
 
-def same_where_certain(head, latent, width, trunk) -> None:
-    top_k = min(4, head.top_k_limit)
+def assert_same_where_certain(head: PrototypeHead, width: int, trunk: int) -> None:
+    latent, top_k = random_latent(head, 7, 3, 4), min(4, head.top_k_limit)
     with torch.inference_mode():
-        full, found = explain(head, latent, top_k), routed(head, top_k, width, trunk)(latent)
+        full, found = explain(head, latent, top_k), RoutedHead(head, top_k, width, trunk)(latent)
     leaf = full.log_probability[:, head.grouping.leaf_node]
     runner_up = leaf.topk(2, dim=1).values
     # Two leaves as probable as each other within rounding: either may win.
@@ -128,12 +94,13 @@ def same_where_certain(head, latent, width, trunk) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 3), dimensions=st.sampled_from([6, 96]))
-def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed, width, dimensions) -> None:
+def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed: int, width: int, dimensions: int) -> None:
     """Against a search of its own over the full head's probabilities, picture by picture."""
-    head, latent = random_head(seed, dimensions=dimensions)
-    tree = head.taxonomy
+    head = head_over_random_tree(seed, dimensions=dimensions)
+    latent, tree = random_latent(head, 7, 3, 4), head.taxonomy
     with torch.inference_mode():
-        chances, found = head(latent).log_probability.numpy(), routed(head, 1, width)(latent)
+        # All levels are routed but the first that has siblings.
+        chances, found = head(latent).log_probability.numpy(), RoutedHead(head, 1, width, trunk=0)(latent)
     compared = 0
     for image, chance in enumerate(chances):
         level, best, bound = [*tree.children_of(-1)], -np.inf, -np.inf
@@ -153,9 +120,10 @@ def test_a_certificate_is_given_only_where_no_other_leaf_can_win(seed, width, di
 
 
 def test_with_all_nodes_expanded_everything_is_certain() -> None:
-    head, latent = random_head(3)
+    head = head_over_random_tree(3)
+    latent = random_latent(head, 7, 3, 4)
     with torch.inference_mode():
-        found = routed(head, 1, len(head.taxonomy.nodes))(latent)
+        found = RoutedHead(head, 1, len(head.taxonomy.nodes), trunk=0)(latent)
     assert found.certain.all()
     assert torch.equal(found.path, explain(head, latent, 1).path)
 
