@@ -96,7 +96,7 @@ def test_the_bundle_scores_as_the_run_does(run: Path, bundle: Path, data: Path) 
 
 
 def test_evidence_is_the_whole_picture_and_adds_up(model: Classifier, data: Path) -> None:
-    assert model.bundle.manifest.kind == "autoencoder"
+    assert model.bundle.kind == "autoencoder"
     dataset = read_split(data, "test", read_taxonomy(data))
     wide = [dataset.picture(number).picture.resize((32, 20)) for number in range(8)]
     for prediction in model.predict(wide, top_k=6, maps=True):
@@ -114,7 +114,7 @@ def test_evidence_is_the_whole_picture_and_adds_up(model: Classifier, data: Path
             assert one.source is not None
             assert one.source.image.startswith("train/")
         # The strongest evidence for a leaf is a prototype of that leaf.
-        assert model.bundle.manifest.prototypes[leaf.evidence[0].prototype].child == leaf.node
+        assert model.bundle.prototypes[leaf.evidence[0].prototype].child == leaf.node
 
 
 def test_every_picture_of_a_training_set_of_patterns_finds_its_own(model: Classifier, data: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_service_gives_the_same_answer_and_shows_prototypes(bundle: Path, mo
         assert facts.json()["kind"] == "autoencoder"
         found = Prediction.model_validate_json(answer.text)
         source = found.levels[-1].evidence[0].source
-        assert source is not None
+        assert source is not None and source.href is not None
         shown = client.get(source.href)
         assert shown.status_code == 200
         with Image.open(io.BytesIO(shown.content)) as image:

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from protoserve.scores import calibration_scores, expected_calibration_error, reliability, scores, sibling_confusion
 from protoserve.taxonomy import Taxonomy
@@ -9,14 +12,14 @@ TREE = Taxonomy.from_paths(["A/x/i", "A/x/j", "A/y", "B/u", "B/v", "Q"])
 LEAVES = [TREE.names[leaf] for leaf in TREE.leaves]
 
 
-def places(*names: str) -> np.ndarray:
+def places(*names: str) -> NDArray[np.int64]:
     return np.array([LEAVES.index(name) for name in names])
 
 
-def answers(*rows: dict[str, float]) -> np.ndarray:
+def answers(*rows: dict[str, float]) -> NDArray[np.float64]:
     """log-probabilities [images, nodes] from the leaves' probabilities; every other leaf has almost none."""
     leaf = np.array([[row.get(name, 1e-9) for name in LEAVES] for row in rows])
-    return np.log(leaf @ TREE.leaves_below.T)
+    return np.asarray(np.log(leaf @ TREE.leaves_below.T))
 
 
 def test_scores_of_a_worked_example() -> None:

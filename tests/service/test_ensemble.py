@@ -51,7 +51,7 @@ def test_a_prediction_names_the_member_of_every_piece_of_evidence(
     for level in prediction.levels:
         assert level.known is None
         for evidence in level.evidence:
-            assert evidence.source is not None
+            assert evidence.source is not None and evidence.source.href is not None
             served = joint_client.get(evidence.source.href.removesuffix("/image")).json()
             assert (served["id"], served["member"]) == (evidence.prototype, evidence.member)
             assert served["source"]["image"] == evidence.source.image

@@ -1,5 +1,7 @@
 """Pictures of evidence: the right places are marked, whatever the shape of the photograph."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +76,7 @@ def test_the_heat_lies_where_the_map_is_high(classifier: Classifier, tmp_path: P
     plain = Image.new("RGB", (400, 200), (128, 128, 128))
     prediction = classifier.predict(plain, top_k=1, maps=True)
     level = next(level for level in prediction.levels if level.evidence)
-    rows, columns = classifier.bundle.manifest.graph.rows, classifier.bundle.manifest.graph.columns
+    rows, columns = classifier.bundle.grid
 
     def figure(row: int, column: int) -> NDArray[np.float64]:
         heat = np.zeros((rows, columns))

@@ -1,5 +1,7 @@
 """`load(bundle).predict(images)`: every kind of source, lists, batches and errors that name the item."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 
@@ -177,7 +179,7 @@ def test_a_bad_choice_is_refused_before_any_image_is_read(classifier: Classifier
 def test_the_package_offers_load(tiny_bundle: Path, photograph: Path) -> None:
     model = protoserve.load(tiny_bundle, threads=1)
     assert isinstance(model, protoserve.Classifier)
-    assert model.bundle.manifest.name == "tiny" and model.engine.device in {"cpu", "cuda"}
+    assert model.bundle.name == "tiny" and model.engine.device in {"cpu", "cuda"}
     assert load(read_bundle(tiny_bundle), device="cpu").predict(photograph).path == model.predict(photograph).path
 
 

@@ -1,28 +1,33 @@
 """The answers of an ensemble against sums by hand in double precision, from the members' own networks."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import protoserve
-from protoserve.bundle.ensemble import ensemble_of
-from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.ensemble import Ensemble, ensemble_of
+from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier, load
-from protoserve.inference.engine import Engine
+from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.ensemble_engine import EnsembleEngine, OutputCombiner
 from protoserve.networks.model_file import load_network
-from protoserve.schema import NoveltyRecord
+from protoserve.networks.network import PrototypeNetwork
+from protoserve.schema import NoveltyRecord, Prediction
 
 TEMPERATURES = ({"": 2.0, "Animal": 0.5}, {"Animal/Ape": 3.0})
 
 
 @pytest.fixture(scope="module")
-def bundles(tiny_bundle: Path, twin_bundle: Path):
+def bundles(tiny_bundle: Path, twin_bundle: Path) -> list[Bundle]:
     """Two bundles, calibrated: temperatures are applied to logits, which the graphs return as they are."""
     found = [read_bundle(directory) for directory in (tiny_bundle, twin_bundle)]
     return [
@@ -32,25 +37,39 @@ def bundles(tiny_bundle: Path, twin_bundle: Path):
 
 
 @pytest.fixture(scope="module")
-def ensemble(bundles):
-    return Classifier(ensemble_of(bundles), EnsembleEngine(ensemble_of(bundles), device="cpu"))
+def ensemble(bundles: list[Bundle]) -> Ensemble:
+    return ensemble_of(bundles)
 
 
 @pytest.fixture(scope="module")
-def images(tiny_run: Path, twin_run: Path):
+def classifier(ensemble: Ensemble) -> Classifier:
+    return Classifier(ensemble, EnsembleEngine(ensemble, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def images(tiny_run: Path, twin_run: Path) -> NDArray[np.uint8]:
+    """Noise, and source images of prototypes of both members: uint8 [N, 64, 96, 3]."""
     noise = np.random.default_rng(3).integers(0, 256, (12, 64, 96, 3), dtype=np.uint8)
     sources = [np.load(run / "samples.npy")[::5] for run in (tiny_run, twin_run)]
     return np.concatenate([noise, *sources])
 
 
 @pytest.fixture(scope="module")
-def answers(bundles, images):
+def answers(bundles: list[Bundle], images: NDArray[np.uint8]) -> list[Outputs]:
+    """Each member's own answer."""
     return [Engine(bundle, device="cpu").run(images) for bundle in bundles]
 
 
-def weights_of(run):
+@pytest.fixture(scope="module")
+def outputs(classifier: Classifier, images: NDArray[np.uint8]) -> Outputs:
+    """The ensemble's answer."""
+    return classifier.engine.run(images)
+
+
+def weights_of(run: Path) -> dict[tuple[int, int], float]:
     """From (prototype, node) to the last-layer weight of a run's own network."""
     network, _, _ = load_network(run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
     head = network.head
     weight = head.effective_weight().detach().double()
     taxonomy = head.taxonomy
@@ -63,8 +82,10 @@ def weights_of(run):
     return found
 
 
-def by_hand(bundles, answers, image):
-    """(log-probability of every node, logit of every node) of one image."""
+def by_hand(
+    bundles: Sequence[Bundle], answers: Sequence[Outputs], image: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """(log-probability of every node, logit of every node that competes) of one image."""
     taxonomy = bundles[0].taxonomy
     logit = {}
     for group in taxonomy.groups:
@@ -86,10 +107,11 @@ def by_hand(bundles, answers, image):
     return log_probability, logit
 
 
-def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(ensemble, bundles, answers, images) -> None:
-    outputs = ensemble.engine.run(images)
-    taxonomy = ensemble.taxonomy
-    for image in range(len(images)):
+def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(
+    bundles: list[Bundle], answers: list[Outputs], outputs: Outputs
+) -> None:
+    taxonomy = bundles[0].taxonomy
+    for image in range(len(outputs)):
         log_probability, logit = by_hand(bundles, answers, image)
         for node, value in log_probability.items():
             assert outputs.log_probability[image, node] == pytest.approx(value, abs=1e-5)
@@ -99,13 +121,12 @@ def test_logits_add_up_before_the_softmax_and_paths_multiply_after_it(ensemble, 
 
 
 def test_evidence_is_the_largest_contributions_of_all_members(
-    ensemble, bundles, answers, images, tiny_run: Path, twin_run: Path
+    ensemble: Ensemble, answers: list[Outputs], outputs: Outputs, tiny_run: Path, twin_run: Path
 ) -> None:
     """Also where a member on its own would have taken another path, and its graph shows evidence for other nodes."""
-    outputs = ensemble.engine.run(images)
-    taxonomy, first_prototypes = ensemble.taxonomy, ensemble.bundle.first_prototypes
+    taxonomy, first_prototypes = ensemble.taxonomy, ensemble.first_prototypes
     tables = [weights_of(run) for run in (tiny_run, twin_run)]
-    for image in range(len(images)):
+    for image in range(len(outputs)):
         for level, node in enumerate(outputs.path[image].tolist()):
             if node < 0 or len(taxonomy.children_of(int(taxonomy.parent[node]))) == 1:
                 assert (outputs.evidence_prototype[image, level] == -1).all()
@@ -113,7 +134,7 @@ def test_evidence_is_the_largest_contributions_of_all_members(
             parent = int(taxonomy.parent[node])
             name = "" if parent < 0 else taxonomy.names[parent]
             contributions = {}
-            for number, (bundle, answer, table) in enumerate(zip(bundles, answers, tables, strict=True)):
+            for number, (bundle, answer, table) in enumerate(zip(ensemble.members, answers, tables, strict=True)):
                 temperature = bundle.manifest.temperature.get(name, 1.0)
                 for (prototype, owner), weight in table.items():
                     if owner == node:
@@ -122,7 +143,7 @@ def test_evidence_is_the_largest_contributions_of_all_members(
             # All of them add up to the logit, and the shown ones are the largest in order.
             assert sum(contributions.values()) == pytest.approx(outputs.logit[image, node], abs=1e-4)
             shown = outputs.evidence_prototype[image, level].tolist()
-            assert len(set(shown)) == len(shown) == min(ensemble.table.top_k, len(contributions))
+            assert len(set(shown)) == len(shown) == min(ensemble.top_k, len(contributions))
             largest = sorted(contributions.values(), reverse=True)[: len(shown)]
             given = outputs.evidence_contribution[image, level]
             np.testing.assert_allclose(given, largest, atol=1e-5)
@@ -131,15 +152,13 @@ def test_evidence_is_the_largest_contributions_of_all_members(
             np.testing.assert_allclose(given, product, atol=1e-6)
 
 
-def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images) -> None:
-    outputs = ensemble.engine.run(images)
-    first_prototypes = ensemble.bundle.first_prototypes
+def test_cells_and_maps_are_the_members_own(ensemble: Ensemble, answers: list[Outputs], outputs: Outputs) -> None:
     apart = together = 0
     for image, level, rank in np.argwhere(outputs.evidence_prototype >= 0).tolist():
         prototype = int(outputs.evidence_prototype[image, level, rank])
-        member = ensemble.bundle.member_of(prototype)
-        answer, graph = answers[member], bundles[member].manifest.graph
-        own = prototype - first_prototypes[member]
+        member = ensemble.member_of(prototype)
+        answer, graph = answers[member], ensemble.members[member].manifest.graph
+        own = prototype - ensemble.first_prototypes[member]
         assert outputs.evidence_cell[image, level, rank] == answer.cell[image, own]
         heat = outputs.evidence_map[image, level, rank]
         if answer.path[image, level] != outputs.path[image, level]:
@@ -156,10 +175,11 @@ def test_cells_and_maps_are_the_members_own(ensemble, bundles, answers, images) 
 
 
 def test_an_ensemble_of_one_answers_as_its_bundle(tiny_bundle: Path, photograph: Path) -> None:
-    bundle = load(tiny_bundle, device="cpu")
-    alone = Classifier(ensemble_of([bundle.bundle]), EnsembleEngine(ensemble_of([bundle.bundle]), device="cpu"))
-    assert_equal_but_for_the_member(alone.predict(photograph, maps=True), bundle.predict(photograph, maps=True))
-    assert isinstance(load([tiny_bundle], device="cpu").bundle, type(bundle.bundle))
+    bundle = read_bundle(tiny_bundle)
+    single = load(bundle, device="cpu")
+    alone = Classifier(ensemble_of([bundle]), EnsembleEngine(ensemble_of([bundle]), device="cpu"))
+    assert_equal_but_for_the_member(alone.predict(photograph, maps=True), single.predict(photograph, maps=True))
+    assert isinstance(load([tiny_bundle], device="cpu").bundle, Bundle)
 
 
 def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle: Path, photograph: Path) -> None:
@@ -178,7 +198,7 @@ def test_a_flat_ensemble_sums_leaves_upwards(flat_bundle: Path, photograph: Path
     np.testing.assert_allclose(found, doubled @ bundle.taxonomy.leaves_below.T, atol=1e-6)
 
 
-def assert_equal_but_for_the_member(given, wanted) -> None:
+def assert_equal_but_for_the_member(given: Prediction, wanted: Prediction) -> None:
     assert given.path == wanted.path and given.image == wanted.image
     for one, other in zip(given.levels, wanted.levels, strict=True):
         numbers = ("probability", "conditional", "logit", "evidence_share")
@@ -188,18 +208,21 @@ def assert_equal_but_for_the_member(given, wanted) -> None:
             assert (mine.prototype, mine.box, mine.source) == (theirs.prototype, theirs.box, theirs.source)
             assert (mine.member, theirs.member) == (0, None)
             assert mine.contribution == pytest.approx(theirs.contribution, abs=1e-5)
-            np.testing.assert_allclose(mine.map, theirs.map)
+            np.testing.assert_allclose(np.array(mine.map), np.array(theirs.map))
         assert [node.node for node in one.alternatives] == [node.node for node in other.alternatives]
 
 
-def test_predictions_name_the_member_and_its_own_boxes(ensemble, photograph: Path) -> None:
-    prediction = ensemble.predict(photograph, top_k=ensemble.table.top_k, maps=True)
-    assert [member.name for member in prediction.model.members] == ["tiny", "twin"]
+def test_predictions_name_the_member_and_its_own_boxes(
+    classifier: Classifier, ensemble: Ensemble, photograph: Path
+) -> None:
+    prediction = classifier.predict(photograph, top_k=ensemble.top_k, maps=True)
+    assert [member.name for member in prediction.model.members or []] == ["tiny", "twin"]
     sizes = {0: ((16, 17), (18, 19)), 1: ((33, 34), (37, 38))}  # 12 × 8 and 6 × 4 cells over 200 × 150 pixels
     seen = set()
     for level in prediction.levels:
         for evidence in level.evidence:
-            assert evidence.member == ensemble.bundle.member_of(evidence.prototype)
+            assert evidence.member is not None
+            assert evidence.member == ensemble.member_of(evidence.prototype)
             left, top, right, bottom = evidence.box
             widths, heights = sizes[evidence.member]
             assert right - left in widths and bottom - top in heights
@@ -212,17 +235,19 @@ def test_predictions_name_the_member_and_its_own_boxes(ensemble, photograph: Pat
 @pytest.mark.parametrize("member", [0, 1])
 @pytest.mark.parametrize("strict", [0, 1])
 def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(
-    bundles, answers, images, member: int, strict: int
+    bundles: list[Bundle], answers: list[Outputs], member: int, strict: int
 ) -> None:
     """Thresholds that nothing reaches, or anything, in one member or in both."""
     never, always = {"": 1e6}, {"": -1e6}
 
-    def with_thresholds(number, thresholds):
-        record = NoveltyRecord(score="energy", true_positive_rate=0.95, thresholds=thresholds)
+    def with_thresholds(number: int, thresholds: Mapping[str, float]) -> Bundle:
+        record = NoveltyRecord(score="energy", true_positive_rate=0.95, thresholds=dict(thresholds))
         return replace(bundles[number], manifest=bundles[number].manifest.model_copy(update={"novelty": record}))
 
-    def known(pair):
-        return OutputCombiner(ensemble_of(pair)).combine(answers).known
+    def known(pair: list[Bundle]) -> NDArray[np.bool_]:
+        found = OutputCombiner(ensemble_of(pair)).combine(answers).known
+        assert found is not None
+        return found
 
     path = OutputCombiner(ensemble_of(bundles)).combine(answers).path
     assert OutputCombiner(ensemble_of(bundles)).combine(answers).known is None

@@ -40,7 +40,7 @@ def random_head(
         unit_length=unit_length,
     )
     with torch.no_grad():
-        head.weight += 0.2 * torch.randn_like(head.weight)
+        head.weight.add_(0.2 * torch.randn_like(head.weight))
         if head.reference is not None:
             head.reference.copy_(torch.rand_like(head.reference))
     return head.eval()
@@ -136,7 +136,7 @@ def _log_probability(head: PrototypeHead, logit: FloatArray) -> FloatArray:
     if head.kind != "hierarchical":
         exponential = np.exp(logit[:, list(taxonomy.leaves)])
         leaves = exponential / exponential.sum(1, keepdims=True)
-        return np.log(leaves @ taxonomy.leaves_below.T)
+        return np.asarray(np.log(leaves @ taxonomy.leaves_below.T))
     result = np.zeros_like(logit)
     for node, path in enumerate(taxonomy.nodes):
         for depth in range(1, len(path) + 1):

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from protoserve.errors import InputError
 from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder, code_size, map_sizes
-from protoserve.networks.head import PrototypeHead
+from protoserve.networks.head import HeadOutput, PrototypeHead
 from protoserve.networks.model_file import NetworkDescription, build_autoencoder, load_network, save_network
 from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy
@@ -36,9 +37,9 @@ def description(
     )
 
 
-def random_network(seed: int = 0, **options: int) -> PrototypeAutoencoder:
+def random_network(seed: int = 0, prototypes: int = 8) -> PrototypeAutoencoder:
     torch.manual_seed(seed)
-    network = build_autoencoder(description(**options)).eval()
+    network = build_autoencoder(description(prototypes=prototypes)).eval()
     with torch.no_grad():
         network.head.weight.copy_(torch.randn_like(network.head.weight))
     return network
@@ -94,7 +95,7 @@ def test_a_grey_network_sees_the_mean_of_the_colours() -> None:
 # ---- scores --------------------------------------------------------------------------------------------------
 
 
-def published_logits(network: PrototypeAutoencoder, images: torch.Tensor) -> np.ndarray:
+def published_logits(network: PrototypeAutoencoder, images: torch.Tensor) -> NDArray[np.float64]:
     """[N, leaves]: sums of weighted distances (Li et al. 2018, eq. 2), in double precision, one by one."""
     code = network.latent(network.features(images)).flatten(1).detach().double().numpy()
     prototypes = network.head.prototypes.detach().double().numpy()
@@ -106,9 +107,9 @@ def published_logits(network: PrototypeAutoencoder, images: torch.Tensor) -> np.
     return result
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    return exponentials / exponentials.sum(1, keepdims=True)
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -136,7 +137,14 @@ def test_inner_nodes_are_the_sums_of_their_leaves() -> None:
 
 
 def typical(network: PrototypeAutoencoder, images: torch.Tensor) -> torch.Tensor:
-    return network(images).distance.detach().mean(0)
+    output: HeadOutput = network(images)
+    return output.distance.detach().mean(0)
+
+
+def reference_of(network: PrototypeAutoencoder) -> torch.Tensor:
+    """[prototypes] the number that is added to each prototype's similarity, float64."""
+    assert network.head.reference is not None
+    return network.head.reference.double()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -149,7 +157,7 @@ def test_speaking_where_near_changes_no_probability(seed: int) -> None:
     np.testing.assert_allclose(after, before, atol=1e-5)
     np.testing.assert_allclose(network.head.weight.detach().sum(1).numpy(), 0.0, atol=1e-5)
     # The logits themselves are still sums of distances: the references add nothing to any of them.
-    added = network.head.weight[0].detach().double() @ network.head.reference.double()
+    added = network.head.weight[0].detach().double() @ reference_of(network)
     np.testing.assert_allclose(added.numpy(), 0.0, atol=1e-4)
 
 
@@ -158,7 +166,7 @@ def test_references_are_the_nearest_to_what_is_typical() -> None:
     network, images = random_network(), pictures(20)
     wanted = typical(network, images).double().numpy()
     network.head.recentre_distances(torch.from_numpy(wanted))
-    reference = network.head.reference.double().numpy()
+    reference = reference_of(network).numpy()
     weight = network.head.weight[0].detach().double().numpy()
     _, values, directions = np.linalg.svd(weight)
     free = directions[int((values > 1e-6).sum()) :]
@@ -170,7 +178,7 @@ def test_with_too_few_prototypes_the_sum_stays_as_published() -> None:
     network, images = random_network(prototypes=3), pictures(10)
     before = softmax(published_logits(network, images))
     network.head.recentre_distances(typical(network, images))
-    np.testing.assert_allclose(network.head.reference.numpy(), 0.0, atol=1e-5)
+    np.testing.assert_allclose(reference_of(network).numpy(), 0.0, atol=1e-5)
     found = network(images).log_probability.exp().detach().numpy()[:, list(network.head.taxonomy.leaves)]
     np.testing.assert_allclose(found, before, atol=1e-5)
 

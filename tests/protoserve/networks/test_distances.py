@@ -1,9 +1,12 @@
 """Distances from one refined product, against double precision."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from protoserve.networks.distances import (
     distance_offsets,
@@ -17,8 +20,9 @@ from protoserve.networks.similarity import Similarity, SimilarityForm, to_unit_l
 FORMS = ("log1p", "log-ratio", "cosine", "negative-distance")
 
 
-def drawn(dimensions, unit, seed=0, prototypes=200, scale=1.0):
-    """Latent cells [6, 25, D], and prototypes of which half are cells, some moved a little."""
+def drawn(dimensions: int, unit: bool, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Latent cells [6, 25, D], and 200 prototypes of which half are cells, some moved a little."""
+    prototypes = 200
     torch.manual_seed(seed)
     cells = scale * torch.rand(6, 25, dimensions)
     flat = cells.reshape(-1, dimensions)
@@ -29,9 +33,10 @@ def drawn(dimensions, unit, seed=0, prototypes=200, scale=1.0):
     return (to_unit_length(cells - 0.5, 2), to_unit_length(vectors - 0.5, 1)) if unit else (cells, vectors)
 
 
-def in_double(cells, vectors):
-    exact = torch.cdist(cells.double(), vectors.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return exact.square().min(1)
+def in_double(cells: Tensor, vectors: Tensor) -> Tensor:
+    """The squared distances [N, P] of `vectors` [P, D] to the nearest of `cells` [N, C, D]."""
+    exact: Tensor = torch.cdist(cells.double(), vectors.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return exact.square().amin(1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -46,7 +51,7 @@ def test_similarities_are_right_everywhere_also_at_projected_prototypes(
     radius = refinement_radius(similarity, vectors)
     bound = max_refinements(vectors, radius, cells.shape[1]) if refinements == "bounded" else None
     distance, cell = nearest_cells(cells, vectors, distance_offsets(vectors, unit), unit, radius, bound)
-    expected, _ = in_double(cells, vectors)
+    expected = in_double(cells, vectors)
     error = similarity.of_distance(distance.double()) - similarity.of_distance(expected)
     assert float(error.abs().max()) < 1e-3
     at_cell = cells.double().gather(1, cell[:, :, None].expand(-1, -1, dimensions)) - vectors.double()
@@ -58,7 +63,7 @@ def test_without_refinement_an_exact_match_is_wrong() -> None:
     similarity = Similarity("log1p")
     cells, vectors = drawn(128, unit=False)
     distance, _ = nearest_cells(cells, vectors, distance_offsets(vectors, False), False, radius=0.0)
-    error = similarity.of_distance(distance.double()) - similarity.of_distance(in_double(cells, vectors)[0])
+    error = similarity.of_distance(distance.double()) - similarity.of_distance(in_double(cells, vectors))
     assert float(error.abs().max()) > 1e-2
 
 
@@ -69,7 +74,7 @@ def test_the_product_is_never_off_by_more_than_its_bound(dimensions: int, scale:
         cells, vectors = drawn(dimensions, False, seed, scale=scale)
         offset = distance_offsets(vectors, False)
         distance, _ = nearest_cells(cells, vectors, offset, False, radius=0.0)
-        expected, _ = in_double(cells, vectors)
+        expected = in_double(cells, vectors)
         close = expected < 0.01 * offset.double()
         assert close.any()
         assert float((distance - expected)[close].abs().max()) <= product_error(vectors)
@@ -86,7 +91,7 @@ def test_no_picture_needs_more_refinements_than_the_bound(dimensions: int) -> No
     counts = (torch.cdist(vectors.double(), vectors.double()).square() <= radius).sum(1)
     for cells in (1, 2, 9):
         picture = vectors[counts.argsort(descending=True)[:cells]][None]
-        needed = int((in_double(picture, vectors)[0] < radius).sum())
+        needed = int((in_double(picture, vectors) < radius).sum())
         assert needed <= max_refinements(vectors, radius, cells)
     assert max_refinements(vectors, radius, 1) == 31
     assert dimensions == 6 or max_refinements(vectors[60:200], radius, 9) == 9

@@ -1,5 +1,7 @@
 """Groups in buckets: padding changes no answer and stays small."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -10,21 +12,22 @@ from protoserve.networks import grouping
 from protoserve.networks.fused_head import explain
 from protoserve.networks.grouping import make_buckets
 from protoserve.networks.head import PrototypeHead, prototype_children
-from protoserve.taxonomy import Taxonomy
+from protoserve.taxonomy import Kind, Taxonomy
 
 UNEVEN = (
-    [f"A/{n}" for n in range(40)]
-    + [f"B/x/{n}" for n in range(3)]
-    + ["B/y", *(f"C/{n}/{m}" for n in range(5) for m in "uvw")]
+    *(f"A/{n}" for n in range(40)),
+    *(f"B/x/{n}" for n in range(3)),
+    "B/y",
+    *(f"C/{n}/{m}" for n in range(5) for m in "uvw"),
 )
 
 
-def head(kind="hierarchical", leaves=UNEVEN):
+def head(kind: Kind = "hierarchical") -> PrototypeHead:
     torch.manual_seed(0)
-    taxonomy = Taxonomy.from_paths(leaves)
+    taxonomy = Taxonomy.from_paths(UNEVEN)
     result = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, 3, inner_factor=2), 8, kind=kind).eval()
     with torch.no_grad():
-        result.weight += torch.randn_like(result.weight)
+        result.weight.add_(torch.randn_like(result.weight))
         result.temperature.uniform_(0.5, 2.0)
     return result
 

@@ -1,3 +1,8 @@
+"""Networks in files: they come back the same, and files that are torn, foreign or dangerous are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +27,7 @@ def test_a_network_survives_the_file(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_a_network_may_start_from_the_backbone_of_a_run(tiny_run: Path) -> None:
     network, description, _ = load_network(tiny_run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
     linear = NetworkDescription(
         kind="linear", taxonomy=description.taxonomy, input=description.input, backbone=description.backbone
     )
@@ -61,7 +67,7 @@ def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
     import pickle
 
     class Evil:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
             return (print, ("owned",))
 
     torch.save({"format": 1, "state": Evil()}, tmp_path / "model.pt", pickle_module=pickle)

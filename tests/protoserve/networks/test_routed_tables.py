@@ -42,13 +42,13 @@ def last_layer(head: PrototypeHead, node: int) -> list[float]:
 
 def test_a_small_tree_worked_by_hand() -> None:
     tables = node_tables(small_head())
-    assert tables.level.tolist() == [1, 1, 2, 2, 3, 4, 4, 0]
+    assert tables.depth.tolist() == [1, 1, 2, 2, 3, 4, 4, 0]
     assert tables.children.tolist() == [0, 2, 0, 1, 2, 0, 0, 2]
     assert [int(tables.first_child[parent]) for parent in (7, 1, 3, 4)] == [0, 2, 4, 5]
     # A/B has one child, so nothing competes there.
     assert tables.group.tolist() == [-1, 1, -1, -1, 2, -1, -1, 0]
-    assert tables.slots.tolist() == [0, 4, 0, 0, 4, 0, 0, 4]
-    assert [int(tables.first[parent]) for parent in (7, 1, 4)] == [0, 4, 8]
+    assert tables.prototypes.tolist() == [0, 4, 0, 0, 4, 0, 0, 4]
+    assert [int(tables.first_prototype[parent]) for parent in (7, 1, 4)] == [0, 4, 8]
     assert [tables.parents_at(depth).tolist() for depth in range(5)] == [[7], [1], [3], [4], []]
 
 
@@ -63,14 +63,14 @@ def test_every_node_has_its_children_and_its_groups_prototypes(seed: int) -> Non
         assert list(range(first, first + int(tables.children[node]))) == children or not children
         assert int(tables.children[node]) == len(children)
         prototypes = owned(head, node)
-        assert int(tables.slots[node]) == len(prototypes)
+        assert int(tables.prototypes[node]) == len(prototypes)
         if prototypes:
-            start = int(tables.first[node])
+            start = int(tables.first_prototype[node])
             assert list(range(start, start + len(prototypes))) == prototypes
             assert tree.groups[int(tables.group[node])].children == tuple(children)
         else:
             assert int(tables.group[node]) == -1
-        assert int(tables.level[node]) == (0 if node == root else len(tree.nodes[node]))
+        assert int(tables.depth[node]) == (0 if node == root else len(tree.nodes[node]))
     every = [parent for depth in range(tree.depth) for parent in tables.parents_at(depth).tolist()]
     assert sorted(every) == [node for node in range(root + 1) if tables.children[node]]
 

@@ -11,7 +11,7 @@ def test_the_model_document_states_the_bundle_and_the_limits(holder: ModelHolder
     bundle = holder.current().classifier.bundle
     settings = Settings(max_bytes=1000, max_pixels=2000, max_side=300, max_images=4, formats=("JPEG", "PNG"))
     document = model_document(bundle, "cpu", settings)
-    assert (document.name, document.version, document.device) == ("tiny", bundle.manifest.version, "cpu")
+    assert (document.name, document.version, document.device) == ("tiny", bundle.version, "cpu")
     assert document.limits.model_dump() == {
         "request_bytes": 1000,
         "image_pixels": 2000,
@@ -26,7 +26,7 @@ def test_the_model_document_states_the_bundle_and_the_limits(holder: ModelHolder
 def test_the_taxonomy_document_counts_every_prototype_once(holder: ModelHolder) -> None:
     bundle = holder.current().classifier.bundle
     document = taxonomy_document(bundle)
-    assert sum(node.prototypes for node in document.nodes) == len(bundle.manifest.prototypes)
+    assert sum(node.prototypes for node in document.nodes) == len(bundle.prototypes)
     names = [node.node for node in document.nodes]
     # Breadth first, so every parent comes before its children.
     assert all(node.parent is None or names.index(node.parent) < names.index(node.node) for node in document.nodes)
@@ -35,7 +35,7 @@ def test_the_taxonomy_document_counts_every_prototype_once(holder: ModelHolder) 
 
 def test_a_prototype_document_has_the_record_and_the_url_of_its_image(holder: ModelHolder) -> None:
     bundle = holder.current().classifier.bundle
-    for prototype, record in enumerate(bundle.manifest.prototypes):
+    for prototype, record in enumerate(bundle.prototypes):
         document = prototype_document(bundle, prototype)
         assert (document.id, document.node, document.weight) == (prototype, record.child, record.weight)
         assert document.parent == (record.parent or None)
