@@ -185,8 +185,8 @@ def accuracy(leaf: float, level_1: float) -> SelectionAccuracy:
 
 
 def test_leaves_count_before_level_1() -> None:
-    ordered = [accuracy(0.4, 0.9), accuracy(0.5, 0.6), accuracy(0.5, 0.7)]
-    assert sorted(ordered[::-1], key=merit) == ordered
+    worst, middle, best = accuracy(0.4, 0.9), accuracy(0.5, 0.6), accuracy(0.5, 0.7)
+    assert sorted([best, worst, middle], key=merit) == [worst, middle, best]
 
 
 def test_the_best_weights_are_kept_and_restored_once() -> None:

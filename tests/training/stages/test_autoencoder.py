@@ -22,10 +22,8 @@ from protoserve.run.folder import Run
 from training import running
 from training.config import Config, parse_config
 from training.data.splits import Splits, read_splits
-from training.features.memory import in_memory
-from training.features.shared_cache import SharedCache
 from training.loop.trainer import Trainer
-from training.prototypes.codes import assigned_to_leaves, codes_of
+from training.prototypes.codes import codes_of
 from training.stages import autoencoder as trainer_module
 from training.stages.autoencoder import start_codes
 
@@ -193,56 +191,7 @@ def test_prototypes_start_as_codes_of_their_leaves_pictures(tiny_idx: Path, tmp_
         assert splits.fit.leaves[nearest] == child
 
 
-def test_the_form_assigned_to_leaves_gives_every_picture_the_same_answer(tiny_idx: Path, tmp_path: Path) -> None:
-    splits = read_splits(config(), tiny_idx)
-    trainer = trainer_of(config(), splits, tmp_path)
-    with torch.no_grad():
-        trainer.autoencoder.head.weight.normal_()
-        images = trainer.memory.selection
-        before = trainer.autoencoder(images).log_probability
-        codes = codes_of(trainer.autoencoder, trainer.memory.fit)
-        _, turned = assigned_to_leaves(trainer.description, trainer.autoencoder, codes)
-        torch.testing.assert_close(turned(images).log_probability.exp(), before.exp(), atol=1e-5, rtol=1e-4)
-
-
 # ---- what goes in --------------------------------------------------------------------------------------------
-
-
-def test_pictures_of_another_size_and_in_folders_are_read_into_memory(tiny_idx: Path, tmp_path: Path) -> None:
-    from protoserve.images.fitting import fit
-    from protoserve.images.geometry import InputRule
-
-    dataset = read_split(tiny_idx, "test", read_taxonomy(tiny_idx))
-    rule = InputRule(height=10, width=12, resize="stretch")
-    for number in range(4):
-        folder = tmp_path / "test" / "AB"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        dataset.picture(number).picture.save(folder / f"{number}.png")
-    for name in "AB":
-        (tmp_path / "train" / name).mkdir(parents=True)
-        dataset.picture(0).picture.save(tmp_path / "train" / name / "0.png")
-    folders = read_split(tmp_path, "test", read_taxonomy(tmp_path))
-    for data in (dataset, folders):
-        found = in_memory(data, rule, quiet())
-        assert found.shape == (len(data), 10, 12, 3)
-        for number in (0, len(data) - 1):
-            np.testing.assert_array_equal(found[number].numpy(), fit(data.picture(number), rule).array)
-
-
-def test_a_plain_head_has_nothing_to_stand_on(tiny_idx: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--head linear compares on a backbone, and an autoencoder has none"):
-        train(config(), tiny_idx, tmp_path / "run", linear=True)
-
-
-def test_a_cache_of_features_has_nothing_to_keep(tiny_idx: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--cache shares features of a backbone, and an autoencoder has none"):
-        train(config(), tiny_idx, tmp_path / "run", cache=SharedCache(tmp_path / "cache", 1000))
-
-
-def test_a_run_shows_its_history_in_tensorboard(tiny_idx: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    train(config(epochs=1), tiny_idx, tmp_path / "run", tensorboard=True)
-    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""A run from its call to its metrics: where it may start, where it resumes, and which options it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from rich.console import Console
+
+from protoserve.errors import InputError
+from protoserve.files import DRAFT
+from protoserve.run.folder import open_run
+from protoserve.run.records import Metrics
+from training import running
+from training.config import Config, parse_config
+from training.features.shared_cache import SharedCache
+from training.loop.checkpoints import CHECKPOINT
+from training.loop.plan import Stage
+from training.loop.trainer import Trainer
+from training.running import STAGES, _check_autoencoder
+
+SHORT: dict[str, Any] = {"warm": {"epochs": 0}, "joint": {"epochs": 1}, "anchored": {"epochs": 0}}
+
+
+def train(config: Config, data: Path, run: Path, **options: Any) -> Metrics | None:
+    given: dict[str, Any] = {"linear": False, "resume": False, "device": "cpu", "console": Console(quiet=True)}
+    return running.train(config, data, run, **{**given, **options})
+
+
+@pytest.fixture
+def short(small_config: Callable[..., Config]) -> Config:
+    """A run of one epoch."""
+    config: Config = small_config(**SHORT)
+    return config
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Config:
+    """An autoencoder's run of one epoch."""
+    setting = {"channels": [4, 2], "prototypes": 4, "epochs": 1}
+    image = {"height": 20, "width": 16, "resize": "stretch"}
+    content = {"name": "a", "image": image, "model": {"kind": "autoencoder"}, "autoencoder": setting}
+    return parse_config(content, "test")
+
+
+@pytest.fixture(scope="module")
+def finished(
+    small_config: Callable[..., Config], small_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Metrics]:
+    """(a finished run of one epoch, the metrics that `train` returned)"""
+    run = tmp_path_factory.mktemp("running") / "finished"
+    metrics = train(small_config(**SHORT), small_data, run)
+    assert metrics is not None
+    return run, metrics
+
+
+def killed_run(config: Config, data: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed before its projection."""
+
+    def die(trainer: Trainer) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setitem(STAGES, "project", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, data, run)
+    assert (run / CHECKPOINT).is_file() and not (run / "model.pt").exists()
+    return run
+
+
+def test_every_stage_but_the_end_has_its_function() -> None:
+    assert set(STAGES) == set(get_args(Stage)) - {"finish"}
+
+
+def test_a_run_returns_the_metrics_that_it_leaves(finished: tuple[Path, Metrics]) -> None:
+    run, metrics = finished
+    assert open_run(run).metrics() == metrics
+    assert {"selection", "validation", "test"} <= json.loads((run / "metrics.json").read_text()).keys()
+    assert not (run / "tensorboard").exists()
+
+
+def test_a_killed_run_ends_as_one_that_was_left_alone(
+    finished: tuple[Path, Metrics], short: Config, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = killed_run(short, small_data, tmp_path / "run", monkeypatch)
+
+    def repeated(trainer: Trainer) -> dict[str, float]:
+        raise AssertionError("a step before the checkpoint is repeated")
+
+    for stage in ("reduce", "initialise", "joint"):
+        monkeypatch.setitem(STAGES, stage, repeated)
+    train(short, small_data, run, resume=True)
+    expected = torch.load(finished[0] / "model.pt", weights_only=True)
+    found = torch.load(run / "model.pt", weights_only=True)
+    assert found["sources"] == expected["sources"]
+    assert all(torch.equal(found["state"][name], tensor) for name, tensor in expected["state"].items())
+    assert (run / "history.csv").read_text() == (finished[0] / "history.csv").read_text()
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_left_with_drafts(
+    short: Config, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = killed_run(short, small_data, tmp_path / "run", monkeypatch)
+    with pytest.raises(InputError, match="run: holds an unfinished run"):
+        train(short, small_data, run)
+    draft = run / f"{DRAFT}01234567.metrics.json"
+    draft.touch()
+    train(short, small_data, run, resume=True)
+    assert not draft.exists()
+
+
+def test_a_finished_run_is_neither_overwritten_nor_resumed(
+    finished: tuple[Path, Metrics], short: Config, small_data: Path
+) -> None:
+    before = (finished[0] / "model.pt").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        train(short, small_data, finished[0])
+    with pytest.raises(InputError, match=r"holds a run already \(it is finished\)"):
+        train(short, small_data, finished[0], resume=True)
+    assert (finished[0] / "model.pt").read_bytes() == before
+
+
+def test_a_file_is_no_place_for_a_run(short: Config, small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("notes")
+    with pytest.raises(InputError, match="run: is a file; give a folder for --run"):
+        train(short, small_data, tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "notes"
+
+
+def test_folders_read_as_another_leaf_are_noted(short: Config, small_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_data, tmp_path / "data")
+    (tmp_path / "data" / "test" / "C").mkdir()
+    (tmp_path / "data" / "test" / "B").rename(tmp_path / "data" / "test" / "C" / "B")
+    console = Console(file=io.StringIO(), width=200)
+    train(short, tmp_path / "data", tmp_path / "run", console=console)
+    assert isinstance(console.file, io.StringIO)
+    assert "note: test/C/B is read as the leaf B" in console.file.getvalue().splitlines()
+
+
+def test_a_run_shows_its_history_in_tensorboard(tiny_idx: Path, autoencoder: Config, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(autoencoder, tiny_idx, tmp_path / "run", tensorboard=True)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+# ---- options that an autoencoder has no use for ----------------------------------------------------------------------
+
+
+def test_an_autoencoder_has_no_backbone_for_a_linear_head(tiny_idx: Path, autoencoder: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--head linear compares on a backbone, and an autoencoder has none"):
+        train(autoencoder, tiny_idx, tmp_path / "run", linear=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_has_no_features_to_share(tiny_idx: Path, autoencoder: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--cache shares features of a backbone, and an autoencoder has none"):
+        train(autoencoder, tiny_idx, tmp_path / "run", cache=SharedCache(tmp_path / "cache", 1000))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_trains_in_one_process() -> None:
+    _check_autoencoder(linear=False, processes=1, cache=None)
+    with pytest.raises(InputError, match=r"model\.kind: autoencoder: it trains in one process"):
+        _check_autoencoder(linear=False, processes=2, cache=None)
