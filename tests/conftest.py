@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
-import struct
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from tests.bundles import (
@@ -23,6 +21,7 @@ from tests.bundles import (
     run_factory,
     shared_by_workers,
 )
+from tests.idx import idx_bytes
 
 # prometheus_client reads this at import; every test process gets a directory of its own.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="protoserve-metrics-")
@@ -126,11 +125,6 @@ def resizing_bundle(shared: Shared) -> Path:
     from export.sources import EdgeOptions
 
     return bundle_factory(shared)("resizing", RESIZING_TARGETS, edge=EdgeOptions(resize=True))
-
-
-def idx_bytes(array: NDArray[np.uint8]) -> bytes:
-    """The content of an IDX file of unsigned bytes."""
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from protoserve.schema import Prediction
 from service.app import create_app
 from service.model.holder import ModelHolder
 from service.settings import Settings
+from tests.idx import IDX_TREE
 from tests.service.predictions import as_served
 from training import running
 from training.config import parse_config
@@ -33,14 +35,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient
 
-TREE = """
-Bright:
-  One: "1"
-  Two: "2"
-Dark:
-  Nought: "0"
-Three: "3"
-"""
 CONFIG = {
     "name": "tiny",
     "batch": 32,
@@ -54,11 +48,8 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def data(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small pictures with a tree over their four numbers."""
-    folder = tmp_path_factory.mktemp("named") / "data"
-    folder.mkdir()
-    for file in tiny_idx.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "taxonomy.yaml").write_text(TREE)
+    folder = shutil.copytree(tiny_idx, tmp_path_factory.mktemp("named") / "data")
+    (folder / "taxonomy.yaml").write_text(IDX_TREE)
     return folder
 
 

@@ -23,7 +23,9 @@ import psutil
 import pytest
 
 from protoserve.inference.classifier import load
+from tests.service.bundles import rename_bundle
 from tests.service.predictions import as_served
+from tests.service.problems import check_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 # Also in a checkout that is not installed, where the root command has no entry points to find this room by.
@@ -97,16 +99,6 @@ def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log
     raise AssertionError(f"not ready in {START_SECONDS} seconds: {log.read_text()}")
 
 
-def check_problem(response: httpx.Response, status: int, code: str) -> None:
-    assert (response.status_code, response.headers["content-type"]) == (
-        status,
-        "application/problem+json",
-    ), response.text
-    document = response.json()
-    assert set(document) == {"type", "title", "status", "detail", "code"}
-    assert (document["status"], document["code"]) == (status, code)
-
-
 def check_predictions(client: httpx.Client, bundle: Path, photograph: Path) -> None:
     data = photograph.read_bytes()
     expected = as_served(load(bundle, device="cpu").predict(photograph)).model_dump_json()
@@ -160,7 +152,7 @@ def test_a_picture_is_answered_as_by_the_python_interface(server: Server, tiny_b
 )
 def test_a_bad_upload_is_a_problem(server: Server, body: bytes, media_type: str, status: int, code: str) -> None:
     response = server.client.post("/v1/predict", content=body, headers={"content-type": media_type})
-    check_problem(response, status, code)
+    assert check_problem(response, code)["status"] == status
 
 
 def test_an_upload_of_undeclared_length_is_cut_off_and_the_server_goes_on(server: Server) -> None:
@@ -169,7 +161,7 @@ def test_an_upload_of_undeclared_length_is_cut_off_and_the_server_goes_on(server
             yield b"x" * 100_000
 
     response = server.client.post("/v1/predict", content=chunks(), headers={"content-type": "image/jpeg"})
-    check_problem(response, 413, "request_too_large")
+    check_problem(response, "request_too_large")
     assert server.client.get("/v1/model").status_code == 200
 
 
@@ -188,12 +180,12 @@ def test_an_address_in_place_of_a_picture_is_never_fetched(server: Server) -> No
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/a.jpg".encode()
         form: Any = {"image": (None, address)}
-        check_problem(server.client.post("/v1/predict", files=form), 400, "unexpected_part")
+        check_problem(server.client.post("/v1/predict", files=form), "unexpected_part")
         form = {"image": ("a.jpg", address)}
-        check_problem(server.client.post("/v1/predict", files=form), 415, "unsupported_image")
+        check_problem(server.client.post("/v1/predict", files=form), "unsupported_image")
         body = json.dumps({"image": address.decode()})
         headers = {"content-type": "application/json"}
-        check_problem(server.client.post("/v1/predict", content=body, headers=headers), 415, "unsupported_media_type")
+        check_problem(server.client.post("/v1/predict", content=body, headers=headers), "unsupported_media_type")
         time.sleep(0.3)
         assert not contacted.is_set()
         # The monitor works: it notices this connection.
@@ -219,7 +211,7 @@ def test_an_address_in_place_of_a_picture_is_never_fetched(server: Server) -> No
 def test_the_shape_of_errors_holds_beside_bentoml_s_own_routes(
     server: Server, method: str, path: str, status: int, code: str
 ) -> None:
-    check_problem(server.client.request(method, path), status, code)
+    assert check_problem(server.client.request(method, path), code)["status"] == status
 
 
 def test_probes_and_the_page(server: Server) -> None:
@@ -275,10 +267,10 @@ def test_a_publication_is_built_into_a_bento_that_answers_by_itself(
     assert "torch" not in (folder / "env" / "python" / "requirements.txt").read_text()
 
     # A later publication does not change a built Bento.
-    call(*PROTOSERVE, "publish", str(renamed(tiny_bundle, tmp_path / "later")))
+    call(*PROTOSERVE, "publish", str(rename_bundle(tiny_bundle, tmp_path / "later")))
     with serving((*BENTOML, "serve", bento), home, tmp_path / "bento.log", cwd=elsewhere) as server:
         check_predictions(server.client, tiny_bundle, photograph)
-        check_problem(server.client.get("/nope"), 404, "not_found")
+        check_problem(server.client.get("/nope"), "not_found")
         for worker in psutil.Process(server.process.pid).children(recursive=True):
             assert not [entry.path for entry in worker.memory_maps() if "torch" in entry.path]
     with serving((*BENTOML, "serve", "service.service:ProtoServe"), home, tmp_path / "newest.log") as server:
@@ -300,17 +292,3 @@ def test_a_bundle_that_breaks_after_publication_stops_the_server_with_one_messag
     )
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("model.onnx does not match") == 1
-
-
-def renamed(bundle: Path, copy: Path) -> Path:
-    """A copy of a bundle named after its folder, with matching sums and version."""
-    import hashlib
-
-    shutil.copytree(bundle, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest |= {"name": copy.name, "version": f"sha256:{hashlib.sha256(copy.name.encode()).hexdigest()}"}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
-    sums = re.sub(r"\w{64}(?=  manifest\.json)", digest, (copy / "SHA256SUMS").read_text())
-    (copy / "SHA256SUMS").write_text(sums)
-    return copy

@@ -15,17 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundling import export_bundle
 from export.targets import web
 from protoserve import load
 from protoserve.errors import InputError
-from protoserve.run.folder import open_run
+from tests.bundles import BundleFactory
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def web_bundle(bundle: BundleFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     if shutil.which("npm") is None:
@@ -34,16 +33,13 @@ def bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         web.fetch_runtime(tmp_path_factory.mktemp("runtime"))
     except InputError as error:
         pytest.skip(f"npm can't be asked here: {error}")
-    directory = tmp_path_factory.mktemp("bundles") / "web"
-    export_bundle(open_run(tiny_run), directory, ("onnx", "web"))
-    return directory
+    return bundle("web", ("onnx", "web"))
 
 
 @pytest.fixture(scope="module")
-def address(bundle: Path) -> Iterator[str]:
+def address(web_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The folder alone, moved away from its bundle, behind Python's own file server."""
-    alone = bundle.parent / "alone"
-    shutil.copytree(bundle / "web", alone)
+    alone = shutil.copytree(web_bundle / "web", tmp_path_factory.mktemp("browser") / "alone")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *arguments: Any) -> None:
@@ -112,9 +108,9 @@ def pictures(photograph: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "turned", "clear"])
 def test_the_page_predicts_what_the_service_would(
-    kind: str, page: Any, bundle: Path, pictures: dict[str, Path]
+    kind: str, page: Any, web_bundle: Path, pictures: dict[str, Path]
 ) -> None:
-    expected = load(bundle, device="cpu").predict(pictures[kind])
+    expected = load(web_bundle, device="cpu").predict(pictures[kind])
     found = ask(page, pictures[kind])
     assert found["path"] == expected.path
     assert found["image"] == expected.image.model_dump()

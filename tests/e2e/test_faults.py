@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +22,7 @@ import psutil
 import pytest
 
 from tests.e2e.serving import Server, serving, wait_until
+from tests.service.bundles import rename_bundle
 
 CLIENTS = 8
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -100,18 +97,6 @@ def answered(seen: Load, more: int, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def renamed(bundle: Path, copy: Path) -> Path:
-    """A copy of a bundle named after its folder, with matching sums and version."""
-    shutil.copytree(bundle, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest |= {"name": copy.name, "version": f"sha256:{hashlib.sha256(copy.name.encode()).hexdigest()}"}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
-    sums = re.sub(r"\w{64}(?=  manifest\.json)", digest, (copy / "SHA256SUMS").read_text())
-    (copy / "SHA256SUMS").write_text(sums)
-    return copy
-
-
 def test_a_killed_worker_costs_only_what_it_was_answering(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
     with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
         wait_until(lambda: len(server.workers()) == 2, 60, server.log)
@@ -182,13 +167,13 @@ def test_a_torn_bundle_is_refused_and_a_good_one_taken_under_load(
         wait_until(lambda: server.log.read_text().count('"message": "ready"') == 2, 60, server.log)
         with load(server, photograph) as seen:
             answered(seen, 30)
-            torn = renamed(tiny_bundle, tmp_path / "torn")
+            torn = rename_bundle(tiny_bundle, tmp_path / "torn")
             (torn / "model.onnx").write_bytes((torn / "model.onnx").read_bytes()[:1000])
             move(torn)
             wait_until(lambda: server.metric(r"protoserve_reloads_total") >= 2, 30, server.log)
             answered(seen, 30)
             assert len(seen.versions) == 1
-            move(renamed(tiny_bundle, tmp_path / "next"))
+            move(rename_bundle(tiny_bundle, tmp_path / "next"))
             wait_until(lambda: server.metric(r"protoserve_reloads_total") >= 4, 60, server.log)
             answered(seen, 50)
         assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})

@@ -1,3 +1,7 @@
+"""Errors that people read: one base class, and suggestions for misspelt names."""
+
+from __future__ import annotations
+
 import pytest
 
 from protoserve import errors

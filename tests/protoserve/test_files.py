@@ -1,3 +1,7 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
 import hashlib
 import os
 import sys

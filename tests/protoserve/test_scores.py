@@ -1,3 +1,5 @@
+"""Accuracies, calibration and confusion of worked examples."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,7 @@
+"""The class tree: its order, its tables, and the trees it refuses."""
+
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

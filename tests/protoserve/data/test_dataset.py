@@ -1,3 +1,7 @@
+"""Splits of a folder of pictures: their images and leaves, held-out shares, left-out leaves."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -7,20 +11,7 @@ from protoserve.data.dataset import hold_out, read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
-
-
-def add(root: Path, folder: str, count: int = 1) -> None:
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / folder / f"{number}.png")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for leaf in ("Fruit/Apple", "Fruit/Lemon", "Garlic"):
-        add(tmp_path, f"train/{leaf}", 10)
-    add(tmp_path, "val/Garlic", 2)
-    return tmp_path
+from tests.protoserve.data.folder_pictures import add_pictures
 
 
 def test_images_are_known_by_their_path_and_leaf(root: Path) -> None:
@@ -39,7 +30,7 @@ def test_a_split_may_cover_a_part_of_the_leaves_but_train_may_not(root: Path) ->
 
 
 def test_a_level_that_tells_nothing_apart_may_be_there_or_not(root: Path) -> None:
-    add(root, "test/Bulbs/Garlic", 2)
+    add_pictures(root, "test/Bulbs/Garlic", 2)
     dataset = read_split(root, "test", read_taxonomy(root))
     assert dataset.renamed == (("Bulbs/Garlic", "Garlic"),)
     assert [dataset.taxonomy.names[dataset.taxonomy.leaves[leaf]] for leaf in dataset.leaves] == ["Garlic"] * 2
@@ -47,13 +38,13 @@ def test_a_level_that_tells_nothing_apart_may_be_there_or_not(root: Path) -> Non
 
 def test_a_parent_of_the_taxonomy_is_never_skipped(root: Path) -> None:
     # Garlic below Fruit is another class than Garlic, although Fruit has one child in this split.
-    add(root, "test/Fruit/Garlic", 2)
+    add_pictures(root, "test/Fruit/Garlic", 2)
     with pytest.raises(TaxonomyError, match="no leaf 'Fruit/Garlic'"):
         read_split(root, "test", read_taxonomy(root))
 
 
 def test_an_unknown_class_is_named_with_the_nearest_known_one(root: Path) -> None:
-    add(root, "test/Fruit/Aple")
+    add_pictures(root, "test/Fruit/Aple")
     with pytest.raises(TaxonomyError, match="no leaf 'Fruit/Aple'; did you mean 'Fruit/Apple'"):
         read_split(root, "test", read_taxonomy(root))
 
@@ -88,7 +79,7 @@ def test_the_fingerprint_sees_content_and_labels(root: Path) -> None:
 
 def test_a_taxonomy_file_over_flat_folders(tmp_path: Path) -> None:
     for leaf in ("gibbon", "lion"):
-        add(tmp_path, f"train/{leaf}")
+        add_pictures(tmp_path, f"train/{leaf}")
     (tmp_path / "taxonomy.yaml").write_text("animal:\n  ape:\n    gibbon:\n  cat:\n    lion:\n")
     dataset = read_split(tmp_path, "train", read_taxonomy(tmp_path), every_leaf=True)
     names = dataset.taxonomy.names
@@ -111,9 +102,9 @@ def test_images_of_a_left_out_leaf_are_passed_over(root: Path) -> None:
 
 
 def test_a_left_out_leaf_is_known_by_another_path_too(root: Path) -> None:
-    add(root, "val/Citrus/Garlic")
+    add_pictures(root, "val/Citrus/Garlic")
     taxonomy = read_taxonomy(root).without(["Garlic"])
-    add(root, "val/Fruit/Apple")
+    add_pictures(root, "val/Fruit/Apple")
     (root / "val/Garlic/0.png").unlink()
     (root / "val/Garlic/1.png").unlink()
     (root / "val/Garlic").rmdir()

@@ -1,3 +1,7 @@
+"""The tree that folders form, and the files in them that count as images."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

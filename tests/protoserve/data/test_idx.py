@@ -1,3 +1,5 @@
+"""IDX files: their arrays, and the data sets that pairs of them form."""
+
 from __future__ import annotations
 
 import gzip
@@ -13,6 +15,7 @@ from protoserve.data.dataset import hold_out, holds_split, read_split, read_taxo
 from protoserve.data.idx import holds_idx, read_idx, read_idx_split
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.taxonomy import Taxonomy
+from tests.idx import IDX_TREE
 
 
 def header(*shape: int, kind: int = 8) -> bytes:
@@ -57,13 +60,8 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(content: bytes, said: str,
     assert said in str(caught.value)
 
 
-def copied(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target
-
-
 def test_pictures_and_labels_must_belong_together(tiny_idx: Path, tmp_path: Path) -> None:
-    root = copied(tiny_idx, tmp_path / "idx")
+    root = shutil.copytree(tiny_idx, tmp_path / "idx")
     shutil.copyfile(root / "t10k-labels-idx1-ubyte.gz", root / "train-labels-idx1-ubyte.gz")
     with pytest.raises(InputError, match=r"200 pictures and train-labels-idx1-ubyte\.gz 40 labels"):
         read_idx_split(root, "train")
@@ -112,7 +110,7 @@ def test_splits_are_those_whose_files_are_there(tiny_idx: Path, tmp_path: Path) 
     assert [holds_split(tiny_idx, split) for split in ("train", "val", "test")] == [True, False, True]
     with pytest.raises(InputError, match="no split 'val'; a data set of IDX files has train, test"):
         read_split(tiny_idx, "val", read_taxonomy(tiny_idx))
-    root = copied(tiny_idx, tmp_path / "idx")
+    root = shutil.copytree(tiny_idx, tmp_path / "idx")
     (root / "t10k-images-idx3-ubyte.gz").unlink()
     assert not holds_split(root, "test")
 
@@ -139,19 +137,9 @@ def test_the_fingerprint_changes_with_one_pixel(tiny_idx: Path) -> None:
     assert dataset.fingerprint() != before
 
 
-TREE = """
-Bright:
-  One: "1"
-  Two: "2"
-Dark:
-  Nought: "0"
-Three: "3"
-"""
-
-
 def test_a_taxonomy_names_labels_and_puts_them_in_a_tree(tiny_idx: Path, tmp_path: Path) -> None:
-    root = copied(tiny_idx, tmp_path / "idx")
-    (root / "taxonomy.yaml").write_text(TREE)
+    root = shutil.copytree(tiny_idx, tmp_path / "idx")
+    (root / "taxonomy.yaml").write_text(IDX_TREE)
     taxonomy = read_taxonomy(root)
     dataset = read_split(root, "test", taxonomy)
     _, labels = read_idx_split(root, "test")
@@ -161,14 +149,14 @@ def test_a_taxonomy_names_labels_and_puts_them_in_a_tree(tiny_idx: Path, tmp_pat
 
 
 def test_a_taxonomy_of_idx_files_speaks_of_numbers(tiny_idx: Path, tmp_path: Path) -> None:
-    root = copied(tiny_idx, tmp_path / "idx")
+    root = shutil.copytree(tiny_idx, tmp_path / "idx")
     (root / "taxonomy.yaml").write_text("Nought:\nOne:\n")
     with pytest.raises(TaxonomyError, match=r"'Nought' stands for 'Nought'.*write for example Nought: \"0\""):
         read_split(root, "train", read_taxonomy(root))
-    (root / "taxonomy.yaml").write_text(TREE.replace('Three: "3"', ""))
+    (root / "taxonomy.yaml").write_text(IDX_TREE.replace('Three: "3"', ""))
     with pytest.raises(TaxonomyError, match="images of the class 3, but the taxonomy has no such leaf"):
         read_split(root, "train", read_taxonomy(root))
-    (root / "taxonomy.yaml").write_text(TREE + 'Four: "4"\n')
+    (root / "taxonomy.yaml").write_text(IDX_TREE + 'Four: "4"\n')
     with pytest.raises(TaxonomyError, match="leaf 'Four' has no images of the class 4"):
         read_split(root, "train", read_taxonomy(root), every_leaf=True)
 

@@ -1,27 +1,18 @@
+"""Pictures of classes that a taxonomy lacks, and their deepest known ancestor."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from protoserve.data.dataset import read_taxonomy
 from protoserve.data.novel import NovelImages, read_novel
 from protoserve.errors import InputError
 from protoserve.taxonomy import Taxonomy
+from tests.protoserve.data.folder_pictures import add_pictures
 
 LEFT_OUT = {"Fruit/Lemon": "Fruit/Lemon"}
-
-
-def add(root: Path, folder: str, count: int = 1) -> None:
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / folder / f"{number}.png")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for leaf in ("Fruit/Apple", "Fruit/Lemon", "Garlic"):
-        add(tmp_path, f"train/{leaf}", 10)
-    return tmp_path
 
 
 def ancestors(novel: NovelImages, taxonomy: Taxonomy) -> dict[str, str]:
@@ -41,7 +32,7 @@ def test_novel_folders_are_placed_as_far_as_they_are_known(root: Path, tmp_path:
     taxonomy = read_taxonomy(root)
     other = tmp_path / "other"
     for folder in ("Fruit/Pear/Anjou", "Fruit", "Bicycle", "Tool/Saw", "Fruit/Apple", "Fruit/Apple/Bitten", ".hidden"):
-        add(other, folder)
+        add_pictures(other, folder)
     novel = read_novel(other, "test", taxonomy)
     assert ancestors(novel, taxonomy) == {
         "Fruit/Pear/Anjou/0.png": "Fruit",
@@ -55,7 +46,7 @@ def test_novel_folders_are_placed_as_far_as_they_are_known(root: Path, tmp_path:
 
 def test_a_taxonomy_file_says_where_flat_novel_folders_belong(tmp_path: Path) -> None:
     for leaf in ("gibbon", "lion", "tiger", "axe"):
-        add(tmp_path, f"test/{leaf}")
+        add_pictures(tmp_path, f"test/{leaf}")
     (tmp_path / "taxonomy.yaml").write_text("animal:\n  ape:\n    gibbon:\n  cat:\n    lion:\n    tiger:\naxe:\n")
     whole = read_taxonomy(tmp_path)
     taxonomy = whole.without(["animal/cat/tiger"])

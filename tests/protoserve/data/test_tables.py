@@ -1,3 +1,7 @@
+"""Data sets in CSV and Parquet, which read like the folders that they describe."""
+
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

@@ -1,3 +1,7 @@
+"""`taxonomy.yaml`: the tree it describes, and the errors that name a line."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

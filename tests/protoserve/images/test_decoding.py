@@ -1,3 +1,7 @@
+"""Any bytes become an upright RGB picture or an error that names their fault."""
+
+from __future__ import annotations
+
 import io
 import random
 import struct

@@ -1,3 +1,7 @@
+"""Pictures are brought to model size as the input rule says."""
+
+from __future__ import annotations
+
 import io
 from typing import Any
 

@@ -1,3 +1,7 @@
+"""Cells of the feature map as boxes in the pixels of the original picture."""
+
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

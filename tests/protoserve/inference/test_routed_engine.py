@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.taxonomy import Taxonomy
+from tests.protoserve.inference.wrong_images import CHANGES, Change
 
 TOP_K = 4
 
@@ -138,18 +138,7 @@ def test_a_file_that_is_not_a_graph_is_refused(graphs: Graphs, tmp_path: Path) -
         RoutedEngine(graphs.routed, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda images: images.astype(np.float32),
-        lambda images: images[0],
-        lambda images: images[:0],
-        lambda images: images[:, :-1],
-        lambda images: images[..., :2],
-    ],
-)
-def test_other_shapes_and_types_are_refused(
-    graphs: Graphs, engine: RoutedEngine, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_shapes_and_types_are_refused(graphs: Graphs, engine: RoutedEngine, change: Change) -> None:
     with pytest.raises(InputError, match=r"takes uint8 images \[batch, 64, 96, 3\], not"):
         engine.run(change(graphs.images))

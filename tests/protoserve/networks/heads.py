@@ -19,6 +19,13 @@ FloatArray = NDArray[np.float64]
 
 # With a larger ε than published, similarities near a prototype stay comparable.
 WIDE = Similarity(epsilon=1e-3)
+SIMILARITIES = (
+    WIDE,
+    Similarity("log-ratio", 1e-3),
+    Similarity("cosine"),
+    Similarity("negative-distance"),
+    Similarity("log1p", 1e-3, zero=0.5),
+)
 
 
 def random_head(

@@ -1,3 +1,7 @@
+"""Backbones of torchvision, cut at a stride, with their channels."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

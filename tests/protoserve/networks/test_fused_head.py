@@ -10,16 +10,9 @@ from protoserve.graph_signature import named_arrays
 from protoserve.networks.fused_head import FusedHead, explain
 from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Kind
-from tests.protoserve.networks.heads import expected, random_head, random_latent, similarity_at
+from tests.protoserve.networks.heads import SIMILARITIES, expected, random_head, random_latent, similarity_at
 
 KINDS = ("hierarchical", "flat")
-SIMILARITIES = (
-    Similarity("log1p", 1e-3),
-    Similarity("log-ratio", 1e-3),
-    Similarity("cosine"),
-    Similarity("negative-distance"),
-    Similarity("log1p", 1e-3, zero=0.5),
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)

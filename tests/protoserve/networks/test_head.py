@@ -12,15 +12,7 @@ from protoserve.errors import InputError
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.similarity import Similarity, to_unit_length
 from protoserve.taxonomy import ROOT, Kind, Taxonomy
-from tests.protoserve.networks.heads import expected, random_head, random_latent
-
-SIMILARITIES = (
-    Similarity("log1p", 1e-3),
-    Similarity("log-ratio", 1e-3),
-    Similarity("cosine"),
-    Similarity("negative-distance"),
-    Similarity("log1p", 1e-3, zero=0.5),
-)
+from tests.protoserve.networks.heads import SIMILARITIES, expected, random_head, random_latent
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
