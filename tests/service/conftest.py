@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from protoserve.bundle.ensemble import write_ensemble
+from protoserve.bundle.folder import read_bundle
 from protoserve.inference.classifier import Classifier
 from service.model.holder import LoadedModel, ModelHolder
 from service.settings import Settings
@@ -43,6 +45,33 @@ def classifier(holder: ModelHolder) -> Classifier:
 def client(holder: ModelHolder) -> Iterator[TestClient]:
     """A client of one application with small limits, which all tests share."""
     with running_app(holder.current, max_bytes=MAX_BYTES, max_pixels=1_000_000, max_images=3) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def ensemble_folder(tiny_bundle: Path, twin_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ensemble of two bundles, `tiny` and `twin`."""
+    directory = tmp_path_factory.mktemp("ensembles") / "both"
+    write_ensemble([read_bundle(tiny_bundle), read_bundle(twin_bundle)], directory, name="Both of them")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ensemble_holder(ensemble_folder: Path) -> ModelHolder:
+    """The ensemble behind the routes."""
+    return ModelHolder(lambda: ensemble_folder, Settings(device="cpu", threads=1))
+
+
+@pytest.fixture(scope="session")
+def ensemble(ensemble_holder: ModelHolder) -> Classifier:
+    """The same ensemble behind the Python interface."""
+    return ensemble_holder.current().classifier
+
+
+@pytest.fixture(scope="session")
+def ensemble_client(ensemble_holder: ModelHolder) -> Iterator[TestClient]:
+    """A client of an application over the ensemble, which all tests share."""
+    with running_app(ensemble_holder.current) as client:
         yield client
 
 

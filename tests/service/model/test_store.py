@@ -10,6 +10,7 @@ import bentoml
 import pytest
 from bentoml.exceptions import NotFound
 
+from protoserve.bundle.ensemble import read_model
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import BundleError, InputError
 from service.model.store import bundle_directory, publish_bundle, published_model, tag_name
@@ -52,6 +53,13 @@ def test_the_newest_is_the_one_published_last_whatever_its_name(tiny_bundle: Pat
     assert str(published_model(None).tag) == last.tag
     assert str(published_model(first.tag).tag) == first.tag
     assert str(published_model(first.tag.partition(":")[0]).tag) == first.tag
+
+
+def test_an_ensemble_is_published_whole(ensemble_folder: Path) -> None:
+    published = publish_bundle(ensemble_folder)
+    assert published.created and published.tag.startswith("both-of-them:")
+    assert read_model(published.directory).version == read_model(ensemble_folder).version
+    assert not publish_bundle(ensemble_folder).created
 
 
 def test_other_models_in_the_store_are_ignored() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protoserve.bundle.folder import read_bundle
 from protoserve.inference.classifier import Classifier
 from service.model.holder import ModelHolder
 from service.routes import model as model_routes
@@ -23,6 +24,17 @@ def test_the_model_document_states_size_input_and_limits(client: TestClient, cla
     assert (document["leaves"], document["depth"], document["device"]) == (5, 3, "cpu")
     assert document["input"] == bundle.input.model_dump()
     assert document["limits"]["request_bytes"] == 200_000
+
+
+def test_the_model_document_of_an_ensemble_lists_its_members(ensemble_client: TestClient, ensemble: Classifier) -> None:
+    document = ensemble_client.get("/v1/model").json()
+    assert (document["name"], document["version"]) == ("Both of them", ensemble.bundle.version)
+    assert [(member["name"], member["rows"], member["columns"]) for member in document["members"]] == [
+        ("tiny", 8, 12),
+        ("twin", 4, 6),
+    ]
+    assert [member["first_prototype"] for member in document["members"]] == [0, document["members"][0]["prototypes"]]
+    assert document["prototypes"] == sum(member["prototypes"] for member in document["members"])
 
 
 def test_the_taxonomy_lists_every_node_below_its_parent(client: TestClient) -> None:
@@ -59,6 +71,24 @@ def test_the_pages_of_prototypes_list_each_once(
         ids += [prototype["id"] for prototype in page["prototypes"]]
         cursor = page["cursor"]
     assert ids == list(range(len(classifier.bundle.prototypes)))
+
+
+def test_prototypes_of_all_members_are_listed_once_each(
+    ensemble_client: TestClient, tiny_bundle: Path, twin_bundle: Path
+) -> None:
+    listed = ensemble_client.get("/v1/prototypes").json()["prototypes"]
+    members = [read_bundle(directory) for directory in (tiny_bundle, twin_bundle)]
+    counts = [len(member.manifest.prototypes) for member in members]
+    assert [entry["id"] for entry in listed] == list(range(sum(counts)))
+    assert [entry["member"] for entry in listed] == [0] * counts[0] + [1] * counts[1]
+    second = ensemble_client.get(f"/v1/prototypes/{counts[0]}/image")
+    assert second.content == members[1].picture(0).read_bytes()
+    assert ensemble_client.get(f"/v1/prototypes/{sum(counts)}").status_code == 404
+
+
+def test_a_single_bundle_has_no_members(client: TestClient) -> None:
+    assert client.get("/v1/model").json()["members"] is None
+    assert client.get("/v1/prototypes/0").json()["member"] is None
 
 
 def test_the_prototypes_of_one_node(client: TestClient, classifier: Classifier) -> None:

@@ -81,6 +81,31 @@ def test_a_batch_gets_a_prediction_or_a_problem_for_each_picture_in_order(
     assert (third["prediction"], third["problem"]["code"]) == (None, "broken_image")
 
 
+def test_a_prediction_of_an_ensemble_names_the_member_of_every_piece_of_evidence(
+    ensemble_client: TestClient, ensemble: Classifier, photograph: Path
+) -> None:
+    query = {"top_k": str(ensemble.table.top_k), "maps": "heat"}
+    response = ensemble_client.post("/v1/predict", content=photograph.read_bytes(), params=query)
+    assert response.status_code == 200, response.text
+    prediction = Prediction.model_validate_json(response.text)
+    assert [member.name for member in prediction.model.members or []] == ["tiny", "twin"]
+    for level in prediction.levels:
+        assert level.known is None
+        for evidence in level.evidence:
+            assert evidence.source is not None and evidence.source.href is not None
+            served = ensemble_client.get(evidence.source.href.removesuffix("/image")).json()
+            assert (served["id"], served["member"]) == (evidence.prototype, evidence.member)
+            assert served["source"]["image"] == evidence.source.image
+            picture = ensemble_client.get(evidence.source.href)
+            assert picture.content == ensemble.bundle.picture(evidence.prototype).read_bytes()
+
+
+def test_the_evidence_of_a_single_bundle_names_no_member(client: TestClient, photograph: Path) -> None:
+    document = client.post("/v1/predict", content=photograph.read_bytes()).json()
+    assert document["model"]["members"] is None
+    assert all(evidence["member"] is None for level in document["levels"] for evidence in level["evidence"])
+
+
 def test_a_full_queue_and_full_memory_are_refused_at_once(run_app: RunApp, photograph: Path) -> None:
     client = run_app(max_queue=16, max_bytes=50_000, max_memory=50_000)
     data = photograph.read_bytes()
