@@ -1,59 +1,74 @@
 """Every loss term against loops over parents in double precision, gradients included."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from protoserve.networks.head import HeadOutput, PrototypeHead, prototype_children
-from protoserve.networks.similarity import Similarity
-from protoserve.taxonomy import Taxonomy
+from protoserve.networks.similarity import Similarity, SimilarityForm
+from protoserve.taxonomy import Kind, Taxonomy
 from training.losses import Answered, LossTables, distillation, loss_tables, noise_loss, objective
 from training.sections.data import LossConfig
 
 # Leaves at depths 1 to 4, and a parent with an only child.
 LEAVES = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
-KINDS = ("hierarchical", "flat")
-FORMS = ("log1p", "log-ratio", "cosine")
+KINDS: tuple[Kind, ...] = ("hierarchical", "flat")
+FORMS: tuple[SimilarityForm, ...] = ("log1p", "log-ratio", "cosine")
+Average = Literal["image", "parent"]
 EPSILON = 0.1
 
 
-def random_head(kind, form="log1p", leaves=LEAVES, per_child=2, inner_factor=2):
-    taxonomy = Taxonomy.from_paths(leaves)
+def random_head(kind: Kind, form: SimilarityForm = "log1p") -> PrototypeHead:
+    taxonomy = Taxonomy.from_paths(LEAVES)
     torch.manual_seed(0)
-    children = prototype_children(taxonomy, kind, per_child, inner_factor)
+    children = prototype_children(taxonomy, kind, 2, 2)
     head = PrototypeHead(taxonomy, children, 6, kind=kind, similarity=Similarity(form, EPSILON))
     with torch.no_grad():
-        head.weight += 0.3 * torch.randn_like(head.weight)
+        head.weight.add_(0.3 * torch.randn_like(head.weight))
         if form == "cosine":
-            head.prototypes -= 0.5
+            head.prototypes.sub_(0.5)
     return head
 
 
-def random_latent(count, form, seed=0):
+def random_latent(count: int, form: SimilarityForm, seed: int = 0) -> Tensor:
     latent = torch.rand(count, 6, 2, 3, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(latent - 0.5, dim=1) if form == "cosine" else latent
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars; 0 of none."""
+    return sum(terms, start=torch.zeros((), dtype=torch.float64))
+
+
+def smallest(terms: Sequence[Tensor]) -> Tensor:
+    return min(terms, key=lambda term: term.item())
 
 
 class Reference:
     """The network's head as the papers write it, with loops, in double precision, on its own copies of the numbers."""
 
-    def __init__(self, head, latent):
+    def __init__(self, head: PrototypeHead, latent: Tensor) -> None:
         self.taxonomy, self.form = head.taxonomy, head.similarity.form
-        self.owner = head.grouping.prototype_child.tolist()
+        self.owner: list[int] = head.grouping.prototype_child.tolist()
         self.latent = latent.detach().double().requires_grad_()
         self.prototypes = head.prototypes.detach().double().requires_grad_()
         self.weight = head.weight.detach().double().requires_grad_()
-        self.groups = [list(g.children) for g in head.taxonomy.groups] if head.kind == "hierarchical" else None
-        self.groups = self.groups or [list(head.taxonomy.leaves)]
+        groups = [list(group.children) for group in head.taxonomy.groups]
+        self.groups = groups if head.kind == "hierarchical" else [list(head.taxonomy.leaves)]
         self.distance = [
             [self.smallest_distance(image, prototype) for prototype in self.prototypes] for image in self.latent
         ]
 
-    def smallest_distance(self, image, prototype):
-        found = []
+    def smallest_distance(self, image: Tensor, prototype: Tensor) -> Tensor:
+        found: list[Tensor] = []
         for row in range(image.shape[1]):
             for column in range(image.shape[2]):
                 cell = image[:, row, column]
@@ -61,44 +76,44 @@ class Reference:
                     found.append(2 - 2 * (cell @ prototype) / (cell.norm() * prototype.norm()))
                 else:
                     found.append(((cell - prototype) ** 2).sum())
-        return min(found)
+        return smallest(found)
 
-    def similarity(self, image, prototype):
+    def similarity(self, image: int, prototype: int) -> Tensor:
         distance = self.distance[image][prototype]
         if self.form == "log1p":
             return torch.log(1 + 1 / (distance + EPSILON))
         return torch.log((distance + 1) / (distance + EPSILON)) if self.form == "log-ratio" else 1 - distance / 2
 
-    def among(self, group):
+    def among(self, group: int) -> list[int]:
         return [p for p, child in enumerate(self.owner) if child in self.groups[group]]
 
-    def logit(self, image, group, member):
+    def logit(self, image: int, group: int, member: int) -> Tensor:
         """The sum of the contributions to one child."""
         slots = enumerate(self.among(group))
-        return sum(self.weight[group, member, slot] * self.similarity(image, p) for slot, p in slots)
+        return total([self.weight[group, member, slot] * self.similarity(image, p) for slot, p in slots])
 
-    def conditionals(self, image, group):
+    def conditionals(self, image: int, group: int) -> list[Tensor]:
         """The probability of each child given the parent."""
         powers = [torch.exp(self.logit(image, group, member)) for member in range(len(self.groups[group]))]
-        return [power / sum(powers) for power in powers]
+        return [power / total(powers) for power in powers]
 
-    def on_path(self, group, leaf):
+    def on_path(self, group: int, leaf: int) -> list[int]:
         return [child for child in self.groups[group] if self.taxonomy.leaves_below[child, leaf]]
 
-    def outside(self, leaves):
+    def outside(self, leaves: Tensor) -> Tensor:
         """The mean KL(uniform ‖ conditional) at the parents that are not above an image's leaf."""
-        total = torch.zeros(()).double()
+        found = torch.zeros(()).double()
         for image, leaf in enumerate(leaves.tolist()):
             others = [group for group in range(len(self.groups)) if not self.on_path(group, leaf)]
             for group in others:
                 for chance in self.conditionals(image, group):
                     uniform = 1 / len(self.groups[group])
-                    total = total + uniform * torch.log(uniform / chance) / len(others) / len(leaves)
-        return total
+                    found = found + uniform * torch.log(uniform / chance) / len(others) / len(leaves)
+        return found
 
-    def leaf(self, leaves):
+    def leaf(self, leaves: Tensor) -> Tensor:
         """−log of the softmax over all leaves of the sums of the logits along their paths."""
-        total = torch.zeros(()).double()
+        found = torch.zeros(()).double()
         for image, leaf in enumerate(leaves.tolist()):
             powers = []
             for other in range(len(self.taxonomy.leaves)):
@@ -107,11 +122,11 @@ class Reference:
                     for group in range(len(self.groups))
                     for child in self.on_path(group, other)
                 ]
-                powers.append(torch.exp(sum(path)))
-            total = total - torch.log(powers[leaf] / sum(powers)) / len(leaves)
-        return total
+                powers.append(torch.exp(total(path)))
+            found = found - torch.log(powers[leaf] / total(powers)) / len(leaves)
+        return found
 
-    def terms(self, leaves, average):
+    def terms(self, leaves: Tensor, average: Average) -> dict[str, Tensor]:
         terms = dict.fromkeys(("cross_entropy", "cluster", "separation", "l1", "l2"), torch.zeros(()).double())
         for group, children in enumerate(self.groups):
             rows = []
@@ -120,10 +135,10 @@ class Reference:
                     own = [self.distance[image][p] for p in self.among(group) if self.owner[p] == on_path[0]]
                     other = [self.distance[image][p] for p in self.among(group) if self.owner[p] != on_path[0]]
                     chance = self.conditionals(image, group)[children.index(on_path[0])]
-                    rows.append((-torch.log(chance), min(own), -min(other)))
+                    rows.append((-torch.log(chance), smallest(own), -smallest(other)))
             scale = len(leaves) if average == "image" else len(rows)
             for name, column in zip(("cross_entropy", "cluster", "separation"), zip(*rows, strict=True), strict=False):
-                terms[name] = terms[name] + sum(column) / scale
+                terms[name] = terms[name] + total(column) / scale
             for member, child in enumerate(children):
                 for slot, p in enumerate(self.among(group)):
                     weight = self.weight[group, member, slot]
@@ -133,34 +148,34 @@ class Reference:
                         terms["l1"] = terms["l1"] + abs(weight)
         return terms
 
-    def noise(self, average):
-        total = torch.zeros(()).double()
+    def noise(self, average: Average) -> Tensor:
+        found = torch.zeros(()).double()
         for group, children in enumerate(self.groups):
             for image in range(len(self.latent)):
                 for chance in self.conditionals(image, group):
                     uniform = 1 / len(children)
-                    total = total + uniform * torch.log(uniform / chance) / len(self.latent)
-        return total if average == "parent" else total / len(self.groups)
+                    found = found + uniform * torch.log(uniform / chance) / len(self.latent)
+        return found if average == "parent" else found / len(self.groups)
 
-    def gradients(self, total):
-        return torch.autograd.grad(total, [self.latent, self.prototypes, self.weight])
+    def gradients(self, term: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(term, [self.latent, self.prototypes, self.weight])
 
 
-def assert_gradients_agree(given, wanted) -> None:
+def assert_gradients_agree(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     for name, one, other in zip(("latent", "prototypes", "weight"), given, wanted, strict=True):
         scale = float(other.abs().max())
         assert scale > 0, name
-        torch.testing.assert_close(one.double(), other, atol=2e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one.double(), other, atol=2e-5 * scale, rtol=1e-3, msg=f"{name}: {{}}".format)
 
 
-def assert_the_heads_gradients_agree(total, head, wanted) -> None:
-    given = torch.autograd.grad(total, [head.prototypes, head.weight])
+def assert_the_heads_gradients_agree(term: Tensor, head: PrototypeHead, wanted: Sequence[Tensor]) -> None:
+    given = torch.autograd.grad(term, [head.prototypes, head.weight])
     for one, other in zip(given, wanted[1:], strict=True):
         torch.testing.assert_close(one.double(), other, atol=2e-5 * float(other.abs().max()), rtol=1e-3)
 
 
 def losses(
-    head: PrototypeHead, output: HeadOutput, leaves: torch.Tensor, tables: LossTables, config: LossConfig
+    head: PrototypeHead, output: HeadOutput, leaves: Tensor, tables: LossTables, config: LossConfig
 ) -> SimpleNamespace:
     """The terms and their total, as attributes."""
     return SimpleNamespace(**objective(Answered(head, output, leaves, tables, config), config))
@@ -173,7 +188,9 @@ def losses(
     [("image", True), ("parent", True), ("image", False)],
     ids=["image", "parent", "image, evaluation"],
 )
-def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, average: str, training: bool) -> None:
+def test_terms_and_gradients_agree_with_loops_in_double_precision(
+    kind: Kind, form: SimilarityForm, average: Average, training: bool
+) -> None:
     head = random_head(kind, form).train(training)
     latent = random_latent(6, form).requires_grad_()
     leaves = torch.from_numpy(np.random.default_rng(0).integers(0, len(LEAVES), 6))
@@ -184,10 +201,10 @@ def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, av
     expected = reference.terms(leaves, average)
     for name, value in expected.items():
         assert float(getattr(found, name).detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
-    total = sum(getattr(config, name) * value for name, value in expected.items())
-    assert float(found.total.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
+    weighted = total([getattr(config, name) * value for name, value in expected.items()])
+    assert float(found.total.detach()) == pytest.approx(float(weighted.detach()), rel=1e-5)
     given = torch.autograd.grad(found.total, [latent, head.prototypes, head.weight])
-    wanted = reference.gradients(total)
+    wanted = reference.gradients(weighted)
     if form == "cosine":
         # Cells live on the sphere, so only what lies along it counts; the reference's angle takes any length.
         cells = latent.detach().double()
@@ -199,12 +216,14 @@ def test_terms_and_gradients_agree_with_loops_in_double_precision(kind, form, av
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("term", ["outside", "leaf"])
-def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form, term: str) -> None:
+def test_terms_between_branches_agree_with_loops_in_double_precision(
+    kind: Kind, form: SimilarityForm, term: str
+) -> None:
     head = random_head(kind, form)
     latent = random_latent(5, form, seed=7)
     leaves = torch.tensor([0, 3, 4, 5, 7])
     nothing = {"cross_entropy": 0.0, "cluster": 0.0, "separation": 0.0, "l1": 0.0, "l2": 0.0}
-    found = losses(head, head(latent), leaves, loss_tables(head), LossConfig(**nothing, **{term: 3.0}))
+    found = losses(head, head(latent), leaves, loss_tables(head), LossConfig.model_validate({**nothing, term: 3.0}))
     reference = Reference(head, latent)
     expected = getattr(reference, term)(leaves)
     assert float(getattr(found, term).detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
@@ -220,7 +239,7 @@ def test_terms_between_branches_agree_with_loops_in_double_precision(kind, form,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("average", ["image", "parent"])
-def test_noise_agrees_with_loops_in_double_precision(kind, form, average: str) -> None:
+def test_noise_agrees_with_loops_in_double_precision(kind: Kind, form: SimilarityForm, average: Average) -> None:
     head = random_head(kind, form)
     latent = random_latent(4, form, seed=5)
     found = noise_loss(head, head(latent), LossConfig(average=average))
@@ -245,7 +264,7 @@ def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there(
         output = head(latent)
         loss = noise_loss(head, output, LossConfig())
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         spreads.append(float(loss.detach()))
     assert spreads[-1] < 0.2 * spreads[0]

@@ -1,5 +1,7 @@
 """How work is divided; that the processes then agree is tested with two of them in tests/e2e/test_distributed.py."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from protoserve.errors import InputError
 from training.processes import ALONE, Processes, joined_processes
 
 
-def processes(count):
+def processes(count: int) -> list[Processes]:
     return [Processes(rank, count, rank, count) for rank in range(count)]
 
 

@@ -1,5 +1,7 @@
 """What a run is fed with: the views of each step, and what is kept for later ones."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ def test_maps_from_the_trunk_are_those_of_one_of_each_images_views(trainer: Trai
             for view in range(3):
                 picture = pictures(trainer, "fit", [number], view)
                 with torch.no_grad():
-                    expected = trainer.network.backbone(trainer.network.normalise(picture))[0]
+                    network = trainer.prototype_network
+                    expected = network.backbone(network.normalise(picture))[0]
                 # float16 holds 11 bits; a few layers follow.
                 distances.append(((one - expected).norm() / expected.norm()).item())
             assert min(distances) < 5e-3
@@ -87,7 +90,7 @@ def test_fresh_maps_are_of_views_that_no_other_step_sees(
 
 
 def test_gradients_reach_what_learns_and_nothing_before_it(trainer: Trainer) -> None:
-    backbone = trainer.network.backbone
+    backbone = trainer.prototype_network.backbone
     freeze_all_but(backbone, trainable_parameters(backbone.body, TRAIN_FROM))
     ((_, maps),) = trainer.feed.maps(BATCHES[:1], step=0)
     torch.autograd.backward(maps.square().sum())
@@ -113,7 +116,7 @@ def test_features_of_an_earlier_backbone_are_forgotten(trainer: Trainer) -> None
     numbers = np.arange(4)
     before = trainer.feed.batch_features("fit", numbers)
     with torch.no_grad():
-        for parameter in trainer.network.backbone.parameters():
+        for parameter in trainer.prototype_network.backbone.parameters():
             parameter.mul_(1.5)
     assert torch.equal(trainer.feed.batch_features("fit", numbers), before)
     trainer.feed.set_backbone(frozen=True, version=1)
@@ -170,7 +173,7 @@ def test_runs_share_features_of_the_same_weights_and_pictures_alone(
         with torch.no_grad():
             for parameter in trainer.network.parameters():
                 parameter.copy_(torch.rand(parameter.shape) * 0.1)
-        trainer.feed.use(trainer.network)
+        trainer.feed.use(trainer.prototype_network)
         return shared_folders(trainer)
 
     first = folders("first")

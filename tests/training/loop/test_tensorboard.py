@@ -1,6 +1,9 @@
 """A run's history in TensorBoard's own reader."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,14 +13,14 @@ pytest.importorskip("tensorboard")
 # tensorboard's own use of what its dependencies deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-HISTORY = [
+HISTORY: list[dict[str, Any]] = [
     {"step": 0, "stage": "warm", "epoch": 1, "total": 2.5, "selection_leaf": 0.25},
     {"step": 1, "stage": "joint", "epoch": 1, "total": 1.5, "selection_leaf": 0.5},
 ]
 LATER = {"step": 2, "stage": "last layers", "epoch": 1, "loss": 1.0, "selection_leaf": 0.75}
 
 
-def scalars(directory):
+def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(directory))

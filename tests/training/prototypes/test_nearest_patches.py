@@ -1,26 +1,32 @@
 """Nearest training patches against an exhaustive search: any order, batches and blocks; ties and the sphere."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead, prototype_children
-from protoserve.networks.similarity import Similarity
-from protoserve.taxonomy import Taxonomy
+from protoserve.networks.similarity import Similarity, SimilarityForm
+from protoserve.taxonomy import Kind, Taxonomy
 from training.prototypes import nearest_patches as nearest_patches_module
 from training.prototypes.nearest_patches import nearest_patches, own_patches, own_weights
 
 TAXONOMY = Taxonomy.from_paths(["A/B/x", "A/B/y", "A/z", "Q"])
 
 
-def make_problem(kind="hierarchical", form="log1p"):
+def make_problem(kind: Kind = "hierarchical", form: SimilarityForm = "log1p") -> tuple[PrototypeHead, Tensor]:
     torch.manual_seed(0)
     head = PrototypeHead(TAXONOMY, prototype_children(TAXONOMY, kind, 2, 2), 5, kind=kind, similarity=Similarity(form))
     latent = torch.rand(17, 5, 3, 4)
     if form == "cosine":
         latent = torch.nn.functional.normalize(latent - 0.5, dim=1)
         with torch.no_grad():
-            head.prototypes -= 0.5
+            head.prototypes.sub_(0.5)
     else:
         # A whole image twice, the same cell twice in one image, and a prototype cut from that cell.
         latent[9] = latent[2]
@@ -30,7 +36,7 @@ def make_problem(kind="hierarchical", form="log1p"):
     return head, latent
 
 
-def exhaustive(head, latent, nearest):
+def exhaustive(head: PrototypeHead, latent: Tensor, nearest: int) -> list[list[tuple[float, int, int]]]:
     """(distance, image, cell) of the nearest images of each prototype, by trying every cell of every image."""
     vectors = head.prototypes.detach().double()
     if head.similarity.form == "cosine":
@@ -45,7 +51,7 @@ def exhaustive(head, latent, nearest):
     return found
 
 
-def stream(latent, order, size):
+def stream(latent: Tensor, order: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     for start in range(0, len(order), size):
         part = order[start : start + size]
         yield part, latent[part]
@@ -55,7 +61,7 @@ def stream(latent, order, size):
 @pytest.mark.parametrize("form", ["log1p", "cosine"])
 @pytest.mark.parametrize(("size", "seed", "block"), [(1, None, 1), (4, 0, 10**6), (17, 1, 400), (17, None, 10**6)])
 def test_the_nearest_patches_are_those_of_an_exhaustive_search(
-    kind: str, form: str, size: int, seed: int | None, block, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, form: SimilarityForm, size: int, seed: int | None, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nearest_patches_module, "BLOCK", block)
     head, latent = make_problem(kind, form)

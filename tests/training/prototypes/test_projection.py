@@ -1,25 +1,38 @@
 """Projection against an exhaustive search: any order, batches, blocks, parts; ties, near-ties and the sphere."""
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead, prototype_children
-from protoserve.networks.similarity import Similarity
-from protoserve.taxonomy import Taxonomy
+from protoserve.networks.similarity import Similarity, SimilarityForm
+from protoserve.taxonomy import Kind, Taxonomy
 from training.prototypes import projection
-from training.prototypes.projection import NO_IMAGE, complete, merge, own_prototypes, search
+from training.prototypes.projection import NO_IMAGE, Projection, complete, merge, own_prototypes, search
 
+# A head, latent maps [images, D, rows, columns] and the images' leaves [images].
+Problem = tuple[PrototypeHead, Tensor, Tensor]
 LEAVES = ("A/x", "A/y", "B/u", "B/v", "Q")
 # Leaves at depths 1 to 4, so that leaves have different numbers of prototypes.
 UNEVEN = ("A/B/C/x", "A/B/C/y", "A/B/z", "A/w", "Q", "R/S/only", "R/T/u", "R/T/v")
 
 
-def make_problem(leaves=LEAVES, kind="hierarchical", form="log1p", images=23, seed=0):
+def make_problem(
+    leaves: tuple[str, ...] = LEAVES,
+    kind: Kind = "hierarchical",
+    form: SimilarityForm = "log1p",
+    images: int = 23,
+    seed: int = 0,
+) -> Problem:
     taxonomy = Taxonomy.from_paths(leaves)
     torch.manual_seed(seed)
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, kind, 3, 2), 5, kind=kind, similarity=Similarity(form))
@@ -27,12 +40,12 @@ def make_problem(leaves=LEAVES, kind="hierarchical", form="log1p", images=23, se
     if form == "cosine":
         latent = torch.nn.functional.normalize(latent - 0.5, dim=1)
         with torch.no_grad():
-            head.prototypes -= 0.5
+            head.prototypes.sub_(0.5)
     return head, latent, torch.arange(images) % len(leaves)
 
 
 @pytest.fixture
-def problem():
+def problem() -> Problem:
     head, latent, leaves = make_problem()
     # Equal cells in several images of one class: the first image and the first cell must win whatever the order.
     latent[7] = latent[2]
@@ -40,14 +53,14 @@ def problem():
     return head, latent, leaves
 
 
-def exhaustive(head, latent, leaves):
+def exhaustive(head: PrototypeHead, latent: Tensor, leaves: Tensor) -> list[tuple[float, int, int]]:
     """(distance, image, cell) of each prototype by trying everything, in double precision."""
     found = []
     prototypes = head.prototypes.detach().double()
     if head.similarity.form == "cosine":
         prototypes = prototypes / prototypes.square().sum(1, keepdim=True).sqrt()
     for prototype, child in zip(prototypes, head.grouping.prototype_child.tolist(), strict=True):
-        best = (np.inf, -1, -1)
+        best = (float(np.inf), -1, -1)
         for image, leaf in enumerate(leaves.tolist()):
             if head.taxonomy.leaves_below[child, leaf]:
                 for cell, vector in enumerate(latent[image].double().flatten(1).T):
@@ -56,13 +69,15 @@ def exhaustive(head, latent, leaves):
     return found
 
 
-def batches(latent, leaves, order, size):
+def batches(
+    latent: Tensor, leaves: Tensor, order: NDArray[np.int64], size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for start in range(0, len(order), size):
         part = torch.as_tensor(order[start : start + size])
         yield part, leaves[part], latent[part]
 
 
-def assert_equal(one, other) -> None:
+def assert_equal(one: Projection, other: Projection) -> None:
     for name, mine, theirs in zip(one._fields, one, other, strict=True):
         assert torch.equal(mine, theirs), name
 
@@ -70,7 +85,7 @@ def assert_equal(one, other) -> None:
 @pytest.mark.parametrize("size", [1, 4, 23])
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(
-    problem, size: int, seed: int | None
+    problem: Problem, size: int, seed: int | None
 ) -> None:
     head, latent, leaves = problem
     order = np.arange(23) if seed is None else np.random.default_rng(seed).permutation(23)
@@ -85,7 +100,7 @@ def test_projection_finds_the_nearest_own_cell_in_any_order_and_batch_size(
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
 @pytest.mark.parametrize("form", ["log1p", "log-ratio", "cosine"])
-def test_every_kind_and_form_on_an_uneven_tree(kind: str, form: str) -> None:
+def test_every_kind_and_form_on_an_uneven_tree(kind: Kind, form: SimilarityForm) -> None:
     head, latent, leaves = make_problem(UNEVEN, kind, form, images=40)
     found = complete(head, search(head, batches(latent, leaves, np.arange(40), 16)))
     expected = exhaustive(head, latent, leaves)
@@ -110,7 +125,7 @@ def test_every_kind_and_form_on_an_uneven_tree(kind: str, form: str) -> None:
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     block=st.sampled_from([1, 200, 4_000_000]),
 )
-def test_ties_never_depend_on_batches_blocks_or_order(seed, levels, sizes, block) -> None:
+def test_ties_never_depend_on_batches_blocks_or_order(seed: int, levels: int, sizes: list[int], block: int) -> None:
     """Cells of a few values each tie all the time; the first image, then its first cell, must win every time."""
     generator = torch.Generator().manual_seed(seed)
     head, latent, leaves = make_problem(images=15, seed=seed)
@@ -146,7 +161,7 @@ def test_near_ties_far_from_zero_are_told_apart() -> None:
     assert found.cell.tolist() == [cell for _, _, cell in expected]
 
 
-def test_results_are_the_same_to_the_last_bit_in_any_batches(problem) -> None:
+def test_results_are_the_same_to_the_last_bit_in_any_batches(problem: Problem) -> None:
     head, latent, leaves = problem
     whole = complete(head, search(head, batches(latent, leaves, np.arange(23), 23)))
     for size in (1, 2, 5, 16):
@@ -155,7 +170,7 @@ def test_results_are_the_same_to_the_last_bit_in_any_batches(problem) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
-def test_parts_merge_to_the_whole_in_any_order(problem, processes: int) -> None:
+def test_parts_merge_to_the_whole_in_any_order(problem: Problem, processes: int) -> None:
     head, latent, leaves = problem
     whole = complete(head, search(head, batches(latent, leaves, np.arange(23), 8)))
     parts = [search(head, batches(latent, leaves, np.arange(23)[rank::processes], 3)) for rank in range(processes)]
@@ -166,7 +181,7 @@ def test_parts_merge_to_the_whole_in_any_order(problem, processes: int) -> None:
         assert_equal(complete(head, merged), whole)
 
 
-def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(problem) -> None:
+def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(problem: Problem) -> None:
     head, latent, leaves = problem
     only_first = search(head, batches(latent, leaves, np.array([0]), 1))
     lacking = only_first.image == NO_IMAGE
@@ -176,14 +191,14 @@ def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(p
         complete(head, only_first)
 
 
-def test_images_of_another_class_are_never_chosen(problem) -> None:
+def test_images_of_another_class_are_never_chosen(problem: Problem) -> None:
     head, latent, leaves = problem
     found = complete(head, search(head, batches(latent, leaves, np.arange(23), 6)))
     for child, image in zip(head.grouping.prototype_child.tolist(), found.image.tolist(), strict=True):
         assert head.taxonomy.leaves_below[child, leaves[image]]
 
 
-def test_a_projected_prototype_stays_where_it_is(problem) -> None:
+def test_a_projected_prototype_stays_where_it_is(problem: Problem) -> None:
     head, latent, leaves = problem
     first = complete(head, search(head, batches(latent, leaves, np.arange(23), 6)))
     with torch.no_grad():
@@ -203,7 +218,7 @@ def test_own_prototypes_are_those_of_the_nodes_on_the_path() -> None:
         assert sorted(found) == [prototype for prototype, child in enumerate(children) if child in path]
 
 
-def test_a_class_without_images_is_an_error(problem) -> None:
+def test_a_class_without_images_is_an_error(problem: Problem) -> None:
     head, latent, leaves = problem
     kept = (leaves != 0).nonzero()[:, 0].numpy()
     with pytest.raises(RuntimeError, match="of 'Q' has no training image"):

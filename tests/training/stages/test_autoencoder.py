@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from protoserve.networks.model_file import load_network
 from protoserve.run.folder import Run
 from training import running
 from training.config import Config, parse_config
+from training.data.elastic import deform
 from training.data.splits import Splits, read_splits
 from training.loop.trainer import Trainer
 from training.prototypes.codes import codes_of
-from training.stages import autoencoder as trainer_module
+from training.stages import autoencoder as autoencoder_module
 from training.stages.autoencoder import start_codes
 
 CONFIG: dict[str, Any] = {
@@ -51,9 +51,9 @@ def config(**setting: Any) -> Config:
     return parse_config({**CONFIG, "autoencoder": {**CONFIG["autoencoder"], **setting}}, "test")
 
 
-def train(config: Config, data: Path, run: Path, **options: Any) -> dict[str, Any]:
+def train(config: Config, data: Path, run: Path, **options: Any) -> None:
     given: dict[str, Any] = {"linear": False, "resume": False, "device": "cpu", "console": quiet(), **options}
-    return running.train(config, data, run, **given)
+    running.train(config, data, run, **given)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,6 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
     epochs: int, whole: Path, tiny_idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of an epoch, after `epochs` whole ones."""
-    deform: Callable[..., torch.Tensor] = trainer_module.deform
     left = epochs * 5 + 2
 
     def deform_until_stopped(*arguments: Any, **options: Any) -> torch.Tensor:
@@ -112,7 +111,7 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
             raise Stop
         return deform(*arguments, **options)
 
-    monkeypatch.setattr(trainer_module, "deform", deform_until_stopped)
+    monkeypatch.setattr(autoencoder_module, "deform", deform_until_stopped)
     with pytest.raises(Stop):
         train(config(), tiny_idx, tmp_path / "run")
     monkeypatch.undo()

@@ -38,12 +38,13 @@ def cross_entropy(codes: Array, prototypes: Array, weight: Array, planes: Array,
 
 
 def reconstruction(codes: Array, prototypes: Array, weight: Array, planes: Array, drawn: Array) -> float:
-    return float(sum((a - b) ** 2 for a, b in zip(planes.ravel(), drawn.ravel(), strict=True))) / PICTURES
+    pairs = zip(planes.ravel().tolist(), drawn.ravel().tolist(), strict=True)
+    return math.fsum((value - other) ** 2 for value, other in pairs) / PICTURES
 
 
 def prototype_near_code(codes: Array, prototypes: Array, weight: Array, planes: Array, drawn: Array) -> float:
-    columns = zip(*distances(codes, prototypes), strict=True)
-    return sum(min(column) for column in columns) / PROTOTYPES
+    rows = distances(codes, prototypes)
+    return sum(min(row[place] for row in rows) for place in range(PROTOTYPES)) / PROTOTYPES
 
 
 def code_near_prototype(codes: Array, prototypes: Array, weight: Array, planes: Array, drawn: Array) -> float:
@@ -100,9 +101,12 @@ def test_a_term_and_its_gradients_are_those_of_the_paper(term: str) -> None:
     assert found.item() == pytest.approx(TERMS[term](*given), rel=1e-10)
     gradients = torch.autograd.grad(found, inputs, allow_unused=True)
     for number, gradient in enumerate(gradients):
-        expected = close_difference(
-            lambda array, number=number: TERMS[term](*given[:number], array, *given[number + 1 :]), given[number]
-        )
+
+        def of_input(array: Array, number: int = number) -> float:
+            inputs = [*given[:number], array, *given[number + 1 :]]
+            return TERMS[term](*inputs)
+
+        expected = close_difference(of_input, given[number])
         actual = np.zeros_like(expected) if gradient is None else gradient.numpy()
         np.testing.assert_allclose(actual, expected, atol=2e-8, err_msg=f"{term}, input {number}")
 

@@ -1,10 +1,13 @@
 """Temperatures against a search by hand, and what calibration must not change."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import NetworkDescription, build, load_network, save_network
@@ -13,12 +16,14 @@ from protoserve.scores import expected_calibration_error
 from protoserve.taxonomy import Taxonomy
 from training.stages.calibration import Temperatures, fit_temperatures, shrinkage_path, tolerated
 
-
-def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
-    return logits - np.logaddexp.reduce(logits, axis=axis, keepdims=True)
+Array = NDArray[np.float64]
 
 
-def drawn(images: int, members: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def log_softmax(logits: Array, axis: int) -> Array:
+    return np.asarray(logits - np.logaddexp.reduce(logits, axis=axis, keepdims=True))
+
+
+def drawn(images: int, members: int, temperature: float, seed: int) -> tuple[Array, NDArray[np.int64]]:
     """Logits, and labels drawn from their softmax at that temperature."""
     generator = np.random.default_rng(seed)
     logits = 4.0 * generator.normal(size=(images, members))
@@ -27,11 +32,11 @@ def drawn(images: int, members: int, temperature: float, seed: int) -> tuple[np.
     return logits, labels
 
 
-def loss(temperature: float, logits: np.ndarray, labels: np.ndarray) -> float:
-    return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
+def loss(temperature: float, logits: Array, labels: NDArray[np.int64]) -> float:
+    return float(-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean())
 
 
-def best(logits: np.ndarray, labels: np.ndarray) -> float:
+def best(logits: Array, labels: NDArray[np.int64]) -> float:
     """By thirds: the loss has one minimum."""
     low, high = -3.0, 3.0
     for _ in range(60):
@@ -104,20 +109,21 @@ def test_enormous_logits_stay_finite() -> None:
 
 
 @pytest.fixture(scope="module")
-def linear_file(tmp_path_factory: pytest.TempPathFactory):
+def linear_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a plain classifier at temperature 2."""
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B"])
     rule = InputRule(height=32, width=32, resize="stretch")
     description = NetworkDescription(kind="linear", taxonomy=taxonomy.to_dict(), input=rule, backbone="resnet18")
     torch.manual_seed(0)
     network = build(description)
+    assert isinstance(network, LinearNetwork)
     network.temperature.fill_(2.0)
     file = tmp_path_factory.mktemp("linear") / "model.pt"
     save_network(file, network, description)
     return file
 
 
-def test_the_plain_classifier_divides_its_logits(linear_file) -> None:
+def test_the_plain_classifier_divides_its_logits(linear_file: Path) -> None:
     network, _, _ = load_network(linear_file)
     assert isinstance(network, LinearNetwork)
     features = torch.randn(5, network.linear.in_features)
@@ -128,11 +134,12 @@ def test_the_plain_classifier_divides_its_logits(linear_file) -> None:
     np.testing.assert_allclose(found, leaves @ network.taxonomy.leaves_below.T, rtol=1e-5)
 
 
-def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file: Path, tmp_path: Path) -> None:
     content = torch.load(linear_file, weights_only=True)
     del content["state"]["temperature"]
     torch.save(content, tmp_path / "model.pt")
     network, _, _ = load_network(tmp_path / "model.pt")
+    assert isinstance(network, LinearNetwork)
     assert network.temperature.tolist() == [1.0]
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from protoserve.cli.root import build_app
 from protoserve.errors import InputError
 from protoserve.networks.model_file import load_network
+from protoserve.networks.network import PrototypeNetwork
 from training.config import parse_config
 from training.stages.counting import pick
 
@@ -62,6 +63,7 @@ def test_a_run_takes_the_number_that_the_rule_says(counted_run: Path) -> None:
     rounds, picked = counts["rounds"], counts["rounds"][counts["picked"]]
     numbers = [row["prototypes"] for row in rounds]
     network, description, sources = load_network(counted_run / "model.pt")
+    assert isinstance(network, PrototypeNetwork) and sources is not None
     children = len(set(description.prototype_child))
     assert numbers == sorted(set(numbers), reverse=True)
     assert numbers[0] == 4 * children

@@ -1,5 +1,7 @@
 """A run with the cosine as its similarity, from clusters of cells to projection and the last layers."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from training.running import STAGES
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory):
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
         for leaf, colour in (("Warm/Red", (220, 30, 30)), ("Warm/Yellow", (220, 220, 30)), ("Blue", (30, 30, 220))):
@@ -43,13 +45,15 @@ def trainer(tmp_path_factory: pytest.TempPathFactory):
     return trainer
 
 
-def test_it_learns_what_colour_tells(trainer) -> None:
+def test_it_learns_what_colour_tells(trainer: Trainer) -> None:
     # One in three by chance.
-    assert trainer.state.records.last_layers.after.selection_leaf > 0.8
+    record = trainer.state.records.last_layers
+    assert record is not None and record.after.selection_leaf > 0.8
 
 
-def test_prototypes_are_cells_of_their_own_class_at_a_cosine_of_one(trainer) -> None:
+def test_prototypes_are_cells_of_their_own_class_at_a_cosine_of_one(trainer: Trainer) -> None:
     head, found = trainer.prototype_network.head, trainer.state.projection
+    assert found is not None
     torch.testing.assert_close(head.prototypes.norm(dim=1), torch.ones(len(head.prototypes)))
     latent = trainer.latent(np.arange(len(trainer.splits.fit))).flatten(2)
     below = torch.from_numpy(head.taxonomy.leaves_below)

@@ -1,6 +1,9 @@
 """Pictures of noise: what they are, and that training with them leaves a network unsure of others like them."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ def test_noise_is_uniform_over_all_values_and_follows_from_its_seed() -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory):
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plain pictures, and striped ones."""
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
@@ -42,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory):
     return folder
 
 
-def trained(data, run, weight, backbone_learning_rate):
+def trained(data: Path, run: Path, weight: float, backbone_learning_rate: float) -> tuple[float, list[dict[str, Any]]]:
     """(divergence of noise pictures that the run has not seen, its history)"""
     model = {"backbone": "squeezenet1_1", "weights": None, "reduced": None, "dimensions": 8, "epsilon": 0.001}
     config = parse_config(
@@ -71,7 +74,7 @@ def trained(data, run, weight, backbone_learning_rate):
 
 @pytest.mark.parametrize("backbone_learning_rate", [0.0, 1e-5], ids=["frozen", "learning"])
 def test_training_with_noise_leaves_the_network_unsure_of_noise(
-    data, tmp_path: Path, backbone_learning_rate: float
+    data: Path, tmp_path: Path, backbone_learning_rate: float
 ) -> None:
     without, plain = trained(data, tmp_path / "without", 0.0, backbone_learning_rate)
     against, history = trained(data, tmp_path / "with", 10.0, backbone_learning_rate)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from protoserve.networks.model_file import load_network
+from protoserve.networks.network import PrototypeNetwork
 from training import running
 from training.config import Config, parse_config
 from training.loop.trainer import Trainer
@@ -48,6 +49,7 @@ def test_a_pruned_run_holds_what_the_rule_leaves_and_goes_on_after_a_kill(
     assert (killed / "analysis.json").read_text() == (whole / "analysis.json").read_text()
 
     network, description, sources = load_network(whole / "model.pt")
+    assert isinstance(network, PrototypeNetwork) and sources is not None
     analysis, metrics = (json.loads((whole / f"{name}.json").read_text()) for name in ("analysis", "metrics"))
     numbers = metrics["prune"]["prototypes"]
     assert numbers["after"] < numbers["before"] == 4 * len(set(description.prototype_child))
