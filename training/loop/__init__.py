@@ -1,1 +1,1 @@
-"""The trainer, its plan, its checkpoints."""
+"""The trainer, its plan, its epochs and its checkpoints."""

@@ -1,4 +1,4 @@
-"""A network's answers to plain pictures, and its scores from them."""
+"""A network's outputs for plain pictures: log-probabilities and novelty scores."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from training.progress import tracked
 
 
 class Answers(NamedTuple):
-    """What a network says about N pictures; V nodes, G groups of competing nodes.
+    """A network's outputs for N pictures; V nodes, G groups of competing nodes.
 
-    `log_probability` and `uncalibrated` (at temperature 1) float32 [N, V]; `novelty` the scores of
-    `protoserve.novelty`, each float32 [N, G].
+    `log_probability` float32 [N, V], at the network's temperatures; `uncalibrated` float32 [N, V], at temperature 1;
+    `novelty`: the scores of `protoserve.novelty` by name, each float32 [N, G].
     """
 
     log_probability: NDArray[np.float32]
@@ -35,7 +35,7 @@ class Answers(NamedTuple):
 
 
 def novelty_table(network: Network) -> NoveltyTable:
-    """The groups and prototypes of a network."""
+    """The groups and prototypes of a network, for the novelty scores."""
     if isinstance(network, LinearNetwork):
         return NoveltyTable.of(network.taxonomy, "linear", prototype_child=())
     head = network.head
@@ -44,8 +44,10 @@ def novelty_table(network: Network) -> NoveltyTable:
 
 @torch.inference_mode()
 def logits_and_similarities(network: Network, features: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, G, M] the groups' logits, before their temperatures, and [N, P] the similarities, for a batch of what
-    `network.features` gives; the network must be in evaluation mode."""
+    """The logits of the groups [N, G, M], not divided by temperatures, and the similarities [N, P].
+
+    `features` are a batch of `network.features`. The network must be in evaluation mode.
+    """
     if isinstance(network, LinearNetwork):
         return network.leaf_logits(features)[:, None], features.new_zeros(len(features), 0)
     output = network.head(network.latent(features))
@@ -54,28 +56,28 @@ def logits_and_similarities(network: Network, features: Tensor) -> tuple[Tensor,
 
 @torch.inference_mode()
 def answer_features(network: Network, features: Tensor, table: NoveltyTable) -> Answers:
-    """The answers for a batch of what `network.features` gives."""
+    """The answers for a batch of `network.features`."""
     group_logits, similarity = logits_and_similarities(network, features)
     logit = np.zeros((len(features), table.nodes), dtype=np.float32)
-    of_group = np.repeat(np.arange(len(table.groups)), table.sizes)
-    place = np.arange(len(of_group)) - np.repeat(table.offsets, table.sizes)
-    logit[:, table.members] = group_logits.cpu().numpy()[:, of_group, place]
+    group = np.repeat(np.arange(len(table.groups)), table.sizes)
+    member = np.arange(len(group)) - np.repeat(table.offsets, table.sizes)
+    logit[:, table.members] = group_logits.cpu().numpy()[:, group, member]
     log_probability = node_log_probability(network, group_logits).cpu().numpy()
-    found = log_probability, logit, similarity.cpu().numpy()
+    outputs = log_probability, logit, similarity.cpu().numpy()
     return Answers(
         log_probability,
         node_log_probability(network, group_logits * temperature(network)[:, None]).cpu().numpy(),
-        {score: table.scores(score, *found) for score in table.available},
+        {score: table.scores(score, *outputs) for score in table.available},
     )
 
 
 def temperature(network: Network) -> Tensor:
-    """[G] what each group's logits are divided by."""
+    """[G]: the temperature of each group, which divides its logits."""
     return network.temperature if isinstance(network, LinearNetwork) else network.head.temperature
 
 
 def node_log_probability(network: Network, group_logits: Tensor) -> Tensor:
-    """[N, V] log-probabilities of all nodes from the groups' logits [N, G, M], at the network's temperatures."""
+    """[N, V]: log-probabilities of all nodes from the logits of the groups [N, G, M], at the network's temperatures."""
     if isinstance(network, LinearNetwork):
         return network.node_log_probability(group_logits[:, 0])
     return network.head.node_log_probability(group_logits)[1]
@@ -91,20 +93,20 @@ def answer_pictures(
     *,
     batch: int = 32,
 ) -> Answers:
-    """The answers for pictures 0 to `images` − 1, which `load` gives at model size, uint8 [H, W, 3]."""
+    """The answers for pictures 0 to `images` − 1; `load` returns one at model size, uint8 [H, W, 3]."""
     table = novelty_table(network)
-    found = []
+    parts = []
     with tracked(console, label, images) as advance:
         for numbers, pictures in batches(load, range(images), batch):
             with torch.inference_mode():
                 features = network.features(pictures.to(device))
-            found.append(answer_features(network, features, table))
+            parts.append(answer_features(network, features, table))
             advance(len(numbers))
-    return joined(found)
+    return joined(parts)
 
 
 def joined(parts: list[Answers]) -> Answers:
-    """The answers of several batches as one."""
+    """Concatenate the answers of several batches."""
     return Answers(
         np.concatenate([part.log_probability for part in parts]),
         np.concatenate([part.uncalibrated for part in parts]),
@@ -115,7 +117,7 @@ def joined(parts: list[Answers]) -> Answers:
 def answer_dataset(
     network: Network, dataset: Dataset, rule: InputRule, device: torch.device, console: Console
 ) -> Answers:
-    """The answers for a split's pictures, in order."""
+    """The answers for all pictures of a split, in order."""
     return answer_pictures(
         network,
         lambda number: fitted(dataset, number, rule).array,
@@ -127,7 +129,7 @@ def answer_dataset(
 
 
 def compare_calibration(answers: Answers, dataset: Dataset) -> dict[str, Any]:
-    """`before` and `after`: the calibration scores of a split's images without and with the temperatures."""
+    """The calibration scores of a split without temperatures (`before`) and with them (`after`)."""
     before, after = answers.uncalibrated, answers.log_probability
     return {
         "before": calibration_scores(before, dataset.leaves, dataset.taxonomy),
@@ -136,6 +138,6 @@ def compare_calibration(answers: Answers, dataset: Dataset) -> dict[str, Any]:
 
 
 def images_below(table: NoveltyTable, leaves: NDArray[np.int64], taxonomy: Taxonomy) -> NDArray[np.bool_]:
-    """[images, groups] whether an image's true leaf lies below the group's parent."""
+    """bool [images, groups]: whether an image's true leaf lies below the group's parent; `leaves` int64 [images]."""
     passes = [taxonomy.leaves_below[list(group.children)].any(axis=0) for group in table.groups]
     return np.stack(passes, axis=1)[leaves]

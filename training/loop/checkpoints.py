@@ -1,4 +1,4 @@
-"""The state of a run, and reading the checkpoint that an unfinished run is resumed from."""
+"""The state of a run, and its conversion to and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Teacher(NamedTuple):
 
 @dataclass
 class State:
-    """What changes from step to step. The checkpoint holds all of it, beside the network and the optimisers.
+    """The state that steps change, apart from the network and the optimisers. The checkpoint holds all of it.
 
-    `records` end up in the run's metrics, `patches` in its analysis. `best` holds the weights of the best epochs so
-    far by stage and name (see `KeepBest`).
+    `step` is the number of the next step. `records` become part of the run's metrics, `patches` of its analysis.
+    `best` holds the weights of the best epochs so far, by stage and name (see `KeepBest`). `seconds` counts training
+    time.
     """
 
     step: int = 0
@@ -45,7 +46,7 @@ class State:
 
 
 def state_content(state: State) -> dict[str, Any]:
-    """The state as text, numbers and tensors, which `torch.load` reads without running code."""
+    """The state as text, numbers and tensors only, so that `torch.load` with `weights_only` can read it."""
     patches = state.patches
     return {
         "step": state.step,
@@ -60,7 +61,7 @@ def state_content(state: State) -> dict[str, Any]:
 
 
 def read_state(content: dict[str, Any]) -> State:
-    """The state that `state_content` wrote; its tensors may have been loaded on any device."""
+    """The state from the content that `state_content` wrote; its tensors may be on any device."""
     projection, teacher, patches = content["projection"], content["teacher"], content["patches"]
     return State(
         step=content["step"],
@@ -75,17 +76,18 @@ def read_state(content: dict[str, Any]) -> State:
 
 
 def read_checkpoint(file: Path, identity: str, device: torch.device) -> dict[str, Any] | None:
-    """The content of a run's checkpoint, its tensors on `device`, or None where there is no file yet.
+    """The content of a run's checkpoint, with its tensors on `device`, or None if there is no file.
 
     Raises InputError for a file that can't be read, has another format, or belongs to a run of another `identity`
-    (JSON), naming the first difference.
+    (JSON); the message names the first difference.
     """
     if not file.is_file():
         return None
     try:
         content = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
-        # torch.load raises whatever the file's bytes provoke, and advises to run code from it.
+        # A damaged file can make torch.load raise any error, and some of its messages advise loading without
+        # `weights_only`, which could run code from the file.
         raise InputError(f"{file}: can't read the checkpoint; remove it to start again") from error
     stored_format = content.get("format") if isinstance(content, dict) else None
     if stored_format != FORMAT:
@@ -101,7 +103,7 @@ def read_checkpoint(file: Path, identity: str, device: torch.device) -> dict[str
 
 
 def _first_difference(stored: Any, given: Any, path: str = "") -> str:
-    """The dotted name of the first value in which two nested mappings differ."""
+    """The dotted name of the first value that differs between two nested mappings, with both values."""
     if isinstance(stored, dict) and isinstance(given, dict):
         for key in given:
             if stored.get(key) != given[key]:

@@ -1,4 +1,4 @@
-"""One epoch of training: descend along an objective batch after batch, and keep the best weights of several epochs."""
+"""One epoch of training: minimise an objective batch by batch, and keep the best weights of several epochs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from training.progress import tracked
 
 
 class Batch(NamedTuple):
-    """A process's part of a batch: `numbers` of its images, the `weight` of their mean loss (see
-    `Processes.average_gradients`), the `size` of the whole batch, and the share of the epoch `done` before it.
+    """A process's part of a batch: the `numbers` of its images, the `weight` of their mean loss (see
+    `Processes.share`), the `size` of the whole batch, and `done`, the share of the epoch before it.
 
-    With `weight` None every process trains on the whole batch, and nothing is exchanged.
+    If `weight` is None, every process trains on the whole batch, without exchanging gradients.
     """
 
     numbers: NDArray[np.int64]
@@ -34,16 +34,17 @@ class Batch(NamedTuple):
 
     @property
     def own(self) -> int:
-        """How many images this process adds to the batch: none where it holds one only to take part."""
+        """The number of images of this process that count: 0 if its only image has weight 0."""
         return len(self.numbers) if self.weight != 0 else 0
 
 
-# From the image numbers of a batch and its inputs to the terms of the loss by name, scalars; the first is minimised.
+# Maps the image numbers of a batch and its inputs to the terms of the loss by name, all scalars. `epoch` minimises the
+# first term.
 Objective = Callable[[NDArray[np.int64], Tensor], dict[str, Tensor]]
 
 
 def whole_batches(batches: Iterable[tuple[NDArray[np.int64], float]]) -> list[Batch]:
-    """Batches (image numbers, share of the epoch done) that every process trains on as a whole."""
+    """Batches of (image numbers, share of the epoch done) that every process trains on in full."""
     return [Batch(numbers, None, len(numbers), done) for numbers, done in batches]
 
 
@@ -55,14 +56,14 @@ def shared_batches(trainer: Trainer) -> list[Batch]:
 
 
 def images_in(batches: Iterable[Batch]) -> int:
-    """How many images there are in this process's part of the batches."""
+    """The number of images in this process's parts of the batches."""
     return sum(len(batch.numbers) for batch in batches)
 
 
 def with_inputs(
     batches: Sequence[Batch], inputs: Iterable[tuple[NDArray[np.int64], Tensor]]
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches beside what `Feed` gives for their image numbers."""
+    """Pair each batch with the tensor that `Feed` yields for its image numbers."""
     for batch, (_, tensor) in zip(batches, inputs, strict=True):
         yield batch, tensor
 
@@ -77,10 +78,10 @@ def epoch(
     cosine: bool,
     images: int | None = None,
 ) -> dict[str, float]:
-    """Train one epoch, and return the means of the objective's terms over its images.
+    """Train for one epoch, and return the means of the objective's terms over its images.
 
-    The learning rate falls along a cosine over all epochs of `step` where `cosine` holds. With `images`, the number of
-    this process's images, a progress bar is shown. Raises InputError for a loss that is not finite.
+    With `cosine`, the learning rate decays along a cosine over all epochs of `step`. With `images`, the number of this
+    process's images, shows progress. Raises InputError if the loss is not finite.
     """
     averages, shared = Averages({}), False
     label = f"{step.stage}, epoch {step.epoch + 1} of {step.epochs}"
@@ -90,7 +91,7 @@ def epoch(
             set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine)
             terms = objective(batch.numbers, inputs)
             _descend(trainer, next(iter(terms.values())), optimiser, batch.weight)
-            # All at once: each number asked for waits for the device.
+            # Copy all terms at once, since each copy synchronises with the device.
             values = torch.stack([term.detach() for term in terms.values()]).tolist()
             averages.add(dict(zip(terms, values, strict=True)), batch.own)
             shared = batch.weight is not None
@@ -99,7 +100,7 @@ def epoch(
 
 
 def _descend(trainer: Trainer, loss: Tensor, optimiser: torch.optim.Optimizer, weight: float | None) -> None:
-    """Take one step down the gradient of `loss`."""
+    """Take one optimiser step on `loss`."""
     if not torch.isfinite(loss):
         raise InputError(
             f"the loss is {float(loss.detach())} in step {trainer.state.step + 1} ({trainer.step.stage}); "
@@ -115,30 +116,31 @@ def _descend(trainer: Trainer, loss: Tensor, optimiser: torch.optim.Optimizer, w
 
 
 class KeepBest:
-    """The weights that classify the selection images best so far, kept in `tensors` under the name of their stage."""
+    """Keeps the weights with the best accuracy on the selection images so far in `tensors`, under the name of their
+    stage."""
 
     def __init__(self, tensors: dict[str, Tensor], stage: str) -> None:
         self.tensors, self._prefix = tensors, f"{stage}."
 
     def keep(self, weights: Mapping[str, Tensor]) -> None:
-        """Keep copies of these weights, by their names in the module that `restore` is given."""
+        """Keep copies of these weights, by their names in the module passed to `restore`."""
         for name, tensor in weights.items():
             self.tensors[self._prefix + name] = tensor.detach().clone()
 
     def offer(self, weights: Mapping[str, Tensor], accuracy: SelectionAccuracy, best: SelectionAccuracy) -> bool:
-        """Keep the weights if their accuracy is better than the `best` so far; returns whether it is."""
-        better = merit(accuracy) > merit(best)
+        """Keep the weights if their accuracy is better than the `best` so far; return whether it is."""
+        better = selection_order(accuracy) > selection_order(best)
         if better:
             self.keep(weights)
         return better
 
     def restore(self, module: nn.Module) -> None:
-        """Give a module the weights kept, and forget them."""
+        """Load the kept weights into a module, and drop them."""
         names = [name for name in self.tensors if name.startswith(self._prefix)]
         weights = {name.removeprefix(self._prefix): self.tensors.pop(name) for name in names}
         module.load_state_dict(weights, strict=False)
 
 
-def merit(accuracy: SelectionAccuracy) -> tuple[float, float]:
-    """What stages choose weights by: the accuracy over leaves, then that at level 1."""
+def selection_order(accuracy: SelectionAccuracy) -> tuple[float, float]:
+    """The key by which stages compare weights: leaf accuracy first, then accuracy at level 1."""
     return accuracy.selection_leaf, accuracy.selection_level_1

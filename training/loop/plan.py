@@ -1,7 +1,7 @@
-"""The stages of a run as a flat list of steps, each of which is a function of the state before it.
+"""The stages of a run as a flat list of steps.
 
-Every step seeds its own random numbers from (seed, step), so a run that is resumed after step n gives the same
-result as one that was never stopped.
+Each step is a function of the state before it, and seeds its random numbers from (seed, step). A run that is resumed
+after step n therefore gives the same result as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Stage = Literal[
 
 
 class Step(NamedTuple):
-    """One step: its stage, and the epoch within it, of how many."""
+    """One step: an `epoch`, counted from 0, of the `epochs` of a `stage`."""
 
     stage: Stage
     epoch: int = 0
@@ -44,11 +44,12 @@ class Step(NamedTuple):
 def plan(config: Config, linear: bool) -> list[Step]:
     """All steps of a run, in order.
 
-    Prototypes: (plain fine-tuning) → reduction → start from data, teacher → warm → joint, projections in between →
-    projection → anchored training → last layers (→ the number of prototypes, or pruning and last layers) → nearest
-    patches → temperatures → novelty thresholds. A linear head: (fine-tuning) → the linear layer on the same features →
-    its temperature. An autoencoder: start from pictures → training → assignment to leaves → nearest pictures →
-    temperatures → novelty thresholds.
+    - Prototypes: (fine-tuning) → reduction → initialisation, teacher → warm → joint, with projections in between →
+      projection → anchored training → last layers (→ number of prototypes, or pruning and last layers) → nearest
+      patches → temperatures → novelty thresholds.
+    - Linear head: (fine-tuning) → the linear layer on fixed features → its temperature.
+    - Autoencoder: initialisation from pictures → training → assignment to leaves → nearest pictures → temperatures →
+      novelty thresholds.
     """
     calibrate = [Step("calibrate")] if config.calibration.enabled else []
     novelty = [Step("novelty")] if config.novelty.enabled else []
@@ -63,7 +64,7 @@ def plan(config: Config, linear: bool) -> list[Step]:
         return [*steps, *calibrate, Step("finish")]
     teach = [Step("teach")] if config.loss.distillation > 0 else []
     learns = config.joint.backbone_learning_rate > 0 and config.joint.epochs > 0
-    # The teacher needs features that stand still; the start may need one, too.
+    # The teacher needs a frozen backbone. Initialisation may need a teacher, too.
     steps.append(Step("reduce"))
     if config.start.share < 1:
         steps += [Step("teach"), Step("initialise")]

@@ -1,4 +1,4 @@
-"""A run's history for TensorBoard, beside the CSV file and the curves that every run has."""
+"""The history of a run as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from protoserve.errors import MissingExtraError
 
 
 class Board:
-    """Event files in `directory`; a run that is taken up again starts them anew with the rows it has."""
+    """Writes event files to `directory`. A resumed run replaces them by new ones with its whole `history`.
+
+    Raises MissingExtraError if tensorboard is not installed.
+    """
 
     def __init__(self, directory: Path, history: list[dict[str, Any]]) -> None:
         try:
             with warnings.catch_warnings():
-                # tensorboard's own use of what its dependencies deprecate.
+                # tensorboard itself uses deprecated parts of its dependencies.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -28,14 +31,14 @@ class Board:
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row of the history: its figures at its step, under the name of its stage; accuracies on the selection
-        images in one curve for all stages."""
+        """Write the numbers of one row of the history. Their tags start with the stage, except those of accuracies on
+        the selection images, which form one curve over all stages."""
         for name, value in row.items():
             if name not in ("step", "stage", "epoch") and isinstance(value, int | float):
-                place = name if name.startswith("selection") else f"{row['stage']}/{name}"
-                self._writer.add_scalar(place, value, row["step"] + 1)
+                tag = name if name.startswith("selection") else f"{row['stage']}/{name}"
+                self._writer.add_scalar(tag, value, row["step"] + 1)
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self._writer.close()

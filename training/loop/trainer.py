@@ -1,4 +1,4 @@
-"""A run: the state that its stages change, its checkpoints, and going on after a kill."""
+"""The trainer: runs the steps of a plan, writes checkpoints, and resumes from them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from training.processes import ALONE, Processes
 
 
 class Trainer:
-    """One run in one folder. `run` goes through the remaining steps; each ends with a checkpoint, written whole.
+    """One run in one folder. `run` does the remaining steps and writes a checkpoint after each.
 
-    A stage is a plain function of the trainer that does one step and returns the figures of its row in the history.
-    What it changes must be in the checkpoint: the network, the state, the optimisers made by `optimiser`.
+    A stage is a function of the trainer that does one step and returns the figures for its row of the history. It may
+    change only what a checkpoint holds: the network, the state, and the optimisers made by `optimiser`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Trainer:
         self._stored_optimisers: dict[Stage, Any] = {}
         description, network = new_network(config, splits.fit.taxonomy, linear, device)
         half = half_precision(config.precision, device)
-        # The small gradients of float16 need it; without it nothing is scaled.
+        # Only float16 needs scaling, because its small gradients underflow; otherwise the scaler does nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
         self.source: Feed | PicturesInMemory
         if isinstance(network, PrototypeAutoencoder):
@@ -87,13 +87,14 @@ class Trainer:
                 processes=processes,
                 shared=cache,
             )
-        # What a stage computes once and needs until its last epoch; not in the checkpoint.
-        self.remembered: dict[str, Tensor] = {}
+        # Tensors that a stage computes once for all its epochs. Not in the checkpoint; a resumed run computes them
+        # again.
+        self.stage_cache: dict[str, Tensor] = {}
         self._stage_ended = False
         self.replace_network(description, network)
 
     def replace_network(self, description: NetworkDescription, network: Network) -> None:
-        """Train this network from now on, for example one with fewer prototypes; it must be on the run's device."""
+        """Train this network from now on, for example one with fewer prototypes. It must be on the run's device."""
         self.description, self.network = description, network
         self._plain: LinearNetwork | None = None
         self._tables: LossTables | None = None
@@ -101,7 +102,7 @@ class Trainer:
             self.memory.use(network)
             return
         self.feed.use(network)
-        # Plain fine-tuning trains a linear head on the same backbone, whatever the run's own head is.
+        # Fine-tuning trains a linear head on the backbone, even if the run's own head has prototypes.
         if isinstance(network, LinearNetwork):
             self._plain = network
         else:
@@ -110,19 +111,20 @@ class Trainer:
             self._plain = plain.to(self.device).eval()
             self._tables = loss_tables(network.head)
 
-    # ---- going through the steps -----------------------------------------------------------------------------
+    # ---- running the steps -----------------------------------------------------------------------------------
 
     @property
     def step(self) -> Step:
-        """The step being done."""
+        """The current step."""
         return self.steps[self.state.step]
 
     def run(self, stages: Mapping[Stage, Callable[[Trainer], dict[str, float]]], board: Board | None = None) -> None:
-        """Go through all remaining steps but the last, `finish`, which the caller does; `board` shows their rows."""
+        """Do all remaining steps except the last, `finish`, which is left to the caller; also write their rows to
+        `board`."""
         while self.step.stage != "finish":
             began = time.perf_counter()
             step = self.step
-            # Dropout draws other numbers in every process.
+            # Dropout draws different numbers in every process.
             torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) + self.processes.rank * 7_368_787_003)
             self._set_backbone_state()
             row = stages[step.stage](self)
@@ -132,42 +134,42 @@ class Trainer:
                 board.add(self.state.history[-1])
             if step.epoch + 1 == step.epochs or self._stage_ended:
                 self.optimisers.pop(step.stage, None)
-                self.remembered.clear()
+                self.stage_cache.clear()
             self.state.step = self._last(step.stage) + 1 if self._stage_ended else self.state.step + 1
             self._stage_ended = False
             self.state.seconds += time.perf_counter() - began
             self.save()
 
     def continue_alone(self) -> None:
-        """Do the rest of the run without the other processes, which are done."""
+        """Do the rest of the run in this process only; the other processes have ended."""
         self.processes = ALONE
         if isinstance(self.source, Feed):
             self.source.continue_alone()
 
     def end_stage(self) -> None:
-        """Go on after the last of this stage's steps once the present one is done, with what comes between them left
-        out."""
+        """Make the current step the last of its stage: skip its remaining steps and all steps between them."""
         self._stage_ended = True
 
     def _last(self, stage: Stage) -> int:
-        return max(place for place, step in enumerate(self.steps) if step.stage == stage)
+        """The number of a stage's last step."""
+        return max(number for number, step in enumerate(self.steps) if step.stage == stage)
 
     def _set_backbone_state(self) -> None:
-        """Tell the feed whether the backbone is frozen in this step, and how many times it has been frozen before."""
+        """Tell the feed whether the backbone is frozen in this step, and how many times it has been trained."""
         learns = not self.linear and self.config.joint.backbone_learning_rate > 0 and self.config.joint.epochs > 0
         if learns:
-            first = next(place for place, step in enumerate(self.steps) if step.stage == "joint")
+            first = next(number for number, step in enumerate(self.steps) if step.stage == "joint")
             learning = first <= self.state.step <= self._last("joint")
             self.feed.set_backbone(frozen=not learning, version=int(self.state.step > self._last("joint")))
 
     def _print_row(self, step: Step, row: dict[str, float]) -> None:
-        place = f"{step.stage} {step.epoch + 1}/{step.epochs}" if step.epochs > 1 else step.stage
+        label = f"{step.stage} {step.epoch + 1}/{step.epochs}" if step.epochs > 1 else step.stage
         figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         self.console.print(
-            f"[{self.state.step + 1:>3}/{len(self.steps)}] {place:<18} {figures}", markup=False, soft_wrap=True
+            f"[{self.state.step + 1:>3}/{len(self.steps)}] {label:<18} {figures}", markup=False, soft_wrap=True
         )
 
-    # ---- what stages are made of -----------------------------------------------------------------------------
+    # ---- what stages use -------------------------------------------------------------------------------------
 
     @property
     def feed(self) -> Feed:
@@ -177,7 +179,7 @@ class Trainer:
 
     @property
     def memory(self) -> PicturesInMemory:
-        """The pictures of an autoencoder's run."""
+        """The pictures of a run whose network is an autoencoder."""
         assert isinstance(self.source, PicturesInMemory)
         return self.source
 
@@ -195,13 +197,13 @@ class Trainer:
 
     @property
     def autoencoder(self) -> PrototypeAutoencoder:
-        """The network of an autoencoder's run."""
+        """The network of a run whose network is an autoencoder."""
         assert isinstance(self.network, PrototypeAutoencoder)
         return self.network
 
     @property
     def plain(self) -> LinearNetwork:
-        """The linear head on the run's backbone, which fine-tuning trains."""
+        """The network of the run's backbone and the linear head that fine-tuning trains."""
         assert self._plain is not None
         return self._plain
 
@@ -213,36 +215,38 @@ class Trainer:
 
     @torch.inference_mode()
     def latent(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
-        """Latent maps of fit images in one view, computed in pieces of a batch."""
+        """Latent maps [images, D, rows, columns] of fit images in one view."""
         return torch.cat([*self.latents(numbers, view)])
 
     @torch.inference_mode()
     def latents(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Iterator[Tensor]:
-        """Latent maps of fit images in one view, batch after batch; pictures are decoded ahead."""
+        """Latent maps [batch, D, rows, columns] of fit images in one view, batch by batch."""
         for features in self.source.features("fit", slices(numbers, self.config.batch), view):
             yield self.explained_network.latent(features)
 
     def select_prototypes(self) -> SelectionAccuracy:
-        """Accuracies of the prototype network on the selection images."""
+        """The accuracies of the run's network, which must have prototypes, on the selection images."""
         network = self.explained_network
         return self.select(lambda features: network.head(network.latent(features)).log_probability)
 
     @torch.inference_mode()
     def select(self, log_probability: Callable[[Tensor], Tensor]) -> SelectionAccuracy:
-        """Accuracies on the selection images of what gives log-probabilities [batch, nodes] for features."""
+        """The accuracies on the selection images of a function from features to log-probabilities [batch, nodes]."""
         return self._scored(self.selection_rows(log_probability))
 
     @torch.inference_mode()
-    def selection_rows(self, found: Callable[[Tensor], Tensor]) -> Tensor:
-        """The rows [selection images, …] that `found` gives for batches of features, those of all processes."""
+    def selection_rows(self, rows_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The rows [selection images, …] that `rows_of` returns for batches of features, gathered from all
+        processes."""
         count = len(self.splits.selection)
         own = np.arange(count)[self.processes.stripe(count)]
-        pieces = [found(features) for features in self.source.features("selection", slices(own, self.config.batch))]
+        pieces = [rows_of(features) for features in self.source.features("selection", slices(own, self.config.batch))]
         return self.processes.joined(torch.cat(pieces), count)
 
     @torch.inference_mode()
     def selected(self, log_probability: Iterable[Tensor]) -> SelectionAccuracy:
-        """Accuracies from the log-probabilities [batch, nodes] of this process's stripe of the selection images."""
+        """The accuracies on the selection images, from the log-probabilities [batch, nodes] of this process's
+        stripe."""
         return self._scored(self.processes.joined(torch.cat([*log_probability]), len(self.splits.selection)))
 
     def _scored(self, log_probability: Tensor) -> SelectionAccuracy:
@@ -250,14 +254,16 @@ class Trainer:
         return selection_accuracy(scores(log_probability.cpu().numpy(), selection.leaves, selection.taxonomy))
 
     def targets(self, numbers: NDArray[np.int64]) -> Tensor:
-        """The leaves of fit images, int64 on the run's device."""
+        """int64 [images]: the true leaves of fit images, indices into `taxonomy.leaves`, on the run's device."""
         return torch.from_numpy(self.splits.fit.leaves[numbers]).to(self.device)
 
     def optimiser(
         self, groups: list[tuple[list[nn.Parameter], float]], weight_decay: float = 0.0
     ) -> torch.optim.Optimizer:
-        """The stage's optimiser over groups of (parameters, learning rate): made at its first epoch, kept through
-        projections, taken up after a kill."""
+        """The optimiser of the current stage over groups of (parameters, learning rate).
+
+        It is made in the stage's first epoch, kept during projections, and restored from a checkpoint.
+        """
         stage = self.step.stage
         if stage not in self.optimisers:
             self.optimisers[stage] = adam(groups, weight_decay)
@@ -266,15 +272,15 @@ class Trainer:
         return self.optimisers[stage]
 
     def means(self, averages: Averages) -> dict[str, float]:
-        """An epoch's means over the images of all processes."""
+        """The means of an epoch over the images of all processes."""
         total = self.processes.total({**averages.sums, "count": float(averages.count)})
         return Averages(total, int(total.pop("count"))).means()
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
     def identity(self) -> str:
-        """What a checkpoint must share with a run to go on with it."""
-        # How many threads decode, and whether the backbone is compiled, may change with the machine.
+        """The configuration, head and data of the run, as JSON. A run resumes only from a checkpoint with the same."""
+        # `workers` and `compile` depend on the machine, so they may change.
         config = self.config.model_dump(mode="json", exclude={"compile": True, "data": {"workers"}})
         return json.dumps(
             {
@@ -286,8 +292,8 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write the checkpoint, whole. The first process does, and the others take up what it wrote, so that all go on
-        from the same state to the last bit."""
+        """Write the checkpoint. Only the first process writes; the others read it back, so that all processes continue
+        from bit-identical state."""
         if not self.processes.first:
             self.processes.wait()
             self.resume()
@@ -311,9 +317,9 @@ class Trainer:
         self.processes.wait()
 
     def resume(self) -> None:
-        """Take up the run's checkpoint; without one, start from the beginning.
+        """Restore the run from its checkpoint, if there is one.
 
-        Raises InputError when the checkpoint belongs to another configuration or other data.
+        Raises InputError if the checkpoint belongs to another configuration or other data.
         """
         content = read_checkpoint(self.directory / CHECKPOINT, self.identity(), self.device)
         if content is None:
@@ -331,14 +337,14 @@ class Trainer:
 
 
 def _learning(config: Config, images: int) -> Learning:
-    """How the backbone learns from `images` fit images an epoch."""
+    """How the backbone learns, with `images` fit images per epoch."""
     epochs = config.finetune.epochs + (config.joint.epochs if config.joint.backbone_learning_rate > 0 else 0)
     return Learning(
         config.finetune.train_from, config.finetune.fresh, config.precision, config.compile, epochs * images
     )
 
 
-def selection_accuracy(found: dict[str, Any]) -> SelectionAccuracy:
-    """The accuracies that stages choose by, from scores on the selection images."""
-    accuracy = found["accuracy"]
+def selection_accuracy(scores_on_selection: dict[str, Any]) -> SelectionAccuracy:
+    """The accuracies by which stages choose weights, from the scores on the selection images."""
+    accuracy = scores_on_selection["accuracy"]
     return SelectionAccuracy(selection_leaf=accuracy["leaf"], selection_level_1=accuracy["level_1"])

@@ -1,1 +1,1 @@
-"""The stages of a run, each a function of the trainer."""
+"""The stages of a run. Each is a function of the trainer."""

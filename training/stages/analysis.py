@@ -1,9 +1,4 @@
-"""Global analysis (Chen et al. 2019, section 2.3): the training patches nearest to each prototype.
-
-The search streams over the images and keeps `nearest` candidates per prototype, so its memory does not grow with the
-data set, and neither batches nor their order change the result. It looks at all images, whatever their class: what a
-prototype stands for shows in whose patches gather around it.
-"""
+"""Global analysis (Chen et al. 2019, section 2.3): the training patches nearest to each prototype."""
 
 from __future__ import annotations
 
@@ -19,23 +14,24 @@ from training.loop.trainer import Trainer
 from training.progress import tracked
 from training.prototypes.nearest_patches import NearestPatches, nearest_patches, own_patches
 
-# Patches of each prototype that a run keeps, as in the paper's figures of global analysis.
+# Patches per prototype in a run's analysis, as in the figures of the paper.
 SHOWN = 10
 
 
 def analyse(trainer: Trainer) -> dict[str, float]:
-    """The stage: find the patches that `analysis.json` and the report show, and keep them until the run is finished."""
+    """Find the patches that `analysis.json` and the report show, and store them in the state and their purity in the
+    records."""
     head, fit = trainer.explained_network.head, trainer.splits.fit
-    found = fit_patches(trainer, SHOWN)
-    trainer.state.patches = found
-    own = own_patches(head, found, fit.leaves)
+    patches = fit_patches(trainer, SHOWN)
+    trainer.state.patches = patches
+    own = own_patches(head, patches, fit.leaves)
     purity = PurityRecord(nearest=own.shape[1], mean=float(own.mean()), nearest_is_own=float(own[:, 0].mean()))
     trainer.state.records.purity = purity
     return {"purity": purity.mean}
 
 
 def fit_patches(trainer: Trainer, nearest: int) -> NearestPatches:
-    """The nearest patches of a run's prototypes among its fit images, each in its plain view."""
+    """The `nearest` patches of each prototype among the plain views of the fit images."""
     fit, batch = trainer.splits.fit, trainer.config.batch
     with tracked(trainer.console, "nearest training patches", len(fit)) as advance:
 

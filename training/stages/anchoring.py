@@ -1,8 +1,8 @@
-"""Training after the last projection that moves no prototype off its picture.
+"""Training after the last projection that keeps every prototype at its training cell.
 
-A projection takes every prototype from where the losses had put it to the nearest training cell, and the accuracy that
-this costs is what the last layers can't win back. Here the add-on layers learn on as well, and each prototype goes with
-them: it stays the latent vector of the very cell it was cut from, so nothing is left to project.
+A projection moves every prototype from the place that the loss found for it to the nearest training cell. This costs
+accuracy, and the last layers alone can't recover all of it. This stage also trains the add-on layers. Each prototype
+follows them: it stays the latent vector of the cell that it was cut from, so it needs no further projection.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ LEARNING = ("add_on.", "head.prototypes", "head.weight")
 
 
 def anchor(trainer: Trainer) -> dict[str, float]:
-    """One epoch of add-on and last layers; after the last one, those of the epoch that classified the selection images
-    best are taken, which may be those before the first.
+    """Train the add-on layers and last layers for one epoch. After the last epoch, restore the weights with the best
+    accuracy on the selection images, which may be those before the first epoch.
 
-    Only varied views are learned from where there are some: in the plain one a prototype meets its own cell at distance
-    0, a match that new pictures never have.
+    Does not train on plain views if there are others: in its plain source image a prototype is at distance 0 from its
+    own cell, a match that does not occur in new pictures.
     """
     step, network, config, state = trainer.step, trainer.prototype_network, trainer.config, trainer.state
     head, setting = network.head, config.anchored
@@ -42,9 +42,9 @@ def anchor(trainer: Trainer) -> dict[str, float]:
         before = trainer.select_prototypes()
         state.records.anchored = BestEpochRecord(before=before, after=before, epoch=0)
         keep.keep(_learning(network))
-    if "anchors" not in trainer.remembered:
-        trainer.remembered["anchors"] = cells_of(trainer, state.projection, latent=False)
-    anchors = trainer.remembered["anchors"]
+    if "anchors" not in trainer.stage_cache:
+        trainer.stage_cache["anchors"] = cells_of(trainer, state.projection, latent=False)
+    anchors = trainer.stage_cache["anchors"]
     freeze_all_but(network.backbone, [])
     optimiser = trainer.optimiser(
         [([*network.add_on.parameters()], setting.learning_rate), ([head.weight], setting.last_layers_learning_rate)]
@@ -54,7 +54,7 @@ def anchor(trainer: Trainer) -> dict[str, float]:
     network.add_on.train()
     head.train()
     batches = shared_batches(trainer)
-    given = trainer.feed.varied((batch.numbers for batch in batches), state.step, plain=config.data.views == 1)
+    inputs = trainer.feed.varied((batch.numbers for batch in batches), state.step, plain=config.data.views == 1)
 
     def loss(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
         vectors = network.latent_of_cells(anchors)
@@ -64,7 +64,7 @@ def anchor(trainer: Trainer) -> dict[str, float]:
         return objective(answered, config.loss)
 
     row = epoch(
-        trainer, optimiser, with_inputs(batches, given), loss, step=step, cosine=True, images=images_in(batches)
+        trainer, optimiser, with_inputs(batches, inputs), loss, step=step, cosine=True, images=images_in(batches)
     )
     network.eval()
     head.prototypes.requires_grad_(True)
@@ -82,21 +82,21 @@ def anchor(trainer: Trainer) -> dict[str, float]:
 
 @torch.no_grad()
 def cells_of(trainer: Trainer, projection: Projection, *, latent: bool) -> Tensor:
-    """The cell that each prototype was cut from, computed as for any picture: its features [P, width], or its `latent`
-    vector [P, D]."""
+    """The cell that each prototype was cut from, computed by the current network: its features [P, width], or its
+    `latent` vector [P, D]."""
     network, batch = trainer.prototype_network, trainer.config.batch
-    found = []
-    places = np.arange(len(projection.image))
-    images = projection.image.cpu().numpy()
-    for part, features in zip(slices(places, batch), trainer.feed.features("fit", slices(images, batch)), strict=True):
+    cells = []
+    prototypes, images = np.arange(len(projection.image)), projection.image.cpu().numpy()
+    features_of_images = trainer.feed.features("fit", slices(images, batch))
+    for part, features in zip(slices(prototypes, batch), features_of_images, strict=True):
         maps = network.latent(features) if latent else features
         cell = projection.cell[torch.from_numpy(part)].to(maps.device)
-        found.append(maps.flatten(2)[torch.arange(len(part), device=maps.device), :, cell])
-    return torch.cat(found)
+        cells.append(maps.flatten(2)[torch.arange(len(part), device=maps.device), :, cell])
+    return torch.cat(cells)
 
 
 def _set_prototypes(trainer: Trainer, projection: Projection) -> None:
-    """Give every prototype the latent vector of its cell."""
+    """Set every prototype to the latent vector of its cell."""
     head = trainer.prototype_network.head
     with torch.no_grad():
         head.prototypes.copy_(cells_of(trainer, projection, latent=True))
@@ -104,6 +104,6 @@ def _set_prototypes(trainer: Trainer, projection: Projection) -> None:
 
 
 def _learning(network: PrototypeNetwork) -> dict[str, Tensor]:
-    """What learns here, by name."""
+    """The weights that this stage changes, by name."""
     names = (*LEARNING, "head.centre")
     return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(names)}

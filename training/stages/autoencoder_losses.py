@@ -1,5 +1,4 @@
-"""The four terms of Li et al. 2018, eq. 5: classification, reconstruction, and the two that hold prototypes and codes
-together."""
+"""The four terms of the loss of Li et al. 2018, eq. 5: classification, reconstruction, R1 and R2."""
 
 from __future__ import annotations
 
@@ -13,15 +12,15 @@ from training.sections.network import AutoencoderConfig
 def autoencoder_objective(
     logits: Tensor, target: Tensor, distance: Tensor, planes: Tensor, drawn: Tensor, weights: AutoencoderConfig
 ) -> dict[str, Tensor]:
-    """`total`, the sum of the terms by the `weights` of their names (published: 20, 1, 1, 1), and the terms, all
-    scalars.
+    """The weighted sum of the terms as `total`, followed by the terms, all scalars; published weights: 20, 1, 1, 1.
 
-    `logits` [N, leaves] with `target` int64 [N]; squared `distance` [N, P] of codes and prototypes; pictures `planes`
-    and their reconstructions `drawn` [N, planes, H, W].
+    `logits` [N, leaves], `target` int64 [N]; `distance` [N, P] is the squared distance between codes and prototypes;
+    `planes` [N, planes, H, W] are the pictures and `drawn` their reconstructions.
 
-    Cross-entropy is a mean over pictures. Reconstruction (R) is the squared difference summed over a picture's values,
-    a mean over pictures. R1, `prototype_near_code`, is the mean over prototypes of the distance to the nearest code in
-    the batch; R2, `code_near_prototype`, the mean over pictures of the distance to the nearest prototype.
+    `cross_entropy` is a mean over pictures. `reconstruction` (R) is the squared difference, summed over the values of a
+    picture and averaged over pictures. `prototype_near_code` (R1) is the mean over prototypes of the distance to the
+    nearest code in the batch. `code_near_prototype` (R2) is the mean over pictures of the distance from their code to
+    the nearest prototype.
     """
     difference = drawn - planes
     terms = {

@@ -1,10 +1,11 @@
-"""Calibration: a temperature per parent, fitted on the selection images (Guo et al. 2017), and its picture.
+"""Calibration: a temperature per parent, fitted on the selection images (Guo et al. 2017).
 
-A parent may have a handful of selection images, and its own best temperature is then noise (infinite certainty where
-all are right). So the parents' log-temperatures are taken as draws from one normal distribution, whose mean and spread
-are learned from all parents together, and each gets the mean of its posterior: many images speak for themselves, few
-lean on the other parents. One parent alone gets its own maximum of likelihood, but for the weak prior of the mean. All
-of it is sums over a grid, so there is nothing to converge.
+A parent may have only a few selection images. Its maximum-likelihood temperature is then noise; it is 0 if all of them
+are classified correctly. So this is a hierarchical model: the log-temperatures of the parents are draws from a normal
+distribution, whose mean and spread are estimated from all parents, and each parent gets its posterior mean. A parent
+with many images is fitted by them; one with few is shrunk towards the others. A single parent gets its
+maximum-likelihood temperature, up to a weak prior on the mean. All integrals are sums over a grid, so nothing has to
+converge.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from protoserve.scores import calibration_scores, scores
 from training.loop.answers import logits_and_similarities, node_log_probability, novelty_table, temperature
 from training.loop.trainer import Trainer, selection_accuracy
 
-# Log-temperatures looked at, from 1/20 to 20, and the spreads of the parents' around their mean.
+# Candidate log-temperatures (temperatures from 1/20 to 20), and candidate spreads around their mean.
 GRID = np.linspace(-3.0, 3.0, 241)
 SPREADS = np.array([0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8])
-# Leaf accuracy on the selection images that temperatures may cost: sharper conditionals make the most probable path
-# depend more on its first steps, and up to a point is the price of probabilities that mean what they say.
+# Leaf accuracy on the selection images that calibration may cost. Sharper conditionals at the upper levels make the
+# most probable path depend more on its first steps.
 TOLERANCE = 0.01
-# A priori the common temperature is within a factor e of 1 (one standard deviation): images that are all classified
-# right, for example, say nothing against any certainty.
+# Standard deviation of the prior on the mean log-temperature: within a factor e of 1. Without it, the estimate would
+# diverge if, for example, all images are classified correctly.
 MEAN_SPREAD = 1.0
 
 
 class Temperatures(NamedTuple):
-    """`groups` float64 [groups] each group's temperature; the `common` one; `spread`, the standard deviation of the
-    groups' log-temperatures around its logarithm (posterior means)."""
+    """Posterior means: `groups` float64 [groups] of each group's temperature, `common` of the common temperature, and
+    `spread` of the standard deviation of the log-temperatures around its logarithm."""
 
     groups: NDArray[np.float64]
     common: float
@@ -43,15 +44,15 @@ class Temperatures(NamedTuple):
 
 
 def fit_temperatures(logits: Sequence[NDArray[np.floating[Any]]], targets: Sequence[NDArray[np.int64]]) -> Temperatures:
-    """The temperatures of groups of competing nodes.
+    """Fit the temperatures of groups of competing nodes.
 
-    `logits[g]` [images, members] of the images below group g, which may be none; `targets[g]` int [images] the true
-    members.
+    `logits[g]` [images, members] are the logits of group g for the images below its parent, if any. `targets[g]` int
+    [images] are their true members.
     """
     likelihood = np.stack([_log_likelihood(*pair) for pair in zip(logits, targets, strict=True)], axis=1)
-    # Far from the best temperature exponentials would underflow to 0, which has no logarithm.
+    # Limit the exponent: far from the best temperature, exp would underflow to 0, whose logarithm is −∞.
     likelihood = np.exp(np.maximum(likelihood - likelihood.max(axis=0), -600.0))
-    # [spreads, means, grid] the density of a group's log-temperature, normalised over the grid.
+    # [spreads, means, grid]: the density of a group's log-temperature, normalised over the grid.
     prior = -((GRID[None, None, :] - GRID[None, :, None]) ** 2) / (2 * SPREADS[:, None, None] ** 2)
     prior = np.exp(prior - prior.max(axis=2, keepdims=True))
     prior /= prior.sum(axis=2, keepdims=True)
@@ -67,23 +68,23 @@ def fit_temperatures(logits: Sequence[NDArray[np.floating[Any]]], targets: Seque
     )
 
 
-def shrinkage_path(found: Temperatures) -> list[NDArray[np.float64]]:
-    """Temperatures of the groups to try one after the other: each group's own, halfway to the common one, the common
-    one, halfway from that to 1, and 1."""
-    own = np.log(found.groups)
-    common = np.full_like(own, np.log(found.common))
+def shrinkage_path(fitted: Temperatures) -> list[NDArray[np.float64]]:
+    """Temperatures [groups] to try in turn: each group's own, halfway to the common one, the common one, halfway from
+    there to 1, and 1 (halfway on the logarithmic scale)."""
+    own = np.log(fitted.groups)
+    common = np.full_like(own, np.log(fitted.common))
     return [np.exp(logarithm) for logarithm in (own, (own + common) / 2, common, common / 2, 0 * common)]
 
 
 def tolerated(images: int) -> float:
-    """What calibration may cost of the accuracy on so many selection images: `TOLERANCE`, but always one image, which
-    of a hundred or fewer says nothing; the least bit more covers the rounding of a difference of accuracies."""
+    """The accuracy that calibration may cost on this number of selection images: `TOLERANCE`, but at least one image,
+    with a margin for rounding."""
     return max(TOLERANCE, 1.0 / images) + 1e-9
 
 
 def _log_likelihood(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[grid] the log-likelihood of the true members at every log-temperature."""
-    # Only differences count; the greatest at 0 keeps the exponentials finite.
+    """[grid]: the log-likelihood of the true members at every log-temperature."""
+    # Softmax ignores a constant; a maximum of 0 prevents overflow.
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)
     own = shifted[np.arange(len(targets)), targets]
     return np.array(
@@ -93,24 +94,23 @@ def _log_likelihood(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64
 
 @torch.inference_mode()
 def calibrate(trainer: Trainer) -> dict[str, float]:
-    """The stage: fit the temperatures on the selection images and set them.
+    """Fit the temperatures on the selection images and set them in the network.
 
-    They change no choice among siblings, but across branches the most probable leaf may become another one. Where that
-    costs more than `tolerated` of the accuracy on the selection images, the parents are brought nearer to their common
-    temperature, and that nearer to 1. The scores before and after are kept for the run's metrics; both are of the
-    images that it was fitted on.
+    Temperatures do not change the ranking of siblings, but may change which leaf is the most probable across branches.
+    If that costs more accuracy on the selection images than `tolerated`, follow `shrinkage_path` until it does not.
+    Stores the scores before and after calibration in the records; both are on the images used to fit.
     """
     network, selection = trainer.network, trainer.splits.selection
     taxonomy, groups = selection.taxonomy, novelty_table(network).groups
     logits = trainer.selection_rows(lambda features: logits_and_similarities(network, features)[0])
     below = taxonomy.leaves_below.T[selection.leaves]  # [images, nodes]
-    chosen, targets = [], []
+    group_logits, targets = [], []
     for number, group in enumerate(groups):
         member = below[:, list(group.children)]
         images = np.flatnonzero(member.any(axis=1))
-        chosen.append(logits[images, number, : len(group.children)].cpu().numpy())
+        group_logits.append(logits[images, number, : len(group.children)].cpu().numpy())
         targets.append(member[images].argmax(axis=1))
-    found = fit_temperatures(chosen, targets)
+    fitted = fit_temperatures(group_logits, targets)
 
     def selection_scores() -> dict[str, Any]:
         log_probability = node_log_probability(network, logits).cpu().numpy()
@@ -122,7 +122,7 @@ def calibrate(trainer: Trainer) -> dict[str, float]:
         )
 
     before, accuracy = selection_scores(), selected().selection_leaf
-    for temperatures in shrinkage_path(found):
+    for temperatures in shrinkage_path(fitted):
         temperature(network).copy_(torch.from_numpy(temperatures))
         if selected().selection_leaf >= accuracy - tolerated(len(selection)):
             break
@@ -131,8 +131,8 @@ def calibrate(trainer: Trainer) -> dict[str, float]:
     trainer.state.records.calibration = CalibrationRecord(
         temperature=dict(zip(names, temperatures.tolist(), strict=True)),
         images={name: len(target) for name, target in zip(names, targets, strict=True)},
-        common=found.common,
-        spread=found.spread,
+        common=fitted.common,
+        spread=fitted.spread,
         selection=CalibrationChange.model_validate({"before": before, "after": after}),
     )
     return {

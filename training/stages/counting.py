@@ -1,15 +1,14 @@
-"""How many prototypes: start with many, take away what is not needed, and keep the fewest that classify as well.
+"""The number of prototypes: start with many, remove them in rounds, and keep the fewest that classify as well.
 
-The papers fix the number by hand. Here near-duplicates are merged, the published purity rule is applied, and then
-prototypes go by falling contribution, down to one per child; after each round the last layers are fitted again. All
-rounds work on the distances of the projected prototypes, computed once, so a round costs a few epochs of the last
+The papers choose the number by hand. This search merges near-duplicates, applies the published purity rule, and then
+removes the prototypes with the smallest contributions, round by round, down to one per child. Each round refits the
+last layers. The distances to the projected prototypes are computed once, so a round takes a few epochs of the last
 layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,20 +35,17 @@ from training.prototypes.thinning import (
     with_reweighted_replacements,
 )
 from training.stages.analysis import fit_patches
-from training.stages.last_layers import fit_distances, last_layer_epoch, similarities_of
+from training.stages.last_layers import fit_distances, last_layer_epoch, nearest_cells_of_all
 from training.stages.pruning import replace_head
 
-if TYPE_CHECKING:
-    pass
-
-# Duplicates lie within this share of the median distance between siblings' prototypes.
+# Two prototypes of a child are duplicates within this fraction of the median distance between siblings' prototypes.
 MERGE_WITHIN = 0.1
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is left after a round: the rule that took prototypes away, those `kept` (int64, their numbers before
-    the first round), their head, and its accuracies on the selection images."""
+    """The result of a round: the `rule` that removed prototypes, those `kept` (int64, their numbers before the first
+    round), the head that holds them, and its accuracies on the selection images."""
 
     rule: Rule
     kept: NDArray[np.int64]
@@ -58,11 +54,11 @@ class Round:
 
 
 def count(trainer: Trainer) -> dict[str, float]:
-    """The stage: find the number of prototypes, and go on with the network that has it.
+    """Find the number of prototypes, and replace the run's head by the one of the round picked.
 
-    All rounds are recorded as `counts`.
+    Records all rounds as `counts`.
     """
-    rounds, tolerance = thinned_out(trainer), trainer.config.prototypes.tolerance
+    rounds, tolerance = thinning_rounds(trainer), trainer.config.prototypes.tolerance
     picked = pick([(len(done.kept), done.selected.selection_leaf) for done in rounds], tolerance)
     table = [
         CountsRound(round=number, rule=done.rule, prototypes=len(done.kept), **done.selected.model_dump())
@@ -79,7 +75,7 @@ def count(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def thinned_out(trainer: Trainer) -> list[Round]:
+def thinning_rounds(trainer: Trainer) -> list[Round]:
     """The rounds from all prototypes down to one per child."""
     setting, config, fit = trainer.config.prototypes, trainer.config, trainer.splits.fit
     head, projection = trainer.prototype_network.head, trainer.state.projection
@@ -94,7 +90,7 @@ def thinned_out(trainer: Trainer) -> list[Round]:
         return Round(rule, kept, smaller, selected)
 
     def strengths(last: Round) -> NDArray[np.float64]:
-        """The mean size of each prototype's contribution to its child's logit."""
+        """[kept]: the mean absolute contribution of each prototype to its child's logit."""
         return np.abs(own_weights(last.head).cpu().numpy() * mean[last.kept])
 
     everything = np.arange(len(head.grouping.prototype_child))
@@ -103,7 +99,7 @@ def thinned_out(trainer: Trainer) -> list[Round]:
     with tracked(trainer.console, "fewer prototypes", len(everything) - children) as advance:
 
         def remove(rule: Rule, replacement: NDArray[np.int64]) -> Round:
-            """Add a round, unless its rule removes nothing; `replacement` indexes the prototypes of the last round."""
+            """Add a round if its rule removes prototypes; `replacement` indexes the prototypes of the last round."""
             last, left = rounds[-1], np.unique(replacement)
             if len(left) < len(last.kept):
                 reweighted = with_reweighted_replacements(last.head, replacement, mean[last.kept])
@@ -124,30 +120,30 @@ def thinned_out(trainer: Trainer) -> list[Round]:
 
 
 def pick(rounds: list[tuple[int, float]], tolerance: float) -> int:
-    """Which of (prototypes, accuracy) to take: the fewest prototypes whose accuracy is within `tolerance` of the best,
-    of equally many the more accurate.
+    """The index of the round with the fewest prototypes whose accuracy is within `tolerance` of the best; the most
+    accurate one if several have as few. `rounds` are (prototypes, accuracy).
 
     >>> pick([(100, 0.80), (50, 0.81), (20, 0.806), (10, 0.75)], tolerance=0.005)
     2
     """
-    # Accuracies are ratios of small numbers: one that is just within must not be lost to rounding.
+    # The margin keeps an accuracy at exactly the tolerance despite rounding.
     least = max(accuracy for _, accuracy in rounds) - tolerance - 1e-9
     within = [number for number, (_, accuracy) in enumerate(rounds) if accuracy >= least]
     return min(within, key=lambda number: (rounds[number][0], -rounds[number][1]))
 
 
 def _selection_distances(trainer: Trainer) -> Tensor:
-    """distance [images, P] of the selection images."""
+    """[images, P]: the squared distances of the selection images to the prototypes."""
     network, images = trainer.prototype_network, len(trainer.splits.selection)
     own = np.arange(images)[trainer.processes.stripe(images)]
     features = trainer.feed.features("selection", slices(own, trainer.config.batch))
-    found, _ = similarities_of(network.head, map(network.latent, features))
-    return trainer.processes.joined(found, images).clone()
+    distance, _ = nearest_cells_of_all(network.head, map(network.latent, features))
+    return trainer.processes.joined(distance, images).clone()
 
 
 def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor) -> SelectionAccuracy:
-    """Fit the last layers of `head` on distances [images, P] and keep the weights, those at the start included, that
-    classify the selection images best; returns their accuracies."""
+    """Train the last layers of `head` on distances `fit` [images, P], and return the accuracies of the best epoch on
+    `selection` [images, P]. The head keeps that epoch's weights, or its initial ones if they are better."""
     config = trainer.config
     tables = loss_tables(head)
     optimiser = adam([([head.weight], config.last_layers.learning_rate)])
@@ -155,9 +151,9 @@ def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor
     keep.keep({"weight": head.weight})
     for number in range(config.prototypes.epochs):
         last_layer_epoch(trainer, head, fit, tables, optimiser, trainer.state.step + number)
-        found = _accuracies(trainer, head, selection)
-        if keep.offer({"weight": head.weight}, found, best):
-            best = found
+        selected = _accuracies(trainer, head, selection)
+        if keep.offer({"weight": head.weight}, selected, best):
+            best = selected
     keep.restore(head)
     head.weight.requires_grad_(False)
     return best
@@ -165,7 +161,7 @@ def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor
 
 @torch.inference_mode()
 def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> SelectionAccuracy:
-    """The accuracies on the selection images. The other scores would take longer than the epoch."""
+    """The accuracies on the selection images. Computing all scores would take longer than an epoch."""
     taxonomy, leaves = head.taxonomy, trainer.splits.selection.leaves
     output = head.classify(distance, torch.zeros_like(distance, dtype=torch.int64))
     predicted = output.log_probability.index_select(1, head.grouping.leaf_node).argmax(1).cpu().numpy()
@@ -174,6 +170,3 @@ def _accuracies(trainer: Trainer, head: PrototypeHead, distance: Tensor) -> Sele
         selection_leaf=float((predicted == leaves).mean()),
         selection_level_1=float((top[predicted] == top[leaves]).mean()),
     )
-
-
-# ---- what is written down --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The last layers alone, on fixed distances: a convex problem (Chen et al. 2019, eq. 4)."""
+"""Training of the last layers on fixed distances, a convex problem (Chen et al. 2019, eq. 4)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from training.losses import Answered, LossTables, objective
 
 
 def last_layers(trainer: Trainer) -> dict[str, float]:
-    """One epoch of the last layers on fixed distances; after the last one, the weights of the epoch that classified
-    the selection images best are taken, which may be those before the first."""
+    """Train the last layers for one epoch. After the last epoch, restore the weights with the best accuracy on the
+    selection images, which may be those before the first epoch."""
     step, head, records = trainer.step, trainer.prototype_network.head, trainer.state.records
     keep = KeepBest(trainer.state.best, "last layers")
     if step.epoch == 0:
@@ -29,9 +29,10 @@ def last_layers(trainer: Trainer) -> dict[str, float]:
         keep.keep({"weight": head.weight})
     optimiser = trainer.optimiser([([head.weight], trainer.config.last_layers.learning_rate)])
     head.weight.requires_grad_(True)
-    if "distance" not in trainer.remembered:
-        trainer.remembered["distance"] = fit_distances(trainer)
-    row = last_layer_epoch(trainer, head, trainer.remembered["distance"], trainer.tables, optimiser, trainer.state.step)
+    if "distance" not in trainer.stage_cache:
+        trainer.stage_cache["distance"] = fit_distances(trainer)
+    distance = trainer.stage_cache["distance"]
+    row = last_layer_epoch(trainer, head, distance, trainer.tables, optimiser, trainer.state.step)
     head.weight.requires_grad_(False)
     selected, record = trainer.select_prototypes(), records.last_layers
     assert record is not None
@@ -43,18 +44,22 @@ def last_layers(trainer: Trainer) -> dict[str, float]:
 
 
 def fit_distances(trainer: Trainer) -> Tensor:
-    """distance [images, P] for the last layers, on mirrored pictures where there are some: there no prototype meets
-    the very cell it was cut from, a match that new pictures never have."""
+    """[images, P]: the squared distances of the fit images to the prototypes.
+
+    Uses mirrored pictures if there are any: in a plain picture, a prototype would be at distance 0 from the cell that
+    it was cut from, a match that does not occur in new pictures.
+    """
     count = len(trainer.splits.fit)
     own = np.arange(count)[trainer.processes.stripe(count)]
     mirrored = trainer.config.data.mirror and trainer.config.data.views > 1
     view = MIRRORED if mirrored else PLAIN
     head = trainer.prototype_network.head
-    return trainer.processes.joined(similarities_of(head, trainer.latents(own, view))[0], count).clone()
+    return trainer.processes.joined(nearest_cells_of_all(head, trainer.latents(own, view))[0], count).clone()
 
 
-def similarities_of(head: PrototypeHead, latents: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """distance and cell [images, P] of all images; the last layers need nothing else."""
+def nearest_cells_of_all(head: PrototypeHead, latents: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """The squared distance [images, P] of the nearest cell to each prototype, and that cell [images, P], for batches of
+    latent maps."""
     distances, cells = [], []
     with torch.inference_mode():
         for latent in latents:
@@ -72,15 +77,15 @@ def last_layer_epoch(
     optimiser: torch.optim.Optimizer,
     seed: int,
 ) -> dict[str, float]:
-    """One epoch of the last layers of `head` on fixed distances [fit images, P]; `seed` orders the images."""
+    """Train the last layers of `head` for one epoch on `distance` [fit images, P]; `seed` orders the images."""
     config = trainer.config
     batches = whole_batches(epoch_batches(len(distance), config.batch, (config.seed, seed)))
-    chosen = ((batch, distance[torch.from_numpy(batch.numbers).to(distance.device)]) for batch in batches)
+    inputs = ((batch, distance[torch.from_numpy(batch.numbers).to(distance.device)]) for batch in batches)
 
     def loss(numbers: NDArray[np.int64], rows: Tensor) -> dict[str, Tensor]:
         output = head.classify(rows, rows.long())
         answered = Answered(head, output, trainer.targets(numbers), tables, config.loss)
         return objective(answered, config.loss, ("cross_entropy", "l1", "l2"))
 
-    row = epoch(trainer, optimiser, chosen, loss, step=trainer.step, cosine=False)
+    row = epoch(trainer, optimiser, inputs, loss, step=trainer.step, cosine=False)
     return {"loss": row["total"], "cross_entropy": row["cross_entropy"]}

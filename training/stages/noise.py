@@ -1,7 +1,7 @@
-"""Pictures of uniform noise, which belong to no class: training pushes them towards “any child could be it”.
+"""Pictures of uniform noise, which belong to no class.
 
-Hase et al. 2019 add them to training so that a network is unsure of what it has never seen. The term that they are
-trained with is `training.losses.noise_loss`.
+Hase et al. 2019 train on them so that a network gives uniform conditionals for unfamiliar pictures. Their loss is
+`training.losses.noise_loss`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from training.features.cache import cached_features
 from training.loop.trainer import Trainer
 from training.progress import tracked
 
-# A backbone that stands still sees these alone: its features of one noise picture are much like those of any other.
+# Noise pictures for a frozen backbone. More are not needed: their features are all alike.
 POOL = 64
+# Keeps the random numbers of this module apart from others with the same seed.
 SALT = 0x4E
 
 
 def noise_pictures(count: int, height: int, width: int, seed: tuple[int, ...]) -> Tensor:
-    """uint8 [count, height, width, 3], every channel of every pixel drawn uniformly from 0 to 255."""
+    """uint8 [count, height, width, 3], with every value drawn uniformly from 0 to 255."""
     drawn = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     return torch.from_numpy(drawn)
 
 
 def noise_features(trainer: Trainer, *, learning: bool) -> Callable[[NDArray[np.int64]], Tensor]:
-    """A function from the image numbers of a batch to the features of its noise pictures, `data.noise_share` of their
-    number and at least one; with gradients where the backbone is `learning`.
+    """A function from the image numbers of a batch to the features of its noise pictures, with gradients if the
+    backbone is `learning`. A batch has `data.noise_share` noise pictures per image, and at least one.
 
-    What is drawn depends on the seed, the step and the batch's first number alone. For a backbone that stands still,
-    the features of a pool of pictures are computed once and kept beside those of the training images.
+    The pictures depend only on the seed, the step and the first image number of the batch. For a frozen backbone, the
+    features of a pool of pictures are computed once and cached beside those of the training images.
     """
     config, feed, step = trainer.config, trainer.feed, trainer.state.step
 

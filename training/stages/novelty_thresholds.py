@@ -1,4 +1,4 @@
-"""Novelty: thresholds from the selection images, and how well the scores tell unknown classes from known ones."""
+"""Novelty thresholds, fitted on the selection images."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from protoserve.run.records import NoveltyThresholds
 from training.loop.answers import answer_features, images_below, novelty_table
 from training.loop.trainer import Trainer
 
-# Of a threshold, or of 1 where that is greater.
+# Relative to the threshold, or to 1 if that is larger.
 MARGIN = 1e-4
 
 
 @torch.inference_mode()
 def novelty(trainer: Trainer) -> dict[str, float]:
-    """The stage: per parent, the threshold that the configured share of the selection images below it reach.
+    """Set the threshold of every parent so that the configured share of the selection images below it reach it.
 
-    A parent without such images gets none. What the thresholds do to the selection images is kept for the metrics.
+    A parent without selection images gets no threshold.
     """
     setting, selection, network = trainer.config.novelty, trainer.splits.selection, trainer.network
     table = novelty_table(network)
-    found = trainer.selection_rows(
+    scores = trainer.selection_rows(
         lambda features: torch.from_numpy(answer_features(network, features, table).novelty[setting.score])
-    )
-    scores = found.numpy()
+    ).numpy()
     below = images_below(table, selection.leaves, selection.taxonomy)
     thresholds = {
-        parent: _a_little_below(threshold(scores[below[:, group], group], setting.true_positive_rate))
+        parent: _with_margin(threshold(scores[below[:, group], group], setting.true_positive_rate))
         for group, parent in enumerate(parent_names(table.groups, selection.taxonomy))
         if below[:, group].any()
     }
@@ -37,6 +36,7 @@ def novelty(trainer: Trainer) -> dict[str, float]:
     return {"thresholds": len(thresholds)}
 
 
-def _a_little_below(least: float) -> float:
-    """For the image that stands on the threshold: other batches and other runtimes give its score to a few digits."""
-    return least - MARGIN * max(1.0, abs(least))
+def _with_margin(threshold: float) -> float:
+    """A slightly lower threshold, so that an image at exactly the threshold stays known in other batches and runtimes,
+    whose scores differ in the last digits."""
+    return threshold - MARGIN * max(1.0, abs(threshold))

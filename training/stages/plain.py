@@ -1,4 +1,4 @@
-"""The stages of plain classification: fine-tuning the backbone with a linear head, and that head alone."""
+"""The stages of plain classification: training a linear head together with the backbone, and on its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.loop.trainer import Trainer
 
 
 def finetune(trainer: Trainer) -> dict[str, float]:
-    """One epoch of backbone and linear head, cross-entropy over leaves."""
+    """Train the backbone and the linear head for one epoch with the cross-entropy over leaves."""
     step, plain, setting = trainer.step, trainer.plain, trainer.config.finetune
     body = plain.backbone.body
     learning = trainable_parameters(body, setting.train_from)
@@ -26,11 +26,11 @@ def finetune(trainer: Trainer) -> dict[str, float]:
         part.train(not (isinstance(part, nn.BatchNorm2d) and setting.batch_norm == "fixed"))
     batches = shared_batches(trainer)
     maps = trainer.feed.maps((batch.numbers for batch in batches), trainer.state.step)
-    # A single picture has no batch statistics to learn from.
+    # Skip a last batch that leaves a process fewer than two pictures: batch normalisation needs two.
     pairs = (pair for pair in with_inputs(batches, maps) if pair[0].size >= 2 * trainer.processes.count)
 
-    def objective(numbers: NDArray[np.int64], found: Tensor) -> dict[str, Tensor]:
-        logits = plain.leaf_logits(plain.from_maps(found))
+    def objective(numbers: NDArray[np.int64], maps: Tensor) -> dict[str, Tensor]:
+        logits = plain.leaf_logits(plain.from_maps(maps))
         targets = trainer.targets(numbers)
         return {"loss": nn.functional.cross_entropy(logits, targets, label_smoothing=setting.label_smoothing)}
 
@@ -45,16 +45,16 @@ def finetune(trainer: Trainer) -> dict[str, float]:
 
 
 def linear(trainer: Trainer) -> dict[str, float]:
-    """One epoch of the linear head on cached features of a backbone that stands still."""
+    """Train the linear head for one epoch on cached features of the frozen backbone."""
     step, plain, config = trainer.step, trainer.plain, trainer.config
     optimiser = trainer.optimiser([([*plain.linear.parameters()], config.linear.learning_rate)])
     plain.dropout.train()
     batches = shared_batches(trainer)
-    features = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step)
+    inputs = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step)
 
-    def objective(numbers: NDArray[np.int64], found: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(plain.leaf_logits(found), trainer.targets(numbers))}
+    def objective(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(plain.leaf_logits(features), trainer.targets(numbers))}
 
-    row = epoch(trainer, optimiser, with_inputs(batches, features), objective, step=step, cosine=True)
+    row = epoch(trainer, optimiser, with_inputs(batches, inputs), objective, step=step, cosine=True)
     plain.eval()
     return {**row, **trainer.select(plain.log_probability).model_dump()}

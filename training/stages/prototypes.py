@@ -1,4 +1,4 @@
-"""The stages of a prototype network: reduction, start from data, training, projection, last layers."""
+"""The stages of a prototype network up to projection: reduction, initialisation, training, projection."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from training.prototypes.starting import start_from_data
 from training.stages.noise import noise_features
 from training.stages.teaching import class_activation_mask, teacher_logits
 
-# Tens of thousands of cells: more change the principal components no further.
+# These have tens of thousands of cells; more hardly change the principal components.
 REDUCTION_IMAGES = 600
 
 
 def reduce(trainer: Trainer) -> dict[str, float]:
     """Set the reduction to the principal components of the training cells."""
-    chosen = epoch_order(len(trainer.splits.fit), (trainer.config.data_seed, 0))[:REDUCTION_IMAGES]
-    with tracked(trainer.console, "principal components", len(chosen)) as advance:
-        pictures = trainer.feed.pictures("fit", np.sort(chosen), PLAIN)
+    numbers = epoch_order(len(trainer.splits.fit), (trainer.config.data_seed, 0))[:REDUCTION_IMAGES]
+    with tracked(trainer.console, "principal components", len(numbers)) as advance:
+        pictures = trainer.feed.pictures("fit", np.sort(numbers), PLAIN)
         fit_reduction(trainer.prototype_network, pictures, trainer.device, advance)
     return {}
 
 
 def initialise(trainer: Trainer) -> dict[str, float]:
-    """Start the prototypes from clusters of their own classes' cells."""
+    """Set the prototypes of each class to cluster centres of its training cells."""
     head, config = trainer.prototype_network.head, trainer.config
     leaves = set(head.taxonomy.leaves)
 
@@ -48,7 +48,7 @@ def initialise(trainer: Trainer) -> dict[str, float]:
 
     with tracked(trainer.console, "prototypes from data", len(head.grouping.prototype_child)) as advance:
         start_from_data(head, trainer.latent, trainer.splits.fit.leaves, config.seed, mask, advance)
-    # The teacher's features are another backbone's as soon as that learns.
+    # The teacher no longer fits the features once the backbone learns.
     if config.loss.distillation == 0 or config.joint.backbone_learning_rate > 0:
         trainer.state.teacher = None
     with torch.no_grad():
@@ -57,12 +57,12 @@ def initialise(trainer: Trainer) -> dict[str, float]:
 
 
 def warm(trainer: Trainer) -> dict[str, float]:
-    """One epoch of add-on layers and prototypes."""
+    """Train the add-on layers and prototypes for one epoch."""
     return _train(trainer, trainer.config.warm.learning_rate, 0.0, cosine=False)
 
 
 def joint(trainer: Trainer) -> dict[str, float]:
-    """One epoch of add-on layers and prototypes, and of the backbone where it has a rate."""
+    """Train the add-on layers, the prototypes and, if it has a learning rate, the backbone for one epoch."""
     setting = trainer.config.joint
     row = _train(trainer, setting.learning_rate, setting.backbone_learning_rate, cosine=True)
     if setting.patience is not None:
@@ -71,10 +71,10 @@ def joint(trainer: Trainer) -> dict[str, float]:
 
 
 def _stop_early(trainer: Trainer, row: dict[str, float], patience: int) -> None:
-    """Keep the weights of the epoch that classified the selection images best. Once `patience` epochs have not been
-    better, or there are no more, restore them and end the stage."""
+    """Keep the weights of the epoch with the best accuracy on the selection images. After `patience` epochs without a
+    better one, or after the last epoch, restore them and end the stage."""
     step, state, network = trainer.step, trainer.state, trainer.prototype_network
-    # Another epoch's weights fit the same backbone where that is frozen.
+    # A frozen backbone and reduction are the same in every epoch.
     fixed = () if trainer.config.joint.backbone_learning_rate > 0 else ("backbone.", "reduction.")
     weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(fixed)}
     selected = SelectionAccuracy(selection_leaf=row["selection_leaf"], selection_level_1=row["selection_level_1"])
@@ -108,7 +108,7 @@ def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool)
     network.head.train()
     noise = noise_features(trainer, learning=backbone_rate > 0) if config.loss.noise > 0 else None
     batches = shared_batches(trainer)
-    given = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step, learning=backbone_rate > 0)
+    inputs = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step, learning=backbone_rate > 0)
 
     def loss(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
         answered = Answered(
@@ -123,14 +123,15 @@ def _train(trainer: Trainer, rate: float, backbone_rate: float, *, cosine: bool)
         return objective(answered, config.loss)
 
     row = epoch(
-        trainer, optimiser, with_inputs(batches, given), loss, step=step, cosine=cosine, images=images_in(batches)
+        trainer, optimiser, with_inputs(batches, inputs), loss, step=step, cosine=cosine, images=images_in(batches)
     )
     network.eval()
     return {**row, **trainer.select_prototypes().model_dump()}
 
 
 def project(trainer: Trainer) -> dict[str, float]:
-    """Replace every prototype by the nearest cell of a training image of its own class."""
+    """Replace every prototype by the nearest cell of the training images of its class (see
+    `training.prototypes.projection`)."""
     head, fit, batch = trainer.prototype_network.head, trainer.splits.fit, trainer.config.batch
     before = trainer.select_prototypes()
     own = np.arange(len(fit))[trainer.processes.stripe(len(fit))]
@@ -141,16 +142,16 @@ def project(trainer: Trainer) -> dict[str, float]:
                 yield torch.from_numpy(part), torch.from_numpy(fit.leaves[part]), latent
                 advance(len(part))
 
-        found = complete(head, nearest_of_all(trainer.processes, search(head, latents())))
+        projection = complete(head, nearest_of_all(trainer.processes, search(head, latents())))
     with torch.no_grad():
-        head.prototypes.copy_(found.vector.to(trainer.device))
-    trainer.state.projection = found
+        head.prototypes.copy_(projection.vector.to(trainer.device))
+    trainer.state.projection = projection
     after = trainer.select_prototypes()
     trainer.state.records.projection = ProjectionRecord(before=before, after=after)
-    places = zip(head.grouping.prototype_child.tolist(), found.image.tolist(), found.cell.tolist(), strict=True)
+    children, images, cells = head.grouping.prototype_child, projection.image, projection.cell
     return {
-        "mean_distance": float(found.distance.mean()),
-        "distinct": len(set(places)),
+        "mean_distance": float(projection.distance.mean()),
+        "distinct": len(set(zip(children.tolist(), images.tolist(), cells.tolist(), strict=True))),
         "before": before.selection_leaf,
         **after.model_dump(),
     }

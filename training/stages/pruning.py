@@ -1,7 +1,7 @@
-"""Pruning by the published rule, and the smaller head that remains.
+"""Pruning by the rule of Chen et al. 2019, supplement, section 3.
 
-Chen et al. 2019, supplement, section 3: a prototype whose nearest training patches are mostly of other classes stands
-for something that its class shares with others, such as background, and is removed.
+If the nearest training patches of a prototype mostly belong to other classes, it represents something that classes
+share, such as background, and is removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.stages.analysis import fit_patches
 
 
 def prune(trainer: Trainer) -> dict[str, float]:
-    """Remove the impure prototypes; the steps after this one fit the last layers again, from the weights they have."""
+    """Remove the impure prototypes. The next steps train the last layers further."""
     setting = trainer.config.prune
     head, fit = trainer.prototype_network.head, trainer.splits.fit
     before = trainer.select_prototypes()
@@ -41,8 +41,8 @@ def prune(trainer: Trainer) -> dict[str, float]:
 
 
 def replace_head(trainer: Trainer, head: PrototypeHead, kept: NDArray[np.int64]) -> None:
-    """Go on with `head`, which holds the prototypes `kept` of the present one, in the network, its description and the
-    record of the projection."""
+    """Replace the head by `head`, which holds the prototypes `kept` of the present one, in the network, its description
+    and the projection."""
     network, projection = trainer.prototype_network, trainer.state.projection
     network.head = head
     description = trainer.description.model_copy(update={"prototype_child": head.grouping.prototype_child.tolist()})

@@ -1,4 +1,4 @@
-"""A plain linear classifier on the features that prototypes see, for the prototypes to start and to learn from."""
+"""The teacher: a linear classifier on mean features, used to initialise prototypes and for distillation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from training.loop.plan import Step
 from training.loop.trainer import Trainer
 from training.progress import tracked
 
-# As for the plain classifier; it takes seconds.
+# The defaults of the plain classifier. Training takes seconds.
 EPOCHS, DROPOUT, LEARNING_RATE = 30, 0.3, 3e-3
 
 
 def teach(trainer: Trainer) -> dict[str, float]:
-    """Train the teacher on the mean features of every view; all its epochs are one step."""
+    """Train the teacher on the mean features of all views. All its epochs are one step."""
     config = trainer.config
     leaves = trainer.splits.fit.leaves
     views = torch.stack([_pooled(trainer, view) for view in range(config.data.views)])
@@ -35,7 +35,7 @@ def teach(trainer: Trainer) -> dict[str, float]:
         for number in range(EPOCHS):
             seed = (config.seed, trainer.state.step, number)
             batches = whole_batches(epoch_batches(len(leaves), config.batch, seed))
-            # Every process trains the same teacher: the order and the views depend on the seed alone.
+            # Every process trains the same teacher: order and views depend on the seed only.
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
             inputs = ((batch, _varied(views, batch.numbers, generator)) for batch in batches)
             row = epoch(trainer, optimiser, inputs, loss, step=Step("teach", number, EPOCHS), cosine=True)
@@ -45,8 +45,7 @@ def teach(trainer: Trainer) -> dict[str, float]:
 
 
 def _varied(views: Tensor, numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-    """[batch, width] the images' features, each in a view drawn at random, with dropout; `views` [views, images,
-    width]."""
+    """[batch, width]: the features of images, each in a random view, with dropout; `views` [views, images, width]."""
     chosen = torch.from_numpy(np.ascontiguousarray(numbers))
     view = torch.randint(len(views), (len(chosen),), generator=generator)
     kept = torch.rand(len(chosen), views.shape[2], generator=generator) >= DROPOUT
@@ -54,8 +53,8 @@ def _varied(views: Tensor, numbers: NDArray[np.int64], generator: torch.Generato
 
 
 def teacher_logits(trainer: Trainer, features: Tensor) -> Tensor | None:
-    """[batch, leaves] the teacher's logits for feature maps [batch, width, rows, columns]; None without a teacher, and
-    where nothing learns from it."""
+    """[batch, leaves]: the teacher's logits for feature maps [batch, width, rows, columns]; None without a teacher or
+    with `loss.distillation` 0."""
     teacher = trainer.state.teacher
     if trainer.config.loss.distillation == 0 or teacher is None:
         return None
@@ -64,23 +63,26 @@ def teacher_logits(trainer: Trainer, features: Tensor) -> Tensor | None:
 
 @torch.inference_mode()
 def class_activation_mask(trainer: Trainer, numbers: NDArray[np.int64], share: float) -> Tensor:
-    """bool [n, rows, columns] the `share` of each fit image's cells that speak most for its leaf in the teacher: by the
-    leaf's weights, less the mean over all leaves, on the cell's features (class activation maps, Zhou et al. 2016)."""
+    """bool [n, rows, columns]: the `share` of each fit image's cells with the highest class activation for its leaf.
+
+    The class activation (Zhou et al. 2016) is the product of the cell's features with the teacher's weights of the
+    leaf, less the mean weights over all leaves.
+    """
     assert trainer.state.teacher is not None  # the plan teaches first
     weight = trainer.state.teacher.weight
     weight = weight - weight.mean(0)
-    found = []
+    masks = []
     for part in slices(numbers, trainer.config.batch):
         features = trainer.feed.batch_features("fit", part)
         activation = torch.einsum("nwrc,nw->nrc", features, weight[trainer.targets(part)])
-        least = activation.flatten(1).quantile(1 - share, dim=1)
-        found.append(activation >= least[:, None, None])
-    return torch.cat(found)
+        threshold = activation.flatten(1).quantile(1 - share, dim=1)
+        masks.append(activation >= threshold[:, None, None])
+    return torch.cat(masks)
 
 
 @torch.inference_mode()
 def _pooled(trainer: Trainer, view: int) -> Tensor:
-    """[images, width] the mean over the cells of every fit image's features."""
+    """[images, width]: the features of every fit image in a view, averaged over its cells."""
     numbers = np.arange(len(trainer.splits.fit))
     batches = slices(numbers, trainer.config.batch)
     return torch.cat([features.mean((2, 3)) for features in trainer.feed.features("fit", batches, view)]).clone()

@@ -20,7 +20,7 @@ from training.loop.epoch import (
     KeepBest,
     epoch,
     images_in,
-    merit,
+    selection_order,
     shared_batches,
     whole_batches,
     with_inputs,
@@ -186,7 +186,7 @@ def accuracy(leaf: float, level_1: float) -> SelectionAccuracy:
 
 def test_leaves_count_before_level_1() -> None:
     worst, middle, best = accuracy(0.4, 0.9), accuracy(0.5, 0.6), accuracy(0.5, 0.7)
-    assert sorted([best, worst, middle], key=merit) == [worst, middle, best]
+    assert sorted([best, worst, middle], key=selection_order) == [worst, middle, best]
 
 
 def test_the_best_weights_are_kept_and_restored_once() -> None:
