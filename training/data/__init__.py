@@ -1,1 +1,1 @@
-"""Pictures, batches and their order."""
+"""Splits, pictures, augmentation and batches."""

@@ -1,4 +1,4 @@
-"""Batches of images: their order within an epoch, and consecutive pieces."""
+"""Batches of images and their order within an epoch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from numpy.typing import NDArray
 
 
 def epoch_order(count: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """A random order of `count` images that depends on the seed alone."""
+    """A random permutation of `count` images that depends only on the seed."""
     return np.random.default_rng(seed).permutation(count)
 
 
 def slices(order: NDArray[np.int64], size: int) -> Iterator[NDArray[Any]]:
-    """Consecutive pieces of an order."""
+    """Consecutive pieces of `size` items; the last may be shorter."""
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def epoch_batches(images: int, size: int, seed: tuple[int, ...]) -> Iterator[tuple[NDArray[np.int64], float]]:
-    """The numbers of the images in every batch of an epoch, in a random order that depends on the seed alone, with the
-    share of the epoch done before it."""
+    """The batches of an epoch, as (image numbers, share of the epoch before the batch).
+
+    The images are in a random order that depends only on the seed.
+    """
     order = epoch_order(images, seed)
-    for place, numbers in enumerate(slices(order, size)):
-        yield numbers, place * size / len(order)
+    for index, numbers in enumerate(slices(order, size)):
+        yield numbers, index * size / len(order)

@@ -1,4 +1,4 @@
-"""Pictures for training: decoded and resized as in serving, and varied in views."""
+"""Pictures for training: decoded and resized as in serving, and augmented in views."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PLAIN, MIRRORED = 0, 1
 
 @dataclass(frozen=True)
 class Views:
-    """How training images are varied; a view of an image depends on (seed, image, view) alone.
+    """How training images are augmented. A view of an image depends only on the seed, the image and the view's number.
 
-    `zoom` holds the least and the greatest side of a random crop, relative to the side that the plain view shows;
-    with `mirror`, mirror images are views, too; `count` views of every image are kept.
+    `zoom` holds the smallest and largest side of a random crop, relative to the side of the plain view. With `mirror`,
+    pictures are also mirrored. `count` views of every image are cached.
     """
 
     rule: InputRule
@@ -37,7 +37,8 @@ class Views:
     count: int = 2
 
     def of(self, dataset: Dataset, number: int, view: int) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3]: view 0 is the plain picture, 1 its mirror image, higher ones are random crops."""
+        """uint8 [H, W, 3]: view 0 is the plain picture, view 1 its mirror image if `mirror` holds; all others are
+        random crops."""
         picture = dataset.picture(number)
         if view == PLAIN:
             return fit(picture, self.rule).array
@@ -71,7 +72,7 @@ def fitted(dataset: Dataset, number: int, rule: InputRule) -> FittedImage:
 def batches(
     load: Callable[[int], NDArray[np.uint8]], numbers: Sequence[int], size: int, workers: int | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of pictures in the given order: their numbers and uint8 [batch, H, W, 3]."""
+    """Batches of pictures in the given order, as (numbers, uint8 [batch, H, W, 3])."""
     parts = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
     return loaded(load, parts, workers or usable_cores())
 
@@ -79,10 +80,10 @@ def batches(
 def loaded(
     load: Callable[[int], NDArray[np.uint8]], parts: Iterable[Sequence[int]], workers: int, *, pinned: bool = False
 ) -> Generator[tuple[list[int], Tensor], None, None]:
-    """For each part its numbers and its pictures, uint8 [part, H, W, 3]; `pinned` in memory that a GPU reads directly.
+    """Load parts of a data set, as (numbers, pictures uint8 [part, H, W, 3]); `pinned` for page-locked memory.
 
-    Decoding runs ahead in `workers` threads (Pillow releases the interpreter lock), by two parts and at least two
-    pictures a thread. One more thread puts parts together, so that the next part is ready while one is learned from.
+    `workers` threads decode ahead of the consumer, by at least two parts and two pictures per thread; Pillow releases
+    the interpreter lock. One more thread stacks parts, so that the next part is ready while the consumer trains on one.
     """
 
     def together(futures: list[Future[NDArray[np.uint8]]]) -> Tensor:
@@ -105,6 +106,6 @@ def loaded(
                 numbers, pictures = waiting.popleft()
                 yield numbers, pictures.result()
         finally:
-            # A loop that stops early, or fails, does not wait for pictures that it will not see.
+            # A consumer that stops early does not wait for the remaining pictures.
             decoding.shutdown(wait=False, cancel_futures=True)
             stacking.shutdown(wait=False, cancel_futures=True)

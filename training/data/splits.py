@@ -1,4 +1,4 @@
-"""The parts of a data set that a run learns from, selects on and is scored on."""
+"""The parts of a data set that a run trains on, selects on and is scored on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from training.config import Config
 
 @dataclass(frozen=True)
 class Splits:
-    """`fit` is learned from; `selection` (held out of train, and val where there is one) chooses; `validation` and
-    `test` are scored once, at the end. `left_out` maps leaves that the run is not to know to their folders."""
+    """The parts of a data set.
+
+    The run trains on `fit` and chooses weights on `selection`: images held out of train, together with val if there is
+    one. `validation` and `test` are scored once, at the end. `left_out` maps the leaves of `data.leave_out` to their
+    folders.
+    """
 
     fit: Dataset
     selection: Dataset
@@ -27,7 +31,10 @@ class Splits:
 
 
 def read_splits(config: Config, data: Path) -> Splits:
-    """The parts of a data set: train is split into what is learned from and what is held out for selection."""
+    """Read a data set and hold out a part of train for selection.
+
+    Raises InputError if there is nothing to select on.
+    """
     whole = read_taxonomy(data)
     taxonomy = whole.without(config.data.leave_out) if config.data.leave_out else whole
     left_out = {whole.names[leaf]: folder for leaf, folder in zip(whole.leaves, whole.folders, strict=True)}
@@ -36,7 +43,7 @@ def read_splits(config: Config, data: Path) -> Splits:
     fit, held = hold_out(everything, config.data.hold_out, config.data_seed)
     has_validation, has_test = holds_split(data, "val"), holds_split(data, "test")
     if not has_validation and not len(held):
-        raise InputError(f"{data}: no val split and data.hold_out is 0; nothing to select on: set data.hold_out to 0.1")
+        raise InputError(f"{data}: no val split and data.hold_out is 0: nothing to select on; set data.hold_out to 0.1")
     validation = read_split(data, "val", taxonomy, left_out=left_out) if has_validation else held
     selection = held.joined(validation) if has_validation and len(held) else validation
     test = read_split(data, "test", taxonomy, left_out=left_out) if has_test else None
@@ -44,6 +51,6 @@ def read_splits(config: Config, data: Path) -> Splits:
 
 
 def note_renamed(dataset: Dataset, console: Console) -> None:
-    """Say which folders of a split were read as a leaf of another path."""
+    """Print which folders of a split were read as a leaf with another path."""
     for folder, leaf in dataset.renamed:
         console.print(f"note: {dataset.split}/{folder} is read as the leaf {leaf}", markup=False, soft_wrap=True)

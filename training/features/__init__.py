@@ -1,1 +1,1 @@
-"""Backbones: which parts learn, in which precision, and which features are kept."""
+"""Backbones: the parts that learn, their precision, and the cache of features."""

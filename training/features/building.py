@@ -1,4 +1,4 @@
-"""The network that a configuration describes, and the parts of its backbone that learn."""
+"""Build the network of a configuration, and find the parts of its backbone that learn."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from training.sections.network import AutoencoderConfig, ModelConfig
 def describe(
     model: ModelConfig, rule: InputRule, taxonomy: Taxonomy, prototypes_per_child: int, linear: bool
 ) -> NetworkDescription:
-    """The network on a taxonomy that a configuration asks for; `linear` for a plain classifier instead of
-    prototypes."""
+    """Describe the network of a configuration for a taxonomy, with a linear head instead of prototypes if `linear`."""
     common: dict[str, Any] = {
         "taxonomy": taxonomy.to_dict(),
         "input": rule,
@@ -50,9 +49,9 @@ def describe(
 
 
 def describe_autoencoder(setting: AutoencoderConfig, rule: InputRule, taxonomy: Taxonomy) -> NetworkDescription:
-    """The autoencoder that a configuration asks for on a taxonomy, for pictures of that `rule`.
+    """Describe the autoencoder of a configuration for a taxonomy.
 
-    The prototypes start with the leaves in turn; which leaf each speaks for is learned.
+    Prototypes are first assigned to the leaves in turn; the stage `assign` replaces this by the learned leaves.
     """
     leaves = taxonomy.leaves
     return NetworkDescription(
@@ -71,9 +70,9 @@ def describe_autoencoder(setting: AutoencoderConfig, rule: InputRule, taxonomy: 
 def new_network(
     config: Config, taxonomy: Taxonomy, linear: bool, device: torch.device
 ) -> tuple[NetworkDescription, Network]:
-    """The network that a configuration asks for, with the weights that training starts from.
+    """The network of a configuration with its initial weights, in evaluation mode.
 
-    Raises InputError where the configured pictures are too small for its backbone.
+    Raises InputError if the configured pictures are too small for the backbone.
     """
     if config.model.kind == "autoencoder":
         description = describe_autoencoder(config.autoencoder, config.image, taxonomy)
@@ -86,35 +85,35 @@ def new_network(
 
 
 def build_any(description: NetworkDescription) -> Network:
-    """A network of that description, of whatever kind, with random weights."""
+    """A network of any kind from its description, with random weights."""
     return build_autoencoder(description) if description.kind == "autoencoder" else build(description)
 
 
 @torch.inference_mode()
 def check_picture_size(backbone: Backbone, rule: InputRule, device: torch.device) -> None:
-    """Raise InputError where the pictures that `rule` makes are too small for the backbone."""
+    """Raise InputError if pictures of the size that `rule` gives are too small for the backbone."""
     height, width = rule.height, rule.width
     try:
         backbone(torch.zeros(1, 3, height, width, device=device))
     except RuntimeError as error:
         raise InputError(
-            f"image: {backbone.name!r} has no feature map of {height} × {width} pixels ({error}); "
+            f"image: pictures of {height} × {width} pixels are too small for {backbone.name!r} ({error}); "
             "raise image.height and image.width"
         ) from error
 
 
 def trainable_parts(body: nn.Module, train_from: str | None) -> dict[str, nn.Module | nn.Parameter]:
-    """The parts of a backbone that learn, by name and in order: its modules without children from the one named
-    `train_from` on (None: all), and the parameters that larger modules own beside them.
+    """The parts of a backbone that learn, by name and in order, from `train_from` on (None: all).
 
-    Raises InputError for an unknown name, naming the parts that the backbone has.
+    These are the modules without children, and the parameters that larger modules own themselves. Raises InputError for
+    an unknown name, with the names that the backbone has.
     """
     parts = [(name, part) for name, part in body.named_modules() if not list(part.children())]
     if train_from is None:
         first = 0
     else:
         prefix = f"{train_from}."
-        matches = (place for place, (name, _) in enumerate(parts) if name == train_from or name.startswith(prefix))
+        matches = (index for index, (name, _) in enumerate(parts) if name == train_from or name.startswith(prefix))
         first = next(matches, -1)
         if first < 0:
             top = sorted({block_of(name) for name, _ in parts})
@@ -132,20 +131,20 @@ def trainable_parts(body: nn.Module, train_from: str | None) -> dict[str, nn.Mod
 
 
 def block_of(name: str) -> str:
-    """The block of a backbone that a part or parameter belongs to: its name up to the first number in it, such as
-    `features.14` or `layer4`, else the first two names."""
+    """The block of a backbone that a part or parameter belongs to: its name up to the first component with a digit,
+    such as `features.14` or `layer4`, or else its first two components."""
     names = name.split(".")
-    numbered = [place for place, part in enumerate(names) if any(letter.isdigit() for letter in part)]
+    numbered = [index for index, part in enumerate(names) if any(letter.isdigit() for letter in part)]
     return ".".join(names[: numbered[0] + 1 if numbered else 2])
 
 
 def trainable_modules(body: nn.Module, train_from: str | None) -> list[nn.Module]:
-    """The modules without children of a backbone that learn, in order, from the one named `train_from` on."""
+    """The modules without children of a backbone that learn, in order, from `train_from` on."""
     return [part for part in trainable_parts(body, train_from).values() if isinstance(part, nn.Module)]
 
 
 def trainable_parameters(body: nn.Module, train_from: str | None) -> list[nn.Parameter]:
-    """The parameters of a backbone that learn, in order, from the part named `train_from` on."""
+    """The parameters of a backbone that learn, in order, from `train_from` on."""
     parameters: list[nn.Parameter] = []
     for part in trainable_parts(body, train_from).values():
         parameters += [part] if isinstance(part, nn.Parameter) else part.parameters(recurse=False)
@@ -153,7 +152,7 @@ def trainable_parameters(body: nn.Module, train_from: str | None) -> list[nn.Par
 
 
 def freeze_all_but(backbone: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Let these parameters of a backbone learn and no others."""
+    """Freeze a backbone except for these parameters."""
     backbone.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -1,8 +1,8 @@
-"""The pictures that a run learns from and selects on, and its network's features of them.
+"""The pictures that a run trains and selects on, and the network's features of them.
 
-Features that later steps need again are computed once and kept on disk. For a frozen backbone these are its own; where
-its last parts learn, these are the output of the parts before them (the trunk), so that an epoch computes the last
-parts alone.
+Features that later steps need again are computed once and cached on disk. If the backbone is frozen, these are its
+features. If its last parts learn, these are the output of the parts before them (the trunk), so that an epoch computes
+only the last parts.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ from training.processes import ALONE, Processes
 from training.progress import tracked
 
 Part = Literal["fit", "selection"]
-# Views from this number on are random crops that no cache holds.
+# Views from this number on are random crops that are not cached.
 FRESH_VIEW = 1000
 
 
 def fresh_view(step: int) -> int:
-    """The view of a step in which every image gets a crop of its own."""
+    """The number of the view that gives every image a new crop in this step."""
     return FRESH_VIEW + step
 
 
 class Feed:
-    """Pictures and features of the fit and selection images, for the network that `use` was given last.
+    """Pictures of the fit and selection images, and their features by the network last passed to `use`.
 
-    Pictures come in batches of `batch`, decoded by `workers` threads (None: one per core of this process). `views` says
-    how they are varied, `learning` how the backbone learns, and `seed` draws the view of each image in each step.
+    Pictures come in batches of `batch`, decoded by `workers` threads (None: one per core available to this process).
+    `views` gives their augmentation and `learning` how the backbone learns. `seed` draws the view of each image in each
+    step.
 
-    Features are kept in `directory` or, where runs share a folder, in `shared`. There their folder is named by all that
-    they depend on, so that other runs on the same pictures with the same weights find them.
+    Features are cached in `directory`, or in `shared` if runs share a folder. There the folder's name is a hash of
+    everything that the features depend on, so that other runs with the same pictures and weights find them.
 
-    `frozen` says whether the backbone is frozen now, so that features are worth keeping. `version` counts how many
-    times it was unfrozen, so that features of an earlier backbone are not mistaken for those of this one.
+    `frozen` tells whether the backbone is frozen now, so that its features can be cached. `version` counts how many
+    times it has been unfrozen, so that features of an earlier backbone are not mistaken for those of the current one.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Feed:
     ) -> None:
         self.views, self.learning, self.seed, self.batch = views, learning, seed, batch
         self.device, self.console, self.processes = device, console, processes
-        # Each process keeps a stripe of the images, and reads those of the others.
+        # Each process caches a stripe of the images, and reads the stripes of the others.
         self.directories = (
             [directory]
             if processes.count == 1
@@ -86,7 +87,7 @@ class Feed:
         self._caches: dict[tuple[str, int], FeatureCache] = {}
 
     def use(self, network: PrototypeNetwork | LinearNetwork) -> None:
-        """Give features of this network from now on."""
+        """Compute features by this network from now on."""
         self.network = network
         self._cut: Cut | None = None
         if not self.learning.fresh and self.learning.train_from is not None:
@@ -94,8 +95,8 @@ class Feed:
         self._forward: Callable[[Tensor], Tensor] | None = None
 
     def set_backbone(self, *, frozen: bool, version: int) -> None:
-        """Say whether the backbone is frozen, and how many times it was unfrozen. Removes features of earlier
-        versions."""
+        """Set whether the backbone is frozen, and how many times it has been unfrozen. Removes features of earlier
+        versions from the cache."""
         self.frozen, self.version = frozen, version
         for key, view in [*self._caches]:
             if key in (f"{part}-{old}" for part in self.datasets for old in range(version)):
@@ -105,13 +106,13 @@ class Feed:
                 file.unlink(missing_ok=True)
 
     def continue_alone(self) -> None:
-        """Work on in this process alone, once the others have ended."""
+        """Use only this process from now on; the others have ended."""
         self.processes, self.directories = ALONE, [self.directory]
 
     # ---- pictures --------------------------------------------------------------------------------------------
 
     def pictures(self, part: Part, numbers: NDArray[np.int64], view: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches of pictures in one view: their numbers and uint8 [batch, H, W, 3], decoded ahead."""
+        """Batches of pictures in one view, as (numbers, uint8 [batch, H, W, 3]); decodes ahead of the consumer."""
         return self._pictures(part, slices(numbers, self.batch), view)
 
     def _pictures(
@@ -126,22 +127,22 @@ class Feed:
         )
 
     def on_device(self, tensor: Tensor) -> Tensor:
-        """The tensor on the run's device; copied from pinned memory while the device computes."""
+        """Copy a tensor to the run's device; asynchronously if it is in pinned memory."""
         return tensor.to(self.device, non_blocking=tensor.is_pinned())
 
-    # ---- features to learn from ------------------------------------------------------------------------------
+    # ---- features to train on --------------------------------------------------------------------------------
 
     def maps(self, batches: Iterable[NDArray[np.int64]], step: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """The backbone's feature maps of batches of fit images, with gradients.
+        """The backbone's feature maps of batches of fit images, with gradients, as (numbers, maps).
 
-        Each image comes in a view drawn for this step: one of those kept where there is a trunk, else a new crop.
+        Each image has a view drawn for this step: a cached one if there is a trunk, else a new crop.
         """
         if self._forward is None:
             module: nn.Module = self.network.backbone if self._cut is None else self._cut.top
             self._forward = learning_forward(module, self.learning, self.device)
         if self._cut is None:
-            for chosen, pictures in self._pictures("fit", batches, fresh_view(step)):
-                yield np.array(chosen), self._forward(self.network.normalise(self.on_device(pictures)))
+            for loaded_numbers, pictures in self._pictures("fit", batches, fresh_view(step)):
+                yield np.array(loaded_numbers), self._forward(self.network.normalise(self.on_device(pictures)))
             return
         caches = [self._trunk_cache("fit", view) for view in range(self.views.count)]
         for numbers, rows in self._drawn(caches, batches, step):
@@ -150,8 +151,10 @@ class Feed:
     def varied(
         self, batches: Iterable[NDArray[np.int64]], step: int, *, learning: bool = False, plain: bool = True
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Features of batches of fit images, each image in a view drawn for this step; with gradients of the backbone
-        if it is `learning`. Without `plain`, the plain view is not drawn."""
+        """Features of batches of fit images, as (numbers, features), each image in a view drawn for this step.
+
+        With `learning`, they have gradients through the backbone. Without `plain`, the plain view is never drawn.
+        """
         if learning:
             for numbers, maps in self.maps(batches, step):
                 yield numbers, self.network.from_maps(maps)
@@ -163,20 +166,21 @@ class Feed:
     def _drawn(
         self, caches: list[FeatureCache], batches: Iterable[NDArray[np.int64]], step: int
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Batches of fit images. Every cache holds one view; each image comes from a cache drawn for this step."""
-        # Drawn for all images at once, so that neither batch nor process changes an image's view.
+        """Rows of batches of fit images. Every cache holds one view; each image is read from a cache drawn for this
+        step."""
+        # Draw for all images at once, so that an image's view does not depend on batches or processes.
         drawn = np.random.default_rng((self.seed, step)).integers(0, len(caches), len(self.datasets["fit"]))
         for numbers in batches:
             views = drawn[numbers]
             pieces = [
-                (places, caches[view].batch(numbers[places]))
+                (indices, caches[view].batch(numbers[indices]))
                 for view in np.unique(views).tolist()
-                for places in [np.flatnonzero(views == view)]
+                for indices in [np.flatnonzero(views == view)]
             ]
-            order = np.argsort(np.concatenate([places for places, _ in pieces]))
-            yield numbers, torch.cat([found for _, found in pieces])[torch.from_numpy(order)].to(self.device)
+            order = np.argsort(np.concatenate([indices for indices, _ in pieces]))
+            yield numbers, torch.cat([rows for _, rows in pieces])[torch.from_numpy(order)].to(self.device)
 
-    # ---- features to look at ---------------------------------------------------------------------------------
+    # ---- features without gradients --------------------------------------------------------------------------
 
     def batch_features(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
         """Features of one batch of pictures in one view."""
@@ -184,8 +188,10 @@ class Feed:
 
     @torch.inference_mode()
     def features(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
-        """Features of batches of pictures in one view, without gradients. Those of plain pictures are float32
-        throughout, since prototypes are cut from them."""
+        """Features of batches of pictures in one view, without gradients.
+
+        Plain views of fit images never pass through the float16 trunk, because prototypes are cut from them.
+        """
         if self.frozen:
             cache = self._cache(part, view)
             for numbers in batches:
@@ -200,7 +206,7 @@ class Feed:
 
     @torch.inference_mode()
     def selection_maps(self) -> Iterator[Tensor]:
-        """The backbone's feature maps of this process's stripe of the selection images in batches, while it learns."""
+        """The feature maps of this process's stripe of the selection images, in batches, by a backbone that learns."""
         count = len(self.datasets["selection"])
         numbers = np.arange(count)[self.processes.stripe(count)]
         if self._cut is None:
@@ -211,7 +217,7 @@ class Feed:
         for piece in slices(numbers, self.batch):
             yield self._cut.top(rows.batch(piece).to(self.device))
 
-    # ---- what is kept ----------------------------------------------------------------------------------------
+    # ---- caches ----------------------------------------------------------------------------------------------
 
     def _from_trunk(self, rows: Tensor) -> Tensor:
         assert self._cut is not None
@@ -222,8 +228,8 @@ class Feed:
         return f"trunk-{part}"
 
     def _cache(self, part: Part, view: int) -> FeatureCache:
-        """Features of a frozen backbone, float32; views other than the plain one come from the trunk where it is
-        kept."""
+        """Features of a frozen backbone, float32. Views other than the plain one are computed from the trunk's output,
+        if there is a trunk."""
         key, label = f"{part}-{self.version}", f"features of {part} images, view {view + 1}"
         network, directories = self.network, None
         if self.shared is not None:
@@ -231,14 +237,15 @@ class Feed:
             parts: list[nn.Module] = [network.backbone, *([] if reduction is None else [reduction])]
             directories = self._shared_directories(self.shared, part, f"{_form(network)}-{self.version}", parts)
         if self._cut is None or view == PLAIN:
-            return self._kept(key, part, view, label, network.features, directories=directories)
+            return self._cached(key, part, view, label, network.features, directories=directories)
         if (key, view) in self._caches:
             return self._caches[key, view]
         rows = self._trunk_cache(part, view)
-        return self._kept(key, part, view, label, self._from_trunk, rows, directories=directories)
+        return self._cached(key, part, view, label, self._from_trunk, rows, directories=directories)
 
     def _trunk_cache(self, part: Part, view: int) -> FeatureCache:
-        """The trunk's output, rounded to float16: half the disk, and an error far below the noise of training."""
+        """The trunk's output as float16, which halves its size. The rounding error is far below the noise of
+        training."""
         cut = self._cut
         assert cut is not None
 
@@ -250,11 +257,14 @@ class Feed:
         directories = None
         if self.shared is not None:
             directories = self._shared_directories(self.shared, part, "trunk", [cut.trunk])
-        return self._kept(self._trunk_key(part), part, view, label, trunk, dtype=np.float16, directories=directories)
+        return self._cached(self._trunk_key(part), part, view, label, trunk, dtype=np.float16, directories=directories)
 
     def _shared_directories(self, shared: SharedCache, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
-        """The folder, shared by all runs, of the output of `modules` for a part. Its name is a hash of their weights,
-        the pictures, the rule that fits them and how they are varied."""
+        """The shared folders, one per process, for the output of `modules` for a part.
+
+        `of` names the kind of output. The folder's name is a hash of that, the weights, the pictures, their resize rule
+        and their augmentation.
+        """
         if (part, of) not in self._shared_names:
             digest = hashlib.sha256(self.datasets[part].fingerprint().encode())
             views, backbone = self.views, self.network.backbone
@@ -271,7 +281,7 @@ class Feed:
         count = self.processes.count
         return [folder / f"process-{rank + 1}-of-{count}" for rank in range(count)]
 
-    def _kept(
+    def _cached(
         self,
         key: str,
         part: Part,
@@ -282,7 +292,7 @@ class Feed:
         dtype: type[np.float32] | type[np.float16] = np.float32,
         directories: list[Path] | None = None,
     ) -> FeatureCache:
-        """The features of all images of a part; computed from pictures or from `rows` unless they are kept."""
+        """The features of all images of a part, computed from the pictures or from `rows` if they are not cached."""
         if (key, view) in self._caches:
             return self._caches[key, view]
         directories = directories or self.directories
@@ -318,7 +328,7 @@ class Feed:
             if evicted:
                 where, limit = self.shared.directory, f"{self.shared.limit / GIGABYTE:g} GB"
                 self.console.print(
-                    f"note: {where}: {len(evicted)} least recently used sets of features evicted; the limit is {limit}",
+                    f"note: {where}: evicted {len(evicted)} least recently used sets of features; the limit is {limit}",
                     markup=False,
                     soft_wrap=True,
                 )
@@ -326,7 +336,7 @@ class Feed:
 
 
 def _form(network: PrototypeNetwork | LinearNetwork) -> str:
-    """What the features of a network are: one vector per picture, or maps whose cells are means of so many cells."""
+    """The form of a network's features: one pooled vector per picture, or maps smoothed over a square of this side."""
     if isinstance(network, LinearNetwork):
         return "pooled"
     return f"maps-{1 if network.smoothing is None else network.smoothing.kernel_size}"

@@ -1,4 +1,4 @@
-"""Pictures held in memory, for networks that learn from whole pictures instead of a backbone's features."""
+"""All pictures of a data set in memory, for autoencoders, which learn from pictures instead of features."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from training.progress import tracked
 
 
 class PicturesInMemory:
-    """All pictures of fit and selection, uint8 [images, H, W, 3] on the run's device.
+    """All fit and selection pictures, uint8 [images, H, W, 3] on the run's device.
 
-    `batch_features` and `features` are those of `Feed`, so that stages that read features work with either.
+    `batch_features` and `features` have the interface of `Feed`, so that stages work with either.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class PicturesInMemory:
         self.selection = in_memory(selection, rule, console).to(device)
 
     def use(self, network: PrototypeAutoencoder) -> None:
-        """Use this network's features from now on."""
+        """Compute features by this network from now on."""
         self.network = network
 
     def batch_features(self, part: Part, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
-        """`network.features` of pictures, undeformed."""
+        """`network.features` of one batch of pictures, without deformation."""
         return next(self.features(part, [numbers], view))
 
     @torch.inference_mode()
     def features(self, part: Part, batches: Iterable[NDArray[np.int64]], view: int = PLAIN) -> Iterator[Tensor]:
-        """`network.features` of batches of pictures, undeformed; there is no view but the plain one."""
+        """`network.features` of batches of pictures, without deformation; the plain view is the only one."""
         assert view == PLAIN
         pictures = self.fit if part == "fit" else self.selection
         for numbers in batches:
@@ -49,7 +49,7 @@ class PicturesInMemory:
 
 
 def in_memory(dataset: Dataset, rule: InputRule, console: Console) -> Tensor:
-    """All pictures of a data set at model size, uint8 [images, height, width, 3]; grey ones as a view of one plane."""
+    """All pictures of a data set at model size, uint8 [images, H, W, 3]; channels of grey pictures may share memory."""
     pixels = dataset.pixels
     if pixels is not None and pixels.shape[1:] == (rule.height, rule.width):
         return torch.from_numpy(pixels)[..., None].expand(-1, -1, -1, 3)

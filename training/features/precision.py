@@ -1,7 +1,7 @@
-"""How a backbone computes while it learns: in half precision and compiled, where that is faster or asked for.
+"""Half precision and compilation of a backbone while it learns.
 
-All else is float32: kept features, projection, evaluation, add-on layers, distances and losses. Half precision would
-lose their small differences.
+Everything else is float32: cached features, projection, evaluation, add-on layers, distances and losses. They depend on
+small differences that half precision would lose.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from protoserve.errors import DeviceError
 from training.sections.network import Precision
 
-# Compiling takes about a minute; `auto` does so where at least this many pictures will be learned from.
+# Compiling takes about a minute. `auto` compiles for training on at least this many pictures, over all epochs.
 WORTH_COMPILING = 100_000
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How a backbone learns: from the part named `train_from` on (None: all of it), with what stands before that part
-    computed once and kept unless `fresh`; in `precision`; compiled or not; from `pictures` pictures in all epochs."""
+    """How a backbone learns.
+
+    It learns from the part `train_from` on (None: all of it). The output of earlier parts is cached unless `fresh`
+    holds. `pictures` counts the training pictures over all epochs, for `compile: auto`.
+    """
 
     train_from: str | None = None
     fresh: bool = False
@@ -39,24 +42,24 @@ class Learning:
 
 
 def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type that a learning backbone computes in, None for float32. `auto` is bfloat16 on a GPU that has it.
+    """The data type in which a backbone learns, or None for float32. `auto` is bfloat16 on a GPU that supports it.
 
-    Raises DeviceError for a type that the GPU does not have.
+    Raises DeviceError if the GPU does not support the type.
     """
     has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bfloat16" and not has_bfloat16:
         name = torch.cuda.get_device_name(device)
-        raise DeviceError(f"precision: bfloat16: {name} has no bfloat16; set precision to float16 or auto")
+        raise DeviceError(f"precision: bfloat16: {name} does not support it; set precision to float16 or auto")
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_bfloat16 else None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 def compiles(wanted: Literal["auto"] | bool, pictures: int, device: torch.device) -> bool:
-    """Whether a backbone that will learn from `pictures` pictures, those of all epochs, is compiled. `auto`: on a GPU,
-    where they are enough to pay for it.
+    """Whether to compile a backbone for training on `pictures` pictures over all epochs. `auto` compiles on a GPU if
+    there are enough pictures and the machine has what compiling needs.
 
-    Raises DeviceError where `compile: true` lacks what compiling needs, naming it.
+    Raises DeviceError for `compile: true` on a machine that lacks it, with the name of what is missing.
     """
     if wanted is False:
         return False
@@ -69,7 +72,7 @@ def compiles(wanted: Literal["auto"] | bool, pictures: int, device: torch.device
 
 
 def _missing_to_compile(device: torch.device) -> str | None:
-    """What torch.compile lacks on this machine."""
+    """What torch.compile needs and this machine lacks, or None."""
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl") if name):
         return "there is no C++ compiler (g++ or clang++)"
     if sys.platform == "linux" and not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
@@ -80,8 +83,9 @@ def _missing_to_compile(device: torch.device) -> str | None:
 
 
 def learning_forward(module: nn.Module, learning: Learning, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a backbone, or of its top, while it learns: float32 in, float32 out, in between as `learning`
-    says. Raises DeviceError where the device can't do so."""
+    """The forward pass of a backbone, or of its top, while it learns. Input and output are float32; in between it
+    computes in the precision of `learning`, and compiled if that asks for it. Raises DeviceError if the device can't.
+    """
     half = half_precision(learning.precision, device)
     compiled = compiles(learning.compile, learning.pictures, device)
     forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module

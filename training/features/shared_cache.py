@@ -1,4 +1,4 @@
-"""A folder in which runs share features, with a limit: a day of experiments can fill a disk."""
+"""A folder through which runs share features, with a size limit."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIGABYTE = 1_000_000_000
-# Another run may still write to a folder that was used within this time.
+# Folders used within this time are not evicted, because another run may still be writing to them.
 IN_USE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class SharedCache:
-    """A `directory` with one folder per set of features, which may hold `limit` bytes."""
+    """A `directory` of at most `limit` bytes with one folder per set of features."""
 
     directory: Path
     limit: int
 
     def use(self, name: str) -> Path:
-        """The folder of that name, made where it is missing, marked as used now."""
+        """The folder of this name, created if missing and marked as used now."""
         folder = self.directory / name
         folder.mkdir(parents=True, exist_ok=True)
         folder.touch()
         return folder
 
     def evict(self, own: Collection[str]) -> list[Path]:
-        """Remove the least recently used folders until the limit holds, and return them. Folders named in `own`, and
-        those that any run used within the hour, stay.
+        """Remove least recently used folders until the limit holds, and return them.
 
-        A run that has evicted features open keeps reading them; a run that needs them later computes them again.
+        Keeps the folders named in `own` and those that any run used within `IN_USE_SECONDS`. A run that has evicted
+        features open can still read them; a run that needs them later computes them again.
         """
-        found = {folder: _size_and_use(folder) for folder in self.directory.iterdir() if folder.is_dir()}
-        excess, evicted = sum(size for size, _ in found.values()) - self.limit, []
-        for folder, (size, used) in sorted(found.items(), key=lambda item: item[1][1]):
+        folders = {folder: _size_and_use(folder) for folder in self.directory.iterdir() if folder.is_dir()}
+        excess, evicted = sum(size for size, _ in folders.values()) - self.limit, []
+        for folder, (size, used) in sorted(folders.items(), key=lambda item: item[1][1]):
             if excess <= 0:
                 break
             if folder.name in own or used >= time.time() - IN_USE_SECONDS:
                 continue
-            # Another run may be removing it, too. A folder that stays still counts.
+            # Another run may be removing it, too. Count only what is gone.
             shutil.rmtree(folder, ignore_errors=True)
             if not folder.exists():
                 excess -= size
@@ -51,12 +51,14 @@ class SharedCache:
 
 
 def _size_and_use(folder: Path) -> tuple[int, float]:
-    """The bytes below a folder, and when it or a file in it was last written or marked as used, in seconds since the
-    epoch. A draft that grows for hours is thus in use. Files that another run removes meanwhile do not count."""
+    """The size of a folder in bytes, and when it or a file in it last changed, in seconds since 1970.
+
+    A draft that grows for hours thus counts as in use. Ignores files that another run removes in the meantime.
+    """
     size, used = 0, 0.0
     for entry in (folder, *folder.rglob("*")):
         with contextlib.suppress(FileNotFoundError):
-            facts = entry.stat()
-            size += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
-            used = max(used, facts.st_mtime)
+            status = entry.stat()
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            used = max(used, status.st_mtime)
     return size, used

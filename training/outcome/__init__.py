@@ -1,1 +1,1 @@
-"""What a finished run holds: metrics, figures, pictures, the report."""
+"""The results of a run: metrics, figures, pictures of prototypes, the report."""

@@ -1,6 +1,6 @@
-"""Figures of a run by matplotlib: as PNG files in the run's folder, and as SVG that takes its ink from the page.
+"""Figures of a run, drawn by matplotlib: PNG files in the run's folder, and SVG in the page's text colour.
 
-All text is drawn as it is: a class may be named `$_{2$`, which matplotlib would read as a formula.
+Formulas are off in all text, because a class may have a name such as `$_{2$`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-# The rows of `history.csv`, one per step: `step`, `stage` and `epoch`, and the figures that the stage reports.
+# The rows of `history.csv`, one per step: `step`, `stage`, `epoch`, and the numbers that the stage reports.
 History = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours in an order in which neighbours differ, legible on white and on black.
+# The palette of Okabe and Ito, ordered so that adjacent colours differ; legible on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# More curves than colours repeat these in another line style.
+# If there are more curves than colours, the colours repeat with the next line style.
 LINES = ("-", "--", ":")
-# Labels of the curves; a term that is not listed is labelled by its name in the history.
+# Labels of curves; other terms are labelled by their name in the history.
 LABELS = {
     "prototype_near_code": "R1, prototype near code",
     "code_near_prototype": "R2, code near prototype",
@@ -40,35 +40,35 @@ LABELS = {
     "selection_leaf": "leaf",
     "selection_level_1": "level 1",
 }
-# The sums of the loss; the rows that hold one of them hold its terms.
+# Names of the total loss; rows with one of them also hold its terms.
 SUMS = ("loss", "total")
-# Figures in those rows that are not means over images: where a step stands, accuracies, and norms of the weights.
+# Values in those rows that are not curves of the loss: the step, accuracies, and norms of the weights.
 NOT_TERMS = ("step", "stage", "epoch", "l1", "l2", "selection_leaf", "selection_level_1")
-# Below this size, losses are drawn on a linear scale, above it on a logarithmic one.
+# The scale of losses is linear up to this absolute value, and logarithmic beyond.
 LINEAR = 0.1
 
-# At most this many confusion matrices are drawn: those with the most mistakes.
+# The number of confusion matrices to draw, of the parents with the most mistakes, and how many per row.
 MATRICES, COLUMNS = 24, 4
-# Beyond so many children the counts, then the labels, of a confusion matrix are not legible.
+# Above these numbers of children, a confusion matrix has no counts, and no labels, because they would be illegible.
 NUMBERED, NAMED = 20, 60
 
-# Stands for the page's own colour of text, which matplotlib has no name for.
+# Placeholder for `currentColor`, which matplotlib does not support.
 _INK = "#010203"
 _MARKS: dict[Rule, str] = {"": "o", "duplicates": "s", "purity": "D", "contribution": "o"}
 _RULES: dict[Rule, str] = {"duplicates": "near-duplicates merged", "purity": "impure ones pruned"}
 
 
 def write_figure(file: Path, draw: Callable[[], Figure], console: Console, *, dpi: int = 110) -> None:
-    """Write the figure that `draw` makes as a PNG file, whole.
+    """Draw a figure and write it as a PNG file.
 
-    A figure that can't be drawn costs no run: the console gets a warning with the file and the cause instead.
+    If drawing fails, prints a warning with the file and the cause instead, so that the run still finishes.
     """
     try:
         content = as_png(draw, dpi=dpi)
-    # Whatever matplotlib fails with, hours of training must not be lost to it.
+    # No error in matplotlib may cost hours of training.
     except Exception as error:  # noqa: BLE001
         console.print(
-            f"warning: {file}: can't draw this figure ({type(error).__name__}: {error}); the run goes on without it",
+            f"warning: {file}: can't draw this figure ({type(error).__name__}: {error}); continuing without it",
             markup=False,
             soft_wrap=True,
         )
@@ -77,7 +77,7 @@ def write_figure(file: Path, draw: Callable[[], Figure], console: Console, *, dp
 
 
 def as_png(draw: Callable[[], Figure], *, dpi: int = 110) -> bytes:
-    """The figure that `draw` makes, black on white."""
+    """Draw a figure as PNG, black on white."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -87,8 +87,9 @@ def as_png(draw: Callable[[], Figure], *, dpi: int = 110) -> bytes:
 
 
 def as_svg(draw: Callable[[], Figure], name: str, description: str) -> str:
-    """The figure that `draw` makes, as an SVG element to stand in a page: transparent, its ink `currentColor`, text as
-    text. `name` keeps its identifiers apart from those of other figures; `description` is read out instead of it.
+    """Draw a figure as an SVG element for an HTML page: transparent, in `currentColor`, with selectable text.
+
+    `name` makes its identifiers unique in the page; `description` is its label for screen readers.
     """
     import matplotlib
 
@@ -110,7 +111,7 @@ def as_svg(draw: Callable[[], Figure], name: str, description: str) -> str:
         draw().savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # In a page the element has no need of namespaces, and the page sets its size.
+    # Inside HTML, the element needs no namespaces, and the page sets its size.
     svg = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", svg, count=3).replace("xlink:href", "href")
     svg = re.sub(r'<svg( width="[^"]*"| height="[^"]*")*', "<svg", svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -122,7 +123,7 @@ def as_svg(draw: Callable[[], Figure], name: str, description: str) -> str:
 
 
 def curves_figure(history: History, name: str) -> Figure:
-    """Terms of the loss and accuracies on the selection images over the steps, one above the other."""
+    """Two charts over the steps: the terms of the loss, and below them the accuracies on the selection images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")
@@ -134,17 +135,17 @@ def curves_figure(history: History, name: str) -> Figure:
 
 
 def losses_figure(history: History) -> Figure:
-    """Terms of the loss over the steps."""
+    """A chart of the terms of the loss over the steps."""
     return _single(_draw_losses, history)
 
 
 def selection_figure(history: History) -> Figure:
-    """Accuracies on the selection images over the steps."""
+    """A chart of the accuracies on the selection images over the steps."""
     return _single(_draw_selection, history)
 
 
 def loss_terms(history: History) -> list[str]:
-    """The terms of the loss that a history holds, their sum included, in the order in which they first occur."""
+    """The names of the loss terms in a history, including their sum, in order of first occurrence."""
     rows = (row for row in history if any(name in row for name in SUMS))
     return list(dict.fromkeys(name for row in rows for name in row if name not in NOT_TERMS))
 
@@ -161,9 +162,9 @@ def _draw_losses(axes: Axes, history: History) -> None:
     from matplotlib.ticker import FuncFormatter
 
     _draw_over_steps(axes, history, loss_terms(history), 1.0)
-    # The terms differ by orders of magnitude, and separation is negative.
+    # Terms differ by orders of magnitude, and separation is negative.
     axes.set_yscale("symlog", linthresh=LINEAR)
-    # The scale's own labels are formulas, which are not read as such here.
+    # The default labels of this scale are formulas, which are off here.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("loss, mean over an epoch")
 
@@ -189,19 +190,19 @@ def _draw_over_steps(axes: Axes, history: History, names: Sequence[str], scale: 
     for row in history:
         if row["stage"] == "project":
             axes.axvline(row["step"] + 1, color="0.55", linewidth=0.8, linestyle=":", zorder=0)
-    _dress(axes)
+    _style(axes)
     projected = any(row["stage"] == "project" for row in history)
     axes.set_xlabel("step (dotted: projection)" if projected else "step")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
 
 
-# ---- how many prototypes ---------------------------------------------------------------------------------------------
+# ---- number of prototypes --------------------------------------------------------------------------------------------
 
 
 def counts_figure(counts: Counts) -> Figure:
-    """Accuracy against the number of prototypes. Marks say which rule removed prototypes, the band which accuracies are
-    within the tolerance of the best, the ring which round was picked."""
+    """Accuracy against the number of prototypes. Markers show the rule that removed prototypes, the band the accuracies
+    within the tolerance of the best, and the ring the round that was picked."""
     from matplotlib.figure import Figure
 
     rounds, picked = counts.rounds, counts.rounds[counts.picked]
@@ -226,7 +227,7 @@ def counts_figure(counts: Counts) -> Figure:
     ticks = sorted({rounds[0].prototypes, *(row.prototypes for row in rounds[::-3])})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    _dress(axes)
+    _style(axes)
     axes.set(xlabel="prototypes", ylabel="accuracy on selection images, %")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     return figure
@@ -236,8 +237,10 @@ def counts_figure(counts: Counts) -> Figure:
 
 
 def confusion_figure(confusion: Mapping[str, NDArray[np.int64]], taxonomy: Taxonomy, name: str) -> Figure:
-    """`protoserve.scores.sibling_confusion`, one matrix per parent: rows are true children, columns predicted ones,
-    colours the share of a row. Parents with the most mistakes come first."""
+    """One matrix per parent of `protoserve.scores.sibling_confusion`, parents with the most mistakes first.
+
+    Rows are true children, columns predicted ones. The colour shows the share of the row.
+    """
     from matplotlib.figure import Figure
 
     mistakes = {parent: int(counts.sum() - np.trace(counts)) for parent, counts in confusion.items()}
@@ -275,8 +278,11 @@ def _draw_matrix(axes: Axes, counts: NDArray[np.int64], labels: Sequence[str], t
 def reliability_figure(
     before: NDArray[np.float32], after: NDArray[np.float32], leaves: NDArray[np.int64], taxonomy: Taxonomy, name: str
 ) -> Figure:
-    """A reliability diagram per level: accuracy against confidence before and after calibration; the area of a point
-    grows with the images in its bin. `before` and `after` are log-probabilities [images, nodes]."""
+    """A reliability diagram per level: accuracy against confidence, before and after calibration.
+
+    The area of a point grows with the number of images in its bin. `before` and `after` are log-probabilities [images,
+    nodes].
+    """
     from matplotlib.figure import Figure
 
     points = [confidences(log_probability, leaves, taxonomy) for log_probability in (before, after)]
@@ -299,6 +305,6 @@ def reliability_figure(
     return figure
 
 
-def _dress(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.grid(alpha=0.2, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What the search for the number of prototypes leaves for people: `counts.json`, `counts.csv` and `counts.png`."""
+"""The results of the search for the number of prototypes: `counts.json`, `counts.csv` and `counts.png`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_counts(counts: Counts, directory: Path, name: str, console: Console) -> None:
-    """Write the rounds of the search into a run's folder; `name` is the run's, for the figure's title."""
+    """Write the rounds of the search into a run's folder; `name` is the run's name, for the title of the figure."""
     content = counts.model_dump()
     write_text(directory / "counts.json", json.dumps(content, indent=1) + "\n")
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""What an autoencoder's decoder draws: the pictures of its prototypes, its reconstructions, and how good they are."""
+"""Pictures that an autoencoder decodes, of its prototypes and reconstructions, and measures of their quality."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def write_decoded(
     rule: InputRule,
     console: Console,
 ) -> tuple[list[PrototypeSource], AutoencoderRecord]:
-    """Write what the decoder draws: `prototypes/NNNN.webp`, `prototypes.png` and `reconstructions.png`. Returns the
-    nearest training image of every prototype, and how well the decoder draws.
+    """Write `prototypes/NNNN.webp`, `prototypes.png` and `reconstructions.png`. Return the nearest training image of
+    every prototype, and the measures of quality.
 
-    `fit` and `selection` are pictures uint8 [images, H, W, 3]; those of `fit` are the images of `dataset`.
+    `fit` and `selection` are pictures, uint8 [images, H, W, 3]; `fit` holds the images of `dataset`.
     """
     codes = codes_of(network, fit)
     images, distances = nearest_pictures(network, codes)
@@ -67,8 +67,8 @@ def write_decoded(
 def nearest_sources(
     dataset: Dataset, rule: InputRule, images: NDArray[np.int64], distances: NDArray[np.float64]
 ) -> list[PrototypeSource]:
-    """The nearest training image of every prototype, from the indices of `images` in `dataset` and their squared
-    `distances` [P]; each is one cell, for an autoencoder's code covers the whole picture."""
+    """The nearest training image of every prototype, from the numbers of `images` in `dataset` and their squared
+    `distances` [P]. Each has a single cell, because the code of an autoencoder covers the whole picture."""
     return [
         PrototypeSource(
             image=dataset.images[image],
@@ -87,14 +87,14 @@ def nearest_sources(
 
 @torch.inference_mode()
 def _drawn(network: PrototypeAutoencoder, codes: Tensor) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3] what the decoder draws of codes [N, D]."""
+    """uint8 [N, H, W, 3]: the pictures decoded from codes [N, D]."""
     planes = network.decode(codes).movedim(1, 3)
     return (planes * 255.0).round().byte().expand(-1, -1, -1, 3).cpu().numpy()
 
 
 def decoded_beside_nearest(decoded: NDArray[np.uint8], nearest: NDArray[np.uint8]) -> Image.Image:
-    """A prototype's picture: on the left what the decoder draws of it, on the right its nearest training image, both
-    uint8 [H, W, 3]; enlarged without smoothing, so that pixels stay pixels."""
+    """A prototype's picture: on the left the decoded prototype, on the right its nearest training image, both uint8 [H,
+    W, 3]. Both are enlarged without interpolation."""
     height = PANEL * decoded.shape[0] // decoded.shape[1]
     sheet = Image.new("RGB", (2 * PANEL + GAP, height + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
@@ -107,7 +107,7 @@ def decoded_beside_nearest(decoded: NDArray[np.uint8], nearest: NDArray[np.uint8
 
 
 def prototypes_figure(head: PrototypeHead, drawn: NDArray[np.uint8]) -> Figure:
-    """All decoded prototypes uint8 [P, H, W, 3], each below its leaf and its weight for that leaf."""
+    """All decoded prototypes, uint8 [P, H, W, 3], each titled with its leaf and its weight for that leaf."""
     from matplotlib.figure import Figure
 
     weight = head.effective_weight()[0].detach().cpu().numpy()
@@ -126,7 +126,7 @@ def prototypes_figure(head: PrototypeHead, drawn: NDArray[np.uint8]) -> Figure:
 
 @torch.inference_mode()
 def reconstructions_picture(network: PrototypeAutoencoder, pictures: Tensor) -> bytes:
-    """A PNG of some of the pictures uint8 [N, H, W, 3] (above) and of their reconstructions (below)."""
+    """A PNG of up to `RECONSTRUCTIONS` of the pictures uint8 [N, H, W, 3], above their reconstructions."""
     count = min(RECONSTRUCTIONS, len(pictures))
     chosen = pictures[torch.linspace(0, len(pictures) - 1, count).long()]
     shown = network.planes(chosen).movedim(1, 3)
@@ -140,8 +140,8 @@ def reconstructions_picture(network: PrototypeAutoencoder, pictures: Tensor) -> 
 
 @torch.inference_mode()
 def reconstruction_error(network: PrototypeAutoencoder, pictures: Tensor) -> float:
-    """The squared difference between pictures uint8 [N, H, W, 3] and their reconstructions, summed over a picture's
-    values in [0, 1], mean over pictures."""
+    """The squared difference between pictures uint8 [N, H, W, 3] and their reconstructions, summed over the values of a
+    picture in [0, 1] and averaged over pictures."""
     total = 0.0
     for piece in pieces(pictures):
         planes = network.planes(piece)
@@ -151,16 +151,19 @@ def reconstruction_error(network: PrototypeAutoencoder, pictures: Tensor) -> flo
 
 
 class Closeness(NamedTuple):
-    """How near prototypes and codes are to each other, see `closeness`."""
+    """Relative distances between prototypes and codes (see `closeness`)."""
 
     prototype_to_code: float
     code_to_prototype: float
 
 
 def closeness(network: PrototypeAutoencoder, fit: Tensor, selection: Tensor) -> Closeness:
-    """How near prototypes and codes [images, D] are to each other, as shares of the mean squared distance between two
-    fit codes, so that spaces of different scale compare: the mean over prototypes of the distance to the nearest fit
-    code (R1), and the mean over selection codes of the distance to the nearest prototype (R2)."""
+    """The mean squared distances between prototypes and codes `fit` and `selection` [images, D].
+
+    `prototype_to_code` (R1) is the mean over prototypes of the distance to the nearest fit code, `code_to_prototype`
+    (R2) the mean over selection codes of the distance to the nearest prototype. Both are divided by the mean squared
+    distance between two fit codes, so that latent spaces of different scale compare.
+    """
     between = 2.0 * fit.double().var(0, correction=0).sum().item()
     _, to_code = nearest_pictures(network, fit)
     prototypes = network.head.prototypes.detach().double()
@@ -171,8 +174,9 @@ def closeness(network: PrototypeAutoencoder, fit: Tensor, selection: Tensor) -> 
 
 @torch.inference_mode()
 def drawn_to_picture(network: PrototypeAutoencoder, pictures: Tensor) -> float:
-    """The squared difference, summed over a picture's values in [0, 1], between a decoded prototype and the picture
-    uint8 [N, H, W, 3] most like it; mean over prototypes. Small where decoded prototypes look like real pictures."""
+    """The squared difference between a decoded prototype and the nearest of the pictures uint8 [N, H, W, 3], summed
+    over the values of a picture in [0, 1] and averaged over prototypes. It is small if prototypes look like real
+    pictures."""
     drawn = network.decode(network.head.prototypes).flatten(1).double()
     nearest = torch.full((len(drawn),), torch.inf, dtype=torch.float64, device=drawn.device)
     for piece in pieces(pictures):

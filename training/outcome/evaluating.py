@@ -24,10 +24,10 @@ from training.outcome.novelty_report import evaluate_novelty
 def evaluate(
     run: Path, data: Path, split: str, *, novel: Path | None = None, device: Device, console: Console
 ) -> dict[str, Any]:
-    """Score a finished run's network on one split; `seconds` is the time it took.
+    """The scores of a finished run's network on one split (see `protoserve.scores.scores`), and the `seconds` it took.
 
-    With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the document gets
-    `novel`: see `training.outcome.novelty_report.novelty_report`.
+    With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the result also has
+    `novel` (see `training.outcome.novelty_report.novelty_report`).
     """
     chosen = torch_device(device)
     opened = open_run(run)
@@ -40,11 +40,11 @@ def evaluate(
     began = time.perf_counter()
     network = network.to(chosen)
     answers = answer_dataset(network, dataset, description.input, chosen, console)
-    found = scores(answers.log_probability, dataset.leaves, taxonomy)
+    document = scores(answers.log_probability, dataset.leaves, taxonomy)
     if unknown is not None:
         recorded = opened.metrics().novelty
         thresholds = None if recorded is None else recorded.record()
-        found["novel"] = evaluate_novelty(
+        document["novel"] = evaluate_novelty(
             network, answers, dataset, unknown, thresholds, description.input, chosen, console
         )
-    return {**found, "seconds": round(time.perf_counter() - began, 2)}
+    return {**document, "seconds": round(time.perf_counter() - began, 2)}

@@ -1,4 +1,4 @@
-"""The end of a run: its final network, the pictures of its prototypes, its scores, and its figures."""
+"""The end of a run: write its network, pictures of prototypes, scores and figures."""
 
 from __future__ import annotations
 
@@ -58,11 +58,12 @@ from training.outcome.patches import write_patches
 from training.progress import tracked
 from training.prototypes.projection import Projection
 
+# The largest number of selection images, and of prototypes' source images, in `samples.npy`.
 SAMPLES = 24
 
 
 def finish(trainer: Trainer) -> Metrics:
-    """Write the pictures of the prototypes, then all that `write_outcome` writes, and return the metrics."""
+    """Write the pictures of the prototypes and all other results of a run, and return its metrics."""
     run, network, projection = Run(trainer.directory), trainer.network, trainer.state.projection
     splits, rule = trainer.splits, trainer.config.image
     smoothing, patches = trainer.config.model.smoothing, trainer.state.patches
@@ -91,10 +92,10 @@ def finish(trainer: Trainer) -> Metrics:
 
 
 def write_outcome(trainer: Trainer, run: Run, sources: list[PrototypeSource] | None) -> Metrics:
-    """Write what a finished run of any kind holds beside the pictures of its prototypes, and return its metrics.
+    """Write the results of a run other than the pictures of its prototypes, and return its metrics.
 
-    Validation and test are scored here, once, after every choice was made on the selection images. `model.pt`, which
-    marks the run as finished, comes last; a figure that can't be drawn is left out with a warning.
+    Scores validation and test here, once, after all choices were made on the selection images. Writes `model.pt` last,
+    because it marks the run as finished. Skips a figure that can't be drawn, with a warning.
     """
     config, splits, directory, console = trainer.config, trainer.splits, run.directory, trainer.console
     write_bytes(directory / "samples.npy", parity_samples(splits.fit, splits.selection, config.image, sources))
@@ -117,7 +118,7 @@ def write_outcome(trainer: Trainer, run: Run, sources: list[PrototypeSource] | N
 
 
 def write_config(config: Config, directory: Path) -> None:
-    """Write the whole configuration, defaults included, as `config.yaml`."""
+    """Write the complete configuration, including defaults, as `config.yaml`."""
     content = config.model_dump(mode="json")
     write_text(directory / "config.yaml", yaml_text(content))
 
@@ -134,7 +135,7 @@ def prototype_sources(
     device: torch.device,
     console: Console,
 ) -> list[PrototypeSource]:
-    """The cells of `dataset` that the last projection put the prototypes on."""
+    """The cells of `dataset` from which the last projection cut the prototypes."""
     with torch.inference_mode():
         blank = torch.zeros(1, rule.height, rule.width, 3, dtype=torch.uint8, device=device)
         rows, columns = network.features(blank).shape[2:]
@@ -157,7 +158,7 @@ def prototype_sources(
 
 
 def write_prototype_pictures(run: Run, dataset: Dataset, sources: Sequence[PrototypeSource]) -> None:
-    """Write `prototypes/NNNN.webp`: each prototype's source patch in its image."""
+    """Write `prototypes/NNNN.webp` for each prototype: its source image with the patch marked."""
     for prototype, source in enumerate(sources):
         run.picture(prototype).parent.mkdir(exist_ok=True)
         picture = dataset.picture(dataset.number(source.image)).picture
@@ -169,8 +170,11 @@ def write_prototype_pictures(run: Run, dataset: Dataset, sources: Sequence[Proto
 def parity_samples(
     fit: Dataset, selection: Dataset, rule: InputRule, sources: Sequence[PrototypeSource] | None
 ) -> bytes:
-    """`samples.npy`, pictures for the parity gate: some of `selection`, and from `fit` the source images of some
-    prototypes, where a similarity is at its greatest and most easily wrong."""
+    """The content of `samples.npy`, the pictures for the parity gate, uint8 [samples, H, W, 3].
+
+    They are some images of `selection`, and some source images of prototypes from `fit`. There a similarity reaches its
+    maximum, where errors are the largest.
+    """
     chosen = np.linspace(0, len(selection) - 1, min(SAMPLES, len(selection))).astype(np.int64)
     arrays = [fitted(selection, image, rule).array for image in chosen.tolist()]
     images = list(dict.fromkeys(source.image for source in sources or []))
@@ -187,7 +191,7 @@ def parity_samples(
 def answer_splits(
     network: Network, splits: Splits, rule: InputRule, device: torch.device, console: Console
 ) -> dict[Split, Answers]:
-    """The network's answers on every split that there is."""
+    """The network's answers on every split of the data set."""
     return {
         split: answer_dataset(network, dataset, rule, device, console)
         for split, dataset in _scored_datasets(splits).items()
@@ -202,20 +206,20 @@ def _scored_datasets(splits: Splits) -> dict[Split, Dataset]:
 def final_metrics(
     network: Network, splits: Splits, answers: dict[Split, Answers], records: StageRecords, seconds: float
 ) -> Metrics:
-    """The scores on every split, and the stages' records; those of calibration and novelty get what temperatures and
-    thresholds do to each split."""
+    """The scores on every split, and the records of the stages. Those of calibration and novelty also get the effect of
+    temperatures and thresholds on each split."""
     datasets = _scored_datasets(splits)
-    found = {
+    split_scores = {
         split: Scores.model_validate(scores(answers[split].log_probability, dataset.leaves, dataset.taxonomy))
         for split, dataset in datasets.items()
     }
-    kept = dict(records)
+    updated = dict(records)
     if records.calibration is not None:
-        kept["calibration"] = _with_changes(records.calibration, datasets, answers)
+        updated["calibration"] = _with_changes(records.calibration, datasets, answers)
     if records.novelty is not None:
-        kept["novelty"] = _with_known_shares(records.novelty, network, datasets, answers)
-    recorded = {name: record for name, record in kept.items() if record is not None}
-    return Metrics(**found, **recorded, seconds=round(seconds, 1))
+        updated["novelty"] = _with_known_shares(records.novelty, network, datasets, answers)
+    recorded = {name: record for name, record in updated.items() if record is not None}
+    return Metrics(**split_scores, **recorded, seconds=round(seconds, 1))
 
 
 def _with_changes(
@@ -240,7 +244,7 @@ def _with_known_shares(
 
 
 def provenance(config: Config, splits: Splits, device: torch.device) -> Provenance:
-    """What a run came from: configuration, seed, data, versions, device."""
+    """The origin of a run: configuration, seed, data, versions, device."""
     return Provenance(
         config=config.model_dump(mode="json"),
         seed=config.seed,
@@ -269,8 +273,8 @@ def write_history(history: History, directory: Path) -> None:
 def write_confusion(
     directory: Path, splits: Splits, answers: dict[Split, Answers], name: str, console: Console
 ) -> None:
-    """Write the siblings' confusion of every split as `confusion.json`, and that of the last one, which is test where
-    there is one, as `confusion.png`."""
+    """Write the confusion between siblings on every split as `confusion.json`, and that on test (on validation if there
+    is no test split) as `confusion.png`."""
     confusion: dict[Split, dict[str, NDArray[np.int64]]] = {
         split: sibling_confusion(answers[split].log_probability, dataset.leaves, dataset.taxonomy)
         for split, dataset in _scored_datasets(splits).items()
@@ -292,7 +296,8 @@ def write_confusion(
 def write_reliability(
     directory: Path, splits: Splits, answers: dict[Split, Answers], name: str, console: Console
 ) -> None:
-    """Write `calibration.png`: probabilities of the last split before and after calibration."""
+    """Write `calibration.png`, reliability before and after calibration on test, or on validation if there is no test
+    split."""
     split, last = _last(splits)
     before, after = answers[split].uncalibrated, answers[split].log_probability
     write_figure(

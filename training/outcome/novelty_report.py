@@ -1,4 +1,4 @@
-"""How well the novelty scores separate images of unknown classes from known ones."""
+"""Measure how well novelty scores separate images of unknown classes from those of known ones."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def evaluate_novelty(
     device: torch.device,
     console: Console,
 ) -> dict[str, Any]:
-    """How well a network tells `images` of unknown classes from the known ones of `dataset`, whose answers are `known`.
+    """Measure how well a network separates `images` of unknown classes from those of `dataset`, with answers `known`.
 
-    See `novelty_report` for what comes back.
+    Returns the document of `novelty_report` and `passed_over`, the number of images of known classes skipped.
     """
     novel = answer_pictures(
         network,
@@ -56,61 +56,64 @@ def novelty_report(
     taxonomy: Taxonomy,
     thresholds: NoveltyRecord | None,
 ) -> dict[str, Any]:
-    """Scores of novelty, JSON-ready.
+    """Measures of novelty detection as a JSON document.
 
-    `leaves` [known images] are places in `taxonomy.leaves`, `ancestor` [novel images] the deepest known node of each or
-    `ROOT`. Under `parents`, for every group with novel images: how many of them have its parent as their deepest known
-    ancestor and how many known images lie below it, and per score `auroc`, the chance that a known image scores above a
-    novel one, and `fpr95`, the share of novel images that reach the threshold that 95 % of these known images reach
-    (null without known images). `undecided` counts the novel images below a parent without a group: an only child.
-    `right_level_1`, also per parent, is the share of novel images, of those known at level 1, that are put under the
-    right node there.
+    `leaves` int64 [known images] are indices into `taxonomy.leaves`; `ancestor` int64 [novel images] is the deepest
+    known node of each, or `ROOT`. The document holds, with null for a mean over nothing:
 
-    With `thresholds`, per parent `rejected`, the share of the novel images below its threshold, and
-    `falsely_rejected`, that of the known ones; and over all novel images `detected`, the share of those that are known
-    no deeper than their ancestor, and over the known ones `known_throughout`, those that are known down to the leaf.
+    - `images`: the number of novel images. `undecided`: those whose deepest known node has a single child, so that no
+      group competes below it. `right_level_1`: the share with the correct prediction at level 1, over those whose
+      ancestor is not the root.
+    - `parents`, for the parent of every group with novel images: `novel_images`, the number whose deepest known node it
+      is; `known_images`, the number below it; `right_level_1`; and `scores`. For every score, `auroc` is the
+      probability that a known image scores above a novel one; `fpr95` is the share of novel images that reach the
+      threshold which 95 % of the known images reach.
+    - With `thresholds`, for each parent `rejected` and `falsely_rejected`, the shares of novel and of known images
+      below its threshold; and over all parents `detected`, the share of novel images that are not accepted as known
+      below their deepest known node, and `known_throughout`, the share of known images that are accepted down to the
+      leaf.
     """
     from sklearn.metrics import roc_auc_score
 
     below = images_below(table, leaves, taxonomy)
     names = parent_names(table.groups, taxonomy)
-    # Where all leaves compete at once there is one question, whatever the deepest known ancestor.
-    one = len(table.groups) == 1 and table.groups[0].children == taxonomy.leaves
+    # If all leaves compete in one group, it decides for all novel images, whatever their deepest known node.
+    flat = len(table.groups) == 1 and table.groups[0].children == taxonomy.leaves
     predicted = predicted_path(novel, taxonomy)
     top = np.where(ancestor == ROOT, ROOT, taxonomy.path_at_level[ancestor, 0])
-    placed = top != ROOT
+    has_level_1 = top != ROOT
     parents: dict[str, Any] = {}
     for group, parent in enumerate(names):
-        own = np.full(len(ancestor), True) if one else ancestor == table.groups[group].parent
+        own = np.full(len(ancestor), True) if flat else ancestor == table.groups[group].parent
         if not own.any():
             continue
         inside = below[:, group]
         entry: dict[str, Any] = {"novel_images": int(own.sum()), "known_images": int(inside.sum()), "scores": {}}
         for score in table.available:
-            familiar, strange = known.novelty[score][inside, group], novel.novelty[score][own, group]
+            known_scores, novel_scores = known.novelty[score][inside, group], novel.novelty[score][own, group]
             auroc = fpr = None
-            if len(familiar):
-                truth = np.repeat([1, 0], [len(familiar), len(strange)])
-                auroc = float(roc_auc_score(truth, np.concatenate([familiar, strange])))
-                fpr = float((strange >= threshold(familiar, 0.95)).mean())
+            if len(known_scores):
+                truth = np.repeat([1, 0], [len(known_scores), len(novel_scores)])
+                auroc = float(roc_auc_score(truth, np.concatenate([known_scores, novel_scores])))
+                fpr = float((novel_scores >= threshold(known_scores, 0.95)).mean())
             entry["scores"][score] = {"auroc": auroc, "fpr95": fpr}
         if thresholds is not None and parent in thresholds.thresholds:
-            least = np.float32(thresholds.thresholds[parent])
-            entry["rejected"] = float((novel.novelty[thresholds.score][own, group] < least).mean())
-            familiar = known.novelty[thresholds.score][inside, group]
-            entry["falsely_rejected"] = float((familiar < least).mean()) if len(familiar) else None
-        entry["right_level_1"] = _mean((predicted[:, 0] == top)[own & placed])
+            limit = np.float32(thresholds.thresholds[parent])
+            entry["rejected"] = float((novel.novelty[thresholds.score][own, group] < limit).mean())
+            known_scores = known.novelty[thresholds.score][inside, group]
+            entry["falsely_rejected"] = float((known_scores < limit).mean()) if len(known_scores) else None
+        entry["right_level_1"] = _mean((predicted[:, 0] == top)[own & has_level_1])
         parents[parent] = entry
     report: dict[str, Any] = {
         "images": len(ancestor),
         "undecided": len(ancestor) - sum(entry["novel_images"] for entry in parents.values()),
-        "right_level_1": _mean((predicted[:, 0] == top)[placed]),
+        "right_level_1": _mean((predicted[:, 0] == top)[has_level_1]),
         "parents": parents,
     }
     if thresholds is not None:
-        depth = np.array([*(len(node) for node in taxonomy.nodes), 0])  # the last one's is the root's
-        through = known_levels(novel, table, taxonomy, thresholds).sum(axis=1)
-        report["detected"] = float((through <= depth[ancestor]).mean())
+        depth = np.array([*(len(node) for node in taxonomy.nodes), 0])  # index −1, `ROOT`, gives 0
+        accepted_levels = known_levels(novel, table, taxonomy, thresholds).sum(axis=1)
+        report["detected"] = float((accepted_levels <= depth[ancestor]).mean())
         levels = known_levels(known, table, taxonomy, thresholds)
         report["known_throughout"] = known_throughout(levels, known, taxonomy)
     return report
@@ -121,11 +124,14 @@ def _mean(right: NDArray[np.bool_]) -> float | None:
 
 
 def known_shares(answers: Answers, dataset: Dataset, table: NoveltyTable, record: NoveltyRecord) -> dict[str, float]:
-    """Of a split's known images: `known_at_parents`, the share that reach the threshold, over all parents that each
-    lies below, and `known_throughout`, the share known at every level of the predicted path."""
-    least = np.array([record.thresholds.get(name, -np.inf) for name in parent_names(table.groups, dataset.taxonomy)])
+    """The shares of a split's images that the thresholds accept as known.
+
+    `known_at_parents` is the share of pairs of an image and a parent above it in which the image reaches the threshold;
+    `known_throughout` is the share of images that are known at every level of their predicted path.
+    """
+    limits = np.array([record.thresholds.get(name, -np.inf) for name in parent_names(table.groups, dataset.taxonomy)])
     below = images_below(table, dataset.leaves, dataset.taxonomy)
-    reached = answers.novelty[record.score] >= least.astype(np.float32)
+    reached = answers.novelty[record.score] >= limits.astype(np.float32)
     levels = known_levels(answers, table, dataset.taxonomy, record)
     return {
         "known_at_parents": float(reached[below].mean()),
@@ -134,14 +140,15 @@ def known_shares(answers: Answers, dataset: Dataset, table: NoveltyTable, record
 
 
 def known_levels(answers: Answers, table: NoveltyTable, taxonomy: Taxonomy, record: NoveltyRecord) -> NDArray[np.bool_]:
-    """[images, levels] as `protoserve.novelty.Thresholds.known`, for the predicted paths."""
+    """bool [images, levels]: whether each image is known at each level of its predicted path (see
+    `Thresholds.known`)."""
     kind: Kind = "hierarchical" if table.groups == taxonomy.groups else "flat"
     thresholds = Thresholds.of(taxonomy, kind, table.prototype_child.tolist(), record.score, record.thresholds)
     return thresholds.known(predicted_path(answers, taxonomy), answers.novelty[record.score])
 
 
 def predicted_path(answers: Answers, taxonomy: Taxonomy) -> NDArray[np.int64]:
-    """int64 [images, levels] the path to the most probable leaf, −1 below it."""
+    """int64 [images, levels]: the nodes on the path to the most probable leaf, with −1 below it."""
     leaves = list(taxonomy.leaves)
     return np.asarray(taxonomy.path_at_level[leaves][answers.log_probability[:, leaves].argmax(axis=1)])
 

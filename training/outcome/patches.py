@@ -1,6 +1,6 @@
-"""The global analysis in a run's folder: `analysis.json`, and a strip of small pictures per prototype.
+"""Write the global analysis into a run's folder: `analysis.json`, and a strip of patches per prototype.
 
-The patches are cut out while the data set is at hand, so that the report needs the run alone.
+Patches are cut out when the run finishes, so that the report does not need the data set.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from training.progress import tracked
 from training.prototypes.nearest_patches import NearestPatches, own_patches, own_weights
 
 FORMAT = 1
-# Pixels of a patch's picture, and how many times the patch's own side it shows: its surroundings say where it lies.
+# Side of a tile in pixels, and the side of its image region relative to the patch, so that its surroundings are
+# visible.
 TILE, CONTEXT = 80, 2.0
-# Prototypes whose pictures are in memory at once; an image that several of them share is then decoded once.
+# Prototypes to process at once. An image that several of them share is decoded once.
 BLOCK = 256
 
 
@@ -47,9 +48,9 @@ def write_patches(
 ) -> None:
     """Write `analysis.json` (see `Analysis`) and `patches/NNNN.webp`.
 
-    `nearest` are each prototype's nearest patches in the images of `fit`, as the stage `analyse` found them, `sources`
-    what each prototype was cut from. A cell's features are the mean of `smoothing`² cells. Purity counts the
-    `purity_of` nearest patches.
+    `nearest` holds each prototype's nearest patches in the images of `fit`, found by the stage `analyse`. `sources` are
+    the cells that the prototypes were cut from. `smoothing` is the side of the mean filter, in cells. Purity is
+    computed over the `purity_of` nearest patches.
     """
     taxonomy = head.taxonomy
     own = own_patches(head, nearest, fit.leaves)
@@ -114,8 +115,8 @@ def _cut_out(
     rows: int,
     columns: int,
 ) -> tuple[list[list[Box]], NDArray[np.uint8]]:
-    """The boxes of patches [prototypes, K] in their images' pixels, and their pictures uint8 [prototypes, K, TILE,
-    TILE, 3]; every image is decoded once."""
+    """The boxes of patches [prototypes, K] in image pixels, and their tiles uint8 [prototypes, K, TILE, TILE, 3].
+    Decodes every image once."""
     boxes: list[list[Box]] = [[(0, 0, 0, 0)] * image.shape[1] for _ in image]
     tiles = np.empty((*image.shape, TILE, TILE, 3), dtype=np.uint8)
     order = np.argsort(image, axis=None, kind="stable")
@@ -131,9 +132,10 @@ def _cut_out(
 
 
 def patch_picture(picture: Image.Image, box: Box) -> Image.Image:
-    """A square of `TILE` pixels around `box` (left, top, right, bottom in the picture's pixels), which is outlined.
+    """A tile of `TILE` × `TILE` pixels that shows the surroundings of `box` (left, top, right, bottom in image pixels)
+    and its outline.
 
-    The square lies inside the picture and shrinks where the picture is small.
+    It shows a square inside the picture, which is smaller if the picture is small.
     """
     left, top, right, bottom = box
     side = min(max(1, round(CONTEXT * max(right - left, bottom - top))), *picture.size)

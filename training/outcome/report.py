@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs no network and no other file."""
+"""The report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from protoserve.run.records import (
 )
 from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure
 
-# Pixels of the longer side of a prototype's source picture.
+# Longer side of a prototype's source picture, in pixels.
 SOURCE_SIDE = 112
-# A confusion matrix of more children is wider than a page.
+# Number of children up to which a confusion matrix fits on a page.
 MATRIX = 40
 
 
 @dataclass(frozen=True)
 class SiblingConfusion:
-    """Confusion among the children of `parent`: `counts` [true][predicted], and the mistakes among `images`."""
+    """Confusion among the children of `parent`: `counts` [true][predicted], and the `mistakes` among `images`."""
 
     parent: str
     labels: list[str]
@@ -43,9 +43,9 @@ class SiblingConfusion:
 
 
 def write_report(run_directory: Path, file: Path) -> int:
-    """Write the report of a finished run to `file`, whole; returns its size in bytes.
+    """Write the report of a finished run to `file`, and return its size in bytes.
 
-    Raises InputError when the run is not finished, or when a part of it can't be read.
+    Raises InputError if the run is not finished or a part of it can't be read.
     """
     run = open_run(run_directory)
     if not file.parent.is_dir():
@@ -56,7 +56,7 @@ def write_report(run_directory: Path, file: Path) -> int:
 
 
 def render(run: Run) -> str:
-    """The page, as HTML. It names the parts that the run does not hold, for example calibration that was off."""
+    """The page as HTML. It says which parts the run does not have, such as calibration if that was off."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -108,7 +108,8 @@ def render(run: Run) -> str:
 
 
 def stage_table(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
-    """Accuracies on the selection images around the steps that change the prototypes or their weights."""
+    """(label, accuracies on the selection images) before and after the stages that change prototypes or their
+    weights."""
     stages = {
         "projection": metrics.projection,
         "anchoring": metrics.anchored,
@@ -118,7 +119,7 @@ def stage_table(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
     rows: list[tuple[str, SelectionAccuracy]] = []
     for label, record in stages.items():
         if record is not None:
-            # A stage that comes right after another one starts where that one ended.
+            # Omit the row "before" if it equals the row "after" of the previous stage.
             if not rows or rows[-1][1] != record.before:
                 rows.append((f"before {label}", record.before))
             rows.append((f"after {label}", record.after))
@@ -126,7 +127,7 @@ def stage_table(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """The rows of `history.csv`, numbers as numbers, without the figures that a stage does not report."""
+    """The rows of `history.csv`, with numbers parsed and without the columns that a stage does not report."""
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -143,8 +144,8 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Analysis | None) -> list[SiblingConfusion]:
-    """The confusion of siblings on a split, the parents with most mistakes first; empty where the run does not hold it,
-    or not the nodes' names."""
+    """The confusion between siblings on a split, parents with the most mistakes first. Empty if the run has no
+    confusion for the split, or no names of nodes."""
     tables: ConfusionTables | None = getattr(confusion, split, None)
     if tables is None or analysis is None:
         return []
@@ -161,7 +162,7 @@ def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Anal
 
 @dataclass(frozen=True)
 class PicturedPrototype:
-    """A prototype of the global analysis, with its source picture and the strip of its patches as `data:` URIs."""
+    """A prototype of the global analysis, with its source picture and its strip of patches as `data:` URIs."""
 
     record: AnalysedPrototype
     source_picture: str
@@ -170,7 +171,7 @@ class PicturedPrototype:
 
 @dataclass(frozen=True)
 class PrototypeGroup:
-    """The prototypes of one child; `parent` is empty where the child competes at the root."""
+    """The prototypes of one child; `parent` is empty if the child competes at the root."""
 
     child: str
     parent: str
@@ -178,7 +179,7 @@ class PrototypeGroup:
 
 
 def prototype_groups(run: Run, analysis: Analysis) -> list[PrototypeGroup]:
-    """The prototypes by child, in the order of the tree."""
+    """The prototypes grouped by child, in order of their numbers."""
     groups: dict[str, PrototypeGroup] = {}
     for prototype in analysis.prototypes:
         group = groups.setdefault(prototype.child, PrototypeGroup(prototype.child, prototype.parent, []))
@@ -193,7 +194,7 @@ def prototype_groups(run: Run, analysis: Analysis) -> list[PrototypeGroup]:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share as a percentage without its sign; a dash for None."""
+    """A share in percent, without the percent sign; a dash for None."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
@@ -213,7 +214,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def data_uri_of(file: Path) -> str | None:
-    """A PNG file as a `data:` URI, or None where there is none."""
+    """A PNG file as a `data:` URI, or None if there is no such file."""
     return data_uri(file.read_bytes(), "image/png") if file.is_file() else None
 
 
@@ -225,7 +226,7 @@ def _read(file: Path) -> bytes:
 
 
 def _smaller(file: Path) -> bytes:
-    """A prototype's source picture, small enough that a page holds thousands of them."""
+    """A prototype's source picture as a small WebP, so that a page can hold thousands."""
     try:
         with Image.open(io.BytesIO(_read(file))) as picture:
             scale = min(1.0, SOURCE_SIDE / max(picture.size))

@@ -1,1 +1,1 @@
-"""Prototypes: where they start, projection, nearest patches."""
+"""Prototypes: initialisation, projection, nearest patches, removal."""

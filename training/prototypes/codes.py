@@ -1,4 +1,4 @@
-"""Prototypes that are codes of whole pictures: which picture is nearest to each, and how near they are to codes."""
+"""Prototypes in the code space of an autoencoder: their nearest pictures, and their assignment to leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import NetworkDescription, build_autoencoder
 
-# Pictures are encoded and drawn in pieces of this many.
+# Number of pictures to encode or decode at once.
 PIECE = 1000
 
 
@@ -29,8 +29,8 @@ def codes_of(network: PrototypeAutoencoder, pictures: Tensor) -> Tensor:
 
 
 def nearest_pictures(network: PrototypeAutoencoder, codes: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each prototype the number of the nearest of `codes` [images, D], and their squared distance [P], computed in
-    double precision from the difference."""
+    """For each prototype, the index int64 [P] of the nearest of `codes` [images, D], and its squared distance float64
+    [P]. Computes differences in double precision."""
     difference = codes.double()[:, None] - network.head.prototypes.detach().double()
     nearest = (difference * difference).sum(2).min(dim=0)
     return nearest.indices.cpu().numpy(), nearest.values.cpu().numpy()
@@ -40,10 +40,11 @@ def nearest_pictures(network: PrototypeAutoencoder, codes: Tensor) -> tuple[NDAr
 def assigned_to_leaves(
     description: NetworkDescription, network: PrototypeAutoencoder, codes: Tensor
 ) -> tuple[NetworkDescription, PrototypeAutoencoder]:
-    """The same network in a form to explain: each prototype belongs to the leaf that it speaks for most,
-    prototypes are ordered by leaf, and similarities are relative to the mean over `codes` [images, D].
+    """An equivalent network that can be explained, and its description.
 
-    No probability changes (see `PrototypeHead.recentre_distances`).
+    Each prototype is assigned to the leaf for which it has the largest weight, prototypes are ordered by leaf, and
+    similarities are relative to the mean over `codes` [images, D]. All probabilities stay the same (see
+    `PrototypeHead.recentre_distances`).
     """
     head = network.head
     head.recentre_distances(_mean_distance(codes, head.prototypes))
@@ -52,16 +53,16 @@ def assigned_to_leaves(
     order = np.argsort(child, kind="stable")
     ordered = description.model_copy(update={"prototype_child": [int(node) for node in child[order]]})
     state = network.state_dict()
-    turned = torch.from_numpy(order).to(head.weight.device)
+    index = torch.from_numpy(order).to(head.weight.device)
     for name, dimension in (("prototypes", 0), ("reference", 0), ("weight", 2)):
-        state[f"head.{name}"] = state[f"head.{name}"].index_select(dimension, turned)
+        state[f"head.{name}"] = state[f"head.{name}"].index_select(dimension, index)
     result = build_autoencoder(ordered)
     result.load_state_dict(state)
     return ordered, result.to(head.weight.device).eval()
 
 
 def _mean_distance(codes: Tensor, prototypes: Tensor) -> Tensor:
-    """[P] the mean squared distance of all codes to each prototype: ‖mean − p‖² and the codes' variance."""
+    """[P]: the mean squared distance of all codes to each prototype, ‖mean − p‖² plus the variance of the codes."""
     exact = codes.double()
     mean = exact.mean(0)
     variance = (exact - mean).square().sum(1).mean()

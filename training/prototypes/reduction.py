@@ -1,4 +1,4 @@
-"""The reduction of features to their principal components, over the cells of training pictures."""
+"""Principal component analysis of the features of training cells, which initialises the reduction."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from protoserve.networks.network import AddOn, PrototypeNetwork
 from training.features.cache import Advance
 
+# Initial squared distance between two random cells.
 START_DISTANCE = 2.5
 
 
 class CellMoments:
-    """Sums over cells from which mean and covariance follow; memory does not grow with the data."""
+    """Accumulates sums from which the mean and covariance of cells follow, in constant memory."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -22,20 +23,20 @@ class CellMoments:
         self.products = torch.zeros(channels, channels, dtype=torch.float64)
 
     def add(self, features: Tensor) -> None:
-        """`features` [batch, channels, rows, columns]"""
+        """Add the cells of `features` [batch, channels, rows, columns]."""
         cells = features.detach().cpu().movedim(1, -1).flatten(0, 2)
         self.count += len(cells)
         self.sum += cells.sum(0, dtype=torch.float64)
         self.products += (cells.t() @ cells).double()
 
     def principal_components(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """weight [width, channels] and bias [width] of the affine map to the leading components, and their variances
-        [width]. All are scaled together, so that their relative sizes stay, to a mean variance of 1."""
+        """The weight [width, channels] and bias [width] of the affine map to the leading components, and their
+        variances [width]. A common factor scales the components to a mean variance of 1."""
         mean = self.sum / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         values, vectors = torch.linalg.eigh(covariance)
         leading = vectors[:, -width:].flip(1)
-        # Eigenvectors come with an arbitrary sign; fix it, or two machines would train different networks.
+        # The sign of an eigenvector is arbitrary. Fix it, so that all machines train the same network.
         signs = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))
         mean_variance = values[-width:].mean().clamp_min(1e-12)
         weight = (leading * signs).t() / mean_variance.sqrt()
@@ -43,7 +44,7 @@ class CellMoments:
 
 
 def set_affine(convolution: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-    """Make a 1×1 convolution that affine map."""
+    """Set a 1×1 convolution to this affine map."""
     assert convolution.bias is not None
     with torch.no_grad():
         convolution.weight.copy_(weight[:, :, None, None])
@@ -57,11 +58,12 @@ def fit_reduction(
     device: torch.device,
     advance: Advance,
 ) -> None:
-    """Set the network's reduction to the principal components of the cells of all `pictures` (batches of numbers and
-    uint8 [batch, H, W, 3]), and start the add-on convolution as the leading ones.
+    """Set the network's reduction to the principal components of the cells of all `pictures`, and the add-on
+    convolution to the leading ones.
 
-    Distances between cells then start as distances between their features, at a size where the similarity still
-    has a slope: two random cells stand about `START_DISTANCE` apart.
+    `pictures` yields batches of (numbers, uint8 [batch, H, W, 3]). Distances between cells then start as distances
+    between their features, scaled so that two random cells are about `START_DISTANCE` apart, where the similarity has a
+    useful gradient.
     """
     if network.reduction is None:
         return
@@ -75,7 +77,8 @@ def fit_reduction(
     convolution = mapping.direct if isinstance(mapping, AddOn) else mapping
     assert isinstance(convolution, nn.Conv2d)
     kept = variances[: convolution.out_channels].sum().clamp_min(1e-12)
-    # Two independent cells differ by twice the variance; the sigmoid's slope at 0 is 1/4.
+    # The expected squared distance of two independent cells is twice the variance; the slope of the sigmoid at 0 is
+    # 1/4.
     scale = float((START_DISTANCE * 16 / (2 * kept)).sqrt())
     set_affine(
         convolution,
@@ -83,6 +86,6 @@ def fit_reduction(
         torch.zeros(convolution.out_channels),
     )
     if isinstance(mapping, AddOn):
-        # The rectified layer sees its input at the same scale.
+        # Give the ReLU layer its input at the same scale.
         with torch.no_grad():
             mapping.hidden.weight.mul_(scale)

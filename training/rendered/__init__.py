@@ -1,4 +1,4 @@
-"""The default data set, `rendered`: drawn pictures whose classes differ by their parts and nothing else."""
+"""The default data set, `rendered`: drawn pictures whose classes differ only in their parts."""
 
 from training.rendered.classes import DECISIVE_PARTS, PARTS, leaf_paths, part_index
 from training.rendered.folder import FORMAT_VERSION, count_pictures, render_dataset, split_counts

@@ -1,4 +1,4 @@
-"""Polygons to pixels: shapes are drawn large and reduced, so that edges are smooth at the picture's size."""
+"""Rasterise polygons, with supersampling for smooth edges."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PartMask = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where drawing units land: pixel = units · `matrix` + `offset`, in pixels of the finished picture."""
+    """The map from drawing units to pixels of the final picture: pixel = units · `matrix` + `offset`."""
 
     matrix: Points
     offset: tuple[float, float]
 
     def apply(self, points: Points) -> Points:
-        # Not `@`: BLAS may sum in another order on another machine, and pictures are promised byte for byte.
+        # Not `@`: BLAS may sum in another order on another machine, and pictures must be the same byte for byte.
         x, y = points[:, 0:1], points[:, 1:2]
         placed: Points = x * self.matrix[0] + y * self.matrix[1] + np.array(self.offset)
         return placed
@@ -35,10 +35,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Layer:
-    """Something painted, still loose from its background.
+    """A painted figure, not yet composited on a background.
 
     `colour`: float [size, size, 3], 0..255; `coverage`: float [size, size], 0..1;
-    `parts`: uint8 [size, size], the index of the part on top, 0 where there is none.
+    `parts`: uint8 [size, size], the index of the topmost part, 0 for none.
     """
 
     colour: Pixels
@@ -49,8 +49,8 @@ class Layer:
 def place(rng: np.random.Generator, shapes: Sequence[Shape], size: int) -> Placement:
     """A random pose that keeps the whole figure inside a picture of `size` pixels.
 
-    The random scale sets the span of the figure, not its drawing unit, so a class with a part that sticks out
-    is not given away by its size.
+    The random scale sets the extent of the figure, not the length of a drawing unit, so that the extent does not reveal
+    a class with a protruding part.
     """
     angle, shear = np.deg2rad(rng.uniform(-18, 18)), rng.uniform(-0.14, 0.14)
     stretch, mirror = rng.uniform(0.91, 1.1), rng.choice([-1.0, 1.0])
@@ -69,10 +69,10 @@ def place(rng: np.random.Generator, shapes: Sequence[Shape], size: int) -> Place
 
 
 def paint(shapes: Sequence[Shape], placement: Placement, size: int, outline: Colour) -> Layer:
-    """Draw shapes in order, each with an outline unless it says otherwise.
+    """Draw shapes in order, each with an outline if it is `outlined`.
 
-    A loose layer has the outline's colour where nothing is painted: half-covered edge pixels then mix in the
-    outline, not a halo.
+    Unpainted pixels of the layer have the colour of the outline, so that partly covered edge pixels blend with the
+    outline instead of showing a halo.
     """
     side = size * SUPERSAMPLING
     colour_image = Image.new("RGB", (side, side), outline)
@@ -98,12 +98,12 @@ def paint(shapes: Sequence[Shape], placement: Placement, size: int, outline: Col
 
 
 def over(below: Pixels, layer: Layer) -> Pixels:
-    """The layer laid on a picture, float [size, size, 3]."""
+    """Composite a layer over a picture; float [size, size, 3]."""
     share = layer.coverage[:, :, None]
     return below * (1.0 - share) + layer.colour * share
 
 
 def blurred(values: Pixels, radius: float) -> Pixels:
-    """A Gaussian blur of float [size, size] values in 0..1, through Pillow's 8 bits."""
+    """A Gaussian blur of float [size, size] values in 0..1, computed in 8 bits by Pillow."""
     image = Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float64) / 255.0

@@ -1,4 +1,4 @@
-"""What is drawn: the taxonomy, the parts, and which parts tell a node from its siblings."""
+"""The taxonomy, the parts, and the parts that distinguish a node from its siblings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LeafPath = tuple[str, str, str]
 
 BACKGROUND: Final = 0
 
-# A part's index in the masks is its place here, counted from 1. Append only: masks on disk use the indices.
+# The index of a part in masks is its position here, counted from 1. Only append: masks on disk use these indices.
 PARTS: Final[tuple[str, ...]] = (
     # creatures
     "body",
@@ -47,7 +47,7 @@ PARTS: Final[tuple[str, ...]] = (
     "container",
 )
 
-# For every node, by its path, parts that all its pictures show and that suffice to tell it from its siblings.
+# For every node, by its path: parts that all its pictures show and that suffice to distinguish it from its siblings.
 DECISIVE_PARTS: Final[dict[str, tuple[str, ...]]] = {
     "Creature": ("eye", "leg"),
     "Creature/Bird": ("beak", "wing"),
@@ -77,7 +77,7 @@ DECISIVE_PARTS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def leaf_paths() -> tuple[LeafPath, ...]:
-    """The leaves, each as its labels from level 1 to level 3, in the order of `DECISIVE_PARTS`.
+    """The leaves as their labels at levels 1 to 3, in the order of `DECISIVE_PARTS`.
 
     >>> leaf_paths()[0]
     ('Creature', 'Bird', 'Cockatoo')
@@ -87,7 +87,7 @@ def leaf_paths() -> tuple[LeafPath, ...]:
 
 
 def part_index(part: str) -> int:
-    """The value, 1 or more, of a part's pixels in the masks.
+    """The value of a part's pixels in masks, counted from 1.
 
     >>> part_index("body")
     1
@@ -96,7 +96,7 @@ def part_index(part: str) -> int:
 
 
 def decisive_indices(leaf: LeafPath) -> tuple[tuple[int, ...], ...]:
-    """For each level of a leaf's path, the mask values of the parts that decide there.
+    """The mask values of the decisive parts at each level of a leaf's path.
 
     >>> [len(level) for level in decisive_indices(("Creature", "Bird", "Toucan"))]
     [2, 2, 1]

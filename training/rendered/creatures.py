@@ -1,4 +1,4 @@
-"""Birds, beetles and quadrupeds. A leaf changes its part; all else varies alike for all leaves of a group."""
+"""Birds, beetles and quadrupeds. Leaves of a group differ only in their part; everything else varies alike."""
 
 from __future__ import annotations
 

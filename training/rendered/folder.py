@@ -1,4 +1,4 @@
-"""The pictures as a folder of labelled images, with a mask of parts beside every one."""
+"""Write the data set as a folder of labelled pictures with masks of their parts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def split_counts(per_leaf: int) -> dict[str, int]:
 
 
 def count_pictures(per_leaf: int = 60) -> int:
-    """How many pictures `render_dataset` draws: how often it calls `advance`.
+    """The number of pictures that `render_dataset` draws, and of its calls of `advance`.
 
     >>> count_pictures(60)
     1440
@@ -65,14 +65,14 @@ def render_dataset(
     size: int = 96,
     advance: Callable[[], None] | None = None,
 ) -> None:
-    """Draw the data set into `directory`, whole or not at all; quietly do nothing if it is there already.
+    """Draw the data set into `directory`, completely or not at all; do nothing if it already exists.
 
-    `per_leaf` counts the training pictures of each leaf, 1 or more; val and test get a quarter of it each.
-    `size` is the side of the square pictures in pixels, 64..1024. `advance` is called after every picture
-    drawn, `count_pictures(per_leaf)` times in all.
+    `per_leaf` is the number of training pictures of each leaf, at least 1; val and test get a quarter of it each.
+    `size` is the side of the square pictures in pixels, 64..1024. Calls `advance` after every picture,
+    `count_pictures(per_leaf)` times in total.
 
-    Raises `InputError` for a number out of range, and where `directory` is a file or holds anything else than
-    just this data set.
+    Raises `InputError` for a number out of range, and if `directory` is a file or holds anything other than this data
+    set.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -81,20 +81,22 @@ def render_dataset(
     16
     """
     if per_leaf < 1:
-        raise InputError(f"per_leaf is {per_leaf}: at least 1 training picture per leaf is needed, 60 is usual")
+        raise InputError(f"per_leaf is {per_leaf}: give at least 1 training picture per leaf; 60 is the default")
     if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-        raise InputError(f"size is {size}: pictures may be {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide, 96 is usual")
+        raise InputError(
+            f"size is {size}: pictures may be {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide; 96 is the default"
+        )
     settings = {"format": FORMAT_VERSION, "seed": seed, "per_leaf": per_leaf, "size": size}
     if _holds_already(directory, settings):
         return
 
-    # Beside the goal, so that the rename stays on one file system.
+    # In the same parent folder, so that the rename stays on one file system.
     make_folder(directory.parent)
     partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
     partial.mkdir()
     try:
         _write(partial, settings, advance)
-        # An empty folder may stand at the goal; not every system renames over one.
+        # Remove an empty folder of that name, because not every system can rename over one.
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
@@ -103,7 +105,7 @@ def render_dataset(
 
 
 def _pictures(per_leaf: int) -> Iterator[tuple[str, LeafPath, int, Path]]:
-    """Split, leaf, number from 1, and path below the data set's folder of every picture."""
+    """The split, leaf, number (from 1) and relative path of every picture."""
     for split, count in split_counts(per_leaf).items():
         for leaf in leaf_paths():
             for index in range(1, count + 1):
@@ -133,7 +135,7 @@ def _write(directory: Path, settings: dict[str, int], advance: Callable[[], None
 
 
 def _holds_already(directory: Path, settings: dict[str, int]) -> bool:
-    """Whether just this data set is at `directory`; False where there is room for it, an error otherwise."""
+    """Whether `directory` holds exactly this data set. False if it is missing or empty; raises InputError otherwise."""
     if not directory.exists():
         return False
     if not directory.is_dir():
@@ -157,14 +159,14 @@ def _holds_already(directory: Path, settings: dict[str, int]) -> bool:
         example = min(expected ^ present)
         trouble = "is missing" if example in expected else "does not belong to it"
         raise InputError(
-            f"{directory} holds a rendered data set that was changed, {example.as_posix()} {trouble}: "
+            f"{directory} holds a rendered data set that was changed ({example.as_posix()} {trouble}): "
             "delete the folder and render it again"
         )
     return True
 
 
 def _settings_found(description: Path) -> dict[str, Any] | None:
-    """What a `parts.json` says, or None where there is none that can be read."""
+    """The content of a `parts.json`, or None if it is missing or can't be read."""
     try:
         found = json.loads(description.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One picture, from the background to the camera's noise."""
+"""Draw one picture: background, figure, light, occluders, camera noise."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _AS_DRAWN = np.eye(2)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and what is seen where in it.
+    """A picture and the mask of its parts.
 
-    `pixels`: uint8 [size, size, 3], RGB; `parts`: uint8 [size, size], the index of the part seen, 0 for none.
+    `pixels`: uint8 [size, size, 3], RGB; `parts`: uint8 [size, size], the index of the visible part, 0 for none.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -39,10 +39,9 @@ class Picture:
 
 
 def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int) -> Picture:
-    """Draw picture number `index` of a leaf and split, always the same for the same arguments.
+    """Draw picture number `index` of a leaf and split.
 
-    Its random stream comes from the arguments alone, so neither the number of other pictures nor their order
-    changes it.
+    Its random numbers depend only on the arguments, not on other pictures.
 
     >>> draw_picture(("Vehicle", "Car", "Taxi"), seed=0, split="train", index=1, size=96).pixels.shape
     (96, 96, 3)
@@ -63,17 +62,17 @@ def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int
 
 
 def _shadow(figure: Layer, light: float, depth: float) -> Pixels:
-    """How much the figure's soft shadow takes from the background, float [size, size], 0..`depth`."""
+    """The share of the background's light that the figure's soft shadow removes, float [size, size], 0..`depth`."""
     size = figure.coverage.shape[0]
     shift = (round(0.03 * size * np.sin(light)), round(0.03 * size * np.cos(light)))
     return depth * np.roll(blurred(figure.coverage, 0.035 * size), shift, axis=(0, 1))
 
 
 def _modelled(figure: Layer, light: float, strength: float) -> Layer:
-    """The figure with its rim brighter towards the light and darker away from it, so that it looks round."""
+    """Shade the figure's rim, brighter towards the light and darker away from it, so that it looks round."""
     height = blurred(figure.coverage, 0.05 * figure.coverage.shape[0])
     slope_y, slope_x = np.gradient(height)
-    # The light stands opposite to where the shadow falls.
+    # The light comes from the side opposite to the shadow.
     facing = np.cos(light) * slope_x + np.sin(light) * slope_y
     shade = np.clip(1.0 + strength * facing * 0.12 * figure.coverage.shape[0], 0.6, 1.3)
     return Layer(figure.colour * shade[:, :, None], figure.coverage, figure.parts)
@@ -82,17 +81,17 @@ def _modelled(figure: Layer, light: float, strength: float) -> Layer:
 def with_occluders(
     rng: np.random.Generator, scene: Pixels, parts: PartMask, leaf: LeafPath, palette: Palette
 ) -> tuple[Pixels, PartMask]:
-    """Lay up to three things before the figure: none over the leaf's decisive part, none over much else."""
+    """Put up to three objects in front of the figure that hide neither the leaf's decisive part nor much else."""
     size = parts.shape[0]
     deciding = [np.isin(parts, indices) for indices in decisive_indices(leaf)]
     first_seen = [int(seen.sum()) for seen in deciding]
     figure_area = int((parts != BACKGROUND).sum())
     for _ in range(int(rng.integers(0, 4))):
         pieces, colour = occluder(rng, size)
-        # Painted as any part would be; which part does not matter, for its mask entry is wiped below.
+        # The part name does not matter, because the object's pixels become background in the mask.
         shapes = [Shape(points, colour, "body") for points in pieces]
         thing = paint(shapes, Placement(_AS_DRAWN, (0.0, 0.0)), size, palette.outline)
-        # Any coverage counts, and a pixel around it: a decisive part keeps its own outline.
+        # Count any coverage and a margin of a pixel, so that a decisive part keeps its outline.
         covered = blurred(thing.coverage, 1.0) > 0.02
         hides_leaf_part = bool((covered & deciding[2]).any())
         hides_too_much = (covered & (parts != BACKGROUND)).sum() > 0.12 * figure_area
@@ -108,7 +107,7 @@ def with_occluders(
 
 
 def _photographed(rng: np.random.Generator, scene: Pixels) -> npt.NDArray[np.uint8]:
-    """Uneven light, exposure, colour cast and noise; uint8 [size, size, 3]."""
+    """Add uneven light, exposure, a colour cast and noise; uint8 [size, size, 3]."""
     size = scene.shape[0]
     uneven = 1.0 + rng.uniform(0, 0.14) * grain(rng, size, 3)
     cast = rng.uniform(0.85, 1.1) * rng.uniform(0.94, 1.06, 3)

@@ -1,4 +1,4 @@
-"""What surrounds the figure: backgrounds, clutter behind it and before it. None of it knows the class."""
+"""Backgrounds, and clutter behind and in front of the figure. Nothing here depends on the class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.rendered.shapes import Colour, Palette, Points, box, curve, ellips
 
 
 def colour_from(hue: float, saturation: float, value: float) -> Colour:
-    """RGB 0..255 from hue, saturation and value, each 0..1; a hue wraps, a value stops at its ends."""
+    """RGB 0..255 from hue, saturation and value, each 0..1; hue wraps around, value is clipped."""
     clear = min(max(value, 0.0), 1.0)
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1.0, saturation, clear))
     return red, green, blue
@@ -25,7 +25,7 @@ def choose_palette(rng: np.random.Generator, background: Pixels) -> Palette:
     taken = [background.reshape(-1, 3).mean(axis=0)]
     chosen: list[Colour] = []
     for distance in (105.0, 85.0, 85.0):
-        # The farthest of the tries is taken when none is far enough, so this always ends.
+        # If no candidate is far enough, the farthest is taken.
         tries = [colour_from(rng.uniform(), rng.uniform(0.3, 0.75), rng.uniform(0.45, 0.98)) for _ in range(12)]
         gaps = [min(math.dist(colour, other) for other in taken) for colour in tries]
         far_enough = [colour for colour, gap in zip(tries, gaps, strict=True) if gap >= distance]
@@ -144,7 +144,7 @@ def backdrop(rng: np.random.Generator, size: int) -> Pixels:
 
 
 def occluder(rng: np.random.Generator, size: int) -> tuple[list[Points], Colour]:
-    """Something to lay in front: its pieces in pixels of the picture, and its colour."""
+    """An object to put in front of the figure: its polygons in pixels of the picture, and its colour."""
     fill = colour_from(rng.uniform(), rng.uniform(0.2, 0.6), rng.uniform(0.4, 0.9))
     x, y = rng.uniform(0, size), rng.uniform(0.1 * size, size)
     if rng.uniform() < 0.5:

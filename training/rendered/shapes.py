@@ -1,7 +1,7 @@
 """Outlines of parts as polygons, in drawing units.
 
-A figure is drawn facing right, x to the right, y down, about 100 units wide; where it lands in the picture is
-decided later. Points are float64 [points, 2].
+A figure faces right and is about 100 units wide; x points right and y down. `canvas.place` chooses its pose in the
+picture. Points are float64 [points, 2].
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one figure, RGB 0..255; which part takes which is the same for every class.
+    """The colours of one figure, RGB 0..255. Which part has which colour is the same for every class.
 
-    `second` is for the parts that decide, `main` for what carries them, `accent` for markings on either.
+    `second` is for decisive parts, `main` for the parts that carry them, `accent` for markings on either.
     """
 
     main: Colour
@@ -31,7 +31,7 @@ class Palette:
 
 @dataclass(frozen=True)
 class Shape:
-    """One filled polygon of a part; later shapes of a figure cover earlier ones."""
+    """A filled polygon of a part. Later shapes of a figure cover earlier ones."""
 
     points: Points
     fill: Colour
@@ -58,10 +58,10 @@ def lighter(colour: Colour, share: float = 0.4) -> Colour:
 
 
 def turned(points: Points, degrees: float, about: tuple[float, float] = (0.0, 0.0)) -> Points:
-    """Points turned clockwise (as seen, y being down) about a centre."""
+    """Rotate points about a centre, clockwise as seen on screen (y points down)."""
     angle = np.deg2rad(degrees)
     cosine, sine = np.cos(angle), np.sin(angle)
-    # Not `@`: BLAS may sum in another order on another machine, and pictures are promised byte for byte.
+    # Not `@`: BLAS may sum in another order on another machine, and pictures must be the same byte for byte.
     x, y = points[:, 0] - about[0], points[:, 1] - about[1]
     return np.stack([about[0] + cosine * x - sine * y, about[1] + sine * x + cosine * y], axis=1)
 
@@ -71,7 +71,7 @@ def polygon(*corners: tuple[float, float]) -> Points:
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float | None = None, degrees: float = 0.0) -> Points:
-    """An ellipse, or a circle where `radius_y` is left out, turned clockwise by `degrees`."""
+    """An ellipse, or a circle without `radius_y`, rotated clockwise by `degrees`."""
     angles = np.linspace(0.0, 2.0 * np.pi, 28, endpoint=False)
     across = radius_x if radius_y is None else radius_y
     points = np.stack([x + radius_x * np.cos(angles), y + across * np.sin(angles)], axis=1)
@@ -93,7 +93,7 @@ def box(left: float, top: float, right: float, bottom: float, rounding: float = 
 
 
 def curve(path: Sequence[tuple[float, float]], *, closed: bool = False, steps: int = 6) -> Points:
-    """A smooth line through every point of `path` (Catmull-Rom), `steps` points for each piece."""
+    """A Catmull-Rom spline through the points of `path`, with `steps` points per segment."""
     knots = np.array(path, dtype=np.float64)
     if closed:
         knots = np.concatenate([knots[-1:], knots, knots[:2]])
@@ -112,7 +112,7 @@ def curve(path: Sequence[tuple[float, float]], *, closed: bool = False, steps: i
 
 
 def limb(path: Sequence[tuple[float, float]], *widths: float) -> Points:
-    """A stroke along a smooth line, with round ends; `widths`, in units, are spread evenly along it."""
+    """A stroke along a smooth line, with round ends; `widths`, in units, are at equal distances along it."""
     line = curve(path)
     along = np.linspace(0.0, len(widths) - 1.0, len(line))
     radius = (np.interp(along, np.arange(len(widths)), widths) / 2)[:, None]
@@ -126,7 +126,7 @@ def limb(path: Sequence[tuple[float, float]], *widths: float) -> Points:
 
 
 def petal(x: float, y: float, length: float, width: float, degrees: float) -> Points:
-    """A drop with its tip at (x, y), its round end `length` units away; 0 degrees points right, 90 down."""
+    """A drop with its tip at (x, y) and its round end `length` units away; 0 degrees points right, 90 down."""
     outline = [(0.0, 0.0), (0.45, 0.36), (0.8, 0.5), (1.0, 0.0), (0.8, -0.5), (0.45, -0.36)]
     drop = curve([(x + length * along, y + width * across) for along, across in outline], closed=True)
     return turned(drop, degrees, (x, y))

@@ -1,4 +1,4 @@
-"""Boats, cars and trucks. A leaf changes its part; all else varies alike for all leaves of a group."""
+"""Boats, cars and trucks. Leaves of a group differ only in their part; everything else varies alike."""
 
 from __future__ import annotations
 
