@@ -24,13 +24,13 @@ def test_prototypes_start_in_the_chosen_cells_of_their_own_class() -> None:
         found[:, :, 0, 1] = torch.from_numpy(leaves[numbers] + 1.0).float()[:, None]
         return found + 1e-3 * torch.randn(found.shape)
 
-    def telling(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
+    def mask(child: int, numbers: NDArray[np.int64]) -> Tensor | None:
         if child in taxonomy.leaves:
             return None
         assert set(leaves[numbers]) <= set(np.flatnonzero(taxonomy.leaves_below[child]))
         return torch.tensor([False, True]).expand(len(numbers), 1, 2)
 
-    start_from_data(head, latent, leaves, 0, telling, lambda count: None)
+    start_from_data(head, latent, leaves, 0, mask, lambda count: None)
     found = {
         taxonomy.names[child]: head.prototypes[place].tolist()
         for place, child in enumerate(head.grouping.prototype_child.tolist())
