@@ -107,9 +107,7 @@ def pictures(photograph: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "turned", "clear"])
-def test_the_page_predicts_what_the_service_would(
-    kind: str, page: Any, web_bundle: Path, pictures: dict[str, Path]
-) -> None:
+def test_the_page_predicts_like_the_service(kind: str, page: Any, web_bundle: Path, pictures: dict[str, Path]) -> None:
     expected = load(web_bundle, device="cpu").predict(pictures[kind])
     found = ask(page, pictures[kind])
     assert found["path"] == expected.path
@@ -144,7 +142,7 @@ def test_the_page_shows_every_level_with_its_evidence(page: Any, pictures: dict[
     assert len(widths) == shown and min(widths) > 0
 
 
-def test_a_file_that_is_no_picture_is_said_to_be_none(page: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_picture_is_an_error(page: Any, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no picture")
     page.set_input_files("#file", str(tmp_path / "note.txt"))
     page.wait_for_selector("#state.error")

@@ -78,7 +78,7 @@ def protoserve(*arguments: str | Path) -> str:
     return ended.stdout
 
 
-def test_the_demo_goes_all_the_way_and_its_exit_code_is_its_verdict(demo: Demo) -> None:
+def test_the_demo_runs_every_step_and_exits_with_its_verdict(demo: Demo) -> None:
     """So few pictures teach a network little, so this does not test whether the answer is right."""
     verdicts = [line for line in demo.ended.stdout.splitlines() if re.match(r"level \d+: ", line)]
     expected = ["Creature", "Beetle", "Ladybird"]
@@ -120,7 +120,7 @@ def test_the_exported_graph_scores_as_the_run(demo: Demo) -> None:
     assert kept["test"]["accuracy"] == run["accuracy"]
 
 
-def test_the_bundle_says_what_it_holds(demo: Demo) -> None:
+def test_inspect_describes_the_bundle(demo: Demo) -> None:
     document = json.loads(protoserve("inspect", demo.bundle, "--json"))
     text = json.dumps(document)
     for fact in ("demo", "Creature/Beetle/Ladybird", "model.onnx", "model.torchscript", "sha256:"):

@@ -141,9 +141,7 @@ def problem() -> tuple[Any, torch.Tensor, torch.Tensor, np.ndarray[Any, Any]]:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_what_processes_exchange_is_what_one_would_have_found(
-    count: int, forkserver: ForkServerContext, tmp_path: Path
-) -> None:
+def test_processes_exchange_to_the_result_of_one(count: int, forkserver: ForkServerContext, tmp_path: Path) -> None:
     from training.prototypes.projection import complete, search
 
     with socket.socket() as probe:

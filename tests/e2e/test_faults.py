@@ -134,7 +134,7 @@ def test_sigterm_answers_all_that_was_accepted(tiny_bundle: Path, photograph: Pa
         assert sum(line["status"] == 200 for line in lines) == seen.statuses[200]
 
 
-def test_a_server_whose_starter_is_killed_ends_too(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_server_ends_when_its_parent_is_killed(tiny_bundle: Path, tmp_path: Path) -> None:
     with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
         family = psutil.Process(server.process.pid).children(recursive=True)
         server.process.kill()
@@ -207,7 +207,7 @@ def test_slow_clients_do_not_keep_others_from_answers(tiny_bundle: Path, photogr
         wait_until(lambda: worker.num_fds() <= files + 5, 20, server.log)
 
 
-def test_clients_that_vanish_leave_nothing_behind(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+def test_clients_that_disconnect_leave_nothing_behind(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
     data = photograph.read_bytes()
     with serving(tiny_bundle, tmp_path) as server:
         [worker] = server.workers()

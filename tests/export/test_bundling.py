@@ -24,7 +24,7 @@ from tests.bundles import NOVELTY, TEMPERATURE, BundleFactory
 from tests.export.stored import stored_in
 
 
-def test_the_manifest_tells_what_the_graph_is(tiny_bundle: Path, tiny_run: Path) -> None:
+def test_the_manifest_describes_the_graph(tiny_bundle: Path, tiny_run: Path) -> None:
     bundle = read_bundle(tiny_bundle)
     manifest = bundle.manifest
     assert set(manifest.files) == {"onnx", "torchscript"}
@@ -46,7 +46,7 @@ def test_the_manifest_describes_the_similarity(bundle: BundleFactory) -> None:
     assert (graph.similarity, graph.zero, graph.smoothing) == ("log1p", 2.0, 3)
 
 
-def test_every_prototype_of_a_flat_network_speaks_for_a_leaf_against_all_others(flat_bundle: Path) -> None:
+def test_every_prototype_of_a_flat_network_belongs_to_a_leaf_at_the_root(flat_bundle: Path) -> None:
     bundle = read_bundle(flat_bundle)
     leaves = {bundle.taxonomy.names[leaf] for leaf in bundle.taxonomy.leaves}
     assert {record.child for record in bundle.manifest.prototypes} == leaves
@@ -110,7 +110,7 @@ def test_unknown_targets_and_a_missing_onnx_are_refused(
         export_bundle(open_run(tiny_run), tmp_path / "bundle", targets)
 
 
-def test_a_bundle_is_replaced_only_when_told_to(tiny_run: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_replaced_only_with_overwrite(tiny_run: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, place)
     with pytest.raises(InputError, match="exists"):
@@ -119,7 +119,7 @@ def test_a_bundle_is_replaced_only_when_told_to(tiny_run: Path, tiny_bundle: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_folder_that_is_no_bundle_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"holds no manifest\.json"):
         export_bundle(open_run(tiny_run), tmp_path / "photos", overwrite=True)

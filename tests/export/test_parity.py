@@ -94,7 +94,7 @@ def swapped_evidence(outputs: Outputs) -> None:
         (swapped_evidence, "evidence_prototype"),
     ],
 )
-def test_a_wrong_answer_shuts_the_gate_and_is_named(
+def test_a_wrong_answer_fails_the_parity_check_and_is_named(
     network: PrototypeNetwork, pictures: NDArray[np.uint8], change: Change, named: str
 ) -> None:
     with pytest.raises(ParityError, match=named):
@@ -130,7 +130,7 @@ def routed(network: PrototypeNetwork, change: Change = unchanged, certain: bool 
     return run
 
 
-def test_a_routed_graph_is_held_to_what_it_is_certain_of(
+def test_a_routed_graph_is_compared_on_certain_pictures_alone(
     network: PrototypeNetwork, pictures: NDArray[np.uint8]
 ) -> None:
     report = check(network, TOP_K, routed(network), pictures, routed=True)

@@ -56,7 +56,7 @@ def test_sums_are_whole_numbers_that_float32_holds() -> None:
     assert (Fit(rule)(torch.from_numpy(white)[None]).numpy() == 255).all()
 
 
-def test_a_resize_that_is_off_shuts_the_gate(
+def test_an_inexact_resize_fails_the_parity_check(
     network: PrototypeNetwork, samples: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The gate compares with the host by the rule of the manifest; a graph made for another rule shows every picture

@@ -170,7 +170,7 @@ def test_yaml_is_read_and_written_back_in_order(tmp_path: Path) -> None:
         ("1: 1\n01: 2\n", "01", 2),
     ],
 )
-def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, key: str, line: int) -> None:
+def test_a_duplicate_key_is_refused_with_its_line(tmp_path: Path, text: str, key: str, line: int) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=rf"c\.yaml, line {line}: the key '{key}' is given twice; keep one"):
         read_yaml(tmp_path / "c.yaml")

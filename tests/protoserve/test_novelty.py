@@ -124,7 +124,7 @@ def thresholds(least: dict[str, float], kind: Kind = "hierarchical") -> Threshol
     return Thresholds.of(TREE, kind, CHILD, "energy", least)
 
 
-def test_what_is_unknown_at_a_level_stays_so_below_it() -> None:
+def test_below_an_unknown_level_all_levels_are_unknown() -> None:
     path = TREE.path_at_level[[6, 6, 6, 6, 1]]
     least = thresholds({"": 1.0, "A": 1.0, "A/x": 1.0})
     scores = np.array([[2, 2, 2], [2, 2, 0], [2, 0, 2], [0, 2, 2], [1, 0, 0]], dtype=np.float32)
@@ -138,14 +138,14 @@ def test_what_is_unknown_at_a_level_stays_so_below_it() -> None:
     ]
 
 
-def test_nothing_speaks_against_an_only_child_or_without_a_threshold() -> None:
+def test_only_children_and_children_of_parents_without_a_threshold_are_as_known_as_their_parent() -> None:
     path = TREE.path_at_level[[5, 5, 8]]
     scores = np.array([[2, -9, -9], [0, 9, 9], [2, -9, 2]], dtype=np.float32)
     found = thresholds({"": 1.0, "A/x": 1.0}).known(path, scores)
     assert found.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
 
 
-def test_one_group_speaks_for_every_level() -> None:
+def test_the_only_threshold_of_a_flat_model_decides_for_every_level() -> None:
     path = TREE.path_at_level[[6, 6]]
     found = thresholds({"": 1.0}, kind="flat").known(path, np.array([[2.0], [0.0]], dtype=np.float32))
     assert found.tolist() == [[True] * 3, [False] * 3]

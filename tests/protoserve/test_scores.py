@@ -113,7 +113,7 @@ def test_calibration_error_against_a_loop_over_bins() -> None:
     assert expected > 0.05
 
 
-def test_sibling_confusion_asks_only_among_the_siblings() -> None:
+def test_sibling_confusion_compares_siblings_alone() -> None:
     rows = [
         {"A/x/i": 0.3, "A/x/j": 0.1, "Q": 0.6},
         {"A/x/j": 0.9},

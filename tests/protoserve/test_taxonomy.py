@@ -114,6 +114,6 @@ def test_leaves_may_be_left_out() -> None:
         (["Fruit/Apple", "Garlic"], "1 are left; leave out fewer"),
     ],
 )
-def test_what_cannot_be_left_out(leaves: list[str], message: str) -> None:
+def test_unknown_leaves_parents_and_too_many_leaves_can_not_be_left_out(leaves: list[str], message: str) -> None:
     with pytest.raises(TaxonomyError, match=message):
         Taxonomy.from_paths(["Fruit/Apple", "Fruit/Lemon", "Garlic"]).without(leaves)

@@ -14,7 +14,7 @@ from protoserve.errors import MissingExtraError
 from tests.export.stored import stored_in
 
 
-def test_memory_is_planned_for_as_many_pictures_as_asked_for(small: Bundle) -> None:
+def test_memory_is_planned_for_the_requested_batch(small: Bundle) -> None:
     pictures = np.random.default_rng(3).integers(0, 255, (2, 32, 48, 3), dtype=np.uint8)
     found = executorch_files.run_executorch(small.file("executorch"))(pictures)
     wanted = run_onnx(small.file("onnx"))(pictures)

@@ -211,7 +211,7 @@ def test_named_one_by_one_or_as_a_folder_the_answer_is_the_same(
     assert again == document
 
 
-def test_people_see_whose_a_prototype_is(
+def test_the_terminal_names_the_member_of_a_prototype(
     folder: Path, photograph: Path, tmp_path: Path, protoserve_command: CommandLine
 ) -> None:
     code, out, _ = protoserve_command("predict", folder, photograph, "--device", "cpu")

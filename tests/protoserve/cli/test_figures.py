@@ -72,7 +72,7 @@ def test_unknown_levels_are_marked_in_their_titles(classifier: Classifier, photo
     assert (np.diff(marked.astype(int)) == 1).sum() >= len(prediction.levels)
 
 
-def test_the_heat_lies_where_the_map_is_high(classifier: Classifier, tmp_path: Path) -> None:
+def test_heat_is_drawn_where_the_map_is_high(classifier: Classifier, tmp_path: Path) -> None:
     plain = Image.new("RGB", (400, 200), (128, 128, 128))
     prediction = classifier.predict(plain, top_k=1, maps=True)
     level = next(level for level in prediction.levels if level.evidence)

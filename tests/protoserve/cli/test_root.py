@@ -183,7 +183,7 @@ def test_an_interrupt_ends_with_130(
 # ---- as a process ----------------------------------------------------------------------------------------------------
 
 
-def test_help_is_light() -> None:
+def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys\nfrom protoserve.cli.root import main\n"
         "try:\n    main(['predict', '--help'])\nexcept SystemExit:\n"

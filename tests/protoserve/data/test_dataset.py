@@ -29,7 +29,7 @@ def test_a_split_may_cover_a_part_of_the_leaves_but_train_may_not(root: Path) ->
         read_split(root, "val", taxonomy, every_leaf=True)
 
 
-def test_a_level_that_tells_nothing_apart_may_be_there_or_not(root: Path) -> None:
+def test_a_level_with_one_child_may_be_present_or_not(root: Path) -> None:
     add_pictures(root, "test/Bulbs/Garlic", 2)
     dataset = read_split(root, "test", read_taxonomy(root))
     assert dataset.renamed == (("Bulbs/Garlic", "Garlic"),)
@@ -92,7 +92,7 @@ def test_a_taxonomy_file_over_flat_folders(tmp_path: Path) -> None:
 LEFT_OUT = {"Fruit/Lemon": "Fruit/Lemon"}
 
 
-def test_images_of_a_left_out_leaf_are_passed_over(root: Path) -> None:
+def test_images_of_a_left_out_leaf_are_skipped(root: Path) -> None:
     taxonomy = read_taxonomy(root).without(LEFT_OUT)
     dataset = read_split(root, "train", taxonomy, left_out=LEFT_OUT, every_leaf=True)
     assert len(dataset) == 20

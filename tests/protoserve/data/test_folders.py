@@ -57,14 +57,14 @@ def test_a_cycle_of_links_is_named(tmp_path: Path) -> None:
         taxonomy_of_folders(tmp_path)
 
 
-def test_no_folder_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_and_an_empty_folder_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         taxonomy_of_folders(tmp_path / "nowhere")
     with pytest.raises(TaxonomyError, match="empty"):
         taxonomy_of_folders(tmp_path)
 
 
-def test_a_parent_that_tells_nothing_apart_is_dropped_from_a_path(tmp_path: Path) -> None:
+def test_a_parent_with_one_child_is_dropped_from_a_path(tmp_path: Path) -> None:
     touch(tmp_path / "Food" / "Bulbs" / "Garlic", "1.jpg")
     touch(tmp_path / "Fruit" / "Apple", "1.jpg")
     touch(tmp_path / "Tools" / "Saw", "1.jpg")

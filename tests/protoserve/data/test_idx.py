@@ -51,7 +51,7 @@ WHOLE = header(2, 3) + bytes(6)
     ],
     ids=["empty", "picture", "floats", "dimensions", "header", "short", "long", "huge", "torn", "checksum"],
 )
-def test_a_damaged_file_is_refused_with_what_is_wrong(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_with_its_fault(content: bytes, said: str, tmp_path: Path) -> None:
     file = tmp_path / "labels"
     file.write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -79,7 +79,7 @@ def test_the_other_usual_names_are_found_too(tiny_idx: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_the_real_files_hold_what_they_are_known_for(name: str) -> None:
+def test_the_real_files_have_their_published_sizes(name: str) -> None:
     folder = Path(os.environ.get("PROTOSERVE_DATA", Path(__file__).resolve().parents[4] / "shared" / "data")) / name
     if not holds_idx(folder):
         pytest.skip(f"there is no {name} in {folder.parent}; PROTOSERVE_DATA names the folder that holds it")
@@ -148,7 +148,7 @@ def test_a_taxonomy_names_labels_and_puts_them_in_a_tree(tiny_idx: Path, tmp_pat
         assert taxonomy.names[taxonomy.leaves[dataset.leaves[number]]] == names[int(labels[number])]
 
 
-def test_a_taxonomy_of_idx_files_speaks_of_numbers(tiny_idx: Path, tmp_path: Path) -> None:
+def test_a_taxonomy_of_idx_files_maps_names_to_labels(tiny_idx: Path, tmp_path: Path) -> None:
     root = shutil.copytree(tiny_idx, tmp_path / "idx")
     (root / "taxonomy.yaml").write_text("Nought:\nOne:\n")
     with pytest.raises(TaxonomyError, match=r"'Nought' stands for 'Nought'.*write for example Nought: \"0\""):
@@ -161,7 +161,7 @@ def test_a_taxonomy_of_idx_files_speaks_of_numbers(tiny_idx: Path, tmp_path: Pat
         read_split(root, "train", read_taxonomy(root), every_leaf=True)
 
 
-def test_leaves_that_are_left_out_are_passed_over(tiny_idx: Path) -> None:
+def test_left_out_leaves_are_skipped(tiny_idx: Path) -> None:
     taxonomy = Taxonomy.from_paths(["0", "2", "3"])
     dataset = read_split(tiny_idx, "train", taxonomy, left_out={"1": "1"}, every_leaf=True)
     assert len(dataset) == 150

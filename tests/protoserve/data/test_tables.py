@@ -41,7 +41,7 @@ def write(folder: Path, text: str, name: str = "m.csv") -> Path:
 
 
 @pytest.mark.parametrize("text", [PATHS, LEVELS, "\ufeff" + PATHS, PATHS.replace("\n", "\r\n")])
-def test_a_table_is_read_like_the_folders_it_stands_for(folder: Path, text: str) -> None:
+def test_a_table_is_read_like_the_folders_it_describes(folder: Path, text: str) -> None:
     table = write(folder, text)
     taxonomy = read_taxonomy(table)
     assert [taxonomy.names[leaf] for leaf in taxonomy.leaves] == ["Garlic", "Fruit/Lemon", "Fruit/Apple/Gala"]
@@ -152,7 +152,7 @@ def test_a_missing_image_a_missing_split_and_an_unknown_class_are_named(folder: 
         read_split(other, "test", taxonomy)
 
 
-def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder: Path) -> None:
+def test_left_out_classes_are_skipped_and_every_leaf_needs_an_image(folder: Path) -> None:
     table = write(folder, PATHS)
     whole = read_taxonomy(table)
     taxonomy = whole.without(["Garlic"])
@@ -161,7 +161,7 @@ def test_left_out_classes_are_passed_over_and_every_leaf_needs_an_image(folder: 
         read_split(table, "test", whole, every_leaf=True)
 
 
-def test_a_table_is_told_from_a_folder_and_read_again_when_it_changes(folder: Path) -> None:
+def test_a_table_is_distinguished_from_a_folder_and_read_again_after_changes(folder: Path) -> None:
     (folder / "folder.csv").mkdir()
     assert is_table(folder / "m.csv") and is_table(folder / "m.PARQUET")
     assert not is_table(folder / "folder.csv") and not is_table(folder)

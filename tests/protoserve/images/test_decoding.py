@@ -128,7 +128,7 @@ def test_a_pillow_image_is_turned_by_its_exif_and_not_changed(tmp_path: Path) ->
         (encode(Image.new("L", (4, 4)), "PPM"), "unsupported_image"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_code(content: bytes, code: str) -> None:
+def test_bytes_that_are_not_a_picture_are_refused_with_their_code(content: bytes, code: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode(content)
     assert caught.value.code == code
@@ -186,7 +186,7 @@ def test_a_bomb_is_refused_on_its_header() -> None:
     assert caught.value.code == "image_too_large"
 
 
-def test_paths_that_are_no_files_are_named(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jpg: no such image"):
         decode(tmp_path / "nowhere.jpg")
     with pytest.raises(InputError, match="is a folder"):

@@ -183,6 +183,6 @@ def test_the_package_offers_load(tiny_bundle: Path, photograph: Path) -> None:
     assert load(read_bundle(tiny_bundle), device="cpu").predict(photograph).path == model.predict(photograph).path
 
 
-def test_no_bundle_no_classifier(tmp_path: Path) -> None:
+def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such bundle"):
         load(tmp_path / "nothing")

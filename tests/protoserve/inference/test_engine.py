@@ -86,7 +86,7 @@ def test_unknown_devices_and_thread_counts_are_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.skipif(has_nvidia_driver(), reason="CUDA may work here")
-def test_cuda_is_never_replaced_in_silence(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+def test_cuda_is_never_replaced_silently(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DeviceError, match="choose the device cpu"):
         Engine(bundle, device="cuda")
     assert Engine(bundle, device="auto").device == "cpu"

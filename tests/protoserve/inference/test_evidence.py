@@ -251,7 +251,7 @@ def with_novelty(
     return EvidenceTable.of(Bundle(good.directory, good.manifest.model_copy(update={"novelty": record})))
 
 
-def test_without_thresholds_nothing_is_said_of_novelty() -> None:
+def test_without_thresholds_known_is_null() -> None:
     prediction = predict(GALA)
     assert prediction.known_through_level is None
     assert [level.known for level in prediction.levels] == [None, None, None]

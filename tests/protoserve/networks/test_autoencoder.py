@@ -148,7 +148,7 @@ def reference_of(network: PrototypeAutoencoder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_speaking_where_near_changes_no_probability(seed: int) -> None:
+def test_recentring_changes_no_probability(seed: int) -> None:
     network, images = random_network(seed), pictures(20, seed=seed)
     before = softmax(published_logits(network, images))
     network.head.recentre_distances(typical(network, images))
@@ -161,7 +161,7 @@ def test_speaking_where_near_changes_no_probability(seed: int) -> None:
     np.testing.assert_allclose(added.numpy(), 0.0, atol=1e-4)
 
 
-def test_references_are_the_nearest_to_what_is_typical() -> None:
+def test_references_are_the_nearest_to_the_typical_distances() -> None:
     """Of all references that change no logit: any step among those leads farther away."""
     network, images = random_network(), pictures(20)
     wanted = typical(network, images).double().numpy()

@@ -86,7 +86,9 @@ def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
         ("resnet18", "IMAGENET", None, "neither a file nor weights of resnet18; it has DEFAULT, IMAGENET1K_V1"),
     ],
 )
-def test_what_cannot_be_had_is_named(name: str, weights: str | None, stride: int | None, message: str) -> None:
+def test_unknown_names_weights_and_strides_are_named(
+    name: str, weights: str | None, stride: int | None, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         backbone(name, weights, stride)
 

@@ -128,7 +128,7 @@ def test_with_all_nodes_expanded_everything_is_certain() -> None:
     assert torch.equal(found.path, explain(head, latent, 1).path)
 
 
-def test_what_cannot_be_routed_is_said() -> None:
+def test_flat_heads_and_widths_below_1_are_refused() -> None:
     tree = Taxonomy.from_paths(["A/a", "A/b", "B"])
     flat = PrototypeHead(tree, prototype_children(tree, "flat", 1), 4, kind="flat")
     with pytest.raises(InputError, match="only a hierarchical head"):

@@ -64,7 +64,7 @@ def test_one_number_and_a_tensor_have_the_same_similarity(form: SimilarityForm, 
 
 
 @pytest.mark.parametrize("form", get_args(SimilarityForm))
-def test_the_similarity_is_0_at_the_distance_asked_for(form: SimilarityForm) -> None:
+def test_the_similarity_is_0_at_the_distance_zero_names(form: SimilarityForm) -> None:
     found = Similarity(form, 0.1, zero=1.5).of_distance(torch.tensor([1.5, 1.4, 1.6]))
     assert float(found[0]) == pytest.approx(0, abs=1e-6) and found[1] > 0 > found[2]
 

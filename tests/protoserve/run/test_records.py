@@ -72,7 +72,7 @@ def test_a_score_without_a_value_stays_and_a_stage_that_did_not_run_leaves_no_ke
     assert "mistake_severity" in written["test"]
 
 
-def test_the_splits_come_in_the_order_asked_for_without_those_that_are_missing() -> None:
+def test_splits_come_in_the_requested_order_without_missing_ones() -> None:
     metrics = Metrics.model_validate(METRICS)
     assert list(metrics.of()) == ["selection", "test"]
     assert list(metrics.of(("test", "validation", "selection"))) == ["test", "selection"]
@@ -110,7 +110,7 @@ def test_an_autoencoders_keys_are_those_of_its_table() -> None:
     assert record.model_dump() == METRICS["autoencoder"]
 
 
-def test_thresholds_alone_are_what_a_bundle_holds() -> None:
+def test_a_bundle_holds_the_thresholds_alone() -> None:
     novelty = Metrics.model_validate(METRICS).novelty
     assert novelty is not None
     assert novelty.record().model_dump() == {

@@ -24,7 +24,7 @@ def score_all(model: Classifier, source: Path, output: Path, *, top_k: int = 1, 
     return join_parts(job, directory, output)
 
 
-def test_rows_say_what_the_python_interface_says_and_bad_files_say_why(
+def test_rows_equal_the_python_interface_and_bad_files_have_an_error(
     tiny_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "scores.parquet"
@@ -107,7 +107,7 @@ def test_a_row_without_a_picture_in_a_parquet_table_is_named(tmp_path: Path) -> 
         find_images(tmp_path / "list.parquet")
 
 
-def test_only_what_is_hidden_below_the_folder_is_left_out(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_hidden_entries_below_the_folder_are_skipped(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (pictures / ".thumbnails").mkdir()
     shutil.copy(pictures / "0.png", pictures / ".thumbnails" / "0.png")
     monkeypatch.chdir(pictures / "more")

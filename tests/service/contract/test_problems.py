@@ -55,6 +55,6 @@ def test_other_errors_are_raised_again() -> None:
         handle_error(REQUEST, ZeroDivisionError())
 
 
-def test_an_internal_error_says_nothing_but_where_to_look() -> None:
+def test_an_internal_error_only_names_the_log() -> None:
     assert (internal_error().code, internal_error().document.status) == ("internal_error", 500)
     assert "log" in str(internal_error())
