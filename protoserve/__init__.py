@@ -16,7 +16,7 @@ __all__ = ["Classifier", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Training and the command line's help must not pay for importing onnxruntime.
+    # Imported on first use: training and the command line's help do not need onnxruntime.
     if name in {"Classifier", "load"}:
         from protoserve.inference import classifier
 

@@ -1,7 +1,7 @@
-"""A typed client of the HTTP service, for programs that are elsewhere: `Client`, and `AsyncClient` for asyncio.
+"""Typed clients of the HTTP service: `Client`, and `AsyncClient` for asyncio.
 
-It needs the extra `client` (httpx and tenacity) and nothing else of a model. A busy service (429, 503) and a connection
-that fails before an answer are tried again, waiting as long as the service says (`Retry-After`) or longer every time.
+They need the extra `client` (httpx and tenacity), but no model. They retry a request if the service is busy (429, 503)
+or the connection fails, after `Retry-After` or with exponential backoff, whichever is longer.
 
 >>> with Client("http://127.0.0.1:3000") as client:                # doctest: +SKIP
 ...     prediction = client.predict("photo.jpg", top_k=3)
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 
 import httpx
 import tenacity
@@ -23,32 +23,31 @@ from protoserve.schema import Prediction
 
 Picture: TypeAlias = bytes | str | Path
 Maps: TypeAlias = Literal["none", "boxes", "heat"]
-Answer = TypeVar("Answer")
 
 RETRIES: Final = 4
 TIMEOUT: Final = 60.0
-_LONGEST_WAIT: Final = 30.0
+_MAX_WAIT: Final = 30.0
 _BUSY: Final = frozenset({429, 503})
 
 
 class _Busy(Exception):
-    """An answer that says: later."""
+    """A response that asks the client to retry later."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(f"{response.status_code}")
         self.response = response
 
 
-# A prediction changes nothing, so that asking again is always safe.
-_AGAIN = tenacity.retry_if_exception_type((_Busy, httpx.TransportError))
-_GROWING = tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT)
+# Predictions have no side effects, so a retry is always safe.
+_RETRYABLE = tenacity.retry_if_exception_type((_Busy, httpx.TransportError))
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=_MAX_WAIT)
 
 
 class Client:
-    """A service at an address, such as `http://127.0.0.1:3000`.
+    """A client of the service at an address, such as `http://127.0.0.1:3000`.
 
-    `key` is the API key where the service asks for one; `retries` is how often a request is tried again, 0 for never;
-    `timeout` is how many seconds one try may take. Use it in `with`, or `close` it; it may be shared by threads.
+    `key` is the API key, if the service requires one. `retries` is the number of retries per request, 0 for none.
+    `timeout` is the limit of one attempt in seconds. Use the client in `with`, or `close` it; threads may share it.
     """
 
     def __init__(
@@ -62,16 +61,16 @@ class Client:
     ) -> None:
         self._http = httpx.Client(base_url=address, headers=_headers(key), timeout=timeout, transport=transport)
         self._retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(retries + 1), retry=_AGAIN, wait=_wait, reraise=True
+            stop=tenacity.stop_after_attempt(retries + 1), retry=_RETRYABLE, wait=_wait, reraise=True
         )
 
     def predict(
         self, image: Picture, *, top_k: int | None = None, alternatives: int | None = None, maps: Maps = "boxes"
     ) -> Prediction:
-        """The prediction for one picture: a file, or its encoded bytes.
+        """Request the prediction for one picture, given as a file or as encoded bytes.
 
-        Raises ServiceError with the problem's `code` when the service refuses, InputError for a file that can't be
-        read.
+        Raises ServiceError if the service refuses the request or does not respond, and InputError for a file that can't
+        be read.
         """
         body = _content(image)
         query = _query(top_k, alternatives, maps)
@@ -85,24 +84,27 @@ class Client:
         alternatives: int | None = None,
         maps: Maps = "boxes",
     ) -> list[Prediction | ServiceError]:
-        """A prediction for each picture, in order, or the error that it has instead."""
-        files = [("image", (str(number), _content(image))) for number, image in enumerate(images)]
+        """Request predictions for several pictures; returns a prediction or an error for each, in order.
+
+        Raises as `predict` does if the request fails as a whole.
+        """
+        files = [("image", (str(index), _content(image))) for index, image in enumerate(images)]
         query = _query(top_k, alternatives, maps)
         return _items(self._send("POST", "/v1/predict/batch", params=query, files=files))
 
     def model(self) -> dict[str, Any]:
-        """What answers: name, version, input, limits, scores (`GET /v1/model`)."""
+        """Request the description of the model: name, version, input, limits, scores (`GET /v1/model`)."""
         return _object(self._send("GET", "/v1/model"))
 
     def is_ready(self) -> bool:
-        """Whether the service says that it can answer; asks once."""
+        """Return whether the service reports that it is ready; never retries."""
         try:
             return self._http.get("/readyz").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Client:
@@ -114,17 +116,17 @@ class Client:
         self.close()
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        def once() -> httpx.Response:
+        def attempt() -> httpx.Response:
             return _checked(self._http.request(method, path, **options))
 
         try:
-            return self._retrying(once)
+            return self._retrying(attempt)
         except (_Busy, httpx.TransportError) as error:
-            raise _given_up(error, str(self._http.base_url)) from error
+            raise _last_failure(error, str(self._http.base_url)) from error
 
 
 class AsyncClient:
-    """The same for asyncio."""
+    """`Client` for asyncio."""
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class AsyncClient:
     ) -> None:
         self._http = httpx.AsyncClient(base_url=address, headers=_headers(key), timeout=timeout, transport=transport)
         self._retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(retries + 1), retry=_AGAIN, wait=_wait, reraise=True
+            stop=tenacity.stop_after_attempt(retries + 1), retry=_RETRYABLE, wait=_wait, reraise=True
         )
 
     async def predict(
@@ -157,7 +159,7 @@ class AsyncClient:
         maps: Maps = "boxes",
     ) -> list[Prediction | ServiceError]:
         """As `Client.predict_batch`."""
-        files = [("image", (str(number), _content(image))) for number, image in enumerate(images)]
+        files = [("image", (str(index), _content(image))) for index, image in enumerate(images)]
         query = _query(top_k, alternatives, maps)
         return _items(await self._send("POST", "/v1/predict/batch", params=query, files=files))
 
@@ -173,7 +175,7 @@ class AsyncClient:
             return False
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> AsyncClient:
@@ -185,14 +187,14 @@ class AsyncClient:
         await self.close()
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def once() -> httpx.Response:
+        async def attempt() -> httpx.Response:
             return _checked(await self._http.request(method, path, **options))
 
         retrying: Callable[[Callable[[], Awaitable[httpx.Response]]], Awaitable[httpx.Response]] = self._retrying
         try:
-            return await retrying(once)
+            return await retrying(attempt)
         except (_Busy, httpx.TransportError) as error:
-            raise _given_up(error, str(self._http.base_url)) from error
+            raise _last_failure(error, str(self._http.base_url)) from error
 
 
 _BINARY: Final = {"Content-Type": "application/octet-stream"}
@@ -203,11 +205,11 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """As long as the service says, else a random time that grows with every try."""
+    """Return the seconds to wait: the longer of `Retry-After` and a random exponential backoff, at most `_MAX_WAIT`."""
     error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.response.headers.get("retry-after", "") if isinstance(error, _Busy) else ""
-    growing = _GROWING(state)
-    return min(max(float(asked), growing), _LONGEST_WAIT) if asked.isdecimal() else growing
+    retry_after = error.response.headers.get("retry-after", "") if isinstance(error, _Busy) else ""
+    backoff = _BACKOFF(state)
+    return min(max(float(retry_after), backoff), _MAX_WAIT) if retry_after.isdecimal() else backoff
 
 
 def _content(image: Picture) -> bytes:
@@ -220,8 +222,8 @@ def _content(image: Picture) -> bytes:
 
 
 def _query(top_k: int | None, alternatives: int | None, maps: Maps) -> dict[str, str | int]:
-    given = {"top_k": top_k, "alternatives": alternatives, "maps": None if maps == "boxes" else maps}
-    return {name: value for name, value in given.items() if value is not None}
+    parameters = {"top_k": top_k, "alternatives": alternatives, "maps": None if maps == "boxes" else maps}
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
@@ -233,15 +235,15 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 
 def _refusal(response: httpx.Response) -> ServiceError:
-    """The error of an answer that is no success; one from something between us and the service has no document."""
+    """Make the error for a failed response; that of a proxy has no problem document."""
     try:
         document = response.json()
     except ValueError:
         document = None
     if not isinstance(document, dict) or "code" not in document:
         return ServiceError(
-            f"{response.url}: answered {response.status_code} with something other than a problem document; is this a "
-            "ProtoServe service?",
+            f"{response.url}: responded {response.status_code} without a problem document; is this a ProtoServe "
+            "service?",
             "unknown",
             response.status_code,
         )
@@ -252,10 +254,11 @@ def _problem(document: Mapping[str, Any]) -> ServiceError:
     return ServiceError(str(document.get("detail")), str(document["code"]), int(document.get("status", 0)))
 
 
-def _given_up(error: _Busy | httpx.TransportError, address: str) -> ServiceError:
+def _last_failure(error: _Busy | httpx.TransportError, address: str) -> ServiceError:
     if isinstance(error, _Busy):
         return _refusal(error.response)
-    return ServiceError(f"{address}: no answer ({error or type(error).__name__}); is the service up?", "unreachable", 0)
+    reason = error or type(error).__name__
+    return ServiceError(f"{address}: no response ({reason}); is the service running?", "unreachable", 0)
 
 
 def _prediction(response: httpx.Response) -> Prediction:

@@ -1,4 +1,4 @@
-"""The devices that a command or a caller can ask for, and the check for an NVIDIA driver."""
+"""The devices that a caller can request, and the check for an NVIDIA driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEVICES: Final[tuple[Device, ...]] = get_args(Device)
 
 
 def has_nvidia_driver() -> bool:
-    """Whether this machine has an NVIDIA driver (libcuda): without one, trying CUDA only prints errors."""
+    """Return whether this machine has an NVIDIA driver (libcuda); without one, trying CUDA only prints errors."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(library)

@@ -1,4 +1,4 @@
-"""Every error that a user can meet. Each message names the value and the cure."""
+"""The errors that users can see. Each message names the faulty value and how to correct it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TaxonomyError(InputError):
 
 
 class ImageError(InputError):
-    """Bytes that are not a picture this model may read.
+    """Bytes that are not a picture, or a picture that is not allowed.
 
-    `code` is stable and short; the HTTP service puts it into its problem documents:
-    `unsupported_image`, `broken_image`, `image_too_large`.
+    `code` is one of `unsupported_image`, `broken_image` and `image_too_large`. It is stable; the HTTP service returns
+    it in its problem documents.
     """
 
     def __init__(self, message: str, code: str = "broken_image") -> None:
@@ -31,22 +31,22 @@ class ImageError(InputError):
 
 
 class BundleError(ProtoServeError):
-    """A bundle that is torn, altered, unsafe or newer than this version knows."""
+    """A bundle that is incomplete, altered, unsafe or newer than this version."""
 
 
 class DeviceError(ProtoServeError):
-    """The device asked for is not the device in use."""
+    """The requested device can't be used, or it failed."""
 
 
 class ParityError(ProtoServeError):
-    """An exported graph does not give the same answers as the network it came from."""
+    """An exported graph whose outputs differ from those of its network."""
 
 
 class ServiceError(ProtoServeError):
-    """A service that refused a request, or gave no answer.
+    """A service that refused a request or did not respond.
 
-    `code` is the problem document's, `unreachable` without an answer, `unknown` for one that is no problem document;
-    `status` is the HTTP status, 0 without an answer.
+    `code` is that of the problem document, `unknown` for a response without one, and `unreachable` without a response.
+    `status` is the HTTP status, 0 without a response.
     """
 
     def __init__(self, message: str, code: str, status: int) -> None:
@@ -56,20 +56,20 @@ class ServiceError(ProtoServeError):
 
 
 class MissingExtraError(ProtoServeError):
-    """A command needs an optional dependency that is not installed."""
+    """A feature needs an optional dependency that is not installed."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the extra {extra!r}: pip install 'protoserve[{extra}]'")
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra {extra!r}: pip install 'protoserve[{extra}]'")
         self.extra = extra
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
-    """A hint for a name that does not exist.
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name that is most similar to an unknown one; empty if none is similar.
 
     >>> nearest("epoch", ["epochs", "seed"])
     "; did you mean 'epochs'?"
     >>> nearest("zzz", ["epochs", "seed"])
     ''
     """
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

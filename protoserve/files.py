@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, their hashes, and YAML without duplicate keys.
+"""Atomic writes of files and folders, hashes of files, and YAML without duplicate keys.
 
-A draft is written beside its target and then renamed, so that no reader sees half a file and a failed write leaves the
-old file as it was.
+A write goes to a draft beside its target, which is then renamed. So no reader sees a partial file, and a failed write
+leaves the old file unchanged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DRAFT: Final = ".draft-"
 
 @contextmanager
 def new_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A path to write to, with the suffix of `file`; on leaving without an error, it replaces `file`.
+    """Yield the path of a draft with the suffix of `file`; on leaving without an error, the draft replaces `file`.
 
-    Several processes may write the same file at once: each has its own draft, and the last one wins. With `durable`,
-    the content is on the disk before the name changes, so that it survives a power failure.
+    Several processes may write the same file at the same time: each has its own draft, and the last one wins. With
+    `durable`, the content is flushed to the disk before the draft is renamed, so that it survives a power failure.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,22 +50,22 @@ def new_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8 atomically."""
     write_bytes(file, text.encode("utf-8"))
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     with new_file(file) as draft:
         draft.write_bytes(content)
 
 
 @contextmanager
 def new_folder(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
-    """An empty folder to fill; on leaving without an error, it takes the name `directory`.
+    """Yield an empty draft folder to fill; on leaving without an error, it is renamed to `directory`.
 
-    With `overwrite`, it replaces an existing folder that holds the file `marker`, which only folders of its kind hold.
-    Raises InputError where anything else stands in its place.
+    With `overwrite`, it replaces an existing folder if that folder contains the file `marker`, which identifies its
+    kind. Raises InputError if anything else exists under that name.
     """
     if directory.exists() and not overwrite:
         raise InputError(f"{directory} exists; give another place or allow --overwrite")
@@ -91,7 +91,7 @@ def new_folder(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Pat
 def make_folder(directory: Path) -> None:
     """Make a folder and its missing parents.
 
-    Raises InputError where a file is in the way or the folder is not writable.
+    Raises InputError if a file has that name or the folder is not writable.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def make_folder(directory: Path) -> None:
 def remove_drafts(directory: Path) -> None:
     """Remove the drafts of files that a killed process left in a folder and below it.
 
-    Call it only where no other process writes.
+    Call it only if no other process writes there.
     """
     for file in directory.rglob(f"{DRAFT}*"):
         if file.is_file():
@@ -112,16 +112,15 @@ def remove_drafts(directory: Path) -> None:
 
 
 def file_hash(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_yaml(file: Path) -> Any:
-    """The content of a YAML 1.2 file; an empty file is None.
+    """Read a YAML 1.2 file; an empty file gives None.
 
-    Raises InputError, naming the file and the line, for a file that can't be read, for invalid YAML, and for a key that
-    a mapping holds twice.
+    Raises InputError for a file that can't be read, for invalid YAML, and for a duplicate key in a mapping.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -131,9 +130,9 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value of a YAML 1.2 text; `origin` names it in errors. Raises InputError as `read_yaml` does."""
+    """Parse a YAML 1.2 text; `origin` names it in errors. Raises InputError as `read_yaml` does."""
     reader = _yaml(f"reading {origin}")
-    # Installed, for `_yaml` has imported it.
+    # ruamel.yaml is installed, because `_yaml` has imported it.
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import YAMLError
 
@@ -141,7 +140,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         return reader.load(text)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1
-        # The error knows the key's place in the text, but the key itself only within a longer message.
+        # The error has the key's position in the text, but the key itself only inside a longer message.
         key = text.splitlines()[line - 1][error.problem_mark.column :].partition(":")[0].strip(" '\"")
         raise InputError(f"{origin}, line {line}: the key {key!r} is given twice; keep one") from error
     except (YAMLError, ValueError) as error:
@@ -149,11 +148,12 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def yaml_text(content: Any) -> str:
-    """Plain data as YAML, one key a line, in the order given."""
+    """Format plain data as YAML, one key per line, in the given order."""
     buffer = StringIO()
     writer = _yaml("writing YAML")
     writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated as None
+    # ruamel.yaml annotates this attribute as None.
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.dump(content, buffer)
     return buffer.getvalue()
 

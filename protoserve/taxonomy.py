@@ -1,8 +1,8 @@
 """The class tree: its nodes, levels, paths and groups of siblings.
 
 A node's identity is its path (`"Fruit/Apple"`), so names may repeat in different branches. The root itself is not a
-node; level 1 is the root's children, and leaves may stand at different levels. Nodes are numbered breadth first,
-so the children of one parent are consecutive, and so are the parents' groups.
+node. Level 1 holds the root's children; leaves may be at different levels. Nodes are numbered breadth first, so that
+the children of one parent are consecutive.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Group:
 class Taxonomy:
     """A class tree as an immutable table.
 
-    `nodes` are paths from level 1 down, breadth first; `folders[i]` is where the images of leaf `i` (in the order
-    of `leaves`) lie below a split's folder.
+    `nodes` are paths from level 1 down, breadth first. `folders[i]` is the image folder of leaf `i` (in the order of
+    `leaves`), relative to the folder of a split.
 
     >>> tree = Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Garlic"])
     >>> tree.names
@@ -51,11 +51,10 @@ class Taxonomy:
 
     @classmethod
     def from_paths(cls, paths: Iterable[str | Sequence[str]], folders: Sequence[str] | None = None) -> Taxonomy:
-        """The tree whose leaves are `paths` (`"Fruit/Apple"` or `("Fruit", "Apple")`), siblings in the order given.
+        """Make the tree whose leaves are `paths` (`"Fruit/Apple"` or `("Fruit", "Apple")`); siblings keep their order.
 
-        `folders[i]` is the image folder of `paths[i]`; by default it is the path itself.
-        Raises TaxonomyError for an empty tree, an empty or unusable name, a leaf given twice, or a leaf that is
-        also the parent of another.
+        `folders[i]` is the image folder of `paths[i]`, by default the path itself. Raises TaxonomyError for fewer than
+        two leaves, an empty or invalid name, a duplicate leaf, or a leaf that is also the parent of another.
         """
         leaves = [tuple(path.split("/")) if isinstance(path, str) else tuple(path) for path in paths]
         if not leaves:
@@ -74,7 +73,7 @@ class Taxonomy:
             )
         if len(leaves) < 2:
             raise TaxonomyError(f"the taxonomy has one leaf, {'/'.join(leaves[0])!r}: nothing to tell apart")
-        # A dict keeps the order of first appearance, so that siblings stand in the order given.
+        # A dict keeps insertion order, so siblings keep the order of `paths`.
         children: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
         for leaf in leaves:
             for depth in range(1, len(leaf) + 1):
@@ -88,10 +87,10 @@ class Taxonomy:
         return cls(tuple(nodes), tuple(folder_of[node] for node in nodes if node in seen))
 
     def without(self, leaves: Iterable[str]) -> Taxonomy:
-        """The tree less the given leaves (`"Fruit/Apple/Gala"`) and the parents that then have no leaf.
+        """Return the tree without the given leaves (`"Fruit/Apple/Gala"`) and without parents that lose all leaves.
 
-        A parent left with one child stays, and its child is then certain. Raises TaxonomyError for a name that is not a
-        leaf, or when fewer than two leaves are left.
+        A parent that keeps one child stays; that child's conditional probability is then 1. Raises TaxonomyError for a
+        name that is not a leaf, or if fewer than two leaves remain.
         """
         left_out = dict.fromkeys(leaves)
         names = [self.names[leaf] for leaf in self.leaves]
@@ -104,10 +103,10 @@ class Taxonomy:
             if name not in names:
                 raise TaxonomyError(f"the taxonomy has no leaf {name!r} to leave out{nearest(name, names)}")
         kept = [leaf for leaf, name in enumerate(names) if name not in left_out]
-        # Depth first, so that siblings keep their order.
+        # `from_paths` needs depth-first order to keep the order of siblings.
         kept.sort(key=lambda leaf: self.path_at_level[self.leaves[leaf]].tolist())
         if len(kept) < 2:
-            raise TaxonomyError(f"without the {len(left_out)} leaves left out, {len(kept)} are left; leave out fewer")
+            raise TaxonomyError(f"leaving out {len(left_out)} leaves keeps only {len(kept)}; leave out fewer")
         return Taxonomy.from_paths([names[leaf] for leaf in kept], [self.folders[leaf] for leaf in kept])
 
     # ---- its shape -------------------------------------------------------------------------------------------
@@ -119,7 +118,7 @@ class Taxonomy:
 
     @cached_property
     def index(self) -> Mapping[str, int]:
-        """From a node's identity to its index."""
+        """A mapping from a node's identity to its index."""
         return {name: node for node, name in enumerate(self.names)}
 
     @cached_property
@@ -129,7 +128,7 @@ class Taxonomy:
 
     @cached_property
     def parent(self) -> NDArray[np.int64]:
-        """[nodes] the parent of each node, `ROOT` at level 1."""
+        """The parent of each node, int64 [nodes]; `ROOT` at level 1."""
         index_of = {path: node for node, path in enumerate(self.nodes)} | {(): ROOT}
         return np.array([index_of[path[:-1]] for path in self.nodes], dtype=np.int64)
 
@@ -139,7 +138,7 @@ class Taxonomy:
         return tuple(self.children_of(node) for node in range(len(self.nodes)))
 
     def children_of(self, parent: int) -> range:
-        """The children of a node or of `ROOT`, consecutive by construction."""
+        """Return the children of a node or of `ROOT`; they are consecutive."""
         children = np.flatnonzero(self.parent == parent)
         return range(int(children[0]), int(children[-1]) + 1) if len(children) else range(0)
 
@@ -151,19 +150,19 @@ class Taxonomy:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Every set of two or more siblings, in node order; an only child is certain and gets no head."""
-        starts = dict.fromkeys(self.parent.tolist())
-        groups = (Group(parent, tuple(self.children_of(parent))) for parent in starts)
+        """Every set of two or more siblings, in node order; an only child competes with no other node."""
+        parents = dict.fromkeys(self.parent.tolist())
+        groups = (Group(parent, tuple(self.children_of(parent))) for parent in parents)
         return tuple(group for group in groups if len(group.children) > 1)
 
     @cached_property
     def leaf_group(self) -> Group:
-        """All leaves in one competition: the single head of a flat model (ProtoPNet) over this tree."""
+        """All leaves as one group, as in a flat model (ProtoPNet, Chen et al. 2019)."""
         return Group(ROOT, self.leaves)
 
     @cached_property
     def path_at_level(self) -> NDArray[np.int64]:
-        """[nodes, depth] the node's ancestor (or itself) at level k + 1; below its own level, −1."""
+        """Each node's ancestor, or the node itself, at level k + 1: int64 [nodes, depth], −1 below the node's level."""
         table = np.full((len(self.nodes), self.depth), -1, dtype=np.int64)
         for node, path in enumerate(self.nodes):
             if len(path) > 1:
@@ -173,14 +172,15 @@ class Taxonomy:
 
     @cached_property
     def level_of_leaf(self) -> NDArray[np.int64]:
-        """[leaves, depth] each leaf's node at level k + 1, or the leaf itself where it stands higher."""
+        """Each leaf's ancestor at level k + 1, or the leaf itself if its depth is less: int64 [leaves, depth]."""
         table = self.path_at_level[list(self.leaves)]
         return np.where(table < 0, np.array(self.leaves)[:, None], table)
 
     @cached_property
     def leaves_below(self) -> NDArray[np.bool_]:
-        """[nodes, leaves] whether the leaf is the node or lies below it."""
-        # The extra row takes the −1 of levels below the leaf. A table per level would not fit for thousands of leaves.
+        """Whether the leaf is the node or lies below it: bool [nodes, leaves]."""
+        # The extra row takes the −1 of levels below the leaf. The loop saves memory: a comparison of all levels at once
+        # takes `depth` times as much.
         below = np.zeros((len(self.nodes) + 1, len(self.leaves)), dtype=np.bool_)
         for level in self.path_at_level[list(self.leaves)].T:
             below[level, np.arange(len(self.leaves))] = True
@@ -188,25 +188,25 @@ class Taxonomy:
 
     @cached_property
     def leaf_counts(self) -> NDArray[np.int64]:
-        """[nodes] how many leaves are the node or lie below it."""
+        """The number of leaves that are the node or lie below it: int64 [nodes]."""
         ancestors = self.path_at_level[list(self.leaves)]
         return np.bincount(ancestors[ancestors >= 0], minlength=len(self.nodes)).astype(np.int64)
 
     # ---- as JSON ---------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """A form that JSON can hold; `from_dict` reads it back."""
+        """Convert the tree to JSON-ready data; `from_dict` reads it back."""
         return {"nodes": [list(node) for node in self.nodes], "folders": list(self.folders)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Taxonomy:
-        """Read `to_dict`'s form; raises TaxonomyError when it is not one."""
+        """Read the data of `to_dict`; raises TaxonomyError for anything else."""
         try:
             nodes = tuple(tuple(str(name) for name in node) for node in content["nodes"])
             folders = tuple(str(folder) for folder in content["folders"])
         except (KeyError, TypeError) as error:
-            raise TaxonomyError(f"not a stored taxonomy ({error!r} is missing); write it with to_dict()") from error
-        # The leaves, in depth-first order of the stored nodes, must give the same table again.
+            raise TaxonomyError(f"not a stored taxonomy ({error!r}); write it with to_dict()") from error
+        # A tree rebuilt from the leaves, in depth-first order, must be equal to the stored one.
         index_of = {path: node for node, path in enumerate(nodes)}
         inner = {path[:-1] for path in nodes}
         leaves = [path for path in nodes if path not in inner]
@@ -218,8 +218,8 @@ class Taxonomy:
 
 
 def competing_groups(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
-    """The groups of nodes that share a softmax: siblings in a hierarchical network (Hase et al. 2019), all leaves in
-    every other (Chen et al. 2019)."""
+    """Return the groups of nodes that share a softmax: siblings in a hierarchical network (Hase et al. 2019), all
+    leaves in every other kind (Chen et al. 2019)."""
     return taxonomy.groups if kind == "hierarchical" else (taxonomy.leaf_group,)
 
 
@@ -227,6 +227,6 @@ def _check_names(path: tuple[str, ...]) -> None:
     for name in path:
         if not name or name != name.strip() or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
             raise TaxonomyError(
-                f"{name!r} in {'/'.join(path)!r} is not a class name; names are non-empty, without '/', '\\' or "
-                "spaces at the ends"
+                f"{name!r} in {'/'.join(path)!r} is not a class name; a name is not empty, '.' or '..', and has no "
+                "'/', '\\' or NUL and no spaces at its ends"
             )

@@ -1,8 +1,7 @@
-"""Several bundles on one taxonomy that answer as one (Chen et al. 2019, section 3.3): what they are together, and the
-folder that holds them.
+"""Ensembles: several bundles on one taxonomy that predict together (Chen et al. 2019, section 3.3).
 
-An ensemble's prototypes are numbered member by member, so that an id names one prototype of one member. Its folder,
-`ensemble.json` and a copy of every member below `members/`, is taken wherever a bundle is.
+An ensemble's prototypes are numbered member by member, so that an id names one prototype of one member. Its folder
+contains `ensemble.json` and a copy of every member below `members/`; it may be used wherever a bundle may.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class MemberRecord(Contract):
 
 
 class EnsembleFile(Contract):
-    """What `ensemble.json` holds."""
+    """The content of `ensemble.json`."""
 
     format: int
     name: str = Field(min_length=1)
@@ -50,9 +49,9 @@ class EnsembleFile(Contract):
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Verified bundles that answer as one; made by `ensemble_of` or `read_ensemble`.
+    """Verified bundles that predict together; made by `ensemble_of` or `read_ensemble`.
 
-    `directory` is the ensemble's folder, None where the members were named one by one. Every member has the same kind,
+    `directory` is the ensemble's folder, None if the members were named one by one. All members have the same kind,
     class tree and input rule.
     """
 
@@ -62,7 +61,7 @@ class Ensemble:
 
     @cached_property
     def version(self) -> str:
-        """The hash of the members' versions, in order: `sha256:…`."""
+        """A hash of the members' versions, in order: `sha256:…`."""
         digest = hashlib.sha256("\n".join(member.version for member in self.members).encode())
         return f"sha256:{digest.hexdigest()}"
 
@@ -89,24 +88,24 @@ class Ensemble:
 
     @property
     def top_k(self) -> int:
-        """The most evidence per level. Each member's graph returns its own best, so the evidence that all of them
-        return holds the best of all."""
+        """The most evidence per level: the smallest limit of any member, because each graph returns only its own
+        best."""
         return min(member.top_k for member in self.members)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The most rows and the most columns of any member's feature map."""
+        """The largest number of rows and the largest number of columns of the members' feature maps."""
         rows, columns = zip(*(member.grid for member in self.members), strict=True)
         return max(rows), max(columns)
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """The leaves that some member is not to know → their folders."""
+        """The leaves left out of training by any member → their folders."""
         return {leaf: folder for member in self.members for leaf, folder in member.left_out.items()}
 
     @property
     def metrics(self) -> Metrics:
-        """No scores: only its members were scored."""
+        """Empty: only the members have been scored."""
         return Metrics()
 
     @cached_property
@@ -116,27 +115,27 @@ class Ensemble:
         return tuple(accumulate(counts, initial=0))[:-1]
 
     def member_of(self, prototype: int) -> int:
-        """The index of the member that a prototype belongs to."""
+        """Return the index of a prototype's member."""
         return bisect_right(self.first_prototypes, prototype) - 1
 
     def picture(self, prototype: int) -> Path:
-        """The picture of a prototype, in its member's bundle."""
+        """Return the file of a prototype's picture in its member's bundle."""
         member = self.member_of(prototype)
         return self.members[member].picture(prototype - self.first_prototypes[member])
 
 
-# Code that describes or shows a model takes either.
+# Code that describes or displays a model accepts either.
 Model: TypeAlias = Bundle | Ensemble
 
 
 def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory: Path | None = None) -> Ensemble:
-    """The ensemble of bundles that can answer as one: the same kind, class tree and input rule.
+    """Make the ensemble of `members`, which must have the same kind, class tree and input rule.
 
-    By default it is named after its members. Its version is the hash of theirs, in order. Raises InputError naming
-    the members that don't fit together and what differs, or a bundle given twice.
+    By default it is named after its members. Raises InputError for no members, members that don't fit together or a
+    duplicate member, and BundleError for a member without the weights that an ensemble needs.
     """
     if not members:
-        raise InputError("an ensemble needs bundles to be made of; name at least one")
+        raise InputError("an ensemble needs members; name at least one bundle")
     first = members[0]
     seen: dict[str, Bundle] = {}
     for member in members:
@@ -148,7 +147,7 @@ def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory
 
 
 def read_model(directory: Path | str) -> Model:
-    """Open and verify a bundle or an ensemble's folder; raises as `read_bundle` and `ensemble_of` do."""
+    """Open and verify the folder of a bundle or an ensemble; raises as `read_bundle` and `read_ensemble` do."""
     directory = Path(directory)
     return read_ensemble(directory) if (directory / ENSEMBLE).is_file() else read_bundle(directory)
 
@@ -156,25 +155,25 @@ def read_model(directory: Path | str) -> Model:
 def read_ensemble(directory: Path) -> Ensemble:
     """Open an ensemble's folder and verify every member.
 
-    Raises BundleError when `ensemble.json` is damaged, newer than this version knows, or names a member that is not
-    there in that version or lies outside the folder; else as `read_bundle` and `ensemble_of` do.
+    Raises BundleError if `ensemble.json` is damaged, is newer than this version reads, or names a member that has
+    another version or is outside the folder; otherwise as `read_bundle` and `ensemble_of` do.
     """
     file = directory / ENSEMBLE
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
-        given = content["format"]
+        version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{file}: no description of an ensemble ({error!r}); make it again") from error
-    if not isinstance(given, int) or given > ENSEMBLE_FORMAT:
+        raise BundleError(f"{file}: not a description of an ensemble ({error!r}); make it again") from error
+    if not isinstance(version, int) or version > ENSEMBLE_FORMAT:
         raise BundleError(
-            f"{file}: format {given!r} is newer than {ENSEMBLE_FORMAT}, which this version knows; update it"
+            f"{file}: format {version!r} is newer than {ENSEMBLE_FORMAT}, the newest that this version reads; update it"
         )
     try:
         stored = EnsembleFile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {place}: {first['msg']}; make the ensemble again") from error
+        key = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {key}: {first['msg']}; make the ensemble again") from error
     members = []
     for record in stored.members:
         folder = directory / record.directory
@@ -183,8 +182,8 @@ def read_ensemble(directory: Path) -> Ensemble:
         member = read_bundle(folder)
         if member.version != record.version:
             raise BundleError(
-                f"{file}: {record.directory} is {member.version[:19]}, not {record.version[:19]} as when the "
-                "ensemble was made; make it again"
+                f"{file}: {record.directory} has the version {member.version[:19]}, but the ensemble was made with "
+                f"{record.version[:19]}; make it again"
             )
         members.append(member)
     return ensemble_of(members, name=stored.name, directory=directory)
@@ -193,15 +192,16 @@ def read_ensemble(directory: Path) -> Ensemble:
 def write_ensemble(
     members: Sequence[Bundle], directory: Path, *, name: str | None = None, overwrite: bool = False
 ) -> Ensemble:
-    """Copy bundles into one folder, which appears whole or not at all, and open it.
+    """Copy bundles into an ensemble's folder, written atomically, and open it.
 
-    Raises InputError when they don't fit together (see `ensemble_of`) or the place is taken.
+    Raises as `ensemble_of` does, and InputError if `directory` exists, except with `overwrite` for an ensemble's
+    folder.
     """
-    together = ensemble_of(members, name=name)
+    ensemble = ensemble_of(members, name=name)
     records = [
-        MemberRecord(directory=f"members/{number}", version=member.version) for number, member in enumerate(members)
+        MemberRecord(directory=f"members/{index}", version=member.version) for index, member in enumerate(members)
     ]
-    content = EnsembleFile(format=ENSEMBLE_FORMAT, name=together.name, members=records)
+    content = EnsembleFile(format=ENSEMBLE_FORMAT, name=ensemble.name, members=records)
     with new_folder(directory, marker=ENSEMBLE, overwrite=overwrite) as draft:
         for member, record in zip(members, records, strict=True):
             shutil.copytree(member.directory, draft / record.directory)
@@ -215,24 +215,24 @@ def _name(members: Sequence[Bundle]) -> str:
 
 
 def _check_fits(first: Bundle, other: Bundle) -> None:
-    pair = f"{first.directory} and {other.directory} can't answer together"
+    pair = f"{first.directory} and {other.directory} can't predict together"
     if first.kind != other.kind:
         raise InputError(
-            f"{pair}: the first is {first.kind}, the second {other.kind}, and their scores compete among other nodes; "
-            "take members of one kind"
+            f"{pair}: the first is {first.kind}, the second {other.kind}, in which other nodes compete; take members "
+            "of one kind"
         )
     if first.taxonomy.nodes != other.taxonomy.nodes:
         names = set(first.taxonomy.names) ^ set(other.taxonomy.names)
-        differing = f"only one knows {min(names)!r}" if names else "their nodes come in another order"
+        differing = f"only one has {min(names)!r}" if names else "their nodes are in a different order"
         raise InputError(f"{pair}: their class trees differ, {differing}; take members trained on one taxonomy")
     if first.input != other.input:
         rules = [
             f"{rule.width} × {rule.height} pixels, {rule.resize} {rule.share:g}" for rule in (first.input, other.input)
         ]
-        raise InputError(f"{pair}: they take pictures differently, {rules[0]} and {rules[1]}; train them with one rule")
+        raise InputError(f"{pair}: their input rules differ, {rules[0]} and {rules[1]}; train them with one rule")
     for bundle in (first, other):
         if bundle.manifest.weights is None:
             raise BundleError(
-                f"{bundle.directory}: was exported by a version that left out the weights that an ensemble needs; "
+                f"{bundle.directory}: was exported by a version that did not store the weights that an ensemble needs; "
                 "export it again"
             )

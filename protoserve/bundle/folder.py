@@ -1,7 +1,7 @@
-"""The deployable folder, format 1: `manifest.json`, graphs, prototype pictures, `parity.json`, `SHA256SUMS`.
+"""Bundles, the deployable folders: `manifest.json`, graphs, prototype pictures, `parity.json`, `SHA256SUMS`; format 1.
 
-Written to a temporary folder beside its place and renamed; read only after every sum is checked. Nothing in it
-is pickled, and no name in it may point outside the folder.
+A bundle is written to a draft folder, which is then renamed. It is read only after every checksum has been verified.
+Nothing in it is pickled, and no path in it may point outside the folder.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Bundle:
 
     @property
     def kind(self) -> Kind:
-        """Which nodes compete: see `Manifest.kind`."""
+        """The kind of the network, which decides what nodes compete; see `competing_groups`."""
         return self.manifest.kind
 
     @property
     def input(self) -> InputRule:
-        """How a picture becomes the graph's input."""
+        """The rule that turns a picture into the graph's input."""
         return self.manifest.input
 
     @property
@@ -76,7 +76,7 @@ class Bundle:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """The leaves that the model is not to know → their folders, which reading its data set needs."""
+        """The leaves left out of training → their folders, needed to read the model's data set."""
         return self.manifest.left_out
 
     @property
@@ -85,36 +85,36 @@ class Bundle:
         return self.manifest.metrics
 
     def file(self, target: str) -> Path:
-        """The file of a target such as `onnx`; raises BundleError when the bundle does not hold it."""
+        """Return the file of a target such as `onnx`; raises BundleError if the bundle does not have it."""
         try:
             return self.directory / self.manifest.files[target]
         except KeyError:
-            held = ", ".join(sorted(self.manifest.files))
+            targets = ", ".join(sorted(self.manifest.files))
             raise BundleError(
-                f"{self.directory}: holds no {target!r} (it holds {held}); export again with --to {target}"
+                f"{self.directory}: has no target {target!r}, only {targets}; export again with --to {target}"
             ) from None
 
     def picture(self, prototype: int) -> Path:
-        """The picture of a prototype: its source patch in context."""
+        """Return the file of a prototype's picture, which shows its source patch in context."""
         return self.directory / self.manifest.prototypes[prototype].picture
 
     def member_of(self, prototype: int) -> int | None:
-        """Which of several models a prototype belongs to: a bundle is one, see `protoserve.bundle.ensemble`."""
+        """Return None: a bundle has no members; see `Ensemble.member_of`."""
         return None
 
 
 def read_bundle(directory: Path | str) -> Bundle:
     """Open and verify a bundle.
 
-    Raises InputError when there is none, BundleError when a file is missing, added, altered or outside the folder,
-    when the manifest does not fit, or when its format is newer than this version knows.
+    Raises InputError if there is no such folder, and BundleError for a file that is missing, added, altered or outside
+    the folder, for an invalid manifest and for a format newer than this version reads.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
     for required in (MANIFEST, SUMS):
         if not (directory / required).is_file():
-            raise BundleError(f"{directory}: {required} is missing, so this is no whole bundle; export it again")
+            raise BundleError(f"{directory}: {required} is missing, so this is not a bundle; export it again")
     sums = _read_sums(directory / SUMS)
     present = {
         file.relative_to(directory).as_posix()
@@ -136,11 +136,11 @@ def read_bundle(directory: Path | str) -> Bundle:
 
 @contextmanager
 def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `directory` to fill; on leaving without an error it becomes the bundle.
+    """Yield a draft folder to fill; on leaving without an error, it becomes the bundle at `directory`.
 
-    The caller writes all files, `manifest.json` last (`write_manifest`). The sums are written here. An existing
-    bundle is replaced only with `overwrite`, and only once the new one is whole. Raises InputError when the place
-    is taken.
+    The caller writes all files, `manifest.json` last (`write_manifest`); this function adds the checksums. An existing
+    bundle is replaced only with `overwrite`, and only after the new one is complete. Raises InputError if `directory`
+    exists otherwise.
     """
     with new_folder(directory, marker=MANIFEST, overwrite=overwrite) as draft:
         yield draft
@@ -149,11 +149,14 @@ def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_manifest(draft: Path, build: Callable[[str], Manifest]) -> Manifest:
-    """Write the manifest of a draft; `build` is called with the content version of all files already there."""
+    """Write the manifest of a draft.
+
+    `build` makes the manifest for a content version: a hash of the draft's files and of the manifest itself.
+    """
     digest = hashlib.sha256()
     for name, file in _content(draft):
         digest.update(f"{name}\0{file_hash(file)}\n".encode())
-    # The manifest's own facts count too, or two bundles that differ in a threshold would share a version.
+    # Without the manifest in the hash, two bundles that differ only in a threshold would have the same version.
     digest.update(build("").model_dump_json().encode())
     manifest = build(f"sha256:{digest.hexdigest()}")
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -175,7 +178,7 @@ def _read_sums(file: Path) -> dict[str, str]:
         digest, separator, name = line.partition("  ")
         path = PurePosixPath(name)
         if not separator or len(digest) != 64 or not name:
-            raise BundleError(f"{file}, line {number}: {line!r} is no sum; export the bundle again")
+            raise BundleError(f"{file}, line {number}: {line!r} is not a checksum; export the bundle again")
         if path.is_absolute() or ".." in path.parts:
             raise BundleError(f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle")
         sums[name] = digest
@@ -186,19 +189,21 @@ def _read_manifest(directory: Path) -> Manifest:
     file = directory / MANIFEST
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        given = content["format"]
+        version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{file}: not a manifest ({error!r}); export the bundle again") from error
-    if not isinstance(given, int) or given > FORMAT:
-        raise BundleError(f"{file}: format {given!r} is newer than {FORMAT}, which this version knows; update it")
+    if not isinstance(version, int) or version > FORMAT:
+        raise BundleError(
+            f"{file}: format {version!r} is newer than {FORMAT}, the newest that this version reads; update it"
+        )
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {place}: {first['msg']}; export the bundle again") from error
+        key = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {key}: {first['msg']}; export the bundle again") from error
     weights = () if manifest.weights is None else (manifest.weights,)
     for name in (*manifest.files.values(), *weights, *(record.picture for record in manifest.prototypes)):
         if not _inside(directory, directory / name) or not (directory / name).is_file():
-            raise BundleError(f"{file}: {name!r} is no file of this bundle; export the bundle again")
+            raise BundleError(f"{file}: {name!r} is not a file of this bundle; export the bundle again")
     return manifest

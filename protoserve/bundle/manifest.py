@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what a reader needs beside the graph."""
+"""The manifest of a bundle: everything that a reader needs in addition to the graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 class PrototypeRecord(Contract):
-    """A prototype: the child of a parent that it belongs to, its training patch, its weight for its own child."""
+    """A prototype: its child and that child's parent, its training patch, and its weight for its own child."""
 
     id: int = Field(ge=0)
     parent: str = Field(description="the parent's identity; empty for the root")
@@ -27,7 +27,7 @@ class PrototypeRecord(Contract):
 
 
 class GraphRecord(Contract):
-    """The graph's own sizes: cells of the feature map, prototypes, and the evidence kept per level."""
+    """The graph's sizes (cells of the feature map, prototypes, evidence per level) and its similarity."""
 
     rows: int
     columns: int
@@ -45,7 +45,7 @@ class GraphRecord(Contract):
 
 
 class Manifest(Contract):
-    """Everything a reader needs beside the graph. `version` is the hash of the bundle's other content."""
+    """Everything that a reader needs in addition to the graph. `version` is a hash of the bundle's other content."""
 
     format: int
     name: str
@@ -58,8 +58,8 @@ class Manifest(Contract):
     prototypes: list[PrototypeRecord]
     weights: str | None = Field(
         default=None,
-        description="a NumPy file, float32: for every prototype in turn its last-layer weights for all nodes that "
-        "compete with its child, in the taxonomy's order",
+        description="a NumPy file, float32: for each prototype in turn, its last-layer weights for all nodes of its "
+        "child's group, in the taxonomy's order",
     )
     temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
     novelty: NoveltyRecord | None = None
@@ -68,5 +68,5 @@ class Manifest(Contract):
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The leaves that the model is not to know → their folders, which reading its data set needs."""
+        """The leaves left out of training → their folders, needed to read the model's data set."""
         return self.provenance.left_out

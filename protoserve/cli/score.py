@@ -85,7 +85,7 @@ def score(
                 device=device_in_use,
                 actors=actors or usable_cores(),
                 threads=1,
-                done=advance,
+                advance=advance,
             )
         else:
             for part_index in left:

@@ -25,7 +25,7 @@ from protoserve.images.decoding import DecodedImage, decode
 from protoserve.images.geometry import Geometry, InputRule, geometry_of
 from protoserve.taxonomy import Taxonomy
 
-# Stands for the leaf of images that are passed over.
+# Marks the images that a split skips.
 LEFT_OUT: Final = -1
 NOTHING_LEFT_OUT: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -35,8 +35,8 @@ class Dataset:
     """The images of one split.
 
     `images` are paths relative to `root`, in a fixed order; each identifies its image. `leaves` int64 [images] are
-    indices into `taxonomy.leaves`. `renamed` lists folders that were read as a leaf of another path (see `read_split`).
-    `pixels` uint8 [images, rows, columns] are the grey pictures themselves, or None where each is a file of its own.
+    indices of `taxonomy.leaves`. `renamed` lists folders that were read as a leaf with another path (see `read_split`).
+    `pixels` uint8 [images, rows, columns] are the grey pictures themselves, or None if each picture is a file.
     """
 
     root: Path
@@ -50,34 +50,34 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def file(self, number: int) -> Path:
-        """The path of image `number`."""
-        return self.root / self.images[number]
+    def file(self, index: int) -> Path:
+        """Return the path of an image."""
+        return self.root / self.images[index]
 
-    def number(self, image: str) -> int:
-        """The number of an image, given its identity; raises InputError where there is none."""
+    def index(self, image: str) -> int:
+        """Return the index of an image; raises InputError if the split does not contain it."""
         try:
             return self.images.index(image)
         except ValueError:
             raise InputError(f"{self.root}: the split {self.split!r} holds no image {image!r}") from None
 
-    def picture(self, number: int) -> DecodedImage:
-        """Image `number`, upright RGB; raises ImageError and InputError as `protoserve.images.decoding.decode` does."""
-        return decode(self.file(number) if self.pixels is None else self.pixels[number])
+    def picture(self, index: int) -> DecodedImage:
+        """Decode an image to upright RGB; raises ImageError and InputError as `protoserve.images.decoding.decode`."""
+        return decode(self.file(index) if self.pixels is None else self.pixels[index])
 
-    def geometry(self, number: int, rule: InputRule) -> Geometry:
-        """Where the model's pixels lie in image `number`, which is decoded for its size but not resized."""
-        picture = self.picture(number)
+    def geometry(self, index: int, rule: InputRule) -> Geometry:
+        """Return the geometry of an image under `rule`; decodes the image for its size, but does not resize it."""
+        picture = self.picture(index)
         return geometry_of(picture.width, picture.height, rule)
 
-    def subset(self, numbers: Sequence[int] | NDArray[np.int64]) -> Dataset:
-        """The images of the given numbers, in that order."""
-        chosen = [int(number) for number in numbers]
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
+        """Return the data set of the images at `indices`, in that order."""
+        chosen = [int(index) for index in indices]
         pixels = None if self.pixels is None else self.pixels[chosen]
         return replace(self, images=tuple(self.images[i] for i in chosen), leaves=self.leaves[chosen], pixels=pixels)
 
     def joined(self, other: Dataset) -> Dataset:
-        """These images and then the other's; both must share root and taxonomy."""
+        """Append the other data set's images; both must have the same root and taxonomy."""
         pixels = None
         if self.pixels is not None and other.pixels is not None:
             pixels = np.concatenate([self.pixels, other.pixels])
@@ -85,20 +85,22 @@ class Dataset:
         return replace(self, images=self.images + other.images, leaves=leaves, pixels=pixels)
 
     def fingerprint(self) -> str:
-        """A hash of every image's identity, leaf and content, `sha256:…`: equal data, equal fingerprint."""
+        """Return a hash of all images' names, leaves and contents, `sha256:…`."""
         digest = hashlib.sha256()
-        for number, image in enumerate(self.images):
-            digest.update(f"{image}\0{self.leaves[number]}\0".encode())
-            content = self.file(number).read_bytes() if self.pixels is None else self.pixels[number].tobytes()
+        for index, image in enumerate(self.images):
+            digest.update(f"{image}\0{self.leaves[index]}\0".encode())
+            content = self.file(index).read_bytes() if self.pixels is None else self.pixels[index].tobytes()
             digest.update(hashlib.sha256(content).digest())
         return f"sha256:{digest.hexdigest()}"
 
 
 def read_taxonomy(root: Path) -> Taxonomy:
-    """The class tree of a data set: `ROOT/taxonomy.yaml` where there is one, else the folders of `ROOT/train`, else, of
-    IDX files, their labels; of a table (see `protoserve.data.tables`), the classes of its training rows.
+    """Read the class tree of a data set.
 
-    Raises InputError when there is none of these.
+    For a folder it is `ROOT/taxonomy.yaml` if that exists, else the labels of IDX files or the folders of `ROOT/train`.
+    For a table (see `protoserve.data.tables`) it is the classes of the training rows.
+
+    Raises InputError if there is none of these, and TaxonomyError if it is not a tree.
     """
     if is_table(root):
         table = read_table(root)
@@ -118,7 +120,7 @@ def read_taxonomy(root: Path) -> Taxonomy:
 
 
 def holds_split(root: Path, split: str) -> bool:
-    """Whether a data set has the split: a folder of that name, rows of a table, or IDX files."""
+    """Return whether a data set has the split: a folder of that name, rows of a table, or IDX files."""
     if is_table(root):
         return split in read_table(root).splits
     return (root / split).is_dir() or holds_idx_split(root, split)
@@ -132,48 +134,52 @@ def read_split(
     left_out: Mapping[str, str] = NOTHING_LEFT_OUT,
     every_leaf: bool = False,
 ) -> Dataset:
-    """The images of one split.
+    """Read one split of a data set.
 
-    `left_out`, leaf → folder, names leaves that the taxonomy leaves out on purpose; their images are passed over.
+    `left_out`, leaf → folder, are leaves that the taxonomy leaves out on purpose; their images are skipped. With
+    `every_leaf` (for training), a leaf without images is an error; otherwise a split may contain only some leaves.
 
-    With `every_leaf` (for training), a leaf without images is an error; otherwise a split may cover a part of the
-    leaves. Splits may differ by a level that tells nothing apart: `Vegetables/Mushroom/Brown-Cap` is read as the
-    leaf `Vegetables/Brown-Cap` when `Mushroom` has that one child only and is no node of the taxonomy; `renamed`
-    says so. Raises InputError for a split that does not exist, TaxonomyError for images of a class that the
-    taxonomy does not hold.
+    Splits may differ by a level of only children: `Vegetables/Mushroom/Brown-Cap` is read as the leaf
+    `Vegetables/Brown-Cap` if `Mushroom` has no other child and is not a node of the taxonomy. `renamed` lists such
+    folders.
+
+    Raises InputError for a split that does not exist, and TaxonomyError for images of a class that the taxonomy does
+    not contain.
     """
     if is_table(root):
         return _read_rows(read_table(root), split, taxonomy, left_out, every_leaf)
     if holds_idx(root):
         return _read_idx(root, split, taxonomy, left_out, every_leaf)
     if not (root / split).is_dir():
-        held = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-        raise InputError(f"{root}: no split {split!r}{nearest(split, held)}; it holds {', '.join(held) or 'none'}")
+        present = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+        raise InputError(
+            f"{root}: no split {split!r}{nearest(split, present)}; it holds {', '.join(present) or 'none'}"
+        )
     return _read_folders(root, split, taxonomy, left_out, every_leaf)
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off about `fraction` of every leaf's images, at least one where a leaf has two or more.
+    """Hold out about `fraction` of each leaf's images: at least one if the leaf has two or more, never all.
 
-    The choice depends on the images' identities and the seed alone. Returns the rest and the held-out part.
+    The choice depends only on the images' names and the seed. Returns the rest and the held-out part.
     """
-    held: list[int] = []
+    held_out: list[int] = []
     for leaf in np.unique(dataset.leaves):
-        numbers = np.flatnonzero(dataset.leaves == leaf)
-        count = min(len(numbers) - 1, max(1, round(fraction * len(numbers)))) if fraction > 0 else 0
+        indices = np.flatnonzero(dataset.leaves == leaf)
+        count = min(len(indices) - 1, max(1, round(fraction * len(indices)))) if fraction > 0 else 0
         ranked = sorted(
-            numbers.tolist(), key=lambda i: hashlib.sha256(f"{seed}\0{dataset.images[i]}".encode()).digest()
+            indices.tolist(), key=lambda i: hashlib.sha256(f"{seed}\0{dataset.images[i]}".encode()).digest()
         )
-        held.extend(ranked[:count])
-    rest = np.setdiff1d(np.arange(len(dataset)), held)
-    return dataset.subset(rest), dataset.subset(sorted(held))
+        held_out.extend(ranked[:count])
+    rest = np.setdiff1d(np.arange(len(dataset)), held_out)
+    return dataset.subset(rest), dataset.subset(sorted(held_out))
 
 
-# ---- one reader for each form of a data set ------------------------------------------------------------------
+# ---- one reader per form of data set -------------------------------------------------------------------------
 
 
 def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
-    """A split of class folders."""
+    """Read a split of class folders."""
     folder = root / split
     leaf_of = {name: leaf for leaf, name in enumerate(taxonomy.folders)}
     leaf_of |= dict.fromkeys(left_out.values(), LEFT_OUT)
@@ -209,7 +215,7 @@ def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[
 
 
 def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
-    """A split of IDX files: the folder of a leaf is its label, a number."""
+    """Read a split of IDX files; the folder of a leaf is its label, a number."""
     pixels, labels = read_idx_split(root, split)
     unknown_leaf = len(taxonomy.leaves)
     leaf_of_label = np.full(256, unknown_leaf, dtype=np.int64)
@@ -218,8 +224,8 @@ def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str,
     for name, folder, leaf in [*known, *((name, folder, LEFT_OUT) for name, folder in left_out.items())]:
         if not folder.isdecimal() or int(folder) > 255:
             raise TaxonomyError(
-                f"{root / TAXONOMY_FILE}: the leaf {name!r} stands for {folder!r}, but the classes of IDX files are "
-                f'numbers; write for example {name.rpartition("/")[2]}: "0"'
+                f"{root / TAXONOMY_FILE}: the leaf {name!r} has the folder {folder!r}, but the classes of IDX files "
+                f'are numbers; write for example {name.rpartition("/")[2]}: "0"'
             )
         leaf_of_label[int(folder)] = leaf
     leaves = leaf_of_label[labels]
@@ -230,14 +236,14 @@ def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str,
         )
     for name, folder, leaf in known:
         if every_leaf and not (leaves == leaf).any():
-            raise TaxonomyError(f"leaf {name!r} has no images of the class {folder} among those to train on; add some")
+            raise TaxonomyError(f"leaf {name!r} has no training images, which have the label {folder}; add some")
     kept = np.flatnonzero(leaves != LEFT_OUT)
-    images = tuple(f"{split}/{labels[number]}/{number:05d}" for number in kept)
+    images = tuple(f"{split}/{labels[index]}/{index:05d}" for index in kept)
     return Dataset(root, split, taxonomy, images, leaves[kept], pixels=pixels[kept])
 
 
 def _read_rows(table: Table, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
-    """One split of a table, in the order of its rows."""
+    """Read a split of a table, in the order of its rows."""
     leaf_of = {taxonomy.names[node]: leaf for leaf, node in enumerate(taxonomy.leaves)}
     images, leaves = [], []
     for row in table.rows(split):

@@ -1,4 +1,4 @@
-"""Class folders: which files are images, and the class tree that nested folders stand for."""
+"""Class folders: their image files, and the class tree of nested folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protoserve.taxonomy import Taxonomy
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """All image files below a folder, by their suffix, sorted; hidden files and folders are skipped."""
+    """Yield all image files below a folder, sorted; they are recognised by their suffix. Skips hidden entries."""
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if file.suffix.lower() in IMAGE_SUFFIXES and not hidden:
@@ -19,10 +19,10 @@ def image_files(folder: Path) -> Iterator[Path]:
 
 
 def taxonomy_of_folders(directory: Path) -> Taxonomy:
-    """The tree of nested folders below `directory`: a folder with images is a leaf, any other a parent.
+    """Read the tree of nested folders below `directory`: a folder with images is a leaf, any other a parent.
 
-    Names are sorted, hidden entries are skipped. Raises InputError when there is no such folder, TaxonomyError for
-    a leaf without images, for a folder with both images and subfolders, and for a cycle of links.
+    Names are sorted, hidden entries are skipped. Raises InputError if there is no such folder, and TaxonomyError for a
+    leaf without images, a folder with both images and subfolders, and a cycle of links.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; give the folder that holds the class folders")
@@ -41,11 +41,10 @@ def _leaves(folder: Path, path: tuple[str, ...], above: frozenset[Path]) -> Iter
     has_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file())
     if has_images and subfolders:
         raise TaxonomyError(
-            f"{folder} holds both images and the folder {subfolders[0].name!r}; "
-            "move the images into a folder of their own"
+            f"{folder} holds both images and the folder {subfolders[0].name!r}; move the images into their own folder"
         )
     if has_images and not path:
-        raise TaxonomyError(f"{folder} holds images itself; put them into one folder per class")
+        raise TaxonomyError(f"{folder} holds images directly; put them into one folder per class")
     if has_images:
         yield path
     elif not subfolders and path:
@@ -55,9 +54,9 @@ def _leaves(folder: Path, path: tuple[str, ...], above: frozenset[Path]) -> Iter
 
 
 def without_only_parents(leaf: Path, folder: Path, taxonomy: Taxonomy) -> str:
-    """The path of a leaf below a split's `folder`, without the parents that tell nothing apart.
+    """Return the path of a leaf below a split's `folder`, without parents of a single child.
 
-    Such a parent has one child in this split and is not a node of the taxonomy.
+    A parent is dropped if it has one child in this split and is not a node of the taxonomy.
     """
     kept = []
     for depth, name in enumerate(leaf.parts, start=1):

@@ -1,1 +1,1 @@
-"""Predictions for whole folders of pictures, as Parquet."""
+"""Scoring of many pictures into one Parquet file."""

@@ -1,6 +1,7 @@
-"""Many pictures, offline, into one Parquet file: in parts that are written whole, so that a run can be taken up again.
+"""Offline scoring of many pictures into one Parquet file.
 
-What is wrong with one picture stands in its row (`error`), and the others go on. The extra `score` (pyarrow) is needed.
+A job is divided into parts, each written atomically, so that an interrupted job can be resumed. A picture that can't be
+read gets a row with its `error`; the others are scored. Needs the extra `score` (pyarrow).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ SCHEMA: Final = pyarrow.schema(
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be scored, by which model, and how: the same job gives the same parts, wherever they are made."""
+    """The pictures to score, the model and the options. Equal jobs have equal parts, on any machine."""
 
     root: str
     images: tuple[str, ...]
@@ -84,32 +85,33 @@ class Job:
 
     @property
     def parts(self) -> range:
-        """The numbers of its parts."""
+        """The indices of the parts."""
         return range((len(self.images) + self.part - 1) // self.part)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all of it."""
+        """A SHA-256 of the whole job, in hexadecimal."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
-    def of_part(self, number: int) -> tuple[str, ...]:
-        """The pictures of a part."""
-        return self.images[number * self.part : (number + 1) * self.part]
+    def of_part(self, index: int) -> tuple[str, ...]:
+        """Return the pictures of a part."""
+        return self.images[index * self.part : (index + 1) * self.part]
 
 
 def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
-    """What to score: all picture files below a folder, sorted, or the column `image` of a CSV or Parquet file.
+    """Find the pictures to score: all picture files below a folder, sorted, or the column `image` of a CSV or Parquet
+    file.
 
-    Gives the folder that the names are relative to, and the names. Raises InputError when there are none, or the table
-    can't be read.
+    Returns the folder that the names are relative to, and the names. Raises InputError if there are no pictures or the
+    table can't be read.
     """
     if source.is_dir():
-        found = tuple(sorted(file.relative_to(source).as_posix() for file in image_files(source)))
-        if not found:
+        images = tuple(sorted(file.relative_to(source).as_posix() for file in image_files(source)))
+        if not images:
             raise InputError(f"{source}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
-        return source.resolve(), found
+        return source.resolve(), images
     if not is_table(source):
-        raise InputError(f"{source}: is no folder and no table; give a folder, a .csv or a .parquet file")
+        raise InputError(f"{source}: is neither a folder nor a table; give a folder, a .csv or a .parquet file")
     columns = table_columns(source)
     if "image" not in columns:
         hint = nearest("image", columns)
@@ -122,14 +124,16 @@ def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
     return source.parent.resolve(), tuple(columns["image"])
 
 
-def score_part(job: Job, number: int, classifier: Classifier, done: Callable[[int], None] = lambda count: None) -> Any:
-    """Score one part of a job: a pyarrow table of SCHEMA, a row per picture, in order.
+def score_part(
+    job: Job, index: int, classifier: Classifier, advance: Callable[[int], None] = lambda pictures: None
+) -> Any:
+    """Score one part of a job; returns a pyarrow table of SCHEMA with a row per picture, in order.
 
-    `done` is told how many pictures were scored, batch by batch. Raises what the engine raises; what is wrong with a
-    picture is in its row.
+    Calls `advance(pictures)` after each batch. Raises as the engine does; a picture that can't be read gets a row with
+    its error.
     """
     rows: list[dict[str, Any]] = []
-    for batch in _decoded(job, number, classifier):
+    for batch in _decoded(job, index, classifier):
         fitted = [picture for _, picture in batch if isinstance(picture, FittedImage)]
         predictions = iter(classifier.predict_fitted(fitted, top_k=job.top_k, alternatives=0))
         for name, picture in batch:
@@ -137,51 +141,52 @@ def score_part(job: Job, number: int, classifier: Classifier, done: Callable[[in
                 rows.append(_row(name, next(predictions)))
             else:
                 rows.append({"image": name, "error": str(picture), "code": getattr(picture, "code", "unreadable_file")})
-        done(len(batch))
+        advance(len(batch))
     return pyarrow.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def write_part(table: Any, directory: Path, number: int) -> None:
-    """Write a part's table into the folder of parts; it appears whole or not at all."""
-    with new_file(part_file(directory, number)) as draft:
+def write_part(table: Any, directory: Path, index: int) -> None:
+    """Write a part's table into the folder of parts, atomically."""
+    with new_file(part_file(directory, index)) as draft:
         parquet.write_table(table, draft, compression="zstd")
 
 
-def part_file(directory: Path, number: int) -> Path:
-    """Where a part lies."""
-    return directory / f"{number:06d}.parquet"
+def part_file(directory: Path, index: int) -> Path:
+    """Return the file of a part."""
+    return directory / f"{index:06d}.parquet"
 
 
 def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, list[int]]:
-    """The folder of a job's parts beside its output, and the numbers of those that are still to be made.
+    """Open or make the folder of a job's parts, beside its output; returns it and the indices of the missing parts.
 
-    Raises InputError when another job's parts are there, unless `restart` is to remove them.
+    With `restart`, removes all parts first. Raises InputError if the folder contains another job's parts.
     """
     directory = output.with_name(output.name + ".parts")
-    note = directory / JOB
+    description = directory / JOB
     if restart:
         shutil.rmtree(directory, ignore_errors=True)
     if directory.is_dir() and any(not file.name.startswith(".") for file in directory.iterdir()):
-        # The note is written first, and whole: without it this is something else's folder.
-        stored = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        # The description is written first and atomically, so a folder without it is not a job's.
+        stored = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
         if stored.get("fingerprint") != job.fingerprint:
             raise InputError(
-                f"{directory} holds parts of another job (other pictures, model or options); finish it as begun, "
-                "give another --output, or begin anew with --restart"
+                f"{directory} holds parts of another job (other pictures, model or options); repeat the command with "
+                "that job's options, give another --output, or start over with --restart"
             )
     else:
         make_folder(directory)
-        write_text(note, json.dumps({"fingerprint": job.fingerprint, "model": job.model}))
+        write_text(description, json.dumps({"fingerprint": job.fingerprint, "model": job.model}))
     remove_drafts(directory)
-    return directory, [number for number in job.parts if not part_file(directory, number).is_file()]
+    return directory, [index for index in job.parts if not part_file(directory, index).is_file()]
 
 
 def join_parts(job: Job, directory: Path, output: Path) -> tuple[int, int]:
-    """All parts as one file, written whole, and their folder removed; gives the number of rows and of errors."""
+    """Join all parts into one file, written atomically, and remove their folder; returns the numbers of rows and of
+    errors."""
     rows = errors = 0
     with new_file(output) as draft, parquet.ParquetWriter(draft, SCHEMA, compression="zstd") as writer:
-        for number in job.parts:
-            table = parquet.read_table(part_file(directory, number), schema=SCHEMA)
+        for index in job.parts:
+            table = parquet.read_table(part_file(directory, index), schema=SCHEMA)
             rows += table.num_rows
             errors += table.num_rows - table.column("error").null_count
             writer.write_table(table)
@@ -189,8 +194,8 @@ def join_parts(job: Job, directory: Path, output: Path) -> tuple[int, int]:
     return rows, errors
 
 
-def _decoded(job: Job, number: int, classifier: Classifier) -> Iterator[list[tuple[str, FittedImage | InputError]]]:
-    """The part's pictures in batches, decoded ahead in threads by no more than a few batches."""
+def _decoded(job: Job, index: int, classifier: Classifier) -> Iterator[list[tuple[str, FittedImage | InputError]]]:
+    """Yield the part's pictures in batches; threads decode up to three batches ahead."""
     root = Path(job.root)
 
     def read(name: str) -> FittedImage | InputError:
@@ -200,7 +205,7 @@ def _decoded(job: Job, number: int, classifier: Classifier) -> Iterator[list[tup
             return error
 
     waiting: deque[tuple[str, Future[FittedImage | InputError]]] = deque()
-    names = iter(job.of_part(number))
+    names = iter(job.of_part(index))
     with ThreadPoolExecutor(usable_cores()) as threads:
         batch: list[tuple[str, FittedImage | InputError]] = []
         while True:
@@ -234,10 +239,10 @@ def _row(name: str, prediction: Prediction) -> dict[str, Any]:
         "evidence": [
             {
                 "level": level.level,
-                **one.model_dump(include={"prototype", "similarity", "weight", "contribution"}),
-                "box": list(one.box),
+                **evidence.model_dump(include={"prototype", "similarity", "weight", "contribution"}),
+                "box": list(evidence.box),
             }
             for level in prediction.levels
-            for one in level.evidence
+            for evidence in level.evidence
         ],
     }

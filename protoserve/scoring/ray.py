@@ -1,6 +1,6 @@
-"""Scoring with Ray Data: parts of a job go to actors with a model each, on one machine or a cluster (extra `ray`).
+"""Scoring with Ray Data on one machine or a cluster: distributes a job's parts to actors. Needs the extra `ray`.
 
-The pictures, the bundle and the folder of parts must be seen by all machines under the same paths.
+All machines must see the pictures, the bundle and the folder of parts under the same paths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from protoserve.scoring.local import Job, score_part, write_part
 
 
 class PartScorer:
-    """An actor: loads the model once, then scores and writes one part after another."""
+    """An actor that loads the model once, then scores and writes one part after another."""
 
     def __init__(self, job: Job, directory: str, bundle: str, device: Device, threads: int) -> None:
         self.job = job
@@ -26,11 +26,11 @@ class PartScorer:
         self.classifier = load(bundle, device=device, threads=threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score the part that the row names; the row that comes back says how many pictures it had."""
-        number = int(row["part"])
-        table = score_part(self.job, number, self.classifier)
-        write_part(table, self.directory, number)
-        return {"part": number, "pictures": table.num_rows}
+        """Score and write the part `row["part"]`; returns the part and its number of `pictures`."""
+        index = int(row["part"])
+        table = score_part(self.job, index, self.classifier)
+        write_part(table, self.directory, index)
+        return {"part": index, "pictures": table.num_rows}
 
 
 def score_parts(
@@ -42,18 +42,18 @@ def score_parts(
     device: Device,
     actors: int,
     threads: int,
-    done: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> None:
-    """Score the given parts with `actors` actors of `threads` CPUs each; `done` is told of every part's pictures.
+    """Score the given parts with `actors` actors of `threads` CPUs each; calls `advance(pictures)` after each part.
 
-    Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine.
+    Uses the cluster at RAY_ADDRESS if that is set, else starts Ray on this machine.
     """
-    began = not ray.is_initialized()
-    if began:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
-        rows = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts)).map(
+        rows = ray.data.from_items([{"part": index} for index in parts], override_num_blocks=len(parts)).map(
             PartScorer,
             fn_constructor_args=(job, str(directory.resolve()), str(bundle.resolve()), device, threads),
             concurrency=min(actors, len(parts)),
@@ -61,7 +61,7 @@ def score_parts(
             num_gpus=1 if device == "cuda" else None,
         )
         for row in rows.iter_rows():
-            done(int(row["pictures"]))
+            advance(int(row["pictures"]))
     finally:
-        if began:
+        if started_here:
             ray.shutdown()

@@ -139,7 +139,7 @@ def test_no_answer_and_an_unknown_answer_have_different_codes(app: ASGIApp, phot
 
     with Client(ADDRESS, retries=0, transport=Bridge(app, refuse)) as client:
         assert not client.is_ready()
-        with pytest.raises(ServiceError, match="is the service up") as raised:
+        with pytest.raises(ServiceError, match="is the service running") as raised:
             client.predict(photograph)
         assert raised.value.code == "unreachable"
     with Client(ADDRESS, transport=Bridge(app, lambda: httpx.Response(502, text="<html>"))) as client:

@@ -111,7 +111,7 @@ def test_leaves_may_be_left_out() -> None:
     [
         (["Fruit/Aple"], r"no leaf 'Fruit/Aple' to leave out; did you mean 'Fruit/Apple'"),
         (["Fruit"], r"'Fruit' is not a leaf to leave out; name the leaves below it: Fruit/Apple, Fruit/Lemon"),
-        (["Fruit/Apple", "Garlic"], "1 are left; leave out fewer"),
+        (["Fruit/Apple", "Garlic"], "keeps only 1; leave out fewer"),
     ],
 )
 def test_unknown_leaves_parents_and_too_many_leaves_can_not_be_left_out(leaves: list[str], message: str) -> None:

@@ -161,7 +161,7 @@ def write_prototype_pictures(run: Run, dataset: Dataset, sources: Sequence[Proto
     """Write `prototypes/NNNN.webp` for each prototype: its source image with the patch marked."""
     for prototype, source in enumerate(sources):
         run.picture(prototype).parent.mkdir(exist_ok=True)
-        picture = dataset.picture(dataset.number(source.image)).picture
+        picture = dataset.picture(dataset.index(source.image)).picture
         buffer = io.BytesIO()
         prototype_picture(picture, source.box).save(buffer, "WEBP", quality=88, method=4)
         write_bytes(run.picture(prototype), buffer.getvalue())
@@ -179,7 +179,7 @@ def parity_samples(
     arrays = [fitted(selection, image, rule).array for image in chosen.tolist()]
     images = list(dict.fromkeys(source.image for source in sources or []))
     for index in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64):
-        arrays.append(fitted(fit, fit.number(images[index]), rule).array)
+        arrays.append(fitted(fit, fit.index(images[index]), rule).array)
     buffer = io.BytesIO()
     np.save(buffer, np.stack(arrays), allow_pickle=False)
     return buffer.getvalue()

@@ -62,9 +62,9 @@ def test_it_is_named_after_its_members(members: tuple[Bundle, Bundle]) -> None:
     ("difference", "message"),
     [
         ({"kind": "flat"}, "the first is hierarchical, the second flat"),
-        ({"taxonomy": Taxonomy.from_paths(["A/x", "B"]).to_dict()}, "class trees differ, only one knows 'A'"),
+        ({"taxonomy": Taxonomy.from_paths(["A/x", "B"]).to_dict()}, "class trees differ, only one has 'A'"),
         ({"input": InputRule(height=32, width=96, resize="stretch")}, "96 × 64 pixels, stretch 1 and 96 × 32 pixels"),
-        ({"weights": None}, "left out the weights that an ensemble needs; export it again"),
+        ({"weights": None}, "did not store the weights that an ensemble needs; export it again"),
     ],
     ids=["kind", "taxonomy", "input", "weights"],
 )
@@ -81,7 +81,7 @@ def test_nodes_in_another_order_are_another_taxonomy(members: tuple[Bundle, Bund
     one, other = members
     names = [other.taxonomy.names[leaf] for leaf in other.taxonomy.leaves]
     turned = changed(other, taxonomy=Taxonomy.from_paths(names[::-1]).to_dict())
-    with pytest.raises(InputError, match="their nodes come in another order"):
+    with pytest.raises(InputError, match="their nodes are in a different order"):
         ensemble_of([one, turned])
 
 
@@ -141,15 +141,17 @@ def test_damage_is_found(folder: Path) -> None:
 def test_another_bundle_in_a_members_place_is_found(folder: Path) -> None:
     shutil.rmtree(folder / "members" / "1")
     shutil.copytree(folder / "members" / "0", folder / "members" / "1")
-    with pytest.raises(BundleError, match=r"members/1 is sha256:\w+, not sha256:\w+ as when the ensemble was made"):
+    with pytest.raises(
+        BundleError, match=r"members/1 has the version sha256:\w+, but the ensemble was made with"
+    ):
         read_model(folder)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no description of an ensemble"),
-        ("[]", "no description of an ensemble"),
+        ("{", "not a description of an ensemble"),
+        ("[]", "not a description of an ensemble"),
         ({"format": 99}, "format 99 is newer than 1"),
         ({"format": 1, "name": "x", "members": []}, "members: List should have at least 1 item"),
         (

@@ -115,10 +115,10 @@ def test_a_left_out_leaf_is_known_by_another_path_too(root: Path) -> None:
 
 def test_an_image_is_found_by_its_identity(root: Path) -> None:
     dataset = read_split(root, "val", read_taxonomy(root))
-    assert dataset.number("val/Garlic/1.png") == 1
+    assert dataset.index("val/Garlic/1.png") == 1
     assert dataset.file(1) == root / "val/Garlic/1.png"
     with pytest.raises(InputError, match=r"the split 'val' holds no image 'val/Garlic/7\.png'"):
-        dataset.number("val/Garlic/7.png")
+        dataset.index("val/Garlic/7.png")
 
 
 def test_an_image_s_geometry_is_that_of_its_fitted_picture(root: Path) -> None:

@@ -101,7 +101,7 @@ def test_labels_are_the_leaves(tiny_idx: Path) -> None:
     pixels, labels = read_idx_split(tiny_idx, "test")
     np.testing.assert_array_equal(dataset.leaves, labels)
     assert dataset.images[5] == "test/1/00005"
-    assert dataset.number("test/1/00005") == 5
+    assert dataset.index("test/1/00005") == 5
     # Grey, in all three colours.
     np.testing.assert_array_equal(np.asarray(dataset.picture(5).picture), np.repeat(pixels[5][:, :, None], 3, axis=2))
 
@@ -121,7 +121,7 @@ def test_parts_and_sums_keep_pictures_with_their_labels(tiny_idx: Path) -> None:
     assert (len(rest), len(held)) == (160, 40)
     for part in (rest, held, held.joined(rest)):
         for number in (0, len(part) - 1):
-            original = dataset.number(part.images[number])
+            original = dataset.index(part.images[number])
             assert part.leaves[number] == dataset.leaves[original]
             np.testing.assert_array_equal(
                 np.asarray(part.picture(number).picture), np.asarray(dataset.picture(original).picture)
@@ -151,7 +151,7 @@ def test_a_taxonomy_names_labels_and_puts_them_in_a_tree(tiny_idx: Path, tmp_pat
 def test_a_taxonomy_of_idx_files_maps_names_to_labels(tiny_idx: Path, tmp_path: Path) -> None:
     root = shutil.copytree(tiny_idx, tmp_path / "idx")
     (root / "taxonomy.yaml").write_text("Nought:\nOne:\n")
-    with pytest.raises(TaxonomyError, match=r"'Nought' stands for 'Nought'.*write for example Nought: \"0\""):
+    with pytest.raises(TaxonomyError, match=r"'Nought' has the folder 'Nought'.*write for example Nought: \"0\""):
         read_split(root, "train", read_taxonomy(root))
     (root / "taxonomy.yaml").write_text(IDX_TREE.replace('Three: "3"', ""))
     with pytest.raises(TaxonomyError, match="images of the class 3, but the taxonomy has no such leaf"):

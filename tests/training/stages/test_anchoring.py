@@ -53,7 +53,7 @@ def test_every_prototype_is_the_cell_it_was_cut_from(anchored: Anchored, small_d
     network, sources = loaded(run)
     fit = read_splits(config, small_data).fit
     for number, source in enumerate(sources):
-        picture = fitted(fit, fit.number(source.image), config.image).array
+        picture = fitted(fit, fit.index(source.image), config.image).array
         with torch.inference_mode():
             latent = network.latent(network.features(torch.from_numpy(picture[None])))
             distance, _ = network.head.nearest_cells(latent)

@@ -164,7 +164,7 @@ def test_a_prototype_s_picture_shows_it_decoded_and_its_nearest_training_picture
         drawn = network.decode(network.head.prototypes)[:, 0].numpy()
     for number, source in enumerate(sources):
         picture = np.asarray(Image.open(Run(whole).picture(number)).convert("L"), dtype=np.float64)
-        given = np.asarray(train_split.picture(train_split.number(source.image)).picture.convert("L"))
+        given = np.asarray(train_split.picture(train_split.index(source.image)).picture.convert("L"))
         # 224 pixels across, so 14 for one; the middles of the enlarged pixels, through a lossy file.
         left, right = picture[7:280:14, 7:224:14], picture[7:280:14, 239::14]
         assert np.abs(left - 255 * drawn[number]).mean() < 12
