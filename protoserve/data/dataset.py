@@ -236,7 +236,7 @@ def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str,
         )
     for name, folder, leaf in known:
         if every_leaf and not (leaves == leaf).any():
-            raise TaxonomyError(f"leaf {name!r} has no training images, which have the label {folder}; add some")
+            raise TaxonomyError(f"leaf {name!r} has no images of the class {folder} in {split!r}; add some")
     kept = np.flatnonzero(leaves != LEFT_OUT)
     images = tuple(f"{split}/{labels[index]}/{index:05d}" for index in kept)
     return Dataset(root, split, taxonomy, images, leaves[kept], pixels=pixels[kept])

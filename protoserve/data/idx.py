@@ -1,7 +1,7 @@
-"""IDX files, the format of MNIST and its kin (http://yann.lecun.com/exdb/mnist): all pictures of a split in one array.
+"""IDX files, the format of MNIST (http://yann.lecun.com/exdb/mnist) and similar data sets: one array per split.
 
-A data set is a folder with the usual names, gzipped or not: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and
-`t10k-…` for the test split.
+A data set is a folder of files with the usual names, gzipped or not: `train-images-idx3-ubyte`,
+`train-labels-idx1-ubyte`, and `t10k-…` for the test split.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ PREFIXES: Final = {"train": "train", "test": "t10k"}
 _KINDS: Final = {"images": "idx3", "labels": "idx1"}
 _UNSIGNED_BYTE: Final = 0x08
 _GZIP: Final = b"\x1f\x8b"
-# In bytes, more than any data set that is held in memory; a header that announces more is damaged.
-_LARGEST: Final = 1 << 33
+# The most bytes that a header may announce. It is more than any data set kept in memory, so more means damage.
+_MAX_BYTES: Final = 1 << 33
 
 
 def holds_idx(root: Path) -> bool:
-    """Whether a folder is a data set of IDX files."""
+    """Return whether a folder is a data set of IDX files."""
     return _find(root, "train", "images") is not None
 
 
 def holds_idx_split(root: Path, split: str) -> bool:
-    """Whether such a data set has the split: `train`, and `test` where its images are there."""
+    """Return whether a data set of IDX files has the split, `train` or `test`."""
     return split in PREFIXES and _find(root, split, "images") is not None
 
 
 def read_idx_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The pictures uint8 [images, rows, columns] and labels uint8 [images] of `train` or `test`.
+    """Read the pictures uint8 [images, rows, columns] and labels uint8 [images] of `train` or `test`.
 
-    Raises InputError when a file is missing, torn or not an IDX file of bytes, and when the numbers of labels and
+    Raises InputError for a file that is missing, damaged or not an IDX file of bytes, and if the numbers of labels and
     pictures differ.
     """
     if split not in PREFIXES:
@@ -57,16 +57,16 @@ def read_idx_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 def read_idx_labels(root: Path, split: str) -> NDArray[np.uint8]:
-    """The labels alone, uint8 [images]."""
+    """Read only the labels of a split, uint8 [images]."""
     return read_idx(_required(root, split, "labels"), 1)
 
 
 def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file, gzipped or plain.
+    """Read the array of unsigned bytes in an IDX file, gzipped or plain.
 
-    Its header is two zero bytes, the type 8 (unsigned byte), the number of dimensions, then their sizes as 32-bit
-    big-endian integers. Raises InputError when the file can't be read, is of another type or number of dimensions
-    than `dimensions`, or holds fewer or more bytes than its header says.
+    The header consists of two zero bytes, the type 8 (unsigned byte), the number of dimensions, and their sizes as
+    32-bit big-endian integers. Raises InputError if the file can't be read, has another type or not `dimensions`
+    dimensions, or contains fewer or more bytes than its header announces.
     """
     try:
         with file.open("rb") as plain:
@@ -74,7 +74,7 @@ def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
         with gzip.open(file) if zipped else file.open("rb") as stream:
             head = stream.read(4 + 4 * dimensions)
             shape = _shape(file, head, dimensions)
-            # One byte more than announced shows that the file is too long without reading all of it.
+            # Reading one byte more than announced reveals a file that is too long without reading all of it.
             content = stream.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file}: can't read it ({error}); download it again") from error
@@ -97,7 +97,7 @@ def _shape(file: Path, head: bytes, dimensions: int) -> tuple[int, ...]:
     if len(head) < 4 + 4 * dimensions:
         raise InputError(f"{file}: ends within its header; download it again")
     shape = struct.unpack(f">{dimensions}I", head[4:])
-    if math.prod(shape) > _LARGEST:
+    if math.prod(shape) > _MAX_BYTES:
         raise InputError(f"{file}: its header announces {' × '.join(map(str, shape))} bytes; the file is damaged")
     return shape
 
@@ -116,6 +116,6 @@ def _required(root: Path, split: str, part: str) -> Path:
     file = _find(root, split, part)
     if file is None:
         raise InputError(
-            f"{root}: {PREFIXES[split]}-{part}-{_KINDS[part]}-ubyte.gz is missing; put it beside the others"
+            f"{root}: {PREFIXES[split]}-{part}-{_KINDS[part]}-ubyte.gz is missing; put it into the same folder"
         )
     return file

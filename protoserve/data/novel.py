@@ -1,4 +1,4 @@
-"""Images of classes that a taxonomy does not hold, to measure how well a network knows that it does not know them."""
+"""Images of classes that are missing from a taxonomy, to measure how well a network detects them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from protoserve.taxonomy import ROOT, Taxonomy
 
 @dataclass(frozen=True)
 class NovelImages:
-    """Images of classes that a taxonomy does not hold.
+    """Images of classes that are missing from a taxonomy.
 
-    `images` are paths relative to `root`; `ancestor` int64 [images] is the deepest node that each is known to lie
-    below, or `ROOT`; `passed_over` counts the images of known classes that lay among them.
+    `images` are paths relative to `root`. `ancestor` int64 [images] is the deepest node of the taxonomy above each
+    image's class, or `ROOT`. `passed_over` is the number of images of known classes that were skipped.
     """
 
     root: Path
@@ -33,21 +33,22 @@ class NovelImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def picture(self, number: int) -> DecodedImage:
-        """Image `number`, upright RGB; raises ImageError as `protoserve.images.decoding.decode` does."""
-        return decode(self.root / self.images[number])
+    def picture(self, index: int) -> DecodedImage:
+        """Decode an image to upright RGB; raises ImageError as `protoserve.images.decoding.decode` does."""
+        return decode(self.root / self.images[index])
 
 
 def read_novel(
     directory: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str] = NOTHING_LEFT_OUT
 ) -> NovelImages:
-    """The images below `directory`, or below its folder `split` where it has one, whose class the taxonomy lacks.
+    """Find the images of novel classes below `directory`, or below its folder `split` if that exists.
 
-    Class folders are nested as far as the taxonomy knows where they belong: images in `Fruit/Apple/Jonagold` are novel
-    below `Fruit/Apple`, and so are those in `Fruit/Apple` itself; those in `Bicycle` are novel below the root. A folder
-    that stands for a known leaf, or lies within one, is passed over, so that the data set of a run with left-out leaves
-    may be given as it is. `left_out`, leaf → folder, and a `taxonomy.yaml` in `directory` say where flat folders
-    belong. Raises InputError when there is no such folder or nothing novel in it.
+    The nesting of class folders gives the ancestor: images in `Fruit/Apple/Jonagold` and in `Fruit/Apple` itself are
+    novel below `Fruit/Apple`; images in `Bicycle` are novel below the root. For flat folders, `left_out` (leaf →
+    folder) and a `taxonomy.yaml` in `directory` give the ancestor. The folders of known leaves are skipped, so the data
+    set of a run with left-out leaves can be given unchanged.
+
+    Raises InputError if there is no such folder or it has no novel images.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; --novel takes a folder of class folders")
@@ -71,14 +72,14 @@ def read_novel(
             image_ancestors.append(ancestor)
     if not images:
         raise InputError(
-            f"{folder}: holds no image of a class that the taxonomy lacks ({passed_over} of known ones); give a folder "
-            "with other classes, or train with --leave-out LEAF"
+            f"{folder}: holds no image of a class that the taxonomy lacks ({passed_over} of known classes); give a "
+            "folder with other classes, or train with --leave-out LEAF"
         )
     return NovelImages(directory, tuple(images), np.array(image_ancestors, dtype=np.int64), passed_over)
 
 
 def _paths_of_folders(directory: Path, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> dict[str, str]:
-    """From the folder of every class that is known by name to its path in the tree."""
+    """Map the folder of every leaf, also of left-out ones, to its path in the class tree."""
     path_of_folder: dict[str, str] = {}
     if (directory / TAXONOMY_FILE).is_file():
         whole = read_taxonomy_file(directory / TAXONOMY_FILE)
@@ -91,7 +92,7 @@ def _paths_of_folders(directory: Path, taxonomy: Taxonomy, left_out: Mapping[str
 
 
 def _ancestor(path: str, taxonomy: Taxonomy) -> int | None:
-    """The deepest known node on the way to a class, `ROOT` where there is none, None where the class is known."""
+    """Return the deepest node of the taxonomy above a class: `ROOT` if there is none, None if the class is known."""
     parts = [] if path == "." else path.split("/")
     prefixes = ("/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
     node = next((taxonomy.index[prefix] for prefix in prefixes if prefix in taxonomy.index), ROOT)

@@ -1,8 +1,8 @@
 """Data sets as a table: a CSV or Parquet file with one row per image.
 
 Columns: `image`, a path relative to the table's folder or absolute; `split`, one of train, val and test; and the class,
-either as `path` (`Fruit/Apple/Granny-Smith`) or as `level_1`, `level_2`, … (empty below a leaf that stands higher).
-Other columns are ignored. Rows are counted from 1, without the header.
+either as `path` (`Fruit/Apple/Granny-Smith`) or as `level_1`, `level_2`, … (empty below the level of the leaf). Other
+columns are ignored. Errors number the rows from 1, without the header.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a table, in their order: image, class path (`Fruit/Apple`) and split of each."""
+    """The rows of a table in order: image, class path (`Fruit/Apple`) and split of each."""
 
     file: Path
     images: tuple[str, ...]
@@ -34,15 +34,15 @@ class Table:
         return self.file.parent
 
     def rows(self, split: str) -> list[int]:
-        """The rows of a split, counted from 0.
+        """Return the indices of the rows of a split.
 
-        Raises InputError for a split without rows, and for an image that is not there.
+        Raises InputError for a split without rows, and for an image that does not exist.
         """
-        chosen = [row for row, named in enumerate(self.splits) if named == split]
+        chosen = [row for row, row_split in enumerate(self.splits) if row_split == split]
         if not chosen:
-            held = list(dict.fromkeys(self.splits))
+            present = list(dict.fromkeys(self.splits))
             raise InputError(
-                f"{self.file}: no rows of the split {split!r}{nearest(split, held)}; it has {', '.join(held)}"
+                f"{self.file}: no rows of the split {split!r}{nearest(split, present)}; it has {', '.join(present)}"
             )
         for row in chosen:
             if not (self.root / self.images[row]).is_file():
@@ -53,20 +53,20 @@ class Table:
         return chosen
 
     def cell(self, row: int, column: str) -> str:
-        """A cell's name in errors."""
+        """Return the name of a cell for errors."""
         return f"{self.file}, row {row + 1}, column {column!r}"
 
 
 def is_table(data: Path) -> bool:
-    """Whether a path names a table and not a folder."""
+    """Return whether a path is that of a table and not of a folder."""
     return data.suffix.lower() in SUFFIXES and not data.is_dir()
 
 
 def read_table(file: Path) -> Table:
-    """Read and check a whole table, but not whether its images are there.
+    """Read and check a whole table, but not whether its images exist.
 
-    Raises InputError naming row and column: for a file that can't be read, a column that is missing, a cell that is
-    empty or not text, an unknown split, an image given twice.
+    Raises InputError, with row and column where they apply, for a file that can't be read, a missing column, a cell
+    that is empty or not text, an unknown split, and a duplicate image.
     """
     try:
         changed = file.stat().st_mtime_ns
@@ -77,7 +77,7 @@ def read_table(file: Path) -> Table:
 
 @lru_cache(maxsize=2)
 def _read(file: Path, changed: int) -> Table:
-    # A run asks for the taxonomy and each split in turn; the table is read once.
+    # A run reads the taxonomy and each split in turn; the cache makes it read the file once.
     columns = table_columns(file)
     for name in ("image", "split"):
         if name not in columns:
@@ -86,8 +86,8 @@ def _read(file: Path, changed: int) -> Table:
     if ("path" in columns) == bool(levels):
         which = "both" if levels else "neither"
         raise InputError(
-            f"{file}: the class is a column 'path' (Fruit/Apple) or columns 'level_1', 'level_2', …; it has {which} of "
-            f"these, but {', '.join(columns)}"
+            f"{file}: the class must be a column 'path' (Fruit/Apple) or columns 'level_1', 'level_2', …; it has "
+            f"{which}: {', '.join(columns)}"
         )
     if levels and [_level(name) for name in levels] != list(range(1, len(levels) + 1)):
         raise InputError(f"{file}: columns {', '.join(levels)}; number the levels from level_1 without a gap")
@@ -95,8 +95,8 @@ def _read(file: Path, changed: int) -> Table:
     if not count:
         raise InputError(f"{file}: holds no rows; add one per image")
     table = Table(file, tuple(columns["image"]), ("",) * count, tuple(columns["split"]))
-    paths = columns["path"] if "path" in columns else list(_joined(table, {name: columns[name] for name in levels}))
-    first: dict[str, int] = {}
+    paths = columns["path"] if "path" in columns else list(_paths(table, {name: columns[name] for name in levels}))
+    first_row: dict[str, int] = {}
     for row, (image, path, split) in enumerate(zip(table.images, paths, table.splits, strict=True)):
         for column, cell in (("image", image), (levels[0] if levels else "path", path), ("split", split)):
             if not cell:
@@ -104,48 +104,48 @@ def _read(file: Path, changed: int) -> Table:
         if split not in SPLITS:
             hint = nearest(split, SPLITS)
             raise InputError(f"{table.cell(row, 'split')}: {split!r} is not one of {', '.join(SPLITS)}{hint}")
-        if (before := first.setdefault(image, row)) != row:
+        if (earlier := first_row.setdefault(image, row)) != row:
             raise InputError(
-                f"{table.cell(row, 'image')}: {image!r} is in row {before + 1} already; an image has one class and "
+                f"{table.cell(row, 'image')}: {image!r} is in row {earlier + 1} already; an image has one class and "
                 "one split"
             )
     return Table(file, table.images, tuple(paths), table.splits)
 
 
 def table_columns(file: Path) -> dict[str, list[str]]:
-    """The columns of a CSV or Parquet file as text, stripped; an absent value is empty.
+    """Read the columns of a CSV or Parquet file as stripped text; a missing value is empty.
 
-    Of a Parquet file, columns that a data set does not use come without their values. Raises InputError, naming the row
-    where there is one, for a file that can't be read.
+    Columns of a Parquet file that a data set does not use are empty lists. Raises InputError, with the row where it
+    applies, for a file that can't be read.
     """
     return _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
 
 
 def _level(name: str) -> int:
-    """1 for `level_1`; 0 for another name."""
-    number = name.removeprefix("level_")
-    return int(number) if number != name and number.isdecimal() else 0
+    """Return k for the column `level_k`, 0 for any other name."""
+    level = name.removeprefix("level_")
+    return int(level) if level != name and level.isdecimal() else 0
 
 
-def _joined(table: Table, levels: Mapping[str, list[str]]) -> Iterator[str]:
-    """The class paths from one column per level."""
+def _paths(table: Table, levels: Mapping[str, list[str]]) -> Iterator[str]:
+    """Join the class paths from one column per level."""
     for row, names in enumerate(zip(*levels.values(), strict=True)):
         depth = next((level for level, name in enumerate(names) if not name), len(names))
         for column, name in zip(list(levels)[depth:], names[depth:], strict=True):
             if name:
                 raise InputError(
-                    f"{table.cell(row, column)}: {name!r} stands below an empty level; fill the levels from level_1"
+                    f"{table.cell(row, column)}: {name!r} is below an empty level; fill the levels from level_1"
                 )
         for column, name in zip(levels, names[:depth], strict=False):
             if "/" in name:
-                raise InputError(f"{table.cell(row, column)}: {name!r} holds a '/'; give one name per level")
+                raise InputError(f"{table.cell(row, column)}: {name!r} contains '/'; give one name per level")
         yield "/".join(names[:depth])
 
 
 def _csv(file: Path) -> dict[str, list[str]]:
-    """The columns of a CSV file with a header, UTF-8, separated by commas."""
+    """Read the columns of a comma-separated UTF-8 file with a header."""
     try:
-        # Spreadsheets write a byte-order mark, which is not part of the first name.
+        # `utf-8-sig` drops the byte-order mark that spreadsheets write before the first name.
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             header = [name.strip() for name in next(reader, [])]
@@ -153,8 +153,8 @@ def _csv(file: Path) -> dict[str, list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: can't read it as CSV in UTF-8: {error}") from error
     if len(set(header)) != len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{file}: two columns {twice!r}; name each column once")
+        duplicate = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{file}: two columns {duplicate!r}; name each column once")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise InputError(
@@ -164,7 +164,7 @@ def _csv(file: Path) -> dict[str, list[str]]:
 
 
 def _parquet(file: Path) -> dict[str, list[str]]:
-    """The columns of a Parquet file that a data set may have; an absent value is empty."""
+    """Read the columns of a Parquet file that a data set may use; a missing value is empty."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -172,12 +172,12 @@ def _parquet(file: Path) -> dict[str, list[str]]:
         raise MissingExtraError(f"{file}: reading Parquet", "train") from error
     try:
         names = parquet.read_schema(file).names
-        wanted = [name for name in names if name in ("image", "split", "path") or _level(name)]
-        table = parquet.read_table(file, columns=wanted)
+        used = [name for name in names if name in ("image", "split", "path") or _level(name)]
+        table = parquet.read_table(file, columns=used)
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{file}: can't read it as Parquet: {error}") from error
     columns: dict[str, list[str]] = {name: [] for name in names}
-    for name in wanted:
+    for name in used:
         for row, cell in enumerate(table.column(name).to_pylist(), start=1):
             if cell is not None and not isinstance(cell, str):
                 raise InputError(

@@ -14,11 +14,11 @@ TAXONOMY_FILE: Final = "taxonomy.yaml"
 
 
 def read_taxonomy_file(file: Path) -> Taxonomy:
-    """The tree of nested mappings in a YAML file.
+    """Read the tree of nested mappings in a YAML file.
 
-    A leaf is a key without a value (its images lie in the folder of that name) or with a string (the folder). Raises
-    InputError when the file can't be read or names a class twice, and TaxonomyError for content that is not a tree, for
-    example a cycle or a list.
+    A leaf is a key with a string, the name of its image folder, or without a value if the folder has the leaf's name.
+    Raises InputError if the file can't be read or has a duplicate key, and TaxonomyError for content that is not a
+    tree, such as a cycle or a list.
     """
     content = read_yaml(file)
     if not isinstance(content, dict) or not content:
@@ -34,7 +34,7 @@ def read_taxonomy_file(file: Path) -> Taxonomy:
 def _leaves(
     file: Path, mapping: Mapping[Any, Any], path: tuple[str, ...], above: tuple[int, ...]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The path and the folder of every leaf below `path`; `above` are the mappings on the way to it."""
+    """Yield the path and the folder of every leaf below `path`; `above` are the ids of the enclosing mappings."""
     if id(mapping) in above:
         raise TaxonomyError(f"{file}: cycle in the taxonomy at {'/'.join(path)!r}; remove the alias")
     for key, value in mapping.items():
@@ -45,5 +45,5 @@ def _leaves(
             yield child, value or child[-1]
         else:
             raise TaxonomyError(
-                f"{file}: {'/'.join(child)!r} has the value {value!r}; a leaf takes nothing or a folder's name"
+                f"{file}: {'/'.join(child)!r} has the value {value!r}; a leaf has no value or the name of a folder"
             )

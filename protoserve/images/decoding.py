@@ -1,6 +1,6 @@
-"""Untrusted bytes → an upright 8-bit RGB picture.
+"""Decodes untrusted bytes to an upright 8-bit RGB picture.
 
-Training, export and serving read every picture by `decode`, so a network meets the same pixels everywhere.
+Training, export and serving read every picture with `decode`, so a network gets the same pixels everywhere.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from protoserve.images.geometry import InputRule
 ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | NDArray[np.uint8]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-# How the names of picture files end; `decode` itself looks at the content alone.
+# The suffixes of picture files; `decode` itself looks only at the content.
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
-# Enough to tell a damaged picture from other content.
+# The first bytes of each format, to distinguish a damaged picture from other content.
 _SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -38,7 +38,7 @@ _SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
     "GIF": (b"GIF8",),
 }
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
-# Pillow's own `exif_transpose` rewrites all of the metadata as well, and so fails on a picture with one odd tag.
+# Pillow's `exif_transpose` also rewrites all metadata, so it fails on a picture with a single malformed tag.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,7 +48,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow's parsers raise all of these on hostile input; its documentation names only the first few.
+# Pillow's parsers raise all of these on malformed input; its documentation names only the first few.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -66,14 +66,14 @@ _PILLOW_ERRORS = (
     MemoryError,
     Image.DecompressionBombWarning,
 )
-# Pillow warns of odd metadata in pictures that it reads well. A server can do nothing about a sender's metadata, and
-# `warnings.catch_warnings` is not safe with threads, so Pillow's warnings stay off for good.
+# Pillow warns about unusual metadata in pictures that it reads correctly. A server can't change a sender's metadata,
+# and `warnings.catch_warnings` is not thread-safe, so Pillow's warnings are off for the whole process.
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest picture allowed: its encoded size in bytes, its pixels, and either side in pixels."""
+    """The largest picture allowed: its encoded bytes, its number of pixels, and its longer side in pixels."""
 
     bytes: int = 20_000_000
     pixels: int = 50_000_000
@@ -85,9 +85,9 @@ DEFAULT_LIMITS: Final = Limits()
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An upright 8-bit RGB picture: EXIF orientation applied, transparency laid on white.
+    """An upright 8-bit RGB picture: EXIF orientation applied, transparency blended with white.
 
-    `full` is its width and height where it was decoded at 1/`reduced` of them, None where it was not reduced.
+    If it was decoded at 1/`reduced` of its size, `full` is its original width and height; otherwise `full` is None.
     """
 
     picture: Image.Image
@@ -96,12 +96,12 @@ class DecodedImage:
 
     @property
     def width(self) -> int:
-        """Pixels of the sender's picture from left to right."""
+        """The width of the sender's picture in pixels."""
         return self.picture.width if self.full is None else self.full[0]
 
     @property
     def height(self) -> int:
-        """Pixels of the sender's picture from top to bottom."""
+        """The height of the sender's picture in pixels."""
         return self.picture.height if self.full is None else self.full[1]
 
 
@@ -112,19 +112,19 @@ def decode(
     formats: tuple[str, ...] = FORMATS,
     draft_for: InputRule | None = None,
 ) -> DecodedImage:
-    """Read a picture: a path, encoded bytes, a Pillow image or a uint8 array [H, W, 3] (RGB), [H, W] (grey).
+    """Decode a picture: a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] (RGB) or [H, W] (grey).
 
-    The format is found from the content, never from a name: JPEG, PNG, WebP, BMP, TIFF or GIF; of several
-    frames the first counts; `formats` narrows the choice. All EXIF orientations are applied; alpha and transparent
-    colours are laid on white; 16-bit grey is scaled to 8 bits; colour profiles are not applied. Sizes are checked on
-    the header, before anything is decoded.
+    The format is detected from the content, never from a name: JPEG, PNG, WebP, BMP, TIFF or GIF; `formats` restricts
+    the choice. Only the first frame is read. EXIF orientation is applied, transparency is blended with white, 16-bit
+    grey is scaled to 8 bits, and colour profiles are ignored. The `limits` are checked on the header, before any pixel
+    is decoded.
 
-    With `draft_for`, an encoded JPEG that this rule would shrink at least fourfold is decoded at a half, a quarter or
-    an eighth of its sides, so that at least two of its pixels are left for each of the model's: much quicker, and the
-    pixels differ a little from those of a whole decoding.
+    With `draft_for`, an encoded JPEG that this rule would shrink by a factor of 4 or more is decoded at a half, a
+    quarter or an eighth of its size, with at least two pixels per pixel of the model's input. That is much faster, and
+    the pixels differ slightly from those of a full decoding.
 
     Raises InputError for a path that is not a readable file, and ImageError with the code `unsupported_image`
-    (not a picture, or of a kind that has no clear 8-bit form), `broken_image` (damaged or truncated) or
+    (not a picture, or a kind without a defined 8-bit form), `broken_image` (damaged or truncated) or
     `image_too_large`.
 
     >>> decode(np.zeros((20, 30, 3), dtype=np.uint8)).width
@@ -150,7 +150,7 @@ def _decode_file(path: Path, limits: Limits, formats: tuple[str, ...], draft_for
         raise InputError(f"{path} is a folder; give an image file")
     try:
         with path.open("rb") as stream:
-            # One byte more than allowed shows that a file (or a pipe) is too large without reading all of it.
+            # Reading one byte more than allowed reveals a file (or a pipe) that is too large without reading all of it.
             data = stream.read(limits.bytes + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
@@ -185,22 +185,22 @@ def _decode_bytes(
             return _upright_rgb(picture, limits, name)
         picture.draft(None, (full[0] // reduced, full[1] // reduced))
         upright = _upright_rgb(picture, limits, name).picture
-        # The decoder rounds sides up; a picture that was turned has its sides exchanged.
-        drawn = (-(-full[0] // reduced), -(-full[1] // reduced))
-        return DecodedImage(upright, reduced, full if upright.size == drawn else full[::-1])
+        # The decoder rounds sides up. If the picture was rotated by 90°, its sides are swapped.
+        decoded = (-(-full[0] // reduced), -(-full[1] // reduced))
+        return DecodedImage(upright, reduced, full if upright.size == decoded else full[::-1])
 
 
 def _reduction(size: tuple[int, int], rule: InputRule) -> int:
-    """8, 4, 2 or 1: how far a JPEG may be reduced while decoding, with two pixels left for each of the model's."""
-    # The picture may yet be turned, so this takes the worse of both orientations.
-    shrinking = rule.share * min(size) / max(rule.width, rule.height)
-    return next((factor for factor in (8, 4, 2) if shrinking >= 2 * factor), 1)
+    """Return the factor, 8, 4, 2 or 1, by which a JPEG may be reduced while decoding; see `draft_for` of `decode`."""
+    # The picture may still be rotated, so this assumes the worse orientation.
+    shrinkage = rule.share * min(size) / max(rule.width, rule.height)
+    return next((factor for factor in (8, 4, 2) if shrinkage >= 2 * factor), 1)
 
 
 def _looks_like(data: bytes, formats: tuple[str, ...]) -> bool:
-    """Whether the data begin as one of the formats does."""
-    found = [name for name in formats if data.startswith(_SIGNATURES[name])]
-    return bool(found) and (found != ["WEBP"] or data[8:12] == b"WEBP")
+    """Return whether the data starts with the signature of one of the formats."""
+    matching = [name for name in formats if data.startswith(_SIGNATURES[name])]
+    return bool(matching) and (matching != ["WEBP"] or data[8:12] == b"WEBP")
 
 
 def _listed(formats: tuple[str, ...]) -> str:
@@ -212,12 +212,12 @@ def _upright_rgb(picture: Image.Image, limits: Limits, name: str) -> DecodedImag
     _silence_pillow_warnings()
     try:
         picture.load()
-        # Some formats know their true size only now.
+        # The size of some formats is known only after loading.
         _check_size(picture.size, limits, name)
-        # Read after loading, because Pillow turns a TIFF itself and then drops its orientation.
-        turn = _UPRIGHT.get(_orientation(picture))
-        upright = _rgb(picture, name)
-        return DecodedImage(upright.transpose(turn) if turn is not None else upright)
+        # Read after loading, because Pillow rotates a TIFF itself and then removes its orientation.
+        transposition = _UPRIGHT.get(_orientation(picture))
+        rgb = _rgb(picture, name)
+        return DecodedImage(rgb.transpose(transposition) if transposition is not None else rgb)
     except _PILLOW_ERRORS as error:
         raise ImageError(f"{name} is damaged or truncated ({error}); send it again", "broken_image") from error
 
@@ -226,7 +226,7 @@ def _orientation(picture: Image.Image) -> int:
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except _PILLOW_ERRORS:
-        # The picture itself is whole. Like browsers, ignore metadata that can't be read.
+        # The picture itself is intact. Like browsers, ignore metadata that can't be read.
         return 1
     return orientation if isinstance(orientation, int) else 1
 

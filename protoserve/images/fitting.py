@@ -1,6 +1,6 @@
-"""A decoded picture at model size.
+"""Resizes a decoded picture to model size.
 
-Training, export and serving bring every picture to size by `fit`, so a network meets the same pixels everywhere.
+Training, export and serving resize every picture with `fit`, so a network gets the same pixels everywhere.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ PAD_COLOUR: Final = (124, 116, 104)
 
 @dataclass(frozen=True)
 class FittedImage:
-    """A picture at model size, uint8 RGB [height, width, 3], and the way back to the sender's pixels."""
+    """A picture at model size, uint8 RGB [height, width, 3], and its geometry in the sender's pixels."""
 
     array: NDArray[np.uint8]
     geometry: Geometry
 
 
 def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
-    """Resize to `rule.width` × `rule.height` with Pillow's antialiased bilinear filter.
+    """Resize a picture to `rule.width` × `rule.height` pixels with Pillow's antialiased bilinear filter.
 
-    `placement_of` says which part of the picture goes where; padding is grey (124, 116, 104).
+    `placement_of` gives the source region and its target; the padding is the grey (124, 116, 104).
 
     >>> from protoserve.images.decoding import decode
     >>> square = InputRule(height=64, width=64, resize="crop")
@@ -38,8 +38,8 @@ def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
     """
     placement = placement_of(image.width, image.height, rule)
     left, top, right, bottom = placement.region
-    # Without a reducing gap the filter reads every source pixel, so the geometry is exact. At the edges of a
-    # crop it also sees the pixels just beyond the region.
+    # Without a reducing gap, the filter reads every source pixel, so the geometry is exact. At the edges of a crop, it
+    # also reads the pixels just outside the region.
     box = (
         left / image.reduced,
         top / image.reduced,

@@ -1,4 +1,4 @@
-"""How pictures are brought to model size, and where a model pixel lies in the sender's picture."""
+"""The rule for resizing pictures to model size, and the mapping from model pixels to the sender's picture."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from pydantic import Field
 
 from protoserve.schema import Box, Contract
 
-# Left, top, right and bottom, to a fraction of a pixel.
+# Left, top, right and bottom in pixels, with fractions.
 Region: TypeAlias = tuple[float, float, float, float]
 
 
 class InputRule(Contract):
-    """How a picture becomes the graph's input: resized to `height` × `width` pixels, uint8 RGB, no normalisation.
+    """The rule that turns a picture into the graph's input, uint8 RGB of `height` × `width` pixels, not normalised.
 
-    `stretch` takes the whole picture, `pad` the whole picture and a grey border, `crop` the largest centred part of
-    the input's shape, or `share` of its sides: 0.875 is what ImageNet weights are usually tested with.
+    `stretch` resizes the whole picture, `pad` resizes it without distortion and adds a grey border, and `crop` takes
+    the largest centred region of the input's aspect ratio, or `share` of that region's sides. ImageNet weights are
+    usually tested with a share of 0.875.
     """
 
     height: int = Field(gt=0, description="Height in pixels.")
     width: int = Field(gt=0, description="Width in pixels.")
-    resize: Literal["stretch", "crop", "pad"] = Field(description="How another shape of picture becomes this one.")
+    resize: Literal["stretch", "crop", "pad"] = Field(
+        description="How pictures of another shape are fitted."
+    )
     share: float = Field(default=1.0, gt=0, le=1, description="Share of the sides that `crop` takes.")
     interpolation: Literal["bilinear-antialiased"] = Field(
-        default="bilinear-antialiased", description="Written into manifests for other languages; there is one rule."
+        default="bilinear-antialiased",
+        description="The only value; manifests state it for implementations in other languages.",
     )
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a model pixel lies in the sender's upright picture: `x = scale_x · model_x + offset_x`, y alike.
+    """The mapping from the model's pixels to the sender's upright picture: `x = scale_x · model_x + offset_x`, and the
+    same for y.
 
-    Coordinates are continuous, pixel `i` reaching from `i` to `i + 1`.
+    Coordinates are continuous; pixel `i` covers `i` to `i + 1`.
     """
 
     picture_width: int
@@ -47,12 +52,13 @@ class Geometry:
     offset_y: float
 
     def cell_box(self, cell: int, rows: int, columns: int, smoothing: int = 1) -> Box:
-        """The sender's pixels of one cell of a `rows` × `columns` feature map: left, top, right, bottom.
+        """Return the box of a cell of a `rows` × `columns` feature map in the sender's pixels: left, top, right,
+        bottom.
 
-        Right and bottom are exclusive. The box is the cell's own share of the input grid, not its receptive
-        field, which is larger; with `smoothing` (odd, in cells) it is that of the square of cells around it. It is
-        clipped to the picture and at least one pixel wide and high; a cell that lies wholly in padding gets the
-        nearest pixels of the picture. Raises ValueError for a cell outside the map.
+        Right and bottom are exclusive. The box is the cell's share of the input, not its receptive field, which is
+        larger. With `smoothing` (odd, in cells) it covers the square of cells around the cell. It is clipped to the
+        picture and at least one pixel wide and high; a cell that is entirely padding gets the nearest pixels of the
+        picture. Raises ValueError for a cell outside the map.
 
         >>> Geometry(400, 200, 100, 100, 4.0, 2.0, 0.0, 0.0).cell_box(5, rows=2, columns=4)
         (100, 100, 200, 200)
@@ -60,22 +66,22 @@ class Geometry:
         if not 0 <= cell < rows * columns:
             raise ValueError(f"cell {cell} is outside a feature map of {rows} × {columns} cells")
         row, column = divmod(cell, columns)
-        across = self.scale_x * self.model_width / columns
-        down = self.scale_y * self.model_height / rows
+        cell_width = self.scale_x * self.model_width / columns
+        cell_height = self.scale_y * self.model_height / rows
         reach = smoothing // 2
-        left, right = _pixels(
-            self.offset_x, across, max(0, column - reach), min(columns, column + reach + 1), self.picture_width
-        )
-        top, bottom = _pixels(self.offset_y, down, max(0, row - reach), min(rows, row + reach + 1), self.picture_height)
+        first_column, last_column = max(0, column - reach), min(columns, column + reach + 1)
+        first_row, last_row = max(0, row - reach), min(rows, row + reach + 1)
+        left, right = _pixels(self.offset_x, cell_width, first_column, last_column, self.picture_width)
+        top, bottom = _pixels(self.offset_y, cell_height, first_row, last_row, self.picture_height)
         return left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What a rule does to a picture of one size.
+    """The effect of a rule on pictures of one size.
 
-    `region` of the sender's picture is resized to `size` (width, height) and laid at `origin` (left, top) of the
-    model's picture; what it does not cover is padding.
+    `region` of the sender's picture is resized to `size` (width, height) and placed at `origin` (left, top) of the
+    model's input; the rest of the input is padding.
     """
 
     region: Region
@@ -84,11 +90,10 @@ class Placement:
 
 
 def placement_of(width: int, height: int, rule: InputRule) -> Placement:
-    """Which part of a picture of `width` × `height` pixels goes where.
+    """Apply a rule to the size of a picture of `width` × `height` pixels; see `InputRule`.
 
-    `stretch` takes the whole picture; `crop` the largest centred part of the model's shape, or `rule.share` of
-    its sides (to a fraction of a pixel); `pad` scales the whole picture to fit and centres it, an odd pixel of padding
-    going to the right or bottom.
+    The region of `crop` may have fractions of a pixel. `pad` centres the picture; an odd pixel of padding goes to the
+    right or bottom.
 
     >>> placement_of(30, 20, InputRule(height=64, width=64, resize="crop")).region
     (5.0, 0.0, 25.0, 20.0)
@@ -98,11 +103,11 @@ def placement_of(width: int, height: int, rule: InputRule) -> Placement:
     origin = (0, 0)
     wider = width * rule.height >= height * rule.width
     if rule.resize == "crop" and wider:
-        part = min(height * rule.width / rule.height, float(width))
-        region = _centred(width, height, part * rule.share, height * rule.share)
+        largest_width = min(height * rule.width / rule.height, float(width))
+        region = _centred(width, height, largest_width * rule.share, height * rule.share)
     elif rule.resize == "crop":
-        part = min(width * rule.height / rule.width, float(height))
-        region = _centred(width, height, width * rule.share, part * rule.share)
+        largest_height = min(width * rule.height / rule.width, float(height))
+        region = _centred(width, height, width * rule.share, largest_height * rule.share)
     elif rule.resize == "pad":
         if wider:
             size = (rule.width, _rounded_quotient(height * rule.width, width))
@@ -113,7 +118,7 @@ def placement_of(width: int, height: int, rule: InputRule) -> Placement:
 
 
 def geometry_of(width: int, height: int, rule: InputRule) -> Geometry:
-    """Where the model's pixels lie in a picture of `width` × `height` pixels, without resizing it.
+    """Return the geometry of a picture of `width` × `height` pixels under a rule.
 
     >>> geometry_of(30, 20, InputRule(height=64, width=64, resize="crop")).offset_x
     5.0
@@ -134,8 +139,13 @@ def geometry_of(width: int, height: int, rule: InputRule) -> Geometry:
     )
 
 
-def _centred(width: int, height: int, across: float, down: float) -> Region:
-    return (width - across) / 2, (height - down) / 2, (width + across) / 2, (height + down) / 2
+def _centred(width: int, height: int, region_width: float, region_height: float) -> Region:
+    return (
+        (width - region_width) / 2,
+        (height - region_height) / 2,
+        (width + region_width) / 2,
+        (height + region_height) / 2,
+    )
 
 
 def _rounded_quotient(numerator: int, denominator: int) -> int:
@@ -143,7 +153,7 @@ def _rounded_quotient(numerator: int, denominator: int) -> int:
 
 
 def _pixels(offset: float, step: float, start: int, end: int, limit: int) -> tuple[int, int]:
-    # Rounding both ends alike makes neighbouring boxes touch without overlap.
+    # Both ends are rounded in the same way, so that neighbouring boxes touch without overlap.
     first = min(max(math.floor(offset + step * start + 0.5), 0), limit - 1)
     last = min(math.floor(offset + step * end + 0.5), limit)
     return first, max(last, first + 1)

@@ -1,8 +1,11 @@
-"""The run folder that training writes and export reads: its files' names, and the parts that need no torch.
+"""The run folder that training writes and export reads: its file names, and readers that need no torch.
 
-`model.pt` the final network; `samples.npy` pictures at model size for the parity gate; `prototypes/NNNN.webp` the
-source patch of each prototype in context; `analysis.json` and `patches/NNNN.webp` the training patches nearest to each;
-`metrics.json`; `provenance.json`; and, for people, `config.yaml`, `history.csv` and plots.
+- `model.pt`: the final network;
+- `samples.npy`: pictures at model size for the parity gate;
+- `prototypes/NNNN.webp`: the source patch of each prototype in context;
+- `analysis.json` and `patches/NNNN.webp`: the training patches nearest to each prototype;
+- `metrics.json`, `confusion.json`, `provenance.json`;
+- for people: `config.yaml`, `history.csv` and plots.
 """
 
 from __future__ import annotations
@@ -33,27 +36,27 @@ class Run:
         return self.directory / "model.pt"
 
     def picture(self, prototype: int) -> Path:
-        """The picture of a prototype's source patch."""
+        """Return the file of the picture of a prototype's source patch."""
         return self.directory / "prototypes" / f"{prototype:04d}.webp"
 
     def patches(self, prototype: int) -> Path:
-        """The pictures of a prototype's nearest training patches, side by side."""
+        """Return the file with the pictures of a prototype's nearest training patches, side by side."""
         return self.directory / "patches" / f"{prototype:04d}.webp"
 
     def metrics(self) -> Metrics:
-        """`metrics.json`; raises InputError when it is missing, torn or of another form."""
+        """Read `metrics.json`; raises InputError if it is missing or damaged."""
         return self._read("metrics.json", Metrics)
 
     def provenance(self) -> Provenance:
-        """`provenance.json`; raises InputError when it is missing, torn or of another form."""
+        """Read `provenance.json`; raises InputError if it is missing or damaged."""
         return self._read("provenance.json", Provenance)
 
     def analysis(self) -> Analysis | None:
-        """`analysis.json`, or None where the run holds no global analysis; raises InputError when it is torn."""
+        """Read `analysis.json`, None if the run has no global analysis; raises InputError if it is damaged."""
         return self._read("analysis.json", Analysis) if (self.directory / "analysis.json").is_file() else None
 
     def confusion(self) -> Confusion | None:
-        """`confusion.json`, or None where the run holds none; raises InputError when it is torn."""
+        """Read `confusion.json`, None if the run has none; raises InputError if it is damaged."""
         return self._read("confusion.json", Confusion) if (self.directory / "confusion.json").is_file() else None
 
     def _read(self, name: str, record: type[R]) -> R:
@@ -66,14 +69,14 @@ class Run:
             ) from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            said = f"{where}: {first['msg']}" if where else first["msg"]
+            key = ".".join(map(str, first["loc"]))
+            reason = f"{key}: {first['msg']}" if key else first["msg"]
             raise InputError(
-                f"{file}: can't read it ({said}); train again, or use the version that wrote it"
+                f"{file}: can't read it ({reason}); train again, or use the version that wrote it"
             ) from error
 
     def samples(self) -> NDArray[np.uint8]:
-        """uint8 [pictures, height, width, 3]: real pictures at model size, for the parity gate."""
+        """Read `samples.npy`: real pictures at model size for the parity gate, uint8 [pictures, height, width, 3]."""
         file = self.directory / "samples.npy"
         try:
             samples = np.load(file, allow_pickle=False)
@@ -85,7 +88,7 @@ class Run:
 
 
 def open_run(directory: Path) -> Run:
-    """Open a finished run; raises InputError when the folder is missing or the run is not finished."""
+    """Open a finished run; raises InputError if the folder is missing or the run is not finished."""
     run = Run(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such run; make one with 'protoserve train CONFIG --run {directory}'")

@@ -1,7 +1,7 @@
 """The records in the JSON files of a run: `Metrics`, `Provenance`, `Analysis`, `Confusion` and `Counts`.
 
-A record writes only the fields that were set. So a run that skipped a stage leaves no trace of it in the file, and a
-file of an older version, which knew fewer fields, is written again as it was.
+A record writes only the fields that were set. So a skipped stage does not appear in the file, and a file of an older
+version, which had fewer fields, is rewritten unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rule = Literal["", "duplicates", "purity", "contribution"]
 
 
 class Record(Contract):
-    """Frozen, without unknown keys; only the fields that were set are written."""
+    """The base of these records: frozen, rejects unknown keys, and writes only the fields that were set."""
 
     model_config = ConfigDict(
         serialize_by_alias=True, validate_by_name=True, validate_by_alias=True, ser_json_inf_nan="constants"
@@ -43,7 +43,8 @@ class SelectionAccuracy(Record):
 
 
 class JointRecord(Record):
-    """Early stopping of the joint stage: its `best` epoch, numbered from 1, and how many `epochs` it trained."""
+    """Early stopping of the joint stage: the accuracies of its best `epoch`, numbered from 1, and the number of
+    `epochs` trained."""
 
     best: SelectionAccuracy
     epoch: int
@@ -58,8 +59,8 @@ class ProjectionRecord(Record):
 
 
 class BestEpochRecord(Record):
-    """A stage that keeps the weights of its best epoch: accuracies before the stage and after that epoch, which is
-    numbered from 1; 0 keeps the weights from before the stage."""
+    """A stage that keeps the weights of its best `epoch`: accuracies before the stage and after that epoch. Epochs are
+    numbered from 1; 0 means that the stage kept the weights from before it."""
 
     before: SelectionAccuracy
     after: SelectionAccuracy
@@ -82,8 +83,8 @@ class PruningRecord(Record):
 
 
 class CountsRound(Record):
-    """A round of the search for the number of prototypes: the rule that removed some (empty in the first round), how
-    many are left, and their accuracies."""
+    """A round of the search for the number of prototypes: the `rule` that removed some (empty in the first round), the
+    number that remain, and their accuracies."""
 
     round: int
     rule: Rule
@@ -93,8 +94,8 @@ class CountsRound(Record):
 
 
 class Counts(Record):
-    """Also `counts.json`. The rounds of the search for the number of prototypes, the index of the round that was
-    `picked`, and the loss of leaf accuracy that was tolerated."""
+    """The search for the number of prototypes, also in `counts.json`: its rounds, the index of the `picked` round, and
+    the tolerated loss of leaf accuracy."""
 
     rounds: list[CountsRound]
     picked: int
@@ -102,8 +103,8 @@ class Counts(Record):
 
 
 class PurityRecord(Record):
-    """Of the `nearest` training patches of each prototype, the mean share that are of its class, and the share of
-    prototypes whose nearest patch is."""
+    """The purity of prototypes: the `mean` share of a prototype's `nearest` training patches that are of its class, and
+    the share of prototypes whose very nearest patch is of their class."""
 
     nearest: int
     mean: float
@@ -111,22 +112,22 @@ class PurityRecord(Record):
 
 
 class CalibrationScores(Record):
-    """Scores of probabilities, level → score."""
+    """Calibration scores, level → score."""
 
     negative_log_likelihood: dict[str, float]
     expected_calibration_error: dict[str, float]
 
 
 class CalibrationChange(Record):
-    """The scores of a split without temperatures and with them."""
+    """The scores of a split before and after the temperatures are applied."""
 
     before: CalibrationScores
     after: CalibrationScores
 
 
 class CalibrationRecord(Record):
-    """Temperatures and the number of images that each comes from, parent → value; the parents' common temperature and
-    how far they spread around it; and the scores of each split."""
+    """The calibration: for each parent, the temperature and the number of images that it was fitted on; the `common`
+    temperature of all parents and their `spread` around it; and the scores of each split."""
 
     temperature: dict[str, float]
     images: dict[str, int]
@@ -138,15 +139,18 @@ class CalibrationRecord(Record):
 
 
 class KnownShares(Record):
-    """Shares of a split's images, all of known classes, that the novelty thresholds call known: `known_at_parents` over
-    all parents that each image lies below, `known_throughout` at every level of the predicted path."""
+    """The shares of a split's images, all of known classes, that the novelty thresholds accept as known.
+
+    `known_at_parents` counts every parent above an image's class; `known_throughout` counts images that are known at
+    every level of the predicted path.
+    """
 
     known_at_parents: float
     known_throughout: float
 
 
 class NoveltyThresholds(Record):
-    """The novelty thresholds (see `NoveltyRecord`), and what they say of the images of each split."""
+    """The novelty thresholds (see `NoveltyRecord`) and their results on each split."""
 
     score: NoveltyScore
     true_positive_rate: float
@@ -156,12 +160,12 @@ class NoveltyThresholds(Record):
     test: KnownShares | None = None
 
     def record(self) -> NoveltyRecord:
-        """The thresholds alone, as a bundle holds them."""
+        """Return the thresholds alone, as a bundle stores them."""
         return NoveltyRecord(score=self.score, true_positive_rate=self.true_positive_rate, thresholds=self.thresholds)
 
 
 class AutoencoderRecord(Record):
-    """How well an autoencoder draws, and how near prototypes and codes are to each other (see
+    """An autoencoder's reconstruction error, and the distances between prototypes and codes (see
     `training.outcome.decoded`)."""
 
     reconstruction_error: float = Field(alias="reconstruction error")
@@ -171,9 +175,9 @@ class AutoencoderRecord(Record):
 
 
 class StageRecords(Record):
-    """What the stages of a run record of themselves; None where a stage was not part of the run.
+    """The records of a run's stages; None for a stage that the run did not include.
 
-    The only record that changes: each stage assigns its own field.
+    This is the only mutable record: each stage assigns its own field.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -209,10 +213,7 @@ class SiblingsScore(Record):
 
 
 class Scores(Record):
-    """The scores of a data set (see `protoserve.scores.scores`), level → score where there is one per level.
-
-    Runs of older versions hold fewer of them.
-    """
+    """The scores of a data set; see `protoserve.scores.scores`. Runs of older versions have fewer of them."""
 
     images: int
     accuracy: dict[str, float]
@@ -226,20 +227,20 @@ class Scores(Record):
 
 
 class SplitScores(Record):
-    """The scores on every split that a run was scored on."""
+    """The scores on each split; None for a split on which the run was not scored."""
 
     selection: Scores | None = None
     validation: Scores | None = None
     test: Scores | None = None
 
     def of(self, splits: Iterable[Split] = SPLITS) -> dict[Split, Scores]:
-        """The scores on those of `splits` that the run was scored on, in the order given."""
+        """Return the scores on those of `splits` on which the run was scored, in the given order."""
         scores = {split: getattr(self, split) for split in splits}
-        return {split: found for split, found in scores.items() if found is not None}
+        return {split: value for split, value in scores.items() if value is not None}
 
 
 class Metrics(StageRecords, SplitScores):
-    """`metrics.json`: the scores on every split, the records of the stages, and the seconds that training took."""
+    """`metrics.json`: the scores on each split, the records of the stages, and the duration of training in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -257,7 +258,7 @@ class DataReference(Record):
 
 
 class ImageNumbers(Record):
-    """How many images a run fitted and selected on."""
+    """The numbers of images that a run was fitted and selected on."""
 
     fit: int
     selection: int
@@ -270,8 +271,8 @@ class ExportRecord(Record):
 
 
 class Provenance(Record):
-    """`provenance.json`: what a run came from. `left_out` maps the leaves that the run is not to know to their folders;
-    whoever reads its data set needs it. A bundle's manifest adds `export`."""
+    """`provenance.json`: configuration, data and versions of a run. `left_out` maps the leaves left out of training to
+    their folders; it is needed to read the run's data set. A bundle's manifest adds `export`."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
@@ -295,7 +296,7 @@ class PatchSource(Record):
 
 
 class Purity(Record):
-    """How many of a prototype's `nearest` training patches are of its `own` class."""
+    """The number of a prototype's `nearest` training patches, and how many of them are of its `own` class."""
 
     own: int
     nearest: int
@@ -314,7 +315,7 @@ class Patch(Record):
 
 
 class AnalysedPrototype(Record):
-    """A prototype with its nearest training patches, nearest first; `parent` is empty for the root, `weight` counts for
+    """A prototype and its nearest training patches, nearest first. `parent` is empty for the root; `weight` is that for
     the prototype's own child."""
 
     id: int
@@ -352,7 +353,7 @@ ConfusionTables = dict[str, list[list[int]]]
 
 
 class Confusion(Record):
-    """`confusion.json`: how often siblings were taken for each other, on each split."""
+    """`confusion.json`: the confusion matrices among siblings on each split."""
 
     selection: ConfusionTables | None = None
     validation: ConfusionTables | None = None

@@ -59,7 +59,7 @@ def test_a_taxonomy_file_says_where_flat_novel_folders_belong(tmp_path: Path) ->
 
 
 def test_a_folder_without_anything_novel_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no image of a class that the taxonomy lacks \(30 of known ones\)"):
+    with pytest.raises(InputError, match=r"no image of a class that the taxonomy lacks \(30 of known classes\)"):
         read_novel(root, "train", read_taxonomy(root))
     with pytest.raises(InputError, match="no such folder"):
         read_novel(tmp_path / "nowhere", "train", read_taxonomy(root))

@@ -96,8 +96,8 @@ def test_parquet_holds_the_same(folder: Path) -> None:
     ("old", "new", "message"),
     [
         ("image,", "imag,", r"m.csv: no column 'image'; did you mean 'imag'\?; it has imag, path, split, remark"),
-        ("path,split", "class,split", r"has neither of these, but image, class, split, remark"),
-        ("remark", "level_1", "it has both of these"),
+        ("path,split", "class,split", r"has neither: image, class, split, remark"),
+        ("remark", "level_1", "it has both: "),
         ("remark", "path", "two columns 'path'; name each column once"),
         (
             "Garlic,train",
@@ -124,9 +124,9 @@ def test_a_bad_table_names_row_column_and_cure(folder: Path, old: str, new: str,
         (
             "train,Apple,a.png,Fruit,Gala",
             "train,,a.png,Fruit,Gala",
-            "row 1, column 'level_3': 'Gala' stands below an empty level",
+            "row 1, column 'level_3': 'Gala' is below an empty level",
         ),
-        ("Lemon", "Sour/Lemon", "row 2, column 'level_2': 'Sour/Lemon' holds a '/'"),
+        ("Lemon", "Sour/Lemon", "row 2, column 'level_2': 'Sour/Lemon' contains '/'"),
         ("level_3", "level_4", "number the levels from level_1 without a gap"),
         ("c.png,Garlic", "c.png,", "row 3, column 'level_1': is empty"),
     ],
