@@ -119,9 +119,9 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed(
     finished: tuple[Path, Metrics], short: Config, small_data: Path
 ) -> None:
     before = (finished[0] / "model.pt").read_bytes()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match=r"finished: holds a finished run; give another --run"):
         train(short, small_data, finished[0])
-    with pytest.raises(InputError, match=r"holds a run already \(it is finished\)"):
+    with pytest.raises(InputError, match="holds a finished run"):
         train(short, small_data, finished[0], resume=True)
     assert (finished[0] / "model.pt").read_bytes() == before
 
