@@ -1,4 +1,4 @@
-"""The prototype autoencoder the whole way on a few small pictures: train, export, validate, predict, explain, serve."""
+"""The prototype autoencoder from training to the service, on a few small pictures."""
 
 from __future__ import annotations
 

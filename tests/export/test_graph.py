@@ -28,14 +28,14 @@ SPHERE: RunOptions = {"latent": "sphere", "smoothing": 3, "hidden": 20, "zero": 
 
 
 def answers(directory: Path, target: str, pictures: NDArray[np.uint8]) -> Exported:
-    """(bundle, the answers of its graph to `pictures`)"""
+    """(bundle, the outputs of its graph for `pictures`)"""
     bundle = read_bundle(directory)
     return bundle, RUNTIMES[target](bundle.file(target))(pictures)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
 def exported(request: pytest.FixtureRequest, tiny_bundle: Path, samples: NDArray[np.uint8]) -> Exported:
-    """(bundle, what its graph answers for the source image of every prototype)"""
+    """(bundle, the outputs of its graph for the source image of every prototype)"""
     return answers(tiny_bundle, request.param, samples)
 
 

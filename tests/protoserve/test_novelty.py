@@ -1,4 +1,4 @@
-"""Scores of novelty against loops in double precision, and what thresholds say along a path."""
+"""Scores of novelty against loops in double precision, and thresholds along a path."""
 
 import numpy as np
 import pytest

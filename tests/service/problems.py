@@ -8,7 +8,7 @@ from service.contract.problems import STATUS_OF
 
 
 class Response(Protocol):
-    """What the check reads of a client's response."""
+    """The part of a client's response that the check reads."""
 
     @property
     def status_code(self) -> int: ...

@@ -1,4 +1,4 @@
-"""`bentofile.yaml` says what `pyproject.toml` says."""
+"""`bentofile.yaml` lists the packages of `pyproject.toml`."""
 
 from __future__ import annotations
 

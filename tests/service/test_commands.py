@@ -1,4 +1,4 @@
-"""The commands `serve`, `publish` and `key`: what they refuse, print and import."""
+"""The commands `serve`, `publish` and `key`: their refusals, output and imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The BentoML service: what its import needs and where it keeps its metrics. tests/e2e runs the service itself."""
+"""The BentoML service: its imports and the folder of its metrics. tests/e2e runs the service itself."""
 
 from __future__ import annotations
 

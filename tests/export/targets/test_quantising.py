@@ -1,4 +1,4 @@
-"""The 8-bit backbone: where it ends, what it keeps, and what is refused."""
+"""The 8-bit backbone: its extent, its accuracy, and the inputs that are refused."""
 
 from collections.abc import Callable
 from pathlib import Path

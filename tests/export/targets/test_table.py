@@ -1,4 +1,4 @@
-"""The table of targets: names, files, and what every target answers and stores in its own runtime."""
+"""The table of targets: names and files, and every target's outputs and metadata in its own runtime."""
 
 import json
 import re

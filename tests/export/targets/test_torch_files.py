@@ -1,4 +1,4 @@
-"""The files for libtorch: what they hold, and what they answer."""
+"""The files for libtorch: their content and their outputs."""
 
 import zipfile
 from collections.abc import Mapping

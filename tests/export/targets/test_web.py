@@ -38,7 +38,7 @@ def test_an_npm_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.
 
 
 def npm_that_packs(folder: Path, contents: dict[str, bytes]) -> Path:
-    """An npm that packs these files, whatever it is asked for."""
+    """An npm that packs these files, whatever its arguments."""
     package = folder / "package.tgz"
     with tarfile.open(package, "w:gz") as archive:
         for name, content in contents.items():

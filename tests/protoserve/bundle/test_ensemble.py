@@ -1,4 +1,4 @@
-"""Ensembles as data: what fits together, how prototypes are numbered, and the folder."""
+"""Ensembles as data: members that fit together, the numbers of their prototypes, and the folder."""
 
 import json
 import shutil

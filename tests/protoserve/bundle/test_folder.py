@@ -1,4 +1,4 @@
-"""A reader refuses what is torn, altered, unsafe or newer than it knows."""
+"""The reader of bundles refuses torn, altered and unsafe ones, and those of a newer format."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The manifest: what it accepts of older versions, and what it refuses."""
+"""The manifest: fields of older versions that it accepts, and fields that it refuses."""
 
 from __future__ import annotations
 

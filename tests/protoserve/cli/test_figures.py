@@ -1,4 +1,4 @@
-"""Pictures of evidence: the right places are marked, whatever the shape of the photograph."""
+"""Figures of evidence mark the right regions, whatever the shape of the photograph."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def classifier(tiny_bundle: Path) -> Classifier:
 
 
 def close(one: Prediction, other: Prediction) -> bool:
-    """Equal but for rounding, which may differ with the batch size."""
+    """Whether they are equal up to rounding, which may differ with the batch size."""
     if one.path != other.path or one.image != other.image:
         return False
     pairs = list(zip(one.levels, other.levels, strict=True))

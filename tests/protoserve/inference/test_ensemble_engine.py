@@ -237,7 +237,7 @@ def test_predictions_name_the_member_and_its_own_boxes(
 def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(
     bundles: list[Bundle], answers: list[Outputs], member: int, strict: int
 ) -> None:
-    """Thresholds that nothing reaches, or anything, in one member or in both."""
+    """Thresholds that no score or every score reaches, in one member or in both."""
     never, always = {"": 1e6}, {"": -1e6}
 
     def with_thresholds(number: int, thresholds: Mapping[str, float]) -> Bundle:

@@ -107,7 +107,7 @@ def test_a_flat_tree_worked_by_hand() -> None:
 
 
 def test_the_similarity_of_an_exact_match_survives_cancellation() -> None:
-    """‖z‖² − 2zp + ‖p‖² alone is off by as much as ε here; the second look at the winning cell is not."""
+    """‖z‖² − 2zp + ‖p‖² alone is off by as much as ε here; the refined distance is not."""
     head = random_head("flat", Similarity(epsilon=1e-4), dimensions=128)
     torch.manual_seed(1)
     latent = torch.rand(4, 128, 7, 7)

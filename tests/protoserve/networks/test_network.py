@@ -1,4 +1,4 @@
-"""Latent maps: where their values lie, for every similarity."""
+"""Latent maps: the range of their values, for every similarity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records hold what the files hold: read and written again, a file stays as it was, whatever its version."""
+"""Records keep the content of their files: a file that is read and written again is unchanged, whatever its version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring with Ray gives the rows of scoring here."""
+"""Scoring with Ray gives the same rows as scoring in one process."""
 
 from __future__ import annotations
 

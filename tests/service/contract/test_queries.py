@@ -1,4 +1,4 @@
-"""Query parameters: what is refused, and which code says so."""
+"""Query parameters: the refused ones and the codes of their problems."""
 
 from __future__ import annotations
 

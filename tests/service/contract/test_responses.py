@@ -1,4 +1,4 @@
-"""Response documents: what they state about a bundle."""
+"""Response documents: their statements about a bundle."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a GPU, as far as the engine can tell; its sessions run on the CPU all the same."""
+    """A machine that looks to the engine as if it had a GPU; sessions still run on the CPU."""
     monkeypatch.setattr("protoserve.inference.engine.has_nvidia_driver", lambda: True)
     monkeypatch.setattr(
         Engine, "_cuda_session", lambda self, threads: self._new_session(["CPUExecutionProvider"], threads)

@@ -1,4 +1,4 @@
-"""Metrics: what they count, and that dashboards and alerts use existing ones."""
+"""Metrics: the events that they count; dashboards and alerts use existing ones only."""
 
 from __future__ import annotations
 
