@@ -1,4 +1,4 @@
-"""The help texts, README.md and CONTRIBUTING.md are true: commands parse, examples run, files exist."""
+"""Help texts, README.md, CONTRIBUTING.md and docs are true: commands parse, examples run, files exist."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def shell_lines(text: str) -> list[str]:
     return [line.removeprefix("$ ").strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
 SERVICE = "http://127.0.0.1:3000"
 LINES = [(name, line) for name in DOCUMENTS for line in shell_lines((ROOT / name).read_text(encoding="utf-8"))]
 
@@ -130,7 +130,7 @@ def test_documented_files_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)}
     for target in sorted(link for link in links if link and "://" not in link):
-        assert (ROOT / target).exists(), f"{document} links to {target}"
+        assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
     anchors = {re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-") for line in headings(text)}
     for anchor in re.findall(r"\]\(#([^)\s]+)\)", text):
         assert anchor in anchors, f"{document} links to #{anchor}"

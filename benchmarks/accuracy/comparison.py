@@ -4,7 +4,7 @@
 
 or `hpnet15`, or `similarities` for the hierarchical network with each form of the similarity on Grocery Store.
 
-All settings are fixed in training/configs and were compared on images outside test (see README); this trains every
+All settings are fixed in training/configs and were compared on images outside test (see docs/results.md); this trains every
 system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
 benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on. With
 `--systems` or `--seeds`, and `--keep`, only these are measured and the rest of the results stays.
