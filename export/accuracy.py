@@ -164,8 +164,8 @@ def judge(
 
     Raises ParityError, naming every figure that misses its limit.
     """
-    before = scores(np.asarray(expected["log_probability"]), leaves, taxonomy)["accuracy"]
-    after = scores(np.asarray(target["log_probability"]), leaves, taxonomy)["accuracy"]
+    before = scores(np.asarray(expected["log_probability"]), leaves, taxonomy).accuracy
+    after = scores(np.asarray(target["log_probability"]), leaves, taxonomy).accuracy
     loss = {level: round(100 * (before[level] - after[level]), 3) for level in before}
     agreement = evidence_kept(*first_evidence(expected, target))
     missed = []

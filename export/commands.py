@@ -120,10 +120,10 @@ def validate(
         def advance(done: int, total: int) -> None:
             progress.update(task, advance=done, total=total)
 
-        metrics = validating.validate(
+        evaluation = validating.validate(
             [bundle, *others] if others else bundle, data, split, device=device, advance=advance
         )
     if as_json:
-        typer.echo(json.dumps(metrics))
+        typer.echo(json.dumps(evaluation.model_dump()))
         return
-    Console(highlight=False).print(*scores_report(metrics), sep="\n")
+    Console(highlight=False).print(*scores_report(evaluation), sep="\n")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from protoserve.device import Device
 from protoserve.images.fitting import fit
 from protoserve.inference.classifier import open_model
 from protoserve.inference.ensemble_engine import open_engine
+from protoserve.run.records import Evaluation
 from protoserve.scores import scores
 
 
@@ -26,11 +26,12 @@ def validate(
     device: Device = "auto",
     batch: int = 16,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """`protoserve.scores.scores` of a bundle's `model.onnx` on one split, and the `seconds` that it took.
+) -> Evaluation:
+    """Score a bundle's `model.onnx` on one split.
 
-    `bundle` is the folder of a bundle or an ensemble, or the folders of several bundles, which then answer as one
-    ensemble. Calls `advance(images in the batch, images in total)` after each batch.
+    `bundle` is the folder of a bundle or an ensemble, or the folders of several bundles, which form an ensemble. Calls
+    `advance(images in the batch, images in total)` after each batch. Raises InputError for a split that does not exist,
+    TaxonomyError for images of other classes, and as `protoserve.inference.classifier.load` does.
     """
     model = open_model(bundle)
     engine = open_engine(model, device=device)
@@ -45,4 +46,4 @@ def validate(
             log_probability.append(engine.run(np.stack(list(arrays))).log_probability)
             advance(len(indices), len(dataset))
     result = scores(np.concatenate(log_probability), dataset.leaves, dataset.taxonomy)
-    return {**result, "seconds": round(time.perf_counter() - began, 2)}
+    return Evaluation(**dict(result), seconds=round(time.perf_counter() - began, 2))

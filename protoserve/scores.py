@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.errors import MissingExtraError
+from protoserve.run.records import CalibrationScores, HierarchicalScores, Scores, SiblingsScore
 from protoserve.taxonomy import ROOT, Taxonomy
 
 BINS = 15
 
 
-def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64], taxonomy: Taxonomy) -> dict[str, Any]:
-    """Compute all scores of a data set, as JSON-ready numbers.
+def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64], taxonomy: Taxonomy) -> Scores:
+    """Compute all scores of a data set.
 
     `log_probability` [images, nodes] are natural logarithms; `leaves` int64 [images] are the indices of the true leaves
     in `taxonomy.leaves`. The predicted path is that of the most probable leaf, so levels never contradict each other.
@@ -27,7 +28,7 @@ def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64]
 
     - `images`: their number; `accuracy` by level (`level_1` …, `leaf`); `macro_accuracy`: the mean recall of the leaves
       that occur;
-    - `mistake_severity`: the mean height of *c* over the mistakes, in levels, null without any; and
+    - `mistake_severity`: the mean height of *c* over the mistakes, in levels, None without any; and
       `hierarchical_distance`: the same over all images (Bertinetto et al. 2020);
     - `hierarchical`: `precision`, `recall` and `f1` of the predicted path's nodes against the true path's, pooled over
       the images, without the root (Kiritchenko et al. 2005);
@@ -47,22 +48,27 @@ def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64]
     accuracy = {name: float(accuracy_score(column[leaves], column[predicted])) for name, column in table.items()}
     macro = recall_score(leaves, predicted, labels=np.unique(leaves), average="macro", zero_division=0.0)
     confusion = sibling_confusion(log_probability, leaves, taxonomy)
-    return {
-        "images": len(leaves),
-        "accuracy": accuracy,
-        "macro_accuracy": float(macro),
-        **_hierarchical(predicted, leaves, taxonomy),
-        **calibration_scores(log_probability, leaves, taxonomy),
-        "siblings": {
-            parent: {"images": int(counts.sum()), "accuracy": float(np.trace(counts) / counts.sum())}
+    calibration = calibration_scores(log_probability, leaves, taxonomy)
+    severity, distance = _heights(predicted, leaves, taxonomy)
+    return Scores(
+        images=len(leaves),
+        accuracy=accuracy,
+        macro_accuracy=float(macro),
+        mistake_severity=severity,
+        hierarchical_distance=distance,
+        hierarchical=_hierarchical(predicted, leaves, taxonomy),
+        negative_log_likelihood=calibration.negative_log_likelihood,
+        expected_calibration_error=calibration.expected_calibration_error,
+        siblings={
+            parent: SiblingsScore(images=int(counts.sum()), accuracy=float(np.trace(counts) / counts.sum()))
             for parent, counts in confusion.items()
         },
-    }
+    )
 
 
 def calibration_scores(
     log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64], taxonomy: Taxonomy
-) -> dict[str, Any]:
+) -> CalibrationScores:
     """Compute `negative_log_likelihood` and `expected_calibration_error` by level; arguments as in `scores`."""
     exact = log_probability.astype(np.float64)
     rows = np.arange(len(leaves))
@@ -73,7 +79,7 @@ def calibration_scores(
         name: expected_calibration_error(confidence, correct)
         for name, (confidence, correct) in confidences(log_probability, leaves, taxonomy).items()
     }
-    return {"negative_log_likelihood": negative_log_likelihood, "expected_calibration_error": error}
+    return CalibrationScores(negative_log_likelihood=negative_log_likelihood, expected_calibration_error=error)
 
 
 def confidences(
@@ -142,25 +148,32 @@ def sibling_confusion(
     return matrices
 
 
-def _hierarchical(predicted: NDArray[np.int64], leaves: NDArray[np.int64], taxonomy: Taxonomy) -> dict[str, Any]:
-    """Compute `mistake_severity`, `hierarchical_distance` and `hierarchical`; see `scores`."""
-    path = taxonomy.path_at_level[list(taxonomy.leaves)]
-    depth = (path >= 0).sum(axis=1)
-    # In a tree, two paths share exactly the nodes down to their lowest common ancestor.
-    shared = ((path[predicted] == path[leaves]) & (path[leaves] >= 0)).sum(axis=1)
+def _heights(predicted: NDArray[np.int64], leaves: NDArray[np.int64], taxonomy: Taxonomy) -> tuple[float | None, float]:
+    """Compute `mistake_severity` and `hierarchical_distance`; see `scores`."""
+    depth, shared = _depths(predicted, leaves, taxonomy)
     height = depth[leaves] - shared
     mistaken = predicted != leaves
+    return float(height[mistaken].mean()) if mistaken.any() else None, float(height.mean())
+
+
+def _hierarchical(predicted: NDArray[np.int64], leaves: NDArray[np.int64], taxonomy: Taxonomy) -> HierarchicalScores:
+    """Compute `hierarchical`; see `scores`."""
+    depth, shared = _depths(predicted, leaves, taxonomy)
     precision, recall = shared.sum() / depth[predicted].sum(), shared.sum() / depth[leaves].sum()
     total = precision + recall
-    return {
-        "mistake_severity": float(height[mistaken].mean()) if mistaken.any() else None,
-        "hierarchical_distance": float(height.mean()),
-        "hierarchical": {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(2 * precision * recall / total) if total else 0.0,
-        },
-    }
+    return HierarchicalScores(
+        precision=float(precision), recall=float(recall), f1=float(2 * precision * recall / total) if total else 0.0
+    )
+
+
+def _depths(
+    predicted: NDArray[np.int64], leaves: NDArray[np.int64], taxonomy: Taxonomy
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the depth of every leaf [leaves], and the number of nodes that each image's two paths share [images]."""
+    path = taxonomy.path_at_level[list(taxonomy.leaves)]
+    # In a tree, two paths share exactly the nodes down to their lowest common ancestor.
+    shared = ((path[predicted] == path[leaves]) & (path[leaves] >= 0)).sum(axis=1)
+    return (path >= 0).sum(axis=1), shared
 
 
 def _level_table(taxonomy: Taxonomy) -> dict[str, NDArray[np.int64]]:

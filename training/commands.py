@@ -166,11 +166,11 @@ def evaluate(
     from training.outcome import evaluating
     from training.progress import console
 
-    metrics = evaluating.evaluate(run, data, split, novel=novel, device=device, console=console())
+    evaluation = evaluating.evaluate(run, data, split, novel=novel, device=device, console=console())
     if as_json:
-        typer.echo(json.dumps(metrics))
+        typer.echo(json.dumps(evaluation.model_dump()))
         return
-    Console(highlight=False).print(*scores_report(metrics), sep="\n")
+    Console(highlight=False).print(*scores_report(evaluation), sep="\n")
 
 
 def ablate(

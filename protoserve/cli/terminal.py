@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
-from protoserve.run.records import Scores
+from protoserve.run.records import Evaluation, Scores
 from protoserve.schema import Prediction
 from protoserve.taxonomy import ROOT
 
@@ -71,30 +71,31 @@ def scores_line(scores: Scores) -> str:
     return f"{accuracy}  (macro {100 * scores.macro_accuracy:.1f} %, {scores.images} images)"
 
 
-def scores_report(metrics: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The scores of a data set (`protoserve.scores.scores`) for people."""
-    table = Table("level", title=f"{metrics['images']} images", title_justify="left", box=None, pad_edge=False)
+def scores_report(evaluation: Evaluation) -> Iterator[RenderableType]:
+    """Yield the scores of a model on a split, part by part."""
+    table = Table("level", title=f"{evaluation.images} images", title_justify="left", box=None, pad_edge=False)
     for column in ("accuracy", "calibration error", "−log likelihood"):
         table.add_column(column, justify="right")
-    for level, accuracy in metrics["accuracy"].items():
+    for level, accuracy in evaluation.accuracy.items():
         table.add_row(
             level.replace("_", " "),
             f"{accuracy:.1%}",
-            f"{metrics['expected_calibration_error'][level]:.3f}",
-            f"{metrics['negative_log_likelihood'][level]:.3f}",
+            f"{evaluation.expected_calibration_error[level]:.3f}",
+            f"{evaluation.negative_log_likelihood[level]:.3f}",
         )
     yield table
-    severity, hierarchical = metrics["mistake_severity"], metrics["hierarchical"]
+    severity, hierarchical = evaluation.mistake_severity, evaluation.hierarchical
     mistakes = "no mistakes" if severity is None else f"mistakes {severity:.2f} levels up on average"
+    shares = {} if hierarchical is None else dict(hierarchical)
     yield Text(
-        f"macro accuracy {metrics['macro_accuracy']:.1%}; {mistakes}, {metrics['hierarchical_distance']:.3f} over all "
-        "images; hierarchical " + ", ".join(f"{name} {value:.1%}" for name, value in hierarchical.items())
+        f"macro accuracy {evaluation.macro_accuracy:.1%}; {mistakes}, {evaluation.hierarchical_distance:.3f} over all "
+        "images; hierarchical " + ", ".join(f"{name} {value:.1%}" for name, value in shares.items())
     )
-    worst = sorted(metrics["siblings"].items(), key=lambda item: (item[1]["accuracy"], item[0]))[:3]
-    named = (f"{_parent(parent)} {found['accuracy']:.1%} of {found['images']}" for parent, found in worst)
-    yield Text(f"hardest to tell apart: the children of {'; of '.join(named)}")
-    if "novel" in metrics:
-        yield from _novelty_report(metrics["novel"])
+    worst = sorted(evaluation.siblings.items(), key=lambda item: (item[1].accuracy, item[0]))[:3]
+    lines = (f"{_parent(parent)} {score.accuracy:.1%} of {score.images}" for parent, score in worst)
+    yield Text(f"hardest to tell apart: the children of {'; of '.join(lines)}")
+    if evaluation.novel is not None:
+        yield from _novelty_report(evaluation.novel)
 
 
 def _novelty_report(novel: Mapping[str, Any]) -> Iterator[RenderableType]:

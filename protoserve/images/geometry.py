@@ -24,9 +24,7 @@ class InputRule(Contract):
 
     height: int = Field(gt=0, description="Height in pixels.")
     width: int = Field(gt=0, description="Width in pixels.")
-    resize: Literal["stretch", "crop", "pad"] = Field(
-        description="How pictures of another shape are fitted."
-    )
+    resize: Literal["stretch", "crop", "pad"] = Field(description="How pictures of another shape are fitted.")
     share: float = Field(default=1.0, gt=0, le=1, description="Share of the sides that `crop` takes.")
     interpolation: Literal["bilinear-antialiased"] = Field(
         default="bilinear-antialiased",

@@ -226,6 +226,14 @@ class Scores(Record):
     siblings: dict[str, SiblingsScore] = Field(default_factory=dict)
 
 
+class Evaluation(Scores):
+    """The result of scoring a model on a split: its scores, those on `novel` images (see
+    `training.outcome.novelty_report`), if it was given any, and the duration in seconds."""
+
+    novel: dict[str, Any] | None = None
+    seconds: float
+
+
 class SplitScores(Record):
     """The scores on each split; None for a split on which the run was not scored."""
 

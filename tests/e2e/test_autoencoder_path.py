@@ -76,10 +76,10 @@ def model(bundle: Path) -> Classifier:
 def test_the_bundle_scores_as_the_run_does(run: Path, bundle: Path, data: Path) -> None:
     expected = evaluating.evaluate(run, data, "test", device="cpu", console=Console(file=io.StringIO()))
     found = validate(bundle, data, "test", device="cpu")
-    assert expected["images"] == 40
-    assert expected["accuracy"]["leaf"] > 0.9
-    assert set(expected["accuracy"]) == {"level_1", "level_2", "leaf"}
-    assert found["accuracy"] == expected["accuracy"]
+    assert expected.images == 40
+    assert expected.accuracy["leaf"] > 0.9
+    assert set(expected.accuracy) == {"level_1", "level_2", "leaf"}
+    assert found.accuracy == expected.accuracy
     parity = json.loads((bundle / "parity.json").read_text())
     for target in ("onnx", "torchscript"):
         for batch in (1, 3, 8):

@@ -29,6 +29,6 @@ def test_the_accuracy_is_the_share_of_pictures_that_are_predicted_right(
         for index in range(len(dataset))
     ]
     assert 0 < sum(right) < len(right)
-    assert report["accuracy"]["leaf"] == pytest.approx(np.mean(right))
-    assert report["images"] == len(right) and report["seconds"] >= 0
+    assert report.accuracy["leaf"] == pytest.approx(np.mean(right))
+    assert report.images == len(right) and report.seconds >= 0
     assert sum(done for done, _ in steps) == len(right) and {total for _, total in steps} == {len(right)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from protoserve.run.records import HierarchicalScores, Scores, SiblingsScore
 from protoserve.scores import calibration_scores, expected_calibration_error, reliability, scores, sibling_confusion
 from protoserve.taxonomy import Taxonomy
 
@@ -24,6 +25,11 @@ def answers(*rows: dict[str, float]) -> NDArray[np.float64]:
     return np.asarray(np.log(leaf @ TREE.leaves_below.T))
 
 
+def hierarchical_of(found: Scores) -> HierarchicalScores:
+    assert found.hierarchical is not None
+    return found.hierarchical
+
+
 def test_scores_of_a_worked_example() -> None:
     taxonomy = Taxonomy.from_paths(["A/x", "A/y", "B/u", "Q"])
     leaves = [taxonomy.names[leaf] for leaf in taxonomy.leaves]
@@ -38,14 +44,14 @@ def test_scores_of_a_worked_example() -> None:
     found = scores(log_probability, np.array([leaves.index(name) for name in truth]), taxonomy)
 
     # Level 1: right but for the third and fifth; a leaf that stands higher is its own node at every deeper level.
-    assert found["accuracy"] == {
+    assert found.accuracy == {
         "level_1": pytest.approx(4 / 6),
         "level_2": pytest.approx(3 / 6),
         "leaf": pytest.approx(3 / 6),
     }
     # Recall 1/3 of A/x, 1 of A/y, 0 of B/u, 1 of Q.
-    assert found["macro_accuracy"] == pytest.approx((1 / 3 + 1 + 0 + 1) / 4)
-    assert found["images"] == 6
+    assert found.macro_accuracy == pytest.approx((1 / 3 + 1 + 0 + 1) / 4)
+    assert found.images == 6
 
 
 def test_mistakes_are_as_severe_as_the_way_up_to_the_common_ancestor() -> None:
@@ -53,37 +59,37 @@ def test_mistakes_are_as_severe_as_the_way_up_to_the_common_ancestor() -> None:
     predicted = ["A/x/i", "A/x/j", "A/y", "Q", "A/x/i", "B/u", "A/x/j"]
     found = scores(answers(*({name: 1.0} for name in predicted)), truth, TREE)
     # Levels up from the true leaf: 0 (right), 1 to A/x, 2 to A, 3 to the root; 1 from A/y to A; 0; 1 from Q to it.
-    assert found["mistake_severity"] == pytest.approx((1 + 2 + 3 + 1 + 1) / 5)
-    assert found["hierarchical_distance"] == pytest.approx((1 + 2 + 3 + 1 + 1) / 7)
+    assert found.mistake_severity == pytest.approx((1 + 2 + 3 + 1 + 1) / 5)
+    assert found.hierarchical_distance == pytest.approx((1 + 2 + 3 + 1 + 1) / 7)
     # Nodes of both paths: 3, 2 (A, A/x), 1 (A), 0, 1 (A), 2, 0. Nodes predicted: 3 3 2 1 3 2 3; true: 3 3 3 3 2 2 1.
     precision, recall = 9 / 17, 9 / 17
-    assert found["hierarchical"]["precision"] == pytest.approx(precision)
-    assert found["hierarchical"]["recall"] == pytest.approx(recall)
-    assert found["hierarchical"]["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert hierarchical_of(found).precision == pytest.approx(precision)
+    assert hierarchical_of(found).recall == pytest.approx(recall)
+    assert hierarchical_of(found).f1 == pytest.approx(2 * precision * recall / (precision + recall))
 
 
 def test_hierarchical_precision_and_recall_differ_where_paths_have_different_lengths() -> None:
-    found = scores(answers({"A/y": 1.0}), places("A/x/i"), TREE)["hierarchical"]
-    assert (found["precision"], found["recall"]) == pytest.approx((1 / 2, 1 / 3))
-    assert found["f1"] == pytest.approx(2 * (1 / 6) / (5 / 6))
+    found = hierarchical_of(scores(answers({"A/y": 1.0}), places("A/x/i"), TREE))
+    assert (found.precision, found.recall) == pytest.approx((1 / 2, 1 / 3))
+    assert found.f1 == pytest.approx(2 * (1 / 6) / (5 / 6))
 
 
 def test_without_mistakes_there_is_no_severity() -> None:
     found = scores(answers({"Q": 1.0}), places("Q"), TREE)
-    assert found["mistake_severity"] is None
-    assert found["hierarchical_distance"] == 0.0
-    assert found["hierarchical"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert found.mistake_severity is None
+    assert found.hierarchical_distance == 0.0
+    assert found.hierarchical == HierarchicalScores(precision=1.0, recall=1.0, f1=1.0)
 
 
 def test_nothing_in_common_is_an_f1_of_zero() -> None:
-    assert scores(answers({"Q": 1.0}), places("B/u"), TREE)["hierarchical"]["f1"] == 0.0
+    assert hierarchical_of(scores(answers({"Q": 1.0}), places("B/u"), TREE)).f1 == 0.0
 
 
 def test_likelihood_and_calibration_error_per_level() -> None:
     # Two images of A/x/i: the path's probabilities are A 0.9, A/x 0.7, A/x/i 0.6; the second one is predicted as Q.
     rows = [{"A/x/i": 0.6, "A/x/j": 0.1, "A/y": 0.2, "Q": 0.1}, {"A/x/i": 0.3, "Q": 0.7}]
     found = calibration_scores(answers(*rows), places("A/x/i", "A/x/i"), TREE)
-    likelihood, error = found["negative_log_likelihood"], found["expected_calibration_error"]
+    likelihood, error = found.negative_log_likelihood, found.expected_calibration_error
     assert likelihood["level_1"] == pytest.approx(-(np.log(0.9) + np.log(0.3)) / 2)
     assert likelihood["level_2"] == pytest.approx(-(np.log(0.7) + np.log(0.3)) / 2)
     assert likelihood["leaf"] == likelihood["level_3"] == pytest.approx(-(np.log(0.6) + np.log(0.3)) / 2)
@@ -130,6 +136,6 @@ def test_sibling_confusion_compares_siblings_alone() -> None:
     # almost nothing that goes to A/x, whose two leaves have twice as much.
     assert found["A"].tolist() == [[2, 0], [1, 1]]
     assert found["A/x"].tolist() == [[1, 1], [0, 0]]
-    siblings = scores(answers(*rows), truth, TREE)["siblings"]
-    assert siblings["A"] == {"images": 4, "accuracy": 0.75}
-    assert siblings["A/x"] == {"images": 2, "accuracy": 0.5}
+    siblings = scores(answers(*rows), truth, TREE).siblings
+    assert siblings["A"] == SiblingsScore(images=4, accuracy=0.75)
+    assert siblings["A/x"] == SiblingsScore(images=2, accuracy=0.5)

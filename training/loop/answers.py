@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import NoveltyTable
+from protoserve.run.records import CalibrationChange
 from protoserve.scores import calibration_scores
 from protoserve.taxonomy import Taxonomy
 from training.data.pictures import batches, fitted
@@ -128,13 +129,13 @@ def answer_dataset(
     )
 
 
-def compare_calibration(answers: Answers, dataset: Dataset) -> dict[str, Any]:
+def compare_calibration(answers: Answers, dataset: Dataset) -> CalibrationChange:
     """The calibration scores of a split without temperatures (`before`) and with them (`after`)."""
     before, after = answers.uncalibrated, answers.log_probability
-    return {
-        "before": calibration_scores(before, dataset.leaves, dataset.taxonomy),
-        "after": calibration_scores(after, dataset.leaves, dataset.taxonomy),
-    }
+    return CalibrationChange(
+        before=calibration_scores(before, dataset.leaves, dataset.taxonomy),
+        after=calibration_scores(after, dataset.leaves, dataset.taxonomy),
+    )
 
 
 def images_below(table: NoveltyTable, leaves: NDArray[np.int64], taxonomy: Taxonomy) -> NDArray[np.bool_]:

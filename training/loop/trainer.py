@@ -18,7 +18,7 @@ from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import ExplainedNetwork, Network, NetworkDescription, save_whole
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
-from protoserve.run.records import SelectionAccuracy
+from protoserve.run.records import Scores, SelectionAccuracy
 from protoserve.scores import scores
 from training.config import Config
 from training.data.batches import slices
@@ -344,7 +344,7 @@ def _learning(config: Config, images: int) -> Learning:
     )
 
 
-def selection_accuracy(scores_on_selection: dict[str, Any]) -> SelectionAccuracy:
+def selection_accuracy(scores_on_selection: Scores) -> SelectionAccuracy:
     """The accuracies by which stages choose weights, from the scores on the selection images."""
-    accuracy = scores_on_selection["accuracy"]
+    accuracy = scores_on_selection.accuracy
     return SelectionAccuracy(selection_leaf=accuracy["leaf"], selection_level_1=accuracy["level_1"])

@@ -287,7 +287,7 @@ def reliability_figure(
 
     points = [confidences(log_probability, leaves, taxonomy) for log_probability in (before, after)]
     errors = [
-        calibration_scores(log_probability, leaves, taxonomy)["expected_calibration_error"]
+        calibration_scores(log_probability, leaves, taxonomy).expected_calibration_error
         for log_probability in (before, after)
     ]
     levels = [f"level_{level + 1}" for level in range(taxonomy.depth)]

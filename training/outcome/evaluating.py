@@ -13,6 +13,7 @@ from protoserve.data.novel import read_novel
 from protoserve.device import Device
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import open_run
+from protoserve.run.records import Evaluation
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 from training.data.splits import note_renamed
@@ -23,7 +24,7 @@ from training.outcome.novelty_report import evaluate_novelty
 
 def evaluate(
     run: Path, data: Path, split: str, *, novel: Path | None = None, device: Device, console: Console
-) -> dict[str, Any]:
+) -> Evaluation:
     """The scores of a finished run's network on one split (see `protoserve.scores.scores`), and the `seconds` it took.
 
     With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the result also has
@@ -40,11 +41,11 @@ def evaluate(
     began = time.perf_counter()
     network = network.to(chosen)
     answers = answer_dataset(network, dataset, description.input, chosen, console)
-    document = scores(answers.log_probability, dataset.leaves, taxonomy)
+    result: dict[str, Any] = dict(scores(answers.log_probability, dataset.leaves, taxonomy))
     if unknown is not None:
         recorded = opened.metrics().novelty
         thresholds = None if recorded is None else recorded.record()
-        document["novel"] = evaluate_novelty(
+        result["novel"] = evaluate_novelty(
             network, answers, dataset, unknown, thresholds, description.input, chosen, console
         )
-    return {**document, "seconds": round(time.perf_counter() - began, 2)}
+    return Evaluation(**result, seconds=round(time.perf_counter() - began, 2))

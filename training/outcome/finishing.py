@@ -34,7 +34,6 @@ from protoserve.run.records import (
     Metrics,
     NoveltyThresholds,
     Provenance,
-    Scores,
     Split,
     StageRecords,
 )
@@ -210,7 +209,7 @@ def final_metrics(
     temperatures and thresholds on each split."""
     datasets = _scored_datasets(splits)
     split_scores = {
-        split: Scores.model_validate(scores(answers[split].log_probability, dataset.leaves, dataset.taxonomy))
+        split: scores(answers[split].log_probability, dataset.leaves, dataset.taxonomy)
         for split, dataset in datasets.items()
     }
     updated = dict(records)
@@ -226,8 +225,7 @@ def _with_changes(
     calibration: CalibrationRecord, datasets: dict[Split, Dataset], answers: dict[Split, Answers]
 ) -> CalibrationRecord:
     changes: dict[str, CalibrationChange] = {
-        split: CalibrationChange.model_validate(compare_calibration(answers[split], dataset))
-        for split, dataset in datasets.items()
+        split: compare_calibration(answers[split], dataset) for split, dataset in datasets.items()
     }
     return calibration.model_copy(update=changes)
 

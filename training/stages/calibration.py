@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoserve.novelty import parent_names
-from protoserve.run.records import CalibrationChange, CalibrationRecord, SelectionAccuracy
+from protoserve.run.records import CalibrationChange, CalibrationRecord, CalibrationScores, SelectionAccuracy
 from protoserve.scores import calibration_scores, scores
 from training.loop.answers import logits_and_similarities, node_log_probability, novelty_table, temperature
 from training.loop.trainer import Trainer, selection_accuracy
@@ -112,7 +112,7 @@ def calibrate(trainer: Trainer) -> dict[str, float]:
         targets.append(member[images].argmax(axis=1))
     fitted = fit_temperatures(group_logits, targets)
 
-    def selection_scores() -> dict[str, Any]:
+    def selection_scores() -> CalibrationScores:
         log_probability = node_log_probability(network, logits).cpu().numpy()
         return calibration_scores(log_probability, selection.leaves, taxonomy)
 
@@ -133,11 +133,11 @@ def calibrate(trainer: Trainer) -> dict[str, float]:
         images={name: len(target) for name, target in zip(names, targets, strict=True)},
         common=fitted.common,
         spread=fitted.spread,
-        selection=CalibrationChange.model_validate({"before": before, "after": after}),
+        selection=CalibrationChange(before=before, after=after),
     )
     return {
         "temperature": float(np.exp(np.log(temperatures).mean())),
-        "calibration_error_before": before["expected_calibration_error"]["leaf"],
-        "calibration_error": after["expected_calibration_error"]["leaf"],
+        "calibration_error_before": before.expected_calibration_error["leaf"],
+        "calibration_error": after.expected_calibration_error["leaf"],
         **selected().model_dump(),
     }

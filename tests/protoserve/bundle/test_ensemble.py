@@ -141,9 +141,7 @@ def test_damage_is_found(folder: Path) -> None:
 def test_another_bundle_in_a_members_place_is_found(folder: Path) -> None:
     shutil.rmtree(folder / "members" / "1")
     shutil.copytree(folder / "members" / "0", folder / "members" / "1")
-    with pytest.raises(
-        BundleError, match=r"members/1 has the version sha256:\w+, but the ensemble was made with"
-    ):
+    with pytest.raises(BundleError, match=r"members/1 has the version sha256:\w+, but the ensemble was made with"):
         read_model(folder)
 
 

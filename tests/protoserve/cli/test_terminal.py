@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
 
 from protoserve.bundle.folder import read_bundle
 from protoserve.cli.terminal import bundle_document, bundle_report, prediction_tree, scores_line, scores_report
-from protoserve.run.records import Scores
+from protoserve.run.records import Evaluation, Scores
 from protoserve.schema import ImageSize, Level, ModelReference, Prediction
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
@@ -22,7 +21,7 @@ TAXONOMY = Taxonomy.from_paths(["Animal/Ape", "Animal/Lion", "Tool"])
 PROBABILITY = {"Animal/Ape": (0.5, 0.25, 0.25), "Animal/Lion": (0.5, 0.25, 0.25), "Tool": (0.125, 0.125, 0.75)}
 
 
-def metrics() -> dict[str, Any]:
+def metrics() -> Scores:
     """The scores of three pictures, one of every leaf."""
     leaves = [TAXONOMY.names[leaf] for leaf in TAXONOMY.leaves]
     rows = [dict(zip(("Animal/Ape", "Animal/Lion", "Tool"), PROBABILITY[leaf], strict=True)) for leaf in leaves]
@@ -35,7 +34,7 @@ def metrics() -> dict[str, Any]:
 
 
 def test_the_line_names_every_level() -> None:
-    line = scores_line(Scores.model_validate(metrics()))
+    line = scores_line(metrics())
     assert line == "level_1 100.0 %  level_2 66.7 %  leaf 66.7 %  (macro 66.7 %, 3 images)"
 
 
@@ -47,7 +46,7 @@ def printed(parts: Iterable[RenderableType]) -> str:
 
 
 def test_the_report_shows_accuracy_mistakes_and_the_hardest_siblings() -> None:
-    out = printed(scores_report(metrics()))
+    out = printed(scores_report(Evaluation(**dict(metrics()), seconds=1.0)))
     assert "3 images" in out and "level 1" in out and "100.0%" in out
     assert "macro accuracy 66.7%; mistakes 1.00 levels up on average, 0.333 over all images" in out
     assert "hardest to tell apart: the children of Animal 50.0% of 2; of the root 100.0% of 3" in out
@@ -62,7 +61,7 @@ def test_novel_images_have_a_table_of_their_own() -> None:
         "right_level_1": 0.5,
         "undecided": 2,
     }
-    out = printed(scores_report(metrics() | {"novel": novel}))
+    out = printed(scores_report(Evaluation(**dict(metrics()), novel=novel, seconds=1.0)))
     assert "4 novel images" in out and "the root" in out and "0.750 / 0.50" in out and "25%" in out
     assert "under the right node of level 1: 50.0%" in out
     assert "2 novel images lie below a parent with one child" in out

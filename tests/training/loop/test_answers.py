@@ -213,10 +213,10 @@ def test_calibration_is_compared_without_and_with_temperatures() -> None:
         return np.array([row, row], dtype=np.float32)
 
     found = compare_calibration(Answers(log_probability(0.9), log_probability(0.6), {}), dataset)
-    for moment, right in (("before", 0.6), ("after", 0.9)):
-        assert found[moment]["negative_log_likelihood"]["leaf"] == pytest.approx(-math.log(right), rel=1e-5)
+    for scores, right in ((found.before, 0.6), (found.after, 0.9)):
+        assert scores.negative_log_likelihood["leaf"] == pytest.approx(-math.log(right), rel=1e-5)
         # Always right, with the confidence `right`.
-        assert found[moment]["expected_calibration_error"]["leaf"] == pytest.approx(1 - right, rel=1e-5)
+        assert scores.expected_calibration_error["leaf"] == pytest.approx(1 - right, rel=1e-5)
 
 
 def test_images_below_a_parent() -> None:

@@ -28,7 +28,7 @@ from training.outcome.evaluating import evaluate
 
 
 def document_of(run: Path, data: Path, split: str, novel: Path | None = None) -> dict[str, Any]:
-    return evaluate(run, data, split, novel=novel, device="cpu", console=Console(quiet=True))
+    return evaluate(run, data, split, novel=novel, device="cpu", console=Console(quiet=True)).model_dump()
 
 
 def test_accuracy_and_likelihood_are_those_of_the_network_picture_by_picture(
@@ -62,7 +62,7 @@ def test_folders_read_as_another_leaf_are_noted(counted_run: Path, awkward_data:
     (tmp_path / "test" / "Only").mkdir()
     (tmp_path / "moved").rename(tmp_path / "test" / "Only" / "$_{2$")
     console = Console(file=io.StringIO(), width=40)
-    found = evaluate(counted_run, tmp_path, "test", device="cpu", console=console)
+    found = evaluate(counted_run, tmp_path, "test", device="cpu", console=console).model_dump()
     assert isinstance(console.file, io.StringIO)
     assert "note: test/Only/$_{2$ is read as the leaf $_{2$\n" in console.file.getvalue()
     expected = document_of(counted_run, awkward_data, "test")
