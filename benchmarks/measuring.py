@@ -1,4 +1,4 @@
-"""All measurements share this: running a command, describing the machine, writing results."""
+"""Shared by all benchmarks: run commands, train runs, describe the machine, write results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,47 @@ CONFIGS = ROOT / "training" / "configs"
 
 
 def protoserve(*arguments: str | Path) -> dict[str, Any]:
-    """Run a command with `--json` and return its document."""
+    """Run a protoserve command with `--json` and return its document."""
     command = [sys.executable, "-c", "from protoserve.cli.root import main; main()", *map(str, arguments), "--json"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     document: dict[str, Any] = json.loads(finished.stdout)
     return document
 
 
+def trained_run(
+    run: Path,
+    config: Path,
+    *,
+    data: Path,
+    weights: str,
+    seed: int,
+    head: str = "prototypes",
+    settings: Iterable[str] = (),
+    left_out: Iterable[str] = (),
+) -> Path:
+    """Train a run, or resume it; keep a finished one. Returns its folder.
+
+    `settings` are KEY=VALUE; if a key occurs several times, the last value wins. Runs in the same parent folder share
+    their features.
+    """
+    if not (run / "model.pt").is_file():
+        options: list[str | Path] = ["--data", data, "--weights", weights, "--run", run]
+        options += ["--seed", str(seed), "--head", head]
+        options += [word for setting in settings for word in ("--set", setting)]
+        options += [word for leaf in left_out for word in ("--leave-out", leaf)]
+        protoserve("train", config, *options, "--cache", run.parent / "cache", "--resume")
+    return run
+
+
 def write_results(name: str, document: dict[str, Any], table: str) -> None:
-    """Write `results/NAME.json` and its table, `results/NAME.md`, each whole or not at all."""
+    """Write `results/NAME.json` and its table `results/NAME.md`."""
     RESULTS.mkdir(exist_ok=True)
     write_text(RESULTS / f"{name}.json", json.dumps(document, indent=1) + "\n")
     write_text(RESULTS / f"{name}.md", table)
 
 
 def machine() -> dict[str, Any]:
-    """The machine and the versions that the figures come from."""
+    """The machine and the versions of packages, to be stored with the figures."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -56,21 +82,21 @@ def machine() -> dict[str, Any]:
 
 
 def _gpu() -> str | None:
-    """The GPU that torch would use."""
+    """The name of the GPU that torch would use, or None."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def described(found: dict[str, Any]) -> str:
-    """The machine as a sentence."""
+    """The result of `machine` as a sentence."""
     versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     processor = f"{found['gpu']}, {found['processor']}" if found.get("gpu") else found["processor"]
     return f"Machine: {processor}, {found['cores']} cores, Python {found['python']}, {versions}."
 
 
 def described_rows(machines: dict[str, dict[str, Any]]) -> list[str]:
-    """The machine of every row of a table as lines of Markdown, the rows named where there are several machines."""
+    """Lines of Markdown that name the machine of every row of a table, with the rows if there are several machines."""
     rows: dict[str, list[str]] = {}
     for row, found in machines.items():
         rows.setdefault(described(found), []).append(row)

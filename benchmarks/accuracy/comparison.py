@@ -1,13 +1,14 @@
-"""A plain classifier, ProtoPNet and the hierarchical network side by side, frozen and fine-tuned. One command:
+"""Compare a plain classifier, ProtoPNet and the hierarchical network, frozen and fine-tuned. One command:
 
     python -m benchmarks.accuracy.comparison grocery --data DIR --weights FILE --runs RUNS
 
-or `hpnet15`, or `similarities` for the hierarchical network with each form of the similarity on Grocery Store.
+Other names are `hpnet15`, and `similarities` for the hierarchical network with each form of the similarity on Grocery
+Store.
 
-All settings are fixed in training/configs and were compared on images outside test (see docs/results.md); this trains every
-system with each seed through the command line, scores test once per run, and keeps the table of means and spreads in
-benchmarks/results/NAME.{json,md}. Finished runs below RUNS are not trained again, unfinished ones go on. With
-`--systems` or `--seeds`, and `--keep`, only these are measured and the rest of the results stays.
+All settings are fixed in training/configs and were chosen on images outside test (see docs/results.md). The command
+trains every system with each seed, scores test once per run, and writes the means and standard deviations to
+benchmarks/results/NAME.{json,md}. Below RUNS, it keeps finished runs and resumes unfinished ones. `--systems` and
+`--seeds` restrict what is measured; with `--keep`, the other results stay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import CONFIGS, RESULTS, described, machine, protoserve
+from benchmarks.measuring import CONFIGS, RESULTS, described, machine, protoserve, trained_run
 from protoserve.files import write_text
 
 NOTES = {
@@ -49,9 +50,9 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
 }
 
 
-# What makes the same recipe ProtoPNet: one softmax over all leaves, their similarity, their number of prototypes. One
-# projection, at the end, costs it nothing. A teacher that is softened for leaves is too soft for what is summed over
-# them, which one softmax over leaves does not see.
+# The settings that turn the recipe into ProtoPNet: one softmax over all leaves, the paper's similarity and its number
+# of prototypes. A single projection, at the end, costs it nothing. Its teacher stays softened: that makes the sums over
+# leaves too soft for upper levels, but a flat network does not learn from such sums.
 PROTOPNET = (
     "model.kind=flat",
     "model.similarity=log-ratio",
@@ -59,13 +60,14 @@ PROTOPNET = (
     "joint.project_every=0",
     "loss.distillation_temperature=2",
 )
-# What the frozen configurations do for inner nodes, and the longer training that this needs, is nothing to a flat one.
+# The settings of the frozen configurations for inner nodes, and the longer training for them, do not help a flat
+# network.
 FROZEN_PROTOPNET = (*PROTOPNET, "joint.epochs=6", "start.share=1", "loss.leaf=0")
 
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table: how a run of it is trained."""
+    """One row of the table, and how to train a run of it."""
 
     name: str
     label: str
@@ -76,8 +78,11 @@ class System:
 
 
 def systems(name: str) -> list[System]:
-    """The rows, in the order in which they are trained. Fine-tuned prototypes stand on the plain row's backbone of the
-    same seed, as they would at the end of that configuration's own plain epochs: these are trained once."""
+    """The rows, in the order in which they are trained.
+
+    Fine-tuned prototypes start from the backbone of the plain row with the same seed. Their configuration would train
+    the same backbone first, so it is trained only once.
+    """
     if name == "similarities":
         return [
             System("frozen-hierarchical", "log(1 + 1/(d + ε)), Hase et al. 2019", "grocery.yaml"),
@@ -103,34 +108,21 @@ def systems(name: str) -> list[System]:
 
 
 def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> dict[str, Any]:
-    """Train one system with one seed, or take the finished run, and return its figures."""
+    """Train one system with one seed, or take its finished run, and return its figures."""
     run = runs / f"{system.name}-{seed}"
     earlier = 0.0
     if system.plain is not None:
         earlier = measure(system.plain, seed, data, weights, runs)["seconds"]
         weights = str(runs / f"{system.plain.name}-{seed}")
-    if not (run / "model.pt").is_file():
-        common: list[str | Path] = [
-            "--data",
-            data,
-            "--weights",
-            weights,
-            "--run",
-            run,
-            "--seed",
-            str(seed),
-            "--head",
-            system.head,
-        ]
-        changed = [word for setting in system.settings for word in ("--set", setting)]
-        protoserve("train", CONFIGS / system.config, *common, *changed, "--cache", runs / "cache", "--resume")
+    config = CONFIGS / system.config
+    trained_run(run, config, data=data, weights=weights, seed=seed, head=system.head, settings=system.settings)
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     figures = {"test": metrics["test"], "selection": metrics["selection"], "seconds": earlier + metrics["seconds"]}
     for fact in ("projection", "anchored", "last_layers", "calibration"):
         if fact in metrics:
             figures[fact] = metrics[fact]
     if "projection" in metrics:
-        # What follows a projection to make it good counts with it; temperatures, which move no prototype, do not.
+        # The cost includes the training after the projection, but not calibration, which does not move prototypes.
         last = next(metrics[fact] for fact in ("last_layers", "anchored", "projection") if fact in metrics)
         figures["cost"] = metrics["projection"]["before"]["selection_leaf"] - last["after"]["selection_leaf"]
     figures["prototypes"] = len([*(run / "prototypes").glob("*.webp")])
@@ -138,7 +130,7 @@ def measure(system: System, seed: int, data: Path, weights: str, runs: Path) -> 
 
 
 def export(system: System, seed: int, data: Path, runs: Path) -> dict[str, Any]:
-    """The bundle of a run: its scores on test, and its parity with the network."""
+    """Export a run; return the scores of the bundle on test and its parity with the network."""
     run, bundle = runs / f"{system.name}-{seed}", runs / f"bundle-{system.name}-{seed}"
     if not bundle.is_dir():
         command = ["export", str(run), "--to", "onnx,torchscript", "--bundle", str(bundle)]
@@ -161,21 +153,21 @@ def cell(values: list[float | None]) -> str:
 
 
 def described_seeds(seeds: list[int]) -> str:
-    """What a cell is made of."""
+    """A sentence that says which seeds the cells average over."""
     if len(seeds) == 1:
         return f"One seed ({seeds[0]})."
     return f"Mean ± sample standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
 def kept(earlier: dict[str, Any], rows: list[System], seeds: list[int]) -> list[str]:
-    """Which rows, and of rows asked for which seeds, earlier results stay for."""
-    asked, found = {row.name for row in rows}, []
+    """The rows, and the seeds of measured rows, whose earlier results stay."""
+    measured, staying = {row.name for row in rows}, []
     for name, runs in earlier.items():
-        if name not in asked:
-            found.append(name)
+        if name not in measured:
+            staying.append(name)
         elif others := [seed for seed in runs if int(seed) not in seeds]:
-            found.append(f"{name} (seeds {', '.join(others)})")
-    return found
+            staying.append(f"{name} (seeds {', '.join(others)})")
+    return staying
 
 
 def table(name: str, results: dict[str, Any], seeds: list[int]) -> str:
@@ -227,12 +219,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the data set's folder, with train and test")
     parser.add_argument("--weights", default="DEFAULT", help="a MobileNetV2 state dict, or a torchvision name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--systems", nargs="+", help="only the rows whose names start so, as frozen or tuned-plain")
+    parser.add_argument("--systems", nargs="+", help="measure only rows whose names start with these, such as frozen")
     parser.add_argument("--runs", type=Path, help="keep the runs here; finished ones are not trained again")
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="rows and seeds not asked for stay as the results have them; only where their settings are still those",
+        help="keep the results of other rows and seeds; correct only if their settings have not changed",
     )
     options = parser.parse_args()
     file = RESULTS / f"{options.name}.json"

@@ -1,23 +1,23 @@
-"""Recipes for the frozen hierarchical network compared on folds of Grocery Store's train, never on test. One command:
+"""Compare recipes for the frozen hierarchical network on folds of Grocery Store's train split. One command:
 
     python -m benchmarks.accuracy.folds --data DIR --weights FILE --runs RUNS
 
-`val` (296 photographs) can't tell two recipes apart that differ by a picture at level 1. Photographs of train that look
-alike, mostly shots of one shelf, are put together (by their mean features, leaf by leaf), and whole such groups into
-one of four parts. A fold learns from three parts, selects on val as a run does, and is scored on the fourth, so that
-every photograph of train is scored once by each seed. (Cut by the order of file names instead, the parts are too easy:
-99.4 % at level 1 and 95 % of leaves for the recipe that stood then, where test has 98.4 and 83.)
+`val` has 296 photographs, too few to compare recipes that differ by a picture at level 1. So photographs of train are
+divided into four parts. Photographs of a leaf that look alike, mostly shots of one shelf, form a group (by clustering
+their mean features), and a group is never divided. A fold trains on three parts, selects on val as a run does, and is
+scored on the fourth, so that each seed scores every photograph of train once. If parts follow the order of file names
+instead, they are too easy: the standing recipe gets 99.4 % at level 1 and 95 % at leaves, where test has 98.4 and 83.
 
-The rule, written down before any of the results that are kept here: of the recipes that are no worse than the one that
-stood then (training/configs/grocery.yaml with `EARLIER`) in leaf accuracy and in the negative log-likelihood of
-leaves, the one with the fewest mistakes at level 1 over all folds and seeds; of those within three mistakes of it, the
-one with the smallest mean hierarchical distance. Recipes are run with one seed first; the best go on with more
-(`--seeds 0 1 --recipes …`), and the rule decides among those; it had named six recipes and three seeds, of which time
-allowed two and two. An earlier form, on two folds and one seed, went by the likelihood at level 1, which is the root's
-own and does not see what the lower levels add to the choice of a path. Candidates were added as figures came in. Test
-was scored once, by comparison.py, with what the rule took, which is what training/configs/grocery.yaml is now.
+The rule was written before the results that are kept here. It admits recipes that are no worse than the standing one
+(training/configs/grocery.yaml with `EARLIER`) in leaf accuracy and in the negative log-likelihood of leaves. Of these,
+it considers the one with the fewest mistakes at level 1 over all folds and seeds, and those within three mistakes of
+it. Among them, it takes the one with the smallest mean hierarchical distance. Recipes are run with one seed first. The
+best are run with more (`--seeds 0 1 --recipes …`), and the rule decides among those. It named six recipes and three
+seeds; time allowed two recipes and two seeds. An earlier rule, on two folds and one seed, used the likelihood at level
+1, which does not include the effect of the lower levels on the choice of a path. Recipes were added as figures came in.
+Test was scored once, by comparison.py, with the recipe that the rule took, which is now training/configs/grocery.yaml.
 
-Finished runs below RUNS are not trained again, unfinished ones go on; results in benchmarks/results/folds.{json,md}.
+Below RUNS, keeps finished runs and resumes unfinished ones. Writes benchmarks/results/folds.{json,md}.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.comparison import FROZEN_PROTOPNET
-from benchmarks.measuring import CONFIGS, RESULTS, described_rows, machine, protoserve, write_results
+from benchmarks.measuring import CONFIGS, RESULTS, described_rows, machine, trained_run, write_results
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.files import write_text
 from protoserve.networks.backbones import backbone
@@ -48,14 +48,15 @@ from training.data.pictures import batches, fitted
 CONFIG = CONFIGS / "grocery.yaml"
 FOLDS = 4
 STANDING = "as it stood"
-# What the configuration had before.
+# The settings of the standing recipe, before the change that the rule took.
 EARLIER = ("start.share=1", "loss.outside=0", "loss.leaf=0", "joint.epochs=6")
 PLAIN, FLAT = "plain softmax", "ProtoPNet"
 TRIED = (
-    "No command makes these rows any more. *Four teachers*: each image is taught by a classifier that has learned "
-    "neither from it nor from its look-alikes. The keys `loss.distillation_parts` (commit c70aebe has it) and "
-    "`start.inner_nodes` were removed after these figures, since they made them worse. *On the H100*: the recipe as it "
-    "stood, on the GPU's machine."
+    "The command above does not make these rows. *As it stood, on the H100* is the standing recipe on the GPU machine; "
+    "compare it with the other rows that were measured there with one seed (see the machines below). The other rows "
+    "need the keys `loss.distillation_parts` (commit c70aebe has it) and `start.inner_nodes`, which were removed "
+    "because leaf accuracy was lower with them. *Four teachers*: each image is taught by a classifier that was trained "
+    "neither on it nor on its look-alikes."
 )
 HEADER = (
     "| recipe | seeds | leaf | level 2 | level 1 | distance | severity | NLL leaf | level 2 | level 1 "
@@ -64,7 +65,7 @@ HEADER = (
 )
 BOTH = "outside 1, leaf 0.3, 10 joint epochs"
 BRANCHES = ("loss.outside=1", "loss.leaf=0.3", "joint.epochs=10")
-# What each recipe changes of the earlier configuration. The rule does not concern the two that are not hierarchical.
+# The settings that each recipe changes in the standing one. The rule ignores the two that are not hierarchical.
 RECIPES: dict[str, tuple[str, ...]] = {
     STANDING: (),
     PLAIN: (),
@@ -91,9 +92,12 @@ LEVELS = ("leaf", "level_2", "level_1")
 
 
 def parts(data: Path, weights: str) -> tuple[Dataset, NDArray[np.int64]]:
-    """The training photographs, and into which part each one falls. Groups are clusters (Ward's) of one leaf's
-    photographs by direction of mean features, about one for every six; the largest go first, each into the part that
-    has the fewest of that leaf."""
+    """The training photographs, and the part of each, int64 [images].
+
+    Groups are Ward clusters of a leaf's photographs by the direction of their mean features, about one per six
+    photographs. Groups are assigned from the largest to the smallest, each to the part with the fewest photographs of
+    that leaf.
+    """
     from sklearn.cluster import AgglomerativeClustering
 
     config = read_config(CONFIG)
@@ -110,7 +114,7 @@ def parts(data: Path, weights: str) -> tuple[Dataset, NDArray[np.int64]]:
         groups = AgglomerativeClustering(max(FOLDS, len(numbers) // 6)).fit_predict(features[numbers])
         filled = np.zeros(FOLDS, dtype=np.int64)
         for group in np.argsort(-np.bincount(groups), kind="stable"):
-            # Leaves begin with different parts, or the first would get every largest group.
+            # Leaves start with different parts; otherwise the first part would get the largest group of every leaf.
             chosen = (int(leaf) + int(np.argmin(np.roll(filled, -int(leaf) % FOLDS)))) % FOLDS
             part[numbers[groups == group]] = chosen
             filled[chosen] += np.count_nonzero(groups == group)
@@ -118,7 +122,7 @@ def parts(data: Path, weights: str) -> tuple[Dataset, NDArray[np.int64]]:
 
 
 def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
-    """One table per fold: train without a part, val as it is, and the part as test; what is there already is taken."""
+    """Write one table per fold, with a part of train as test; keep tables that exist."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"fold-{fold}.csv" for fold in range(FOLDS)]
     if all(file.is_file() for file in files):
@@ -138,32 +142,17 @@ def write_folds(data: Path, weights: str, folder: Path) -> list[Path]:
 
 
 def measure(recipe: str, fold: int, seed: int, table: Path, weights: str, runs: Path) -> dict[str, Any]:
-    """Train one recipe without a fold's part, or take the finished run, and return its scores on the part."""
+    """Train one recipe without a fold's part, or take its finished run, and return its scores on the part."""
     name = "-".join(re.findall(r"[a-z0-9]+", recipe.lower().replace(".", "").replace("'", "")))
     run = runs / f"{name}-{fold}-{seed}"
-    if not (run / "model.pt").is_file():
-        head = "linear" if recipe == PLAIN else "prototypes"
-        options: list[str | Path] = [
-            "--data",
-            table,
-            "--weights",
-            weights,
-            "--run",
-            run,
-            "--seed",
-            str(seed),
-            "--head",
-            head,
-        ]
-        # The last setting of a key counts.
-        changed = [word for setting in (*EARLIER, *RECIPES[recipe]) for word in ("--set", setting)]
-        protoserve("train", CONFIG, *options, *changed, "--cache", runs / "cache", "--resume")
+    head, settings = "linear" if recipe == PLAIN else "prototypes", (*EARLIER, *RECIPES[recipe])
+    trained_run(run, CONFIG, data=table, weights=weights, seed=seed, head=head, settings=settings)
     scored: dict[str, Any] = json.loads((run / "metrics.json").read_text())["test"]
     return scored
 
 
 def pooled(scored: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    """The scores over the photographs of all folds and seeds together; `wrong_level_1` is the mean of the seeds."""
+    """The scores over the photographs of all folds and seeds; `wrong_level_1` is a mean over seeds."""
     images = np.array([one["images"] for one in scored])
 
     def mean(values: list[float]) -> float:
@@ -185,7 +174,7 @@ def pooled(scored: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
 
 
 def by_the_rule(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The recipes that the rule allows, of those with the seeds of the standing one, best first."""
+    """The recipes that the rule admits, best first; only those with the seeds of the standing recipe."""
     standing = results[STANDING]
     allowed = [
         recipe
@@ -197,12 +186,12 @@ def by_the_rule(results: dict[str, dict[str, Any]]) -> list[str]:
     ]
     fewest = min(results[recipe]["wrong_level_1"] for recipe in allowed)
 
-    def place(recipe: str) -> tuple[bool, float]:
+    def order(recipe: str) -> tuple[bool, float]:
         found = results[recipe]
         near = found["wrong_level_1"] <= fewest + 3
         return not near, found["hierarchical_distance"] if near else found["wrong_level_1"]
 
-    return sorted(allowed, key=place)
+    return sorted(allowed, key=order)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -214,7 +203,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "Made by `python -m benchmarks.accuracy.folds --data DIR --weights FILE --runs RUNS`, which states the "
         "method and the rule; all figures in `folds.json`. "
         f"Grocery Store, {FOLDS} folds, {images} training photographs, each scored by the "
-        "network that has learned neither from it nor from its group of look-alikes; test is not looked at.",
+        "network that was trained neither on it nor on its group of look-alikes; test is not used.",
         "",
         *HEADER,
     ]
@@ -227,7 +216,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def table_row(recipe: str, row: dict[str, Any]) -> str:
-    """One recipe's figures as a row of Markdown."""
+    """The figures of one recipe as a row of Markdown."""
     settings = f" (`{'`, `'.join(row['settings'])}`)" if row["settings"] else ""
     accuracy = " | ".join(f"{100 * row['accuracy'][level]:.2f}" for level in LEVELS)
     likelihood = " | ".join(f"{row['negative_log_likelihood'][level]:.4f}" for level in LEVELS)
@@ -245,17 +234,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="keep the runs here, some 10 GB with their features")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), help="only these; other rows stay as they are")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), help="measure only these; keep other rows")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
     tables = write_folds(options.data, options.weights, options.runs)
     file, found = RESULTS / "folds.json", machine()
     earlier = json.loads(file.read_text())["recipes"] if file.is_file() else {}
-    # Rows that no recipe makes any more can't be measured again: they stay.
+    # Keep rows of recipes that no longer exist, because they can't be measured again.
     results: dict[str, dict[str, Any]] = {
         recipe: row for recipe, row in earlier.items() if options.recipes or recipe not in RECIPES
     }
-    # The first recipe goes first alone: the others find its features, instead of computing the same beside it.
+    # Run the standing recipe first: the others reuse its features instead of computing them at the same time.
     wanted = [STANDING, *(recipe for recipe in options.recipes or RECIPES if recipe != STANDING)]
     with ThreadPoolExecutor(options.jobs) as workers:
 

@@ -1,11 +1,11 @@
-"""Grocery Store with classes left out: does the network see that it does not know them? One command:
+"""Measure how well a network detects classes of Grocery Store that were left out of training. One command:
 
     python -m benchmarks.accuracy.novelty --data DIR --weights FILE
 
-Trains on the data set less the leaves below, by the configuration of the frozen benchmark, and evaluates known and
-left-out classes of the test split through the command line; results in benchmarks/results/novelty.{json,md}. With
-`--candidates`, the runs from which the leaves and the default score were chosen: more leaves left out, and nothing but
-photographs of train and val looked at; results in novelty-candidates.{json,md}.
+Trains without the leaves below, by the configuration of the frozen benchmark, and evaluates known and left-out classes
+of the test split. Writes benchmarks/results/novelty.{json,md}. `--candidates` makes the runs from which the leaves and
+the default score were chosen: they leave out more leaves and use only photographs of train and val. It writes
+novelty-candidates.{json,md}.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import CONFIGS, described, machine, protoserve, write_results
+from benchmarks.measuring import CONFIGS, described, machine, protoserve, trained_run, write_results
 
 CONFIG = CONFIGS / "grocery.yaml"
 
-# Of the candidates below, those that on photographs of train and val (`--candidates`) were told from their siblings by
-# the default score (AUROC of at least 0.85) and put under the right node of level 1 (at least 90 %).
+# The candidates below that the default score separates from their siblings on photographs of train and val
+# (`--candidates`, AUROC of at least 0.85), with the right node at level 1 for at least 90 %.
 LEAVES = (
     "Packages/Milk/Arla-Ecological-Medium-Fat-Milk",
     "Vegetables/Pepper/Orange-Bell-Pepper",
     "Vegetables/Potato/Sweet-Potato",
 )
-# What the leaves and the default score were chosen from, in two runs, since a run should keep most siblings.
+# The leaves and the default score were chosen from these, in two runs, so that each run keeps most siblings.
 CANDIDATES = (
     (
         "Fruit/Apple/Pink-Lady",
@@ -55,35 +55,19 @@ CANDIDATES = (
 )
 
 
-def train(leaves: tuple[str, ...], config: Path, head: str, data: Path, weights: str, seed: int, run: Path) -> Path:
-    """Train one run without the leaves, or go on with it, or take the finished one; returns its folder."""
-    if not (run / "model.pt").is_file():
-        left_out = [word for leaf in leaves for word in ("--leave-out", leaf)]
-        options: list[str | Path] = [
-            "--data",
-            data,
-            "--weights",
-            weights,
-            "--run",
-            run,
-            "--seed",
-            str(seed),
-            "--head",
-            head,
-        ]
-        protoserve("train", config, *options, *left_out, "--cache", run.parent / "cache", "--resume")
-    return run
-
-
 def measure(
     leaves: tuple[str, ...], config: Path, finetune: Path | None, data: Path, weights: str, seed: int, run: Path
 ) -> Path:
-    """Train without the leaves; with `finetune`, the configuration of a plain classifier, from the backbone of one that
-    has not seen them either. Returns the run."""
-    start = weights
+    """Train a run without the leaves and return it.
+
+    With `finetune`, the configuration of a plain classifier, it starts from the backbone of such a classifier, which is
+    trained without the leaves, too.
+    """
     if finetune is not None:
-        start = str(train(leaves, finetune, "linear", data, weights, seed, run.with_name(f"{run.name}-plain")))
-    return train(leaves, config, "prototypes", data, start, seed, run)
+        plain = run.with_name(f"{run.name}-plain")
+        trained_run(plain, finetune, data=data, weights=weights, seed=seed, head="linear", left_out=leaves)
+        weights = str(plain)
+    return trained_run(run, config, data=data, weights=weights, seed=seed, left_out=leaves)
 
 
 def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
@@ -95,7 +79,7 @@ def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
     ]
     for parent, found in novel["parents"].items():
         names = ", ".join(leaf.rpartition("/")[2] for leaf in leaves if leaf.rpartition("/")[0] == parent)
-        # No AUROC where no known sibling is among the images, no threshold where none was among those of selection.
+        # There is no AUROC without images of known siblings, and no threshold without selection images of them.
         cells = [
             "–" if one["auroc"] is None else f"{one['auroc']:.3f} / {one['fpr95']:.2f}"
             for one in (found["scores"][name] for name in scores)
@@ -118,7 +102,7 @@ def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
 
 
 def summary(evaluations: list[dict[str, Any]]) -> list[str]:
-    """All seeds together: per parent the mean AUROC of every score, and the least."""
+    """The mean and the least AUROC of every score over all seeds, per parent."""
     novel = [evaluation["novel"] for evaluation in evaluations]
     right = [100 * one["right_level_1"] for one in novel]
     lines = [
@@ -149,10 +133,12 @@ def main() -> None:
         "--config",
         type=Path,
         default=CONFIG,
-        help="by default that of the frozen benchmark; the results of another are kept under its name",
+        help="by default that of the frozen benchmark; the results of another get its name",
     )
     parser.add_argument("--finetune", type=Path, help="fine-tune the backbone first, by this configuration")
-    parser.add_argument("--candidates", action="store_true", help="only photographs of train and val, more leaves")
+    parser.add_argument(
+        "--candidates", action="store_true", help="leave out the candidates; use only photographs of train and val"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", type=Path, help="keep the runs here; finished ones are not trained again")
     options = parser.parse_args()

@@ -1,10 +1,13 @@
 """The sides of benchmarks/service/batching.py, as BentoML services: one route around three ways to form batches.
 
-`BATCHING_SIDE` names it: `ours` (service.scheduling.batching), `bentoml` (BentoML's batcher in the same process),
-`separate` (BentoML's batcher in a service of its own, behind `bentoml.depends`). An image whose first sample is 255
-fails in the engine, as an image may when memory runs out.
+benchmarks/service/batching.py starts them; this module is not a command. `BATCHING_SIDE` names the side: `ours`
+(service.scheduling.batching), `bentoml` (BentoML's batcher in the same process), `separate` (BentoML's batcher in a
+service of its own, behind `bentoml.depends`). An image whose first sample is 255 fails in the engine, as an image may
+when memory runs out. Also set BATCHING_BUNDLE (the bundle), BATCHING_MOST (the largest batch) and BATCHING_LANES
+(inference threads).
 """
 
+import argparse
 import os
 from typing import Any
 
@@ -21,6 +24,11 @@ from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Outputs
 from service.scheduling.batching import Batcher
 
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    parser.error("start the sides with python -m benchmarks.service.batching BUNDLE")
+
 SIDE = os.environ["BATCHING_SIDE"]
 MOST = int(os.environ["BATCHING_MOST"])
 LANES = int(os.environ["BATCHING_LANES"])
@@ -29,14 +37,14 @@ ENDPOINT: Any = None
 
 
 class Spoiled:
-    """The engine that fails for such pictures."""
+    """An engine that fails for such images."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.device = engine.device
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """As the engine's."""
+        """Like `Engine.run`; raises DeviceError for such images."""
         if (images[:, 0, 0, 0] == 255).any():
             raise DeviceError("out of memory")
         found: Outputs = self.engine.run(images)
@@ -44,20 +52,20 @@ class Spoiled:
 
 
 def opened() -> Classifier:
-    """The model, an inference on one thread."""
+    """The model; each inference runs on one thread."""
     classifier = load(os.environ["BATCHING_BUNDLE"], device="cpu", threads=1)
     classifier.engine = Spoiled(classifier.engine)  # type: ignore[assignment]
     return classifier
 
 
 def decoded(body: bytes) -> NDArray[np.uint8]:
-    """A raw picture of the model's size, as the benchmark sends it: what is measured is the batching alone."""
+    """A raw picture of model size, uint8 [H, W, 3]; the benchmark sends raw pixels to measure only batching."""
     height, width, _ = SHAPE
     return np.frombuffer(body, np.uint8).reshape(height, width, 3)
 
 
 class Infer:
-    """The batchable method, for the two sides of BentoML: the nodes' log-probabilities [N, V]."""
+    """The batchable method of the two BentoML sides; returns log-probabilities of nodes [N, V]."""
 
     def __init__(self) -> None:
         self.classifier = opened()

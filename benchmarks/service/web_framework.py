@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The cost of FastAPI in place of the service's own query parsing and OpenAPI document, measured side by side.
+"""Measure the cost of FastAPI compared with the service's own query parsing and OpenAPI document.
 
 Two applications have the same route over the same documents, without a model: `POST /v1/predict` parses the query,
-counts the body and returns a prediction. Both are called in process, without sockets, in turns. The extra `bench`
-brings FastAPI. docs/decisions/0003-starlette-without-fastapi.md weighs the figures.
+counts the body and returns a prediction. Both are called in process, without sockets, in turns. Needs the extra
+`bench`, which installs FastAPI. docs/decisions/0003-starlette-without-fastapi.md discusses the figures.
 
 Example: python -m benchmarks.service.web_framework
 """
@@ -23,7 +23,6 @@ from importlib.metadata import distribution, requires
 from pathlib import Path
 from typing import Annotated, Any
 
-import fastapi
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from starlette.applications import Starlette
@@ -33,12 +32,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from benchmarks.measuring import described, machine
+from protoserve.errors import MissingExtraError
 from protoserve.files import write_text
 from protoserve.schema import ImageSize, Level, ModelReference, Prediction
 from service.contract.openapi import openapi_document
 from service.contract.problems import Problem, handle_error
 from service.contract.queries import PredictQuery, parse_query
 from service.contract.uploads import read_body
+
+try:
+    import fastapi
+except ModuleNotFoundError as missing:
+    print(f"error: {MissingExtraError('benchmarks.service.web_framework', 'bench')}", file=sys.stderr)
+    raise SystemExit(2) from missing
 
 LEVEL = Level(level=1, node="Fruit", label="Fruit", probability=0.9, conditional=0.9)
 PREDICTION = Prediction(
