@@ -45,7 +45,7 @@ def test_an_autoencoder_is_trained_without_r1_and_without_r2() -> None:
     assert found[0].config == config()
 
 
-def test_the_others_are_trained_without_clust_and_without_sep() -> None:
+def test_prototype_networks_are_trained_without_clust_and_without_sep() -> None:
     found = variants(parse_config({"name": "tiny"}, "test"))
     assert [variant.label for variant in found] == ["Clust and Sep on", "Clust off", "Sep off"]
     assert [(variant.config.loss.cluster, variant.config.loss.separation) for variant in found] == [
@@ -55,7 +55,7 @@ def test_the_others_are_trained_without_clust_and_without_sep() -> None:
     ]
 
 
-def test_a_term_that_is_off_already_can_t_be_taken_out() -> None:
+def test_a_term_that_is_off_can_t_be_ablated() -> None:
     with pytest.raises(InputError, match=r"loss\.separation is 0 already"):
         variants(parse_config({"name": "tiny", "loss": {"separation": 0}}, "test"))
 

@@ -35,7 +35,7 @@ def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["- a", "", "name: [", "\x00"])
-def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+def test_yaml_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml"):
@@ -116,7 +116,7 @@ def test_settings_of_the_command_line_are_read_as_yaml() -> None:
 
 
 @pytest.mark.parametrize(("setting", "cure"), [("joint.epochs", "write KEY=VALUE"), ("a=[1", "not valid YAML")])
-def test_a_setting_that_is_none_is_named(setting: str, cure: str) -> None:
+def test_an_invalid_setting_is_named(setting: str, cure: str) -> None:
     with pytest.raises(InputError, match=cure):
         read_settings([setting])
 

@@ -249,7 +249,7 @@ def test_noise_agrees_with_loops_in_double_precision(kind: Kind, form: Similarit
     assert_the_heads_gradients_agree(found, head, reference.gradients(expected))
 
 
-def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there() -> None:
+def test_the_noise_loss_is_0_at_uniform_conditionals_and_descends_to_them() -> None:
     head = random_head("hierarchical")
     with torch.no_grad():
         head.weight.zero_()
@@ -270,7 +270,7 @@ def test_noise_costs_nothing_where_every_conditional_is_uniform_and_pulls_there(
     assert spreads[-1] < 0.2 * spreads[0]
 
 
-def test_two_children_on_paper() -> None:
+def test_two_children_worked_by_hand() -> None:
     """One parent, one cell at 0, prototypes at distances 1 and 3: every term follows from four numbers."""
     taxonomy = Taxonomy.from_paths(["Q", "R"])
     head = PrototypeHead(taxonomy, [0, 1], 1, similarity=Similarity(epsilon=1.0))
@@ -291,7 +291,7 @@ def test_two_children_on_paper() -> None:
     assert float(noise_loss(head, output, config).detach()) == pytest.approx(divergence, abs=1e-6)
 
 
-def test_every_image_counting_once_makes_the_leaf_likelihood() -> None:
+def test_averaged_over_images_cross_entropy_is_the_leaf_likelihood() -> None:
     head = random_head("hierarchical")
     leaves = torch.arange(len(LEAVES))
     output = head(torch.rand(len(LEAVES), 6, 3, 3))
@@ -351,7 +351,7 @@ def test_distillation_against_plain_loops() -> None:
     assert one.abs().max() > 0
 
 
-def test_a_teacher_of_the_same_mind_costs_its_own_entropy_and_pulls_nowhere() -> None:
+def test_a_teacher_with_the_networks_logits_costs_their_entropy_and_has_no_gradient() -> None:
     taxonomy = Taxonomy.from_paths(["x", "y", "z"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, "hierarchical", 1), 4).double()
     output = head(torch.rand(2, 4, 2, 2, dtype=torch.float64))

@@ -46,7 +46,7 @@ def test_one_process_alone_exchanges_nothing() -> None:
         assert alone == ALONE and alone.first
 
 
-def test_half_of_what_torchrun_sets_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_torchruns_variables_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match=r"not LOCAL_RANK, .*torchrun --nproc-per-node"), joined_processes(cuda=False):

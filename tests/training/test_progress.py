@@ -29,7 +29,7 @@ def log_of(seconds_per_item: float, items: int) -> list[str]:
     return text.getvalue().splitlines()
 
 
-def test_a_log_gets_a_line_now_and_then_and_one_at_the_end() -> None:
+def test_a_log_gets_a_line_at_intervals_and_one_at_the_end() -> None:
     assert log_of(2.0, 40) == [
         "decoding [view 1]: 3 of 40 after 6 s",
         "decoding [view 1]: 18 of 40 after 36 s",
@@ -42,7 +42,7 @@ def test_short_work_leaves_no_line_in_a_log() -> None:
     assert log_of(0.1, 40) == []
 
 
-def test_work_that_fails_says_nothing_of_its_end() -> None:
+def test_failed_work_logs_no_end() -> None:
     text, clock = io.StringIO(), Clock()
     with pytest.raises(ValueError, match="torn"), tracked(Console(file=text), "reading", 9, clock) as advance:
         clock.seconds += 7

@@ -85,7 +85,7 @@ def test_a_run_returns_the_metrics_that_it_leaves(finished: tuple[Path, Metrics]
     assert not (run / "tensorboard").exists()
 
 
-def test_a_killed_run_ends_as_one_that_was_left_alone(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     finished: tuple[Path, Metrics], short: Config, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = killed_run(short, small_data, tmp_path / "run", monkeypatch)

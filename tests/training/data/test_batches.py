@@ -7,7 +7,7 @@ import numpy as np
 from training.data.batches import epoch_batches, epoch_order, slices
 
 
-def test_an_epoch_sees_every_image_once_and_knows_how_far_it_is() -> None:
+def test_an_epoch_holds_every_image_once_with_the_share_done() -> None:
     batches = list(epoch_batches(21, 8, (0, 5)))
     assert [len(numbers) for numbers, _ in batches] == [8, 8, 5]
     assert sorted(number for numbers, _ in batches for number in numbers.tolist()) == list(range(21))

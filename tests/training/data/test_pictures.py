@@ -68,7 +68,7 @@ def test_parts_come_in_order_with_their_pictures(parts: list[Sequence[int]], wor
         assert pictures.shape == (len(numbers), 2, 2, 3)
 
 
-def test_it_decodes_ahead_of_learning_but_not_without_bound() -> None:
+def test_it_decodes_ahead_within_a_bound() -> None:
     asked: list[int] = []
 
     def load(number: int) -> NDArray[np.uint8]:

@@ -46,6 +46,6 @@ def test_parameters_that_blocks_own_beside_their_modules_learn_too() -> None:
     assert last & scales
 
 
-def test_an_unknown_part_is_named_with_those_there_are(mobile: Backbone) -> None:
+def test_an_unknown_part_is_refused_with_a_list_of_the_parts(mobile: Backbone) -> None:
     with pytest.raises(InputError, match=r"no part 'features.41'; did you mean 'features.4'.*features.18"):
         trainable_modules(mobile.body, "features.41")

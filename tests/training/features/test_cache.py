@@ -56,7 +56,7 @@ def test_features_that_the_type_cannot_hold_are_refused(dataset: Dataset, tmp_pa
     assert [*(tmp_path / "cache").iterdir()] == []
 
 
-def test_a_full_disk_is_named_before_it_is_met(
+def test_a_disk_without_room_is_an_error_before_anything_is_written(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -82,7 +82,7 @@ def test_a_cache_of_another_number_of_images_is_computed_again(dataset: Dataset,
     assert torch.equal(again.batch([0, 7]), torch.zeros(2, 3))
 
 
-def test_the_cache_is_computed_once_and_again_when_it_was_cut_off(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_cache_is_computed_once_and_again_after_an_interruption(dataset: Dataset, tmp_path: Path) -> None:
     def features(pictures: Tensor) -> Tensor:
         return pictures.float().mean((1, 2))
 

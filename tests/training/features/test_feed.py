@@ -112,7 +112,7 @@ def test_features_of_plain_pictures_are_kept_in_full_precision(trainer: Trainer)
     torch.testing.assert_close(trainer.feed.batch_features("fit", numbers), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_features_of_an_earlier_backbone_are_forgotten(trainer: Trainer) -> None:
+def test_features_of_an_earlier_backbone_are_removed(trainer: Trainer) -> None:
     numbers = np.arange(4)
     before = trainer.feed.batch_features("fit", numbers)
     with torch.no_grad():

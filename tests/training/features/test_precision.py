@@ -22,7 +22,7 @@ def module() -> nn.Module:
     ("given", "expected"),
     [("auto", None), ("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
 )
-def test_a_processor_computes_in_half_precision_only_when_asked(given: Precision, expected: torch.dtype | None) -> None:
+def test_a_cpu_computes_in_half_precision_only_on_request(given: Precision, expected: torch.dtype | None) -> None:
     assert half_precision(given, CPU) is expected
 
 

@@ -35,7 +35,7 @@ def test_the_least_recently_used_are_evicted_until_the_limit_holds(tmp_path: Pat
     assert {name for name, folder in folders.items() if not folder.exists()} == gone
 
 
-def test_use_makes_a_folder_the_last_to_go(tmp_path: Path) -> None:
+def test_the_folder_used_last_is_evicted_last(tmp_path: Path) -> None:
     cache = SharedCache(tmp_path, 150)
     for name, hours in (("one", 3), ("two", 2)):
         filled(cache, name, 100, hours)
@@ -43,7 +43,7 @@ def test_use_makes_a_folder_the_last_to_go(tmp_path: Path) -> None:
     assert [folder.name for folder in cache.evict(())] == ["two"]
 
 
-def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
+def test_a_folder_still_being_written_is_not_evicted(tmp_path: Path) -> None:
     cache = SharedCache(tmp_path, 0)
     folder = filled(cache, "growing", 100, 5)
     with (folder / "deeper" / "features.npy").open("ab") as draft:
@@ -52,7 +52,9 @@ def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
     assert folder.exists()
 
 
-def test_what_cannot_be_removed_is_not_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_removed_is_not_reported_as_evicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = SharedCache(tmp_path, 150)
     for name, hours in (("stuck", 9), ("old", 5)):
         filled(cache, name, 100, hours)

@@ -19,7 +19,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "train_from"), CASES)
-def test_the_two_parts_are_the_whole(name: str, train_from: str) -> None:
+def test_trunk_and_top_equal_the_backbone(name: str, train_from: str) -> None:
     torch.manual_seed(0)
     body = backbone(name).body
     cut = cut_at(body, train_from)
@@ -35,7 +35,7 @@ def test_the_two_parts_are_the_whole(name: str, train_from: str) -> None:
     assert used and not used & names
 
 
-def test_the_parts_share_their_weights_with_the_whole() -> None:
+def test_trunk_and_top_share_the_weights_of_the_backbone() -> None:
     body = backbone("mobilenet_v2").body
     cut = cut_at(body, "features.17")
     assert cut is not None

@@ -134,7 +134,7 @@ def test_an_epoch_descends_the_first_term_at_the_rate_of_its_place(trainer: Trai
     assert row == pytest.approx({"total": (1 + 9 + (first + 2) ** 2) / 3, "size": 1000 * abs(first) / 3})
 
 
-def test_a_batch_held_only_to_take_part_counts_in_no_mean(trainer: Trainer) -> None:
+def test_a_batch_of_weight_0_counts_in_no_mean(trainer: Trainer) -> None:
     number, optimiser = descent(1.0, 0.0)
     batches = [Batch(np.array([0, 1, 2]), 1.0, 3, 0.0), Batch(np.array([3]), 0.0, 1, 0.75)]
     values = (torch.tensor(2.0), torch.tensor(100.0))

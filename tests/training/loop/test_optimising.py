@@ -23,7 +23,7 @@ def test_a_batch_without_own_images_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize(("progress", "factor"), [(0.0, 1.0), (0.5, 0.505), (1.0, 0.01)])
-def test_every_group_falls_from_its_own_rate_to_a_hundredth(progress: float, factor: float) -> None:
+def test_the_rate_of_every_group_falls_to_a_hundredth(progress: float, factor: float) -> None:
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
     optimiser = adam([([parameters[0]], 0.1), ([parameters[1]], 0.002)])
     set_learning_rate(optimiser, progress, cosine=True)

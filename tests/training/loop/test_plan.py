@@ -27,7 +27,7 @@ def test_an_autoencoder_is_assigned_to_leaves_before_its_patches_are_searched() 
     assert stages_of({"model": {"kind": "autoencoder"}}) == expected
 
 
-def test_what_is_switched_off_is_left_out() -> None:
+def test_disabled_stages_are_left_out() -> None:
     off = {"calibration": {"enabled": False}, "novelty": {"enabled": False}, "last_layers": {"epochs": 0}}
     assert stages_of(off)[-3:] == ["project", "analyse", "finish"]
 
@@ -40,7 +40,7 @@ def test_projections_come_between_epochs_and_once_at_the_end(after_each: bool, b
     assert found[found.index("joint") : found.index("analyse")] == [*middle, *middle, "joint", "project", "last layers"]
 
 
-def test_every_epoch_is_a_step_that_knows_its_place(small_config: Callable[..., Config]) -> None:
+def test_every_epoch_is_a_step_with_its_index(small_config: Callable[..., Config]) -> None:
     steps = plan(small_config(warm={"epochs": 3}), linear=False)
     assert [step for step in steps if step.stage == "warm"] == [Step("warm", epoch, 3) for epoch in range(3)]
 
@@ -50,7 +50,7 @@ def stages_after_projection(content: dict[str, Any]) -> list[Stage]:
     return stages[len(stages) - stages[::-1].index("project") :]
 
 
-def test_counting_takes_the_place_of_pruning_before_the_patches_are_looked_for() -> None:
+def test_counting_replaces_pruning_before_the_patches_are_searched() -> None:
     one: dict[str, Any] = {"last_layers": {"epochs": 1}}
     end = ["analyse", "calibrate", "novelty", "finish"]
     assert stages_after_projection(one) == ["last layers", *end]

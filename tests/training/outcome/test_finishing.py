@@ -24,7 +24,7 @@ def run(counted_run: Path) -> Run:
     return open_run(counted_run)
 
 
-def test_a_class_named_like_a_broken_formula_costs_no_run_and_no_figure(run: Run) -> None:
+def test_a_class_named_like_a_broken_formula_breaks_neither_run_nor_figure(run: Run) -> None:
     analysis = run.analysis()
     assert analysis is not None
     assert "$_{2$" in {node.name for node in analysis.nodes}

@@ -43,7 +43,7 @@ def report(thresholds: NoveltyRecord | None = RECORD) -> dict[str, Any]:
     return novelty_report(KNOWN, KNOWN_LEAVES, NOVEL, ANCESTOR, TABLE, TREE, thresholds)
 
 
-def test_each_parent_compares_what_is_known_below_it_with_what_is_not() -> None:
+def test_each_parent_compares_known_images_below_it_with_novel_ones() -> None:
     found = report()["parents"]
     assert set(found) == {"", "A"}
     assert (found["A"]["novel_images"], found["A"]["known_images"]) == (2, 3)
@@ -55,7 +55,7 @@ def test_each_parent_compares_what_is_known_below_it_with_what_is_not() -> None:
     assert found[""]["scores"]["similarity"] == {"auroc": pytest.approx((0.5 + 3) / 4), "fpr95": 1.0}
 
 
-def test_the_runs_thresholds_are_judged_too() -> None:
+def test_the_runs_thresholds_are_scored() -> None:
     found = report()
     assert found["parents"]["A"]["rejected"] == 0.5
     assert found["parents"]["A"]["falsely_rejected"] == pytest.approx(1 / 3)
@@ -81,7 +81,7 @@ def test_a_parent_without_known_images_has_no_auroc() -> None:
     assert found["parents"]["A"]["falsely_rejected"] is None
 
 
-def test_without_a_hierarchy_every_novel_image_asks_the_one_group() -> None:
+def test_without_a_hierarchy_every_novel_image_is_scored_in_the_one_group() -> None:
     table = NoveltyTable.of(TREE, "flat", [])
     scores = np.array([[3.0], [2.0], [4.0], [1.0]], dtype=np.float32)
     known = KNOWN._replace(novelty={"energy": scores + 1, "probability": scores})

@@ -29,5 +29,5 @@ def test_the_whole_patch_is_shown_and_fills_a_quarter_of_the_tile(box: Box) -> N
 @pytest.mark.parametrize(
     ("size", "box"), [((20, 300), (0, 10, 18, 28)), ((1, 1), (0, 0, 1, 1)), ((28, 28), (0, 0, 28, 28))]
 )
-def test_pictures_smaller_than_the_patchs_surroundings_are_shown_all_the_same(size: tuple[int, int], box: Box) -> None:
+def test_pictures_smaller_than_the_patchs_surroundings_are_shown_too(size: tuple[int, int], box: Box) -> None:
     assert patch_picture(Image.new("L", size, 128), box).size == (TILE, TILE)

@@ -104,7 +104,7 @@ def test_names_are_escaped(page: Page, html: str) -> None:
     assert "R&D" in parents
 
 
-def test_what_is_measured_is_on_the_page(page: Page, counted_run: Path) -> None:
+def test_the_metrics_are_on_the_page(page: Page, counted_run: Path) -> None:
     text = " ".join(" ".join(page.text).split())
     metrics = json.loads((counted_run / "metrics.json").read_text())
     for split in ("test", "selection"):
@@ -133,7 +133,7 @@ def test_the_analysis_agrees_with_the_network(counted_run: Path) -> None:
         assert prototype["purity"]["own"] == sum(patch["own"] for patch in patches[:nearest])
 
 
-def test_a_run_without_the_parts_says_so(counted_run: Path, tmp_path: Path) -> None:
+def test_missing_parts_of_a_run_are_noted(counted_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "old"
     shutil.copytree(counted_run, run)
     for name in ("analysis.json", "confusion.json", "confusion.png", "calibration.png"):
@@ -158,7 +158,7 @@ def test_a_missing_picture_is_named(counted_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_command_writes_the_page_beside_the_run_or_where_one_says(counted_run: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_in_the_run_or_to_a_given_file(counted_run: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     file = tmp_path / "page.html"
     ended = runner.invoke(build_app(), ["report", str(counted_run), "-o", str(file)])

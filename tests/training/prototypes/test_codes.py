@@ -69,7 +69,7 @@ def test_a_code_is_the_flattened_map_of_its_picture(
             torch.testing.assert_close(code, network.encoder(planes).flatten(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_nearest_of_codes_that_single_precision_can_t_tell_apart_is_found(network: PrototypeAutoencoder) -> None:
+def test_the_nearest_is_found_where_single_precision_rounds_distances_alike(network: PrototypeAutoencoder) -> None:
     """The distances, about 10, differ by less than 1e-6."""
     generator = np.random.default_rng(1)
     prototypes = generator.normal(size=(6, 8)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_the_nearest_of_codes_that_single_precision_can_t_tell_apart_is_found(ne
     np.testing.assert_allclose(distance, distances.min(axis=1), rtol=1e-14)
 
 
-def test_prototypes_are_ordered_by_the_leaf_that_they_speak_for_most(
+def test_prototypes_are_ordered_by_the_leaf_of_their_greatest_weight(
     description: NetworkDescription, network: PrototypeAutoencoder, pictures: Tensor
 ) -> None:
     codes, before = codes_of(network, pictures), network.head.prototypes.detach().clone()

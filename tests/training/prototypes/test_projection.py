@@ -145,7 +145,7 @@ def test_ties_never_depend_on_batches_blocks_or_order(seed: int, levels: int, si
     assert given_places == expected
 
 
-def test_near_ties_far_from_zero_are_told_apart() -> None:
+def test_near_ties_far_from_zero_are_resolved() -> None:
     """‖z‖² − 2zp + ‖p‖² of numbers near 1,000 loses all digits in which these cells differ; the difference does not."""
     head, latent, leaves = make_problem(images=30)
     generator = np.random.default_rng(0)
@@ -181,7 +181,7 @@ def test_parts_merge_to_the_whole_in_any_order(problem: Problem, processes: int)
         assert_equal(complete(head, merged), whole)
 
 
-def test_a_part_without_images_of_a_class_is_no_error_until_it_is_all_there_is(problem: Problem) -> None:
+def test_a_class_may_lack_images_in_one_part_but_not_in_all(problem: Problem) -> None:
     head, latent, leaves = problem
     only_first = search(head, batches(latent, leaves, np.array([0]), 1))
     lacking = only_first.image == NO_IMAGE

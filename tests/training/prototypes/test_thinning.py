@@ -138,7 +138,7 @@ def test_inheritance_keeps_every_mean_logit() -> None:
         ([2, 1, 2, 2], [4, 4, 7, 7], [2, 2, 9, 9], [0, 2]),
     ],
 )
-def test_a_prototype_goes_when_fewer_than_three_of_its_nearest_patches_are_its_own(
+def test_a_prototype_is_removed_when_fewer_than_three_of_its_nearest_patches_are_its_own(
     own: list[int], child: list[int], size: list[int], kept: list[int]
 ) -> None:
     found = pure_prototypes(np.array(own), np.array(child), np.array(size), at_least=3)

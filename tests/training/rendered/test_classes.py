@@ -20,7 +20,7 @@ def test_the_parts_have_the_indices_that_masks_on_disk_use() -> None:
     assert (part_index("body"), part_index("wheel"), part_index("container")) == (1, 18, 33)
 
 
-def test_a_node_is_told_from_its_siblings_by_parts_that_none_of_them_decides_by() -> None:
+def test_siblings_share_no_decisive_part() -> None:
     for leaf in leaf_paths():
         own = set(decisive_indices(leaf)[2])
         parent = "/".join(leaf[:2])

@@ -80,7 +80,7 @@ def test_no_two_pictures_are_alike(rendered: Path) -> None:
     assert len(set(found)) == len(found) == count_pictures(PER_LEAF)
 
 
-def test_layout(rendered: Path) -> None:
+def test_the_folder_holds_every_picture_with_its_mask(rendered: Path) -> None:
     held_out = PER_LEAF // 4
     expected = {
         Path(split, *leaf, f"{leaf[2].lower()}_{index:04d}.png")

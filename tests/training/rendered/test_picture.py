@@ -26,7 +26,7 @@ def test_seed_split_index_and_leaf_each_give_another_background(other: dict[str,
     assert not np.array_equal(first[:4, :4], second[:4, :4])
 
 
-def test_nothing_stands_before_the_part_that_decides_the_leaf() -> None:
+def test_nothing_covers_the_part_that_decides_the_leaf() -> None:
     parts = np.zeros((96, 96), dtype=np.uint8)
     parts[15:80, 15:80] = part_index("body")
     for part, columns in (("mane", slice(40, 65)), ("leg", slice(15, 25)), ("ear", slice(70, 80))):

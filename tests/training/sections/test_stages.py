@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from training.sections.stages import PrototypesConfig, PruneConfig
 
 
-def test_pruning_asks_for_no_more_patches_than_it_looks_at() -> None:
+def test_pruning_requires_no_more_patches_than_it_searches() -> None:
     """6 and 3 are published (Chen et al. 2019)."""
     assert (PruneConfig().nearest, PruneConfig().at_least) == (6, 3)
     assert PruneConfig(nearest=4, at_least=4).at_least == 4

@@ -75,7 +75,7 @@ def test_it_learns_and_keeps_the_best_epoch(anchored: Anchored) -> None:
     assert metrics.selection.accuracy["leaf"] == pytest.approx(record.after.selection_leaf, abs=0.2)
 
 
-def test_the_cells_alone_give_the_latent_vectors_of_whole_maps(anchored: Anchored) -> None:
+def test_single_cells_give_the_latent_vectors_of_whole_maps(anchored: Anchored) -> None:
     _, run, _ = anchored
     network, _ = loaded(run)
     first = network.add_on[1]

@@ -1,4 +1,4 @@
-"""An autoencoder's run: what it leaves behind, that it can be taken up again, and that its pictures are true."""
+"""An autoencoder's run: the files it writes, resuming it, and its pictures beside those that it claims to show."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def network_of(run: Path) -> PrototypeAutoencoder:
     return network
 
 
-def test_a_run_learns_and_leaves_what_every_run_does(whole: Path) -> None:
+def test_a_run_learns_and_writes_the_files_of_every_run(whole: Path) -> None:
     metrics = json.loads((whole / "metrics.json").read_text())
     # Four patterns under mild noise: chance is 0.25.
     assert metrics["test"]["accuracy"]["leaf"] > 0.9
@@ -94,11 +94,11 @@ def trainer_of(config: Config, splits: Splits, run: Path) -> Trainer:
 
 
 class Stop(Exception):
-    """The end of a process, as far as a test can bring it about without one."""
+    """Stands for the end of a process."""
 
 
 @pytest.mark.parametrize("epochs", [0, 3, 7])
-def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     epochs: int, whole: Path, tiny_idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of an epoch, after `epochs` whole ones."""
@@ -124,7 +124,7 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_left_alone(
     assert (tmp_path / "run" / "history.csv").read_text() == (whole / "history.csv").read_text()
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tiny_idx: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(tiny_idx: Path, tmp_path: Path) -> None:
     splits = read_splits(config(), tiny_idx)
     trainer_of(config(), splits, tmp_path).save()
     other = trainer_of(config(prototypes=5), splits, tmp_path)
@@ -203,7 +203,7 @@ def test_prototypes_start_as_codes_of_their_leaves_pictures(tiny_idx: Path, tmp_
         ({"autoencoder": {"prototype": 9}}, "did you mean 'prototypes'"),
     ],
 )
-def test_a_configuration_says_what_does_not_belong(change: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_apply_are_named(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_config({**CONFIG, **change}, "mnist.yaml")
     assert said in str(caught.value)

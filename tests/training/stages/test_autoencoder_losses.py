@@ -71,7 +71,7 @@ def values() -> tuple[Array, Array, Array, Array, Array]:
 
 
 def terms_of(inputs: tuple[torch.Tensor, ...], weights: AutoencoderConfig = PUBLISHED) -> dict[str, torch.Tensor]:
-    """The terms through the head that training uses, with its turned signs."""
+    """The terms through the head that training uses, with its reversed signs."""
     codes, prototypes, weight, planes, drawn = inputs
     taxonomy = Taxonomy.from_paths([str(leaf) for leaf in range(LEAVES)])
     similarity = Similarity("negative-distance")

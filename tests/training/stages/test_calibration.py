@@ -56,7 +56,7 @@ def test_a_group_alone_gets_its_own_best_temperature(true: float) -> None:
     assert found.groups[0] == pytest.approx(true, rel=0.1)
 
 
-def test_many_images_speak_for_themselves_and_few_lean_on_the_others() -> None:
+def test_large_groups_keep_their_own_temperature_and_small_ones_shrink_to_the_common_one() -> None:
     sure, unsure = drawn(2000, 4, 0.5, seed=2), drawn(2000, 4, 3.0, seed=3)
     few = drawn(4, 4, 3.0, seed=4)
     found = fit_temperatures([sure[0], unsure[0], few[0]], [sure[1], unsure[1], few[1]])
@@ -143,7 +143,7 @@ def test_a_checkpoint_from_before_calibration_has_temperature_1(linear_file: Pat
     assert network.temperature.tolist() == [1.0]
 
 
-def test_temperatures_grow_shrinkage_path_from_each_groups_own_to_none() -> None:
+def test_the_shrinkage_path_leads_from_each_groups_temperature_to_1() -> None:
     found = Temperatures(np.array([0.5, 2.0, 1.0]), 0.81, 0.3)
     tried = shrinkage_path(found)
     np.testing.assert_allclose(tried[0], found.groups)
@@ -153,7 +153,7 @@ def test_temperatures_grow_shrinkage_path_from_each_groups_own_to_none() -> None
     np.testing.assert_allclose(tried[4], 1.0)
 
 
-def test_one_image_of_a_small_selection_is_no_reason_to_leave_the_probabilities_as_they_are() -> None:
+def test_calibration_tolerates_the_loss_of_one_image_of_a_small_selection() -> None:
     for images in (1, 10, 96, 100):
         for right in range(1, images + 1):
             assert (right - 1) / images >= right / images - tolerated(images)

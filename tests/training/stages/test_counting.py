@@ -1,4 +1,4 @@
-"""How many prototypes: which number is taken, and a whole run that finds it."""
+"""The number of prototypes: which one is picked, and a whole run that finds it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from protoserve.networks.network import PrototypeNetwork
 from training.config import parse_config
 from training.stages.counting import pick
 
-# ---- which number is taken -------------------------------------------------------------------------------------------
+# ---- which number is picked ------------------------------------------------------------------------------------------
 
 ROUNDS = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40).map(lambda right: right / 40)), min_size=1)
 
@@ -40,13 +40,13 @@ def test_half_a_point_below_the_best_is_still_within() -> None:
 # ---- the configuration -----------------------------------------------------------------------------------------------
 
 
-def test_more_own_patches_than_are_looked_at_are_refused() -> None:
+def test_requiring_more_own_patches_than_are_searched_is_refused() -> None:
     with pytest.raises(InputError, match="at_least is 7 of 6 nearest patches; lower at_least"):
         parse_config({"name": "a", "prune": {"at_least": 7}}, "c.yaml")
 
 
 @pytest.mark.parametrize("given", ["many", "0", "-3", "2.5"])
-def test_a_number_of_prototypes_that_is_none_is_named(given: str, tmp_path: Path) -> None:
+def test_an_invalid_number_of_prototypes_is_named(given: str, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("name: a\n")
     arguments = ["train", str(config), "--data", str(tmp_path), "--run", str(tmp_path / "run"), f"--prototypes={given}"]
@@ -58,7 +58,7 @@ def test_a_number_of_prototypes_that_is_none_is_named(given: str, tmp_path: Path
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_takes_the_number_that_the_rule_says(counted_run: Path) -> None:
+def test_a_run_keeps_the_number_of_prototypes_that_the_rule_picks(counted_run: Path) -> None:
     counts = json.loads((counted_run / "counts.json").read_text())
     rounds, picked = counts["rounds"], counts["rounds"][counts["picked"]]
     numbers = [row["prototypes"] for row in rounds]
@@ -72,7 +72,7 @@ def test_a_run_takes_the_number_that_the_rule_says(counted_run: Path) -> None:
     within = [row for row in rounds if row["selection_leaf"] >= best - 0.005 - 1e-9]
     assert picked == within[-1]
     assert len(network.head.prototypes) == len(description.prototype_child) == len(sources) == picked["prototypes"]
-    # The network that goes on, run from its features, is that of the row.
+    # The network that the run continues with, scored from its features, is that of the row.
     with (counted_run / "history.csv").open(newline="") as stream:
         (done,) = [row for row in csv.DictReader(stream) if row["stage"] == "count"]
     assert float(done["selection_leaf"]) == pytest.approx(picked["selection_leaf"])

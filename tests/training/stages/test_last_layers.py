@@ -45,7 +45,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
-def test_it_learns_what_colour_tells(trainer: Trainer) -> None:
+def test_it_learns_classes_of_colour(trainer: Trainer) -> None:
     # One in three by chance.
     record = trainer.state.records.last_layers
     assert record is not None and record.after.selection_leaf > 0.8

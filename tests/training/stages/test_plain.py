@@ -160,7 +160,7 @@ def test_a_batch_of_one_picture_is_left_out(
     assert loss != pytest.approx(losses.mean(), rel=2e-4)
 
 
-def test_fine_tuning_learns_what_colour_tells(
+def test_fine_tuning_learns_classes_of_colour(
     small_config: Callable[..., Config], trainer_at: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     config = small_config(data=PLAIN_VIEW, finetune={"epochs": 6, "learning_rate": 0.01})

@@ -46,7 +46,7 @@ def test_projection_moves_every_prototype_to_the_nearest_cell_of_its_own_class(
     assert row["mean_distance"] == pytest.approx(float(projection.distance.mean()))
 
 
-def test_the_teacher_is_kept_only_where_it_goes_on_teaching(
+def test_the_teacher_is_kept_only_for_distillation(
     small_config: Callable[..., Config], trainer_at: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     cases: tuple[tuple[str, dict[str, Any], bool], ...] = (

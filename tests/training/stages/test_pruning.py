@@ -23,7 +23,7 @@ def train(config: Config, data: Path, run: Path, resume: bool = False) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
-def test_a_pruned_run_holds_what_the_rule_leaves_and_goes_on_after_a_kill(
+def test_a_pruned_run_holds_what_the_rule_keeps_and_resumes_after_a_kill(
     kind: str, counting_settings: dict[str, Any], awkward_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**counting_settings, "prototypes": {}, "prune": {"enabled": True, "nearest": 6, "at_least": 6}}

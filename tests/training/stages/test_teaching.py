@@ -1,4 +1,4 @@
-"""The teacher learns its classes, and its weights choose the cells that speak for a leaf."""
+"""The teacher learns its classes, and class activation by its weights masks cells."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_nothing_is_distilled_where_the_term_has_no_weight(
     assert teacher_logits(trainer, trainer.feed.batch_features("fit", np.arange(2))) is None
 
 
-def test_cells_that_speak_for_the_leaf_are_chosen(
+def test_the_mask_holds_the_cells_of_greatest_class_activation(
     small_config: Callable[..., Config], trainer_at: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     config = small_config(loss={"distillation": 1.0}, start={"share": 0.25})
@@ -54,7 +54,7 @@ def test_cells_that_speak_for_the_leaf_are_chosen(
         leaf = trainer.splits.fit.leaves[number]
         # What a cell adds to the leaf's logit, less what it adds to all logits in the mean.
         logits = torch.einsum("wrc,lw->lrc", features[place], weight)
-        speaks = (logits[leaf] - logits.mean(0)).flatten()
-        strongest = speaks.argsort(descending=True)[: int(found[place].sum())]
+        activation = (logits[leaf] - logits.mean(0)).flatten()
+        strongest = activation.argsort(descending=True)[: int(found[place].sum())]
         assert set(found[place].flatten().nonzero()[:, 0].tolist()) == set(strongest.tolist())
-        assert int(found[place].sum()) == pytest.approx(0.25 * speaks.numel(), abs=1)
+        assert int(found[place].sum()) == pytest.approx(0.25 * activation.numel(), abs=1)
