@@ -1,4 +1,4 @@
-"""One exported file, one picture, no framework: onnxruntime and numpy answer, Pillow only decodes.
+"""Predict a picture with one exported file, using only onnxruntime, numpy and Pillow (to decode).
 
 python examples/onnx_edge.py model.int8.onnx PHOTO.jpg      (or any other .onnx or .ort file of a bundle)
 """
@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 
 def weights(length: int, part: float, size: int, target: int) -> NDArray[np.float64]:
-    """[target, length]: the antialiased triangle filter along one axis; whole part → `size` centred target pixels."""
+    """[target, length]: an antialiased triangle filter that maps the centre `part` of an axis to `size` centred
+    pixels."""
     place = np.arange(target) - (target - size) // 2
     scale = part / size
     centre = (length - part) / 2 + (place + 0.5) * scale
@@ -24,7 +25,7 @@ def weights(length: int, part: float, size: int, target: int) -> NDArray[np.floa
 
 
 def fit(picture: NDArray[np.uint8], rule: dict[str, Any]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] → uint8 [rule height, rule width, 3], by the rule that the file states."""
+    """Resize uint8 [H, W, 3] to uint8 [rule height, rule width, 3] by the rule in the metadata of the file."""
     (height, width), (rows, columns) = picture.shape[:2], (rule["height"], rule["width"])
     down, across, size = height, width, [rows, columns]
     if rule["resize"] == "crop":

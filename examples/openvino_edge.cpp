@@ -1,5 +1,5 @@
-// One exported file and one picture in C++, with OpenVINO's own API and nothing else. The graph resizes the picture, so
-// all that is left to a host is to decode it: here a PPM file (P6), which needs no library.
+// Predict a picture with one exported file in C++, using only OpenVINO's API. The graph resizes the picture, so the host
+// only has to decode it: here a PPM file (P6), which needs no library.
 //
 //   protoserve export RUN --to onnx,openvino --resize-in-graph --bundle BUNDLE
 //   g++ -std=c++17 openvino_edge.cpp -I$OPENVINO/include -L$OPENVINO/lib -lopenvino -o openvino_edge
@@ -43,7 +43,7 @@ int main(int count, char** words) try {
     std::istringstream lines(model->get_rt_info<std::string>("nodes"));
     for (std::string line; std::getline(lines, line);) nodes.push_back(line);
 
-    // Where the processor offers less than float32, evidence that is nearly tied would change its order.
+    // On processors with lower precision than float32, nearly tied evidence could change its order.
     ov::CompiledModel compiled = core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
     ov::InferRequest request = compiled.create_infer_request();
     request.set_tensor("image", read_ppm(words[2]));
@@ -55,7 +55,7 @@ int main(int count, char** words) try {
     const size_t levels = path.get_shape()[1], top = prototype.get_shape()[2];
     for (size_t level = 0; level < levels; ++level) {
         const int64_t node = path.data<int64_t>()[level];
-        if (node < 0) break;  // the leaf stands above the deepest level
+        if (node < 0) break;  // the leaf is above the deepest level
         std::printf("%5.1f%%  %s\n", 100 * std::exp(logarithm[node]), nodes.at(static_cast<size_t>(node)).c_str());
         for (size_t place = level * top; place < level * top + std::min<size_t>(top, 3); ++place)
             if (prototype.data<int64_t>()[place] >= 0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ask a running service about a picture over HTTP, with nothing but Python's own library, and print the answer.
+"""Send a picture to a running service and print the answer, using only the standard library.
 
 Example: python scripts/ask.py http://127.0.0.1:3000 photo.jpg
 """
@@ -20,7 +20,7 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def main() -> int:
-    """0 for an answer (and, with --expect, the right one at every level), else 1."""
+    """Return 0 for an answer (with --expect: if it is right at every level), else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="where the service listens, such as http://127.0.0.1:3000")
     parser.add_argument("picture", nargs="?", type=Path, help="a picture file")
@@ -80,7 +80,7 @@ def print_levels(prediction: Any) -> None:
 
 
 def print_verdict(predicted: list[str], expected: list[str]) -> bool:
-    """Print for each level whether the answer is right; True when every level is."""
+    """Print for each level whether the answer is right; return whether all are."""
     print()
     right = [here == there for here, there in zip(predicted, expected, strict=False)]
     right += [False] * abs(len(predicted) - len(expected))
@@ -91,7 +91,7 @@ def print_verdict(predicted: list[str], expected: list[str]) -> bool:
 
 
 def box(corners: list[int]) -> str:
-    """Left and top, right and bottom, in pixels."""
+    """Format a box as (left, top)–(right, bottom), in pixels."""
     left, top, right, bottom = corners
     return f"({left}, {top})–({right}, {bottom})"
 

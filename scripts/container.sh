@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A bundle → an image that serves it: scripts/container.sh BUNDLE [cpu|gpu] [docker|podman|buildah]
+# Build an image that serves a bundle: scripts/container.sh BUNDLE [cpu|gpu] [docker|podman|buildah]
 # `make container BUNDLE=…` calls it. BASE_IMAGE replaces the base image of bentofile.yaml by another with
 # python3, and NETWORK names the network to install from.
 set -euo pipefail

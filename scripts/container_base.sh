@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An image with Debian's python3, for machines that reach Debian's packages but no registry of images:
+# Build an image with Debian's python3, for machines that reach Debian's packages but no registry of images:
 # scripts/container_base.sh NAME [ROOTFS], then make container BASE_IMAGE=NAME BACKEND=buildah. It copies this machine's certificates, so
 # use images built on it for tests only. Needs root, buildah and debootstrap.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way as typed commands: draw pictures, train, export, validate, explain, serve, predict over HTTP.
+# All commands from data to service: draw pictures, train, export, validate, explain, serve, predict over HTTP.
 #
 #   scripts/demo.sh         run all steps; exit with 0 if the prediction over HTTP is right at every level, else with 1
 #   scripts/demo.sh serve   make what is missing, then serve the bundle until Ctrl-C

@@ -2,9 +2,8 @@
 
     python -m benchmarks.accuracy.autoencoder --mnist DIR --fashion DIR --runs RUNS
 
-Trains through the command line, exports both runs and scores the exported bundles, takes R1 and R2 out one at a time,
-and keeps the table in benchmarks/results/autoencoder.{json,md} and the figures in docs/. Finished runs below RUNS are
-not trained again.
+Trains and exports both runs, scores the exported bundles, and trains without R1 and without R2. Writes the table to
+benchmarks/results/autoencoder.{json,md} and the figures to docs/. Keeps finished runs below RUNS.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ DOCS = ROOT / "docs"
 
 
 def with_taxonomy(data: Path, folder: Path) -> Path:
-    """A data set of the same files, linked, with names for its numbers."""
+    """A data set of links to the same files, with a taxonomy that names its classes."""
     folder.mkdir(exist_ok=True)
     for file in data.glob("*-ubyte*"):
         link = folder / file.name
@@ -42,7 +41,7 @@ def with_taxonomy(data: Path, folder: Path) -> Path:
 
 
 def measure(config: str, data: Path, runs: Path) -> dict[str, Any]:
-    """Train (or take the finished run), export, score."""
+    """Train a run (or take the finished one), export it and score both."""
     run, bundle = runs / config, runs / f"bundle-{config}"
     if not (run / "model.pt").is_file():
         protoserve("train", CONFIGS / f"{config}.yaml", "--data", data, "--run", run, "--resume")
@@ -59,8 +58,8 @@ def measure(config: str, data: Path, runs: Path) -> dict[str, Any]:
 
 
 def own_prototype_first(run: Path, data: Path) -> dict[str, float]:
-    """On what share of the test pictures the strongest evidence is a prototype of the predicted leaf: by the published
-    sums of distances, and with the references that the network is exported with."""
+    """The share of test pictures whose strongest evidence is a prototype of the predicted leaf, for the published sums
+    of distances and for the references that the exported network has."""
     network, _, _ = load_network(run / "model.pt")
     assert isinstance(network, PrototypeAutoencoder)
     head, taxonomy = network.head, network.head.taxonomy
@@ -89,9 +88,9 @@ def table(results: dict[str, Any]) -> str:
         "Made by `python -m benchmarks.accuracy.autoencoder --mnist DIR --fashion DIR`; all figures in "
         "`autoencoder.json`.",
         "The published network: maps 32-32-32-10, codes of 40, 15 prototypes, batch 250, Adam, elastic deformation.",
-        "The losses' weights and the rate are the published ones, too; that prototypes start as codes of training",
-        "pictures was chosen on 6,000 pictures held out of train, before test was seen. One seed. The paper reports",
-        "about 99.2 % on MNIST, its code after 1,500 epochs.",
+        "The weights of the losses and the learning rate are the published ones, too. Starting prototypes as codes of",
+        "training pictures was chosen on 6,000 pictures held out of train, before test was seen. One seed. The paper",
+        "reports about 99.2 % on MNIST; its code trains for 1,500 epochs.",
         "",
         "| data | epochs | training, s | held out, % | test, % | test, exported bundle, % | reconstruction error |",
         "|---|---|---|---|---|---|---|",
@@ -126,7 +125,7 @@ def table(results: dict[str, Any]) -> str:
         )
         + ".",
         "",
-        f"Exported graphs (onnx, torchscript) beside the network, worst difference of any output: {worst:.1e}.",
+        f"Exported graphs (onnx, torchscript) and the network, largest difference of any output: {worst:.1e}.",
         "",
         f"## Without R1, without R2 (MNIST, {results['ablation']['epochs']} epochs each)",
         "",
@@ -142,8 +141,8 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Distances between codes are shares of the mean squared distance between two codes; errors and differences of",
-        "pictures are squared and summed over 784 pixels in [0, 1]. R1 holds prototypes near codes, R2 codes near",
+        "Distances between codes are divided by the mean squared distance between two codes. Errors and differences of",
+        "pictures are squared and summed over 784 pixels in [0, 1]. R1 pulls prototypes to codes, R2 codes to",
         "prototypes.",
         "",
         "![Decoded prototypes](../../docs/ablation.webp)",
@@ -160,7 +159,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def small(picture: Path, file: Path) -> None:
-    """Keep a figure as a small WebP."""
+    """Save a figure as a small WebP."""
     with Image.open(picture) as opened:
         opened.convert("RGB").save(file, "WEBP", quality=80, method=6)
 

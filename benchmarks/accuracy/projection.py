@@ -1,10 +1,10 @@
-"""What projection costs: its time over that of one forward pass of the whole network, and its memory. One command:
+"""Measure projection: its time relative to a forward pass of the whole network, and its memory. One command:
 
     python -m benchmarks.accuracy.projection [--data DIR --weights FILE]
 
-Both go over the same decoded training pictures, batch by batch and in turns, so that whatever else the machine does
-meets both alike; projection's time is that of finding the latent maps and searching them. Without --data, pictures are
-drawn first (`protoserve data render`). Results in benchmarks/results/projection.{json,md}.
+Both process the same decoded training pictures, batch by batch and in turns, so that other load on the machine affects
+both alike. The time of projection includes computing the latent maps. Without --data, pictures are drawn first
+(`protoserve data render`). Writes benchmarks/results/projection.{json,md}.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def prototype_children(taxonomy: Taxonomy, count: int) -> list[int]:
 
 
 def decoded(dataset: Dataset, count: int, file: Path) -> np.ndarray[Any, Any]:
-    """uint8 [count, H, W, 3] on disk, spread over the whole data set, so that no class is left out."""
+    """uint8 [count, H, W, 3] on disk: pictures evenly spaced over the data set, so that all classes are present."""
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, RULE.height, RULE.width, 3))
     for place, number in enumerate(chosen(dataset, count).tolist()):
         array[place] = fit(dataset.picture(number), RULE).array
@@ -59,7 +59,7 @@ def decoded(dataset: Dataset, count: int, file: Path) -> np.ndarray[Any, Any]:
 
 
 def chosen(dataset: Dataset, count: int) -> np.ndarray[Any, Any]:
-    """The numbers of `count` images, evenly spread."""
+    """The numbers of `count` images, evenly spaced."""
     return np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
 
 
@@ -67,7 +67,7 @@ def chosen(dataset: Dataset, count: int) -> np.ndarray[Any, Any]:
 def one_round(
     network: PrototypeNetwork, pictures: np.ndarray[Any, Any], leaves: Tensor, batch: int, first: int
 ) -> tuple[float, float]:
-    """Seconds of the forward pass of the whole network, and of projection, over the same pictures in turns."""
+    """The seconds of a forward pass of the whole network and of projection, on the same pictures in turns."""
     forward = 0.0
 
     def latents() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -94,7 +94,7 @@ def one_round(
 def times(
     dataset: Dataset, counts: list[int], images: int, rounds: int, batch: int, backbone: str, weights: str | None
 ) -> dict[str, Any]:
-    """Per number of prototypes: seconds of both, and the ratio of every round."""
+    """For each number of prototypes, the seconds of both and the ratio of every round."""
     networks = {}
     for count in counts:
         description = NetworkDescription(
@@ -138,7 +138,7 @@ def times(
 
 
 def peak_memory(images: int) -> float:
-    """MiB by which a process grows at most while it searches `images` random latent maps."""
+    """The MiB by which the peak memory of a process grows while it searches `images` random latent maps."""
     taxonomy = Taxonomy.from_paths([f"{parent}/{child}" for parent in "abcdefghij" for child in "klmnopqrst"])
     head = PrototypeHead(taxonomy, prototype_children(taxonomy, MOST_PROTOTYPES), DIMENSIONS).eval()
     generator = torch.Generator().manual_seed(0)
@@ -155,8 +155,8 @@ def peak_memory(images: int) -> float:
 
 
 def resident(which: str) -> float:
-    """MiB of memory that this process holds (VmRSS), or held at most (VmHWM), as Linux tells it. `getrusage` would
-    tell the parent's peak, which a new process starts with."""
+    """The resident memory of this process in MiB on Linux, now (VmRSS) or at its peak (VmHWM). `getrusage` would
+    include the peak of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:")) / 1024
 
@@ -182,7 +182,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{setting['images']:,} training pictures of {setting['data']} ({setting['leaves']} leaves), "
         f"{setting['backbone']}, 224 pixels, 128 dimensions, batches of {setting['batch']}, {setting['threads']} "
-        f"threads; medians of {setting['rounds']} rounds, both measured in turns on every batch. The goal is a ratio "
+        f"threads; medians of {setting['rounds']} rounds, both measured in turns on every batch. The target is a ratio "
         f"below {LIMIT}.",
         "",
         "| prototypes | forward pass of the whole network, s | projection, s | ratio | of all rounds |",
@@ -194,8 +194,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {int(count):,} | {seconds} | **{row['ratio']:.3f}** | {spread} |")
     lines += [
         "",
-        "At 10,000 prototypes the whole network compares every cell with all of them, and projection with those of the "
-        "picture's own classes.",
+        "At 10,000 prototypes, the whole network compares every cell with all of them, and projection only with those "
+        "of the picture's own classes.",
         "",
         "Memory that the search of 10,000 prototypes adds at most, over random latent maps of 7 × 7 cells: "
         + ", ".join(f"{int(size):,} images {value:.0f} MiB" for size, value in results["memory_mib"].items())
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--weights", help="a state dict or a torchvision name; by default random")
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--prototypes", type=int, nargs="+", default=[100, 1_000, 10_000])
-    parser.add_argument("--images", type=int, help="at most so many training pictures; by default all")
+    parser.add_argument("--images", type=int, help="limit on training pictures; by default all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How often a routed graph is certain on photographs, and right. One command:
+"""Measure how often a routed graph is certain on photographs, and whether its answers are right. One command:
 
     python -m benchmarks.accuracy.routing RUN [RUN ...] --data DIR
 
@@ -36,7 +36,7 @@ TOP_K, BATCH = 10, 32
 
 
 def latents(network: PrototypeNetwork, pictures: Any, rule: Any) -> Iterator[Tensor]:
-    """The latent maps of a split's pictures, batch after batch; they are decoded ahead."""
+    """The latent maps of a split's pictures, batch by batch; decodes ahead."""
     with ThreadPoolExecutor(2) as pool:
         for start in track(range(0, len(pictures), BATCH), "photographs"):
             numbers = range(start, min(len(pictures), start + BATCH))
@@ -46,7 +46,7 @@ def latents(network: PrototypeNetwork, pictures: Any, rule: Any) -> Iterator[Ten
 
 @torch.inference_mode()
 def measure(folder: Path, data: Path) -> dict[str, Any]:
-    """Shares of one run's test photographs, by width."""
+    """The numbers of one run's test photographs that are certain and right, for each number of expanded nodes."""
     run = open_run(folder)
     network, description, _ = load_network(run.model)
     if not isinstance(network, PrototypeNetwork) or description.kind != "hierarchical":
@@ -85,9 +85,9 @@ def table(results: dict[str, Any]) -> str:
         "",
         "Made by `python -m benchmarks.accuracy.routing RUN … --data DIR`; all figures in `routing.json`.",
         "",
-        "All levels but the first routed. *Certain*: no leaf that was not scored can win; of these photographs, those "
-        f"with the full head's path, and with its {TOP_K} prototypes in order at every level (equal contributions may "
-        "change places).",
+        "All levels except the first are routed. *Certain*: no leaf that was not scored can win. *Same path* and "
+        f"*same evidence*: the certain photographs with the path of the full head, and with its {TOP_K} prototypes in "
+        "order at every level (equal contributions may be in another order).",
         "",
         "| run | photographs | nodes expanded | certain | same path | same evidence |",
         "|---|---|---|---|---|---|",
@@ -108,12 +108,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="finished hierarchical runs")
     parser.add_argument("--data", type=Path, required=True, help="their data set, with a folder test")
-    parser.add_argument("--keep", action="store_true", help="the rows of runs not named stay as the results have them")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of other runs in the results")
     options = parser.parse_args()
     file, named = RESULTS / "routing.json", {run.name for run in options.runs}
     earlier = json.loads(file.read_text())["runs"] if options.keep and file.is_file() else []
     measured = [{**measure(run, options.data), "machine": machine()} for run in options.runs]
-    # As read from a file, where keys are texts.
+    # Convert keys to strings, as in a file.
     measured = json.loads(json.dumps(measured))
     results = {"runs": [*measured, *(row for row in earlier if row["run"] not in named)]}
     RESULTS.mkdir(exist_ok=True)

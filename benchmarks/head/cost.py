@@ -1,17 +1,18 @@
-"""What an explanation costs: the exported graph beside the same backbone with a plain linear classifier, and the fused
-head beside one written as in the published code. One command (`make bench-head`):
+"""Measure the cost of an explanation. One command (`make bench-head`):
 
     python -m benchmarks.head.cost
 
-Once with latent vectors and a similarity as published (free vectors, ε = 1e-4), and once as the shipped configurations
-have them (unit vectors, ε = 0.08): the first is so steep that distances near a prototype have to be computed again. The
-third is the shipped form routed (`protoserve export --to onnx-routed`), which scores only what can still win.
+Compares the exported graph with the same backbone and a plain linear classifier, and the fused head with one written as
+in the published code, each in three forms. *Published* has free latent vectors and a steep similarity (ε = 1e-4), for
+which distances near a prototype have to be computed again. *Shipped* has unit vectors and ε = 0.08, as the shipped
+configurations do. *Routed* is the shipped form of `protoserve export --to onnx-routed`, which scores only the nodes
+that can still win.
 
-Everything runs in onnxruntime, both sides of a comparison in one process and in turns, so that whatever else the
-machine does meets both alike; the figures are ratios of medians. Weights are random, which changes no time; but a
-routed head's last layers are drawn so wide that its certificate holds as in trained networks
-(`benchmarks/accuracy/routing.py`).
-Answers of the two heads are compared before they are timed. Results in benchmarks/results/head.{json,md}.
+Both sides of a comparison run in onnxruntime, in one process and in turns, so that other load on the machine affects
+both alike. The figures are ratios of medians. Weights are random, which does not affect the times, but the last layers
+of a routed head are so large that its certificate holds as often as in trained networks
+(`benchmarks/accuracy/routing.py`). The answers of the two heads are compared before they are timed. Writes
+benchmarks/results/head.{json,md}.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from export.targets.table import ROUTED_WIDTH
 from protoserve.networks.head import PrototypeHead
 from protoserve.taxonomy import competing_groups
 
-# How long each comparison goes on at least, in how many processes those with a plain classifier are made.
+# The least duration of a comparison, and the number of processes for each comparison with a plain classifier.
 SECONDS, PROCESSES = 12.0, 6
 Session: TypeAlias = Any  # onnxruntime has no types
 
@@ -79,7 +80,7 @@ PUBLISHED = (2_000, 20_000)
 
 
 def random_latent(batch: int, seed: int, form: str) -> NDArray[np.float32]:
-    """[batch, D, rows, columns] random cells of one of the `FORMS`."""
+    """[batch, D, rows, columns]: random cells of one of the `FORMS`."""
     drawn = np.random.default_rng(seed)
     if form == "published":
         return drawn.random((batch, DIMENSIONS, CELLS, CELLS), dtype=np.float32)
@@ -88,8 +89,8 @@ def random_latent(batch: int, seed: int, form: str) -> NDArray[np.float32]:
 
 
 def session(file: Path) -> Session:
-    """The file in onnxruntime, on the threads that all sessions share: threads of its own go on spinning for a while
-    after a run, at the cost of whoever's turn is next."""
+    """Load a file in onnxruntime, on threads shared by all sessions. A session's own threads would keep spinning after
+    a run and slow down the next side."""
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
@@ -97,9 +98,11 @@ def session(file: Path) -> Session:
 
 
 def in_turns(tasks: Mapping[str, Callable[[], Any]], rounds: int, seconds: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of every task in every round; the order is turned round from one to the next. There are so many `rounds`,
-    and more until so many `seconds` have passed: what takes milliseconds would else be measured in one mood of the
-    machine."""
+    """The seconds of every task in every round; each round reverses the order of the tasks.
+
+    Runs at least this number of `rounds` and for at least this number of `seconds`, so that short tasks are not all
+    measured under the same load of the machine.
+    """
     found: dict[str, list[float]] = {name: [] for name in tasks}
     for task in tasks.values():
         task()
@@ -114,7 +117,7 @@ def in_turns(tasks: Mapping[str, Callable[[], Any]], rounds: int, seconds: float
 
 
 def matrix_rate(folder: Path, rounds: int) -> float:
-    """Multiply-adds a second of a large product in onnxruntime: what the machine can do."""
+    """Multiply-adds per second of a large matrix product in onnxruntime, an estimate of the machine's peak."""
     apart(write_product, folder / "product.onnx")
     running = session(folder / "product.onnx")
     left = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
@@ -123,8 +126,8 @@ def matrix_rate(folder: Path, rounds: int) -> float:
 
 
 def apart(task: Callable[..., Any], *arguments: Any) -> Any:
-    """What the task returns in a process of its own: exporting leaves PyTorch's threads and memory behind, which no
-    process that serves has."""
+    """Run a task in a process of its own and return its result. Export leaves PyTorch's threads and memory behind,
+    which a serving process does not have."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(task, *arguments).result()
 
@@ -132,7 +135,8 @@ def apart(task: Callable[..., Any], *arguments: Any) -> Any:
 def ask_both(
     explained: Path, plain: Path, batch: int, rounds: int, threads: int, plain_first: bool
 ) -> dict[str, float]:
-    """Median seconds of both graphs in this process, and for how many pictures a routed one is certain."""
+    """The median seconds of both graphs in this process, and the share of pictures for which a routed one is
+    certain."""
     onnxruntime.set_global_thread_pool_sizes(threads, 1)
     files = {"plain": plain, "explained": explained}
     sessions = {name: session(files[name]) for name in sorted(files, reverse=plain_first)}
@@ -147,9 +151,12 @@ def ask_both(
 def beside_plain(
     folder: Path, rounds: int, threads: int, cases: tuple[Case, ...], rate: float, form: str
 ) -> list[dict[str, Any]]:
-    """Every case: median milliseconds of both graphs, their ratio, and the floor: the product alone, and the add-on
-    layer's, at the machine's rate. Medians over processes, half of which load the plain graph first: where two sessions
-    lie in memory moves their ratio by a hundredth or two."""
+    """For every case, the median milliseconds of both graphs, their ratio, and the floor.
+
+    The floor counts only the multiply-adds of the prototypes and the add-on layer, at the machine's `rate`. Medians are
+    over processes, half of which load the plain graph first, because the placement of two sessions in memory changes
+    their ratio by a hundredth or two.
+    """
     rows = []
     written: dict[tuple[str, int], int] = {}
     for case in cases:
@@ -181,8 +188,8 @@ def beside_plain(
 
 
 def worst_difference(head: PrototypeHead, ours: Session, theirs: Session, form: str) -> float:
-    """The greatest difference of a child's conditional log-probability between the two heads, on random latents: of any
-    child, or of those on the path where a routed head is certain."""
+    """The largest difference of a child's conditional log-probability between the two heads, on random latents. For a
+    routed head, only over the paths that it is certain of."""
     latent = random_latent(4, 1, form)
     outputs = dict(zip([o.name for o in ours.get_outputs()], ours.run(None, {"latent": latent}), strict=True))
     with np.errstate(divide="ignore"):
@@ -192,7 +199,7 @@ def worst_difference(head: PrototypeHead, ours: Session, theirs: Session, form: 
     if form == ROUTED:
         sure = outputs["certain"]
         if not sure.any():
-            raise SystemExit("the routed head is certain of no random latent; nothing was timed")
+            raise SystemExit("the routed head is not certain of any random latent; nothing was timed")
         place = np.empty(len(head.taxonomy.nodes), dtype=np.int64)
         place[nodes] = np.arange(len(nodes))
         along = np.diff(outputs["path_log_probability"][sure], axis=1, prepend=np.float32(0.0))
@@ -204,7 +211,7 @@ def worst_difference(head: PrototypeHead, ours: Session, theirs: Session, form: 
 
 
 def beside_published(folder: Path, rounds: int, form: str) -> list[dict[str, Any]]:
-    """Both heads alone, from the latent map on: median milliseconds and how many times faster ours is."""
+    """The median milliseconds of both heads alone, from the latent map on, and their ratio."""
     rows = []
     for prototypes in PUBLISHED:
         head = random_head(prototypes, form)
@@ -249,22 +256,21 @@ def table(results: dict[str, Any]) -> str:
         "",
         "Made by `make bench-head`; all figures in `head.json`.",
         "",
-        f"onnxruntime on the CPU with {results['threads']} threads, {SIZE} pixels, {DIMENSIONS} dimensions, "
-        f"{CELLS} × {CELLS} cells, random weights; medians of at least {results['rounds']} rounds and "
-        f"{SECONDS:.0f} seconds, both sides in turns in one process; beside a plain classifier in {PROCESSES} "
-        "processes one after the other, half of which load the plain graph first, and the median of their ratios. The "
-        f"graph answers with the probabilities of all nodes, the path, and at every level the {TOP_K} prototypes that "
-        "contribute most, with their activation maps; a routed one with the probabilities along the path alone.",
+        f"onnxruntime on the CPU with {results['threads']} threads, {SIZE} pixels, {DIMENSIONS} dimensions, {CELLS} × "
+        f"{CELLS} cells, random weights; medians of at least {results['rounds']} rounds and {SECONDS:.0f} seconds, "
+        "both sides in turns in one process. Comparisons with a plain classifier are medians of the ratios of "
+        f"{PROCESSES} processes, run one after the other, half of which load the plain graph first. The graph returns "
+        f"the probabilities of all nodes, the path, and at every level the {TOP_K} prototypes that contribute most, "
+        "with their activation maps; a routed graph returns only the probabilities along the path.",
         "",
-        "Beside the same backbone with a plain linear classifier. The floor is what the multiply-adds of the add-on "
-        "layer and of the product of prototypes (of a routed graph: those that it scores) and cells would cost at the "
-        f"rate of a large matrix product on this machine ({results['rate'] / 1e9:.0f} · 10⁹ a second), and nothing "
-        "else.",
+        "Compared with the same backbone and a plain linear classifier. *Floor*: only the multiply-adds of the add-on "
+        "layer and of the product of prototypes (of a routed graph: those that it scores) and cells, at the rate of a "
+        f"large matrix product on this machine ({results['rate'] / 1e9:.0f} · 10⁹ per second).",
         "",
-        "*Form*: latent vectors and similarity as published (free vectors, ε = 1e-4, so steep that distances near a "
-        "prototype are computed again from the difference), or as the shipped configurations have them (unit vectors, "
-        f"ε = 0.08), or these routed, with {ROUTED_WIDTH} nodes of every level expanded (*held*: for how many of the "
-        "pictures the certificate did; with the others the full graph has to answer as well).",
+        "*Form*: *published* has free latent vectors and ε = 1e-4, so steep that distances near a prototype are "
+        "computed again from the difference. *Shipped* has unit vectors and ε = 0.08, as the shipped configurations "
+        f"do. *Routed* expands {ROUTED_WIDTH} nodes of every level of the shipped form. *Held*: the share of pictures "
+        "for which its certificate holds; for the others, the full graph has to answer, too.",
         "",
         "| form | backbone | prototypes | batch | plain, ms | explained, ms | ratio | floor | held |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -277,10 +283,10 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Beside a head written as in the published code (a loop over parents, a convolution with ones for ‖z‖², "
-        "similarities at all cells, dense last layers, all maps returned), same weights, from the latent map on. It is "
-        "exported without the exporter's own optimiser, which takes ten minutes for 318 parents; with it, it was 6 to "
-        "8 % faster at 2,000 prototypes, so take as much off:",
+        "Compared with a head written as in the published code (a loop over parents, a convolution with ones for ‖z‖², "
+        "similarities at all cells, dense last layers, all maps returned), with the same weights, from the latent map "
+        "on. The published head is exported without the exporter's own optimiser, which takes ten minutes for 318 "
+        "parents. With it, it was 6 to 8 % faster at 2,000 prototypes, so subtract as much:",
         "",
         "| form | prototypes | parents | batch | published, ms | fused, ms | times faster | worst difference |",
         "|---|---|---|---|---|---|---|---|",
@@ -300,8 +306,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--forms", nargs="+", default=[*FORMS], choices=[*FORMS], help="leave others out")
-    parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"], help="leave others out")
+    parser.add_argument("--forms", nargs="+", default=[*FORMS], choices=[*FORMS], help="measure only these")
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"], help="measure only these")
     options = parser.parse_args()
     onnxruntime.set_global_thread_pool_sizes(options.threads, 1)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():

@@ -1,5 +1,5 @@
-"""The graphs that `benchmarks/head/cost.py` compares over one random taxonomy: ours, a plain classifier's, and a
-head's as in the published code."""
+"""The graphs that `benchmarks/head/cost.py` compares, on one random taxonomy: ours, that of a plain classifier, and
+that of a head as in the published code."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Taxonomy, competing_groups
 
 SIZE, DIMENSIONS, TOP_K, CELLS = 224, 128, 10, 7
-# Rows and columns of the product that the machine's rate is measured with.
+# Rows and columns of the matrix product that measures the machine's rate.
 SIDE = 1_024
-# How many times as wide as usual a routed head's last layers are drawn.
+# Factor on the random last layers of a routed head.
 WIDE = 100.0
 ROUTED = "routed"
-# What a prototype head is told of latent vectors and similarity.
+# The arguments of `PrototypeHead` for each form.
 SHIPPED: dict[str, Any] = {"unit_length": True, "similarity": Similarity("log1p", epsilon=0.08, zero=2.0)}
 FORMS: dict[str, dict[str, Any]] = {"published": {}, "shipped": SHIPPED, ROUTED: SHIPPED}
-# About how many parents there are, by the number of prototypes.
+# The approximate number of parents for each number of prototypes.
 PARENTS = {2_000: 40, 20_000: 300}
 
 
 def taxonomy(parents: int) -> Taxonomy:
-    """About so many parents on three levels, each with 2 to 12 leaves, drawn at random."""
+    """A random tree of three levels with about this number of parents of leaves, each with 2 to 12 leaves."""
     sizes = np.random.default_rng(0).integers(2, 13, parents)
     top = max(2, round(parents**0.5))
     return Taxonomy.from_paths(
@@ -45,14 +45,14 @@ def taxonomy(parents: int) -> Taxonomy:
 
 
 def prototype_children(tree: Taxonomy, count: int) -> list[int]:
-    """`count` prototypes, spread evenly over all competing nodes, in the head's order."""
+    """The node of each of `count` prototypes, spread evenly over all competing nodes, in the order of the head."""
     nodes = [node for group in competing_groups(tree, "hierarchical") for node in group.children]
     shares = np.diff(np.linspace(0, count, len(nodes) + 1).round().astype(int))
     return [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
 
 
 def random_head(prototypes: int, form: str = "published") -> PrototypeHead:
-    """A head over random prototypes, with random last layers, of one of the `FORMS`."""
+    """A head of one of the `FORMS` with random prototypes and last layers."""
     torch.manual_seed(0)
     tree = taxonomy(PARENTS[prototypes])
     head = PrototypeHead(tree, prototype_children(tree, prototypes), DIMENSIONS, **FORMS[form])
@@ -66,7 +66,7 @@ def random_head(prototypes: int, form: str = "published") -> PrototypeHead:
 
 
 class Plain(nn.Module):
-    """What anybody would serve instead: the backbone, pooled, a linear layer, a softmax over leaves."""
+    """The usual alternative: the backbone, pooling, a linear layer, a softmax over leaves."""
 
     def __init__(self, network: LinearNetwork) -> None:
         super().__init__()
@@ -89,9 +89,11 @@ class Fused(nn.Module):
 
 
 class Published(nn.Module):
-    """A head as the published code has it, with the weights of ours: for every parent in turn a convolution with ones
-    for ‖z‖², one with the prototypes for zp, the similarity at all cells, its maximum, and a dense last layer. Returns
-    the probabilities of every parent's children and all activation maps, as the published code does.
+    """A head as in the published code, with the weights of ours.
+
+    For every parent in turn, it computes a convolution with ones for ‖z‖², one with the prototypes for zp, the
+    similarity at all cells, its maximum, and a dense last layer. It returns the probabilities of every parent's
+    children and all activation maps, as the published code does.
     """
 
     def __init__(self, head: PrototypeHead) -> None:
@@ -122,8 +124,8 @@ class Published(nn.Module):
 
 
 def write_module(module: nn.Module, example: Tensor, file: Path, name: str, *, optimise: bool = True) -> Path:
-    """Any module as an ONNX file with a dynamic batch. Without `optimise`, only onnxruntime looks for what can be done
-    in fewer steps: the exporter's own search takes ten minutes for hundreds of parents in a loop."""
+    """Write any module as an ONNX file with a dynamic batch. Without `optimise`, skips the exporter's own optimiser,
+    which takes ten minutes for hundreds of parents in a loop."""
     import onnx
 
     with quiet():
@@ -155,12 +157,12 @@ class Product(nn.Module):
 
 
 def write_product(file: Path) -> None:
-    """Write the large product."""
+    """Write the graph of the large product."""
     write_module(Product(), torch.rand(SIDE, SIDE), file, "left")
 
 
 def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
-    """How many prototypes a head multiplies with every cell."""
+    """The number of prototypes that a head multiplies with every cell."""
     if isinstance(head, FusedHead):
         return prototypes
     levels: Any = head.levels
@@ -169,8 +171,8 @@ def products(head: FusedHead | RoutedHead, prototypes: int) -> int:
 
 @torch.no_grad()
 def write_networks(name: str, prototypes: int, form: str, explained: Path, plain: Path) -> int:
-    """Write both graphs over one backbone; returns how many vectors of D numbers a cell is multiplied with: those of
-    prototypes and, in the add-on layer, of the features."""
+    """Write both graphs on one backbone; return the number of D-dimensional vectors that a cell is multiplied with: the
+    prototypes and, in the add-on layer, the features."""
     example = torch.randint(0, 255, (2, SIZE, SIZE, 3), dtype=torch.uint8)
     head, body = random_head(prototypes, form), backbone(name)
     network = PrototypeNetwork(body, head, None).eval()

@@ -1,10 +1,10 @@
-"""A taxonomy of 10,000 leaves and 100,000 prototypes: what its graphs cost to write, to load and to ask. One command:
+"""Measure writing, loading and running the graphs of 10,000 leaves and 100,000 prototypes. One command:
 
     python -m benchmarks.head.scale
 
-The tree is drawn at random: four levels, uneven. A process of its own writes the full and the routed graph and tells
-its time and greatest memory; another loads both and asks them in turns. Weights are random but the last layers strong,
-so that one leaf stands out as in a trained network; how often the certificate holds is told. Results in
+The tree is random and uneven, with four levels. One process writes the full and the routed graphs and measures its time
+and peak memory; another loads them and runs them in turns. Weights are random, but the last layers are so large that
+one leaf stands out, as in a trained network; the results say how often the certificate holds. Writes
 benchmarks/results/scale.{json,md}.
 """
 
@@ -27,14 +27,14 @@ from benchmarks.measuring import described, machine, write_results
 
 SIZE, DIMENSIONS, TOP_K = 224, 128, 10
 FULL = "full.onnx"
-# How many nodes of every level are expanded.
+# The numbers of nodes to expand at every level.
 WIDTHS = (2, 5)
 ROUTED = {f"routed-{width}.onnx": width for width in WIDTHS}
 
 
 def leaf_paths(leaves: int) -> list[str]:
-    """So many leaves below 20 nodes, about 150 below them and about 1,000 below those, all of uneven sizes; every tenth
-    node of the second and third level is a leaf itself."""
+    """The paths of this number of leaves, below 20 nodes, about 150 nodes and about 1,000 nodes of uneven sizes. About
+    a tenth of the nodes at the second and third level are leaves themselves."""
     generator = np.random.default_rng(0)
     paths: list[tuple[int, ...]] = [(node,) for node in range(20)]
     found: list[tuple[int, ...]] = []
@@ -49,7 +49,7 @@ def leaf_paths(leaves: int) -> list[str]:
 
 
 def resident() -> float:
-    """MiB that this process has held at most, as Linux tells it."""
+    """The peak resident memory of this process in MiB (Linux, VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
@@ -154,8 +154,8 @@ def table(results: dict[str, Any]) -> str:
         f"{written['leaves']:,} leaves in {written['groups']:,} groups (the largest of {written['largest_group']} "
         f"nodes), {written['prototypes']:,} prototypes of {DIMENSIONS} dimensions, {setting['backbone']} at {SIZE} "
         f"pixels, random weights; onnxruntime with {setting['threads']} threads, one image at a time, medians of "
-        f"{setting['rounds']} rounds, all graphs in turns. A routed graph expands the so many most probable nodes of "
-        "every level; the last layers are drawn so wide that its certificate holds for these pictures.",
+        f"{setting['rounds']} rounds, all graphs in turns. *Routed, N* expands the N most probable nodes of every "
+        "level; the random last layers are so large that its certificate holds for these pictures.",
         "",
         "| | written in, s | file over its weights | answer, ms | times faster than full | certificate held | "
         "same path where it held |",
@@ -171,8 +171,8 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"Times include the backbone. Writing all three held {written['peak_mib']:,.0f} MiB at most, asking them "
-        f"{asked['peak_mib']:,.0f}.",
+        f"Times include the backbone. Peak memory: {written['peak_mib']:,.0f} MiB for writing all three graphs, "
+        f"{asked['peak_mib']:,.0f} MiB for running them.",
         "",
         described(results["machine"]),
         "",

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Three ways to put pictures of several requests into one inference: ours, BentoML's, and that in a service of its own.
+"""Compare three ways to batch pictures of several requests: ours, BentoML's, and BentoML's in a service of its own.
 
-For each: latency with one client, throughput at saturation, and what a picture that fails does to those beside it. The
-pictures come as raw pixels of the model's size, so that nothing but batching is measured. The sides take turns.
+Measures for each the latency with one client, the throughput at saturation, and the effect of a picture that fails on
+the others in its batch. Requests carry raw pixels of the model's size, so that only batching is measured. The sides
+take turns.
 
 Example: python -m benchmarks.service.batching bundles/grocery
 """
@@ -42,7 +43,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--most", type=int, nargs="+", default=[1, 8], help="pictures in one inference; of ours, each")
+    parser.add_argument(
+        "--most", type=int, nargs="+", default=[1, 8], help="batch limits to measure; BentoML: the largest"
+    )
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS / "batching")
     options = parser.parse_args()
@@ -110,7 +113,7 @@ def main() -> None:
 
 
 def good_ones_lost(one: Side, drawn: Any, rounds: int = 20) -> list[int]:
-    """How many of the good pictures beside one that fails did not get their answer, and how many there were."""
+    """The number of good pictures that got no answer next to one that fails, and the number of good pictures."""
     bad = drawn[0].copy()
     bad[0, 0, 0] = 255
     expected = [ask(one, picture.tobytes()) for picture in drawn[1:]]
@@ -134,7 +137,7 @@ def good_ones_lost(one: Side, drawn: Any, rounds: int = 20) -> list[int]:
 
 
 def ask(one: Side, body: bytes) -> str:
-    """The answer to one picture, or `failed`."""
+    """Predict one picture; return the answer, or `failed`."""
     try:
         with OPENER.open(urllib.request.Request(one.url(), data=body, method="POST"), timeout=60) as response:
             return str(response.read())
@@ -145,7 +148,7 @@ def ask(one: Side, body: bytes) -> str:
 def report(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        "# Ways to put pictures together",
+        "# Ways to batch pictures",
         "",
         f"`python -m benchmarks.service.batching BUNDLE --rounds {found['options']['rounds']} "
         f"--seconds {found['options']['seconds']:g}`: raw pixels of the model's size, "

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether answers agree when large JPEGs are reduced while they are decoded, and how much time that saves.
+"""Measure how well answers agree if large JPEGs are reduced while decoding, and how much time this saves.
 
 Photographs smaller than `--side` are enlarged to it first, for a data set of small ones; that leaves out the finest
 detail of a camera's own pictures, so judge by large photographs of your own where you have them.
@@ -40,7 +40,7 @@ def main() -> None:
     for number, file in enumerate(files):
         data = enlarged(file, options.side)
         answers = {}
-        # In turns, each first every other time.
+        # Alternate which one goes first.
         for draft in (False, True) if number % 2 else (True, False):
             begun = time.perf_counter()
             fitted = classifier.fit(data, draft=draft)

@@ -1,4 +1,4 @@
-"""Servers to measure and load for them, for benchmarks/service/throughput.py and benchmarks/service/batching.py."""
+"""Start servers and put load on them, for benchmarks/service/throughput.py and benchmarks/service/batching.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Side:
-    """A server under test: its name, its port, the path that predicts, and whether it takes raw bodies or forms."""
+    """A server under test: its name, its port, the path of predictions, and whether it takes forms or raw bodies."""
 
     name: str
     port: int
@@ -35,7 +35,7 @@ class Side:
     seconds_to_ready: float
 
     def url(self) -> str:
-        """Where it predicts."""
+        """The URL for predictions."""
         return f"http://127.0.0.1:{self.port}{self.path}"
 
 
@@ -77,7 +77,7 @@ def side(
 
 
 def wrk_script(folder: Path, photographs: list[bytes], form: bool) -> Path:
-    """A script for wrk that sends one photograph after the other, raw or in a form."""
+    """Write a wrk script that sends the photographs in turn, raw or in a form."""
     bodies = folder / ("forms" if form else "raw")
     bodies.mkdir()
     for number, photograph in enumerate(photographs):
@@ -108,7 +108,7 @@ def media_type(form: bool) -> str:
 
 
 def body_of(photograph: bytes, form: bool) -> bytes:
-    """A photograph as a body."""
+    """The body of a request with a photograph."""
     if not form:
         return photograph
     head = b'--photograph\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
@@ -116,7 +116,8 @@ def body_of(photograph: bytes, form: bool) -> bytes:
 
 
 def wrk(side: Side, script: Path, connections: int, seconds: float, *, strict: bool = True) -> dict[str, float]:
-    """Keep `connections` busy for a while; every answer must be good, or, if not `strict`, is counted as `failed`."""
+    """Keep `connections` busy for some seconds. If `strict`, every answer must be good; otherwise count `failed`
+    ones."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
     output = subprocess.run(
         [*command, "-s", str(script), side.url()], capture_output=True, text=True, check=True
@@ -140,13 +141,13 @@ def wrk(side: Side, script: Path, connections: int, seconds: float, *, strict: b
 
 
 def milliseconds(text: str) -> float:
-    """wrk's `1.23ms`, `456.00us`, `1.20s` as milliseconds."""
+    """Parse wrk's `1.23ms`, `456.00us` or `1.20s` as milliseconds."""
     number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()  # type: ignore[union-attr]
     return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}[unit]
 
 
 async def open_loop(side: Side, photographs: list[bytes], rate: float, seconds: float) -> dict[str, float]:
-    """Requests at a fixed rate, whether or not earlier ones are answered, as independent clients would send them."""
+    """Send requests at a fixed rate, even if earlier ones are not answered yet, like independent clients."""
     spent = await paced(side, photographs, rate, seconds)
     spent.sort()
     return {
@@ -157,13 +158,13 @@ async def open_loop(side: Side, photographs: list[bytes], rate: float, seconds: 
 
 
 async def paced(side: Side, photographs: list[bytes], rate: float, seconds: float) -> list[float]:
-    """The seconds that each request took, from when it was due."""
+    """The seconds from each request's scheduled time to its answer."""
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     spent: list[float] = []
 
     async def one(number: int, due: float) -> None:
         while idle and idle[-1][0].at_eof():
-            # The server closes what has been idle for long.
+            # The server closes connections that have been idle for long.
             idle.pop()[1].close()
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", side.port)
         body = body_of(photographs[number % len(photographs)], side.form)

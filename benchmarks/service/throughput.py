@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The service beside its own engine and its twins (bare FastAPI, LitServe, a native BentoML API): throughput, latency,
-start, memory.
+"""Compare the service with its own engine and its twins (bare FastAPI, LitServe, a native BentoML API): throughput,
+latency, start, memory.
 
-All decode the same photographs with the same function, run the same graph with the same number of threads and give
-the same document; what differs is what carries the bytes. `wrk` makes the load (apt-get install wrk); the sides take
-turns, round after round, and what is reported are medians over rounds and their ratios.
+All decode the same photographs with the same function, run the same graph with the same number of threads, and return
+the same document; only the server differs. `wrk` generates the load (apt-get install wrk). The sides take turns in each
+round; the results are medians over rounds and their ratios.
 
 Example: python -m benchmarks.service.throughput bundles/grocery grocery-store/test
 """
@@ -34,7 +34,8 @@ from benchmarks.service.load import Side, open_loop, paced, side, wrk, wrk_scrip
 from protoserve.inference.classifier import Classifier, load
 
 TWINS = Path(__file__).parent
-# At 70 % load, so many times so many seconds: one pause of the machine would decide a single 99th percentile.
+# The number and the seconds of measurements at 70 % load. A single pause of the machine would dominate one 99th
+# percentile.
 WINDOWS, STEADY = 5, 20.0
 
 
@@ -44,12 +45,14 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("data", type=Path, help="a folder of photographs")
     parser.add_argument("--photographs", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of one measurement of one side")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of one measurement of one side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--lanes", type=int, default=os.cpu_count() or 1, help="inferences at a time, of one thread each"
+        "--lanes", type=int, default=os.cpu_count() or 1, help="concurrent inferences, of one thread each"
     )
-    parser.add_argument("--workers", type=int, help="processes of ours, which share the lanes; by default one per lane")
+    parser.add_argument(
+        "--workers", type=int, help="processes of the service, which share the lanes; by default one per lane"
+    )
     parser.add_argument("--connections", type=int, default=16, help="at saturation")
     parser.add_argument(
         "--soak", type=float, default=0.0, help="minutes at 70 %% load, for memory and latency over time"
@@ -60,7 +63,7 @@ def main() -> None:
     if options.lanes % options.workers:
         parser.error(f"{options.lanes} lanes can't be shared by {options.workers} workers; give a divisor")
     if shutil.which("wrk") is None:
-        parser.error("wrk makes the load and is not here; install it (apt-get install wrk)")
+        parser.error("wrk, which generates the load, is not installed; apt-get install wrk")
     photographs = [file.read_bytes() for file in sorted(options.data.rglob("*.jpg"))[: options.photographs]]
     if not photographs:
         parser.error(f"{options.data} holds no .jpg files; give a folder of photographs")
@@ -72,7 +75,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, photographs: list[bytes]) -> dict[str, Any]:
-    """All rounds; medians and what they are medians of."""
+    """Measure all rounds; return the medians and the values of every round."""
     classifier = load(options.bundle, device="cpu", threads=1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-service-")))
@@ -134,7 +137,7 @@ def one_round(
     scripts: dict[bool, Path],
     rows: dict[str, dict[str, list[float]]] | None,
 ) -> None:
-    """Every side once: alone with one client, and with as many as it takes to keep it busy."""
+    """Measure every side once, with one client and at saturation."""
 
     def keep(name: str, key: str, value: float) -> None:
         if rows is not None:
@@ -165,7 +168,7 @@ def one_round(
 
 
 def in_threads(work: Callable[[int], Any], threads: int, seconds: float, items: int) -> float:
-    """How often per second `work` ends when `threads` threads call it without a pause."""
+    """The calls of `work` per second when `threads` threads call it without a pause."""
     counts = [0] * threads
     deadline = time.perf_counter() + seconds
 
@@ -189,7 +192,7 @@ def in_threads(work: Callable[[int], Any], threads: int, seconds: float, items: 
 
 
 def start_sides(stack: ExitStack, options: argparse.Namespace, folder: Path) -> list[Side]:
-    """Ours first, then the twins that are installed."""
+    """Start the service, then the twins that are installed."""
     common = {
         "TWIN_BUNDLE": str(options.bundle.resolve()),
         "TWIN_LANES": str(options.lanes),
@@ -238,7 +241,7 @@ def start_sides(stack: ExitStack, options: argparse.Namespace, folder: Path) -> 
 async def soaking(
     side: Side, worker: psutil.Process, photographs: list[bytes], rate: float, minutes: float
 ) -> list[dict[str, float]]:
-    """Minute by minute: requests so far, resident memory, open files, latency."""
+    """Load the service for minutes; return requests so far, resident memory, open files and latency after each."""
     rows = []
     total = 0
     for minute in range(round(minutes)):

@@ -1,7 +1,7 @@
 """A twin of the service for benchmarks/service/throughput.py: the same work behind a native BentoML API.
 
-One process, with as many threads as the others have lanes. What a layer would cost that gives its errors our shape is
-not in it. `bentoml serve twin_bentoml:Twin`, with TWIN_BUNDLE and TWIN_LANES in the environment.
+One process, with as many threads as the others have lanes. It does not include the cost of a layer that converts its
+errors to ours. `bentoml serve twin_bentoml:Twin`, with TWIN_BUNDLE and TWIN_LANES in the environment.
 """
 
 import os
@@ -22,5 +22,5 @@ class Twin:
 
     @bentoml.api(route="/predict")
     def predict(self, image: Path) -> Prediction:
-        """One photograph's prediction."""
+        """The prediction for one photograph."""
         return self.classifier.predict(image)

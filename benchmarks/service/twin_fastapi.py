@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from protoserve.inference.classifier import load
 
 classifier = load(os.environ["TWIN_BUNDLE"], device="cpu", threads=1)
-# More threads than lanes would only take turns at the same cores.
+# More threads than lanes would only compete for the same cores.
 limiter = anyio.CapacityLimiter(int(os.environ["TWIN_LANES"]))
 app = FastAPI()
 

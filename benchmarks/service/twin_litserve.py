@@ -1,6 +1,6 @@
 """A twin of the service for benchmarks/service/throughput.py: the same decoding, graph and document behind LitServe.
 
-A process for each lane, as LitServe does it; photographs come as forms, since it reads JSON and forms.
+One process per lane, as is usual with LitServe. Photographs are sent as forms, because LitServe reads JSON and forms.
 `python benchmarks/service/twin_litserve.py PORT`, with TWIN_BUNDLE and TWIN_LANES in the environment.
 """
 
@@ -31,7 +31,7 @@ class Predict(litserve.LitAPI):
         return self.classifier.predict(x)
 
     def encode_response(self, output: Any) -> Response:
-        """As a document, made ready in the worker."""
+        """The JSON document, encoded in the worker."""
         return Response(output.model_dump_json(), media_type="application/json")
 
 
