@@ -32,8 +32,8 @@ NOTES = {
     "grocery": "Grocery Store (Klasson et al. 2019), MobileNetV2; test split, 2,485 photographs.",
     "similarities": "The frozen hierarchical network of `grocery` with each form of the similarity, all else equal.",
     "hpnet15": "The 15 ImageNet classes of Hase et al. 2019, MobileNetV2; test split, 352 photographs. Published for "
-    "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. These pictures overlap what the backbone's "
-    "weights were trained on, so every figure here flatters; what can be compared are the rows with each other.",
+    "the hierarchical network with VGG-16: leaf 81.87, level 1 93.60. The pictures overlap the training data of the "
+    "backbone's weights, so all figures are too high; compare the rows only with each other.",
 }
 COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "leaf": lambda run: 100 * run["test"]["accuracy"]["leaf"],

@@ -95,9 +95,10 @@ def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Under the right node of level 1: {100 * novel['right_level_1']:.1f} % of the {novel['images']} novel "
-        f"photographs. By the run's thresholds {100 * novel['detected']:.1f} % of them are unknown no deeper than "
-        f"where they are, and {100 * novel['known_throughout']:.1f} % of the known ones known down to the leaf.",
+        f"{100 * novel['right_level_1']:.1f} % of the {novel['images']} novel photographs get the right node at level "
+        f"1. By the run's thresholds, {100 * novel['detected']:.1f} % of them are not accepted as known below their "
+        f"deepest known node, and {100 * novel['known_throughout']:.1f} % of the known photographs are accepted down to "
+        "the leaf.",
     ]
 
 
@@ -108,8 +109,8 @@ def summary(evaluations: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"## All {len(novel)} seeds",
         "",
-        f"Under the right node of level 1: {statistics.mean(right):.1f} % in the mean, {min(right):.1f} % at "
-        "least. AUROC, mean and least:",
+        f"Right node at level 1: {statistics.mean(right):.1f} % on average, {min(right):.1f} % at least. AUROC, mean "
+        "and minimum:",
         "",
     ]
     first = novel[0]["parents"]
@@ -153,9 +154,9 @@ def main() -> None:
         "# Grocery Store with left-out classes",
         "",
         f"Made by `python -m benchmarks.accuracy.novelty --data DIR --weights FILE{chosen}`; all "
-        f"figures in `{name}.json`. A run that has never seen the left-out class tells its photographs from those of "
-        f"the siblings that it knows ({'val; the novel ones of train' if options.candidates else 'test'}). Cells are "
-        "AUROC / share of novel photographs that pass where 95 % of the known ones do.",
+        f"figures in `{name}.json`. A run that has never seen the left-out class separates its photographs from those "
+        f"of the known siblings ({'val; the novel ones of train' if options.candidates else 'test'}). Cells: AUROC / "
+        "share of novel photographs that pass a threshold that 95 % of the known ones pass.",
     ]
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)
