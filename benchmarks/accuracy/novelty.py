@@ -97,8 +97,8 @@ def table(leaves: tuple[str, ...], novel: dict[str, Any]) -> list[str]:
         "",
         f"{100 * novel['right_level_1']:.1f} % of the {novel['images']} novel photographs get the right node at level "
         f"1. By the run's thresholds, {100 * novel['detected']:.1f} % of them are not accepted as known below their "
-        f"deepest known node, and {100 * novel['known_throughout']:.1f} % of the known photographs are accepted down to "
-        "the leaf.",
+        f"deepest known node, and {100 * novel['known_throughout']:.1f} % of the known photographs are accepted down "
+        "to the leaf.",
     ]
 
 
