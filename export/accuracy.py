@@ -1,4 +1,4 @@
-"""What less precision costs: accuracy per level and evidence, on validation pictures that nothing was fitted to."""
+"""The loss from lower precision in accuracy and evidence, on validation pictures that nothing was fitted to."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _JUDGED: Final = ("log_probability", "path", "evidence_prototype", "evidence_con
 
 @dataclass(frozen=True)
 class JudgingData:
-    """The parts of a run's data set that less precision than float32 needs.
+    """The parts of a run's data set that targets of lower precision need.
 
-    `calibration` are at most `CALIBRATION_IMAGES` images that the run learned from; it did not learn from `validation`.
+    `calibration` has at most `CALIBRATION_IMAGES` images that the run was trained on; `validation` has images that it
+    was not trained on.
     """
 
     calibration: Dataset
@@ -41,9 +42,9 @@ class JudgingData:
 
 
 def judging_data(run: Run, data: Path, taxonomy: Taxonomy) -> JudgingData:
-    """Both parts of the data set at `data`, split as the run split it.
+    """Read both parts of the data set at `data`, split as the run split it.
 
-    Raises InputError when it is not the data set that the run learned from, or has no validation images.
+    Raises InputError if it is not the data set that the run was trained on, or has no validation images.
     """
     provenance = run.provenance()
     try:
@@ -78,12 +79,12 @@ def judging_data(run: Run, data: Path, taxonomy: Taxonomy) -> JudgingData:
 
 
 def pictures(dataset: Dataset, rule: InputRule) -> NDArray[np.uint8]:
-    """All images of a data set at model size: uint8 [images, height, width, 3]."""
+    """Resize all images of a data set to model size: uint8 [images, height, width, 3]."""
     return np.stack([fit(dataset.picture(index), rule).array for index in range(len(dataset))])
 
 
 def network_runtime(network: ExplainedNetwork, top_k: int) -> Runtime:
-    """The network itself as a runtime, on the CPU."""
+    """Make a runtime of the network itself, on the CPU."""
 
     def run(batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
@@ -94,24 +95,24 @@ def network_runtime(network: ExplainedNetwork, top_k: int) -> Runtime:
 
 
 def in_batches(arrays: NDArray[np.uint8], batch: int, *, whole: bool = False) -> list[NDArray[np.uint8]]:
-    """Split pictures [n, …] into batches; `whole` fills the last one up with the first pictures."""
+    """Split pictures [n, …] into batches; with `whole`, the first pictures are repeated to fill the last one."""
     if whole:
         arrays = arrays[np.arange(-(-len(arrays) // batch) * batch) % len(arrays)]
     return [arrays[start : start + batch] for start in range(0, len(arrays), batch)]
 
 
 def answers(runtime: Runtime, batches: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
-    """Run a runtime on batches uint8 [N, H, W, 3] and join the outputs that accuracy and evidence are judged by."""
+    """Run a runtime on batches uint8 [N, H, W, 3] and concatenate the outputs that `judge` needs."""
     parts = [runtime(batch) for batch in batches]
     return {name: np.concatenate([outputs[name] for outputs in parts]) for name in _JUDGED}
 
 
 def first_evidence(expected: Arrays, target: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(present, same), both bool [N, L]: whether the network has evidence at a level, and whether the target's first
-    evidence there is the same prototype, for the same node.
+    """Compare the first evidence; returns (present, same), both bool [N, L].
 
-    Another prototype counts as the same only where the network itself ties the two: their contributions, as the network
-    computes them, differ by no more than float32's tolerance.
+    `present` is whether the network has evidence at a level, `same` whether the target's first evidence there is the
+    same prototype for the same node. Another prototype counts as the same if the network itself ties the two: their
+    contributions in the network differ by at most float32's tolerance.
     """
     prototypes, first = expected["evidence_prototype"], target["evidence_prototype"][:, :, 0]
     contribution = expected["evidence_contribution"]
@@ -122,9 +123,9 @@ def first_evidence(expected: Arrays, target: Arrays) -> tuple[NDArray[np.bool_],
 
 
 def evidence_kept(present: NDArray[np.bool_], same: NDArray[np.bool_]) -> dict[str, float]:
-    """Per level, the share of the pictures with evidence there whose first evidence is the same (`first_evidence`).
+    """Return, for each level, the share of its pictures with evidence whose first evidence is the same.
 
-    Levels at which no picture has evidence are left out.
+    The arguments are those that `first_evidence` returns. A level at which no picture has evidence is omitted.
     """
     return {
         f"level_{level + 1}": float(same[:, level].sum() / present[:, level].sum())
@@ -142,7 +143,7 @@ def judge_target(
     options: EdgeOptions,
     precision: Precision,
 ) -> ValidationReport:
-    """`judge` a file in its runtime on the validation pictures; a file that resizes gets them at their own size."""
+    """Run a file in its runtime on the validation pictures and `judge` it; a file that resizes gets original sizes."""
     fitted = pictures(validation, rule)
     expected = answers(network_runtime(network, top_k), in_batches(fitted, 8))
     if options.resize:
@@ -160,9 +161,9 @@ def judge(
     taxonomy: Taxonomy,
     precision: Precision,
 ) -> ValidationReport:
-    """Compare the `target`'s answers with the network's `expected` ones on pictures of the classes `leaves` int [N].
+    """Compare the `target`'s outputs with the network's, `expected`, on pictures of the classes `leaves` int64 [N].
 
-    Raises ParityError, naming every figure that misses its limit.
+    Raises ParityError, which names every figure that misses its limit.
     """
     before = scores(np.asarray(expected["log_probability"]), leaves, taxonomy).accuracy
     after = scores(np.asarray(target["log_probability"]), leaves, taxonomy).accuracy

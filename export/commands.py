@@ -1,4 +1,4 @@
-"""The commands `export` and `validate`. Heavy imports wait until a command runs."""
+"""The commands `export` and `validate`. They import heavy libraries only when they run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def export(
     ] = None,
     resize_in_graph: Annotated[
         bool,
-        typer.Option("--resize-in-graph", help="Make all targets but onnx take one picture of any size and resize it."),
+        typer.Option("--resize-in-graph", help="Make all targets but onnx accept one picture of any size."),
     ] = False,
     image_size: Annotated[
         str | None,
@@ -68,7 +68,7 @@ def export(
     from protoserve.run.folder import open_run
 
     if name is not None and not name.strip():
-        raise InputError("--name is empty; give a name, or leave the option out to use the folder's name")
+        raise InputError("--name is empty; give a name, or omit the option to use the folder's name")
     screen = Console(stderr=True, highlight=False)
     targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
     with screen.status("reading the run") as status:
@@ -94,11 +94,11 @@ def export(
 
 def validate(
     bundle: Annotated[Path, typer.Argument(help="The folder of a bundle or an ensemble.")],
-    data: Annotated[Path, typer.Option(help="A folder that holds train, val and test, or a CSV or Parquet file.")],
+    data: Annotated[Path, typer.Option(help="A folder that contains train, val and test, or a CSV or Parquet file.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     others: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="BUNDLE", help="Another bundle, to answer as an ensemble; repeatable."),
+        typer.Option("--with", metavar="BUNDLE", help="Another bundle, to form an ensemble; repeatable."),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""The records of a bundle's `parity.json`: how close the answers of each target's file are to the network's."""
+"""The records of a bundle's `parity.json`: the comparison of each target's file with the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from protoserve.run.records import Record
 from protoserve.schema import Contract
 
 PARITY_FILE: Final = "parity.json"
-# Each batch size has a key of its own in the file: `batch_1`, `batch_3`, …
+# Each batch size has its own key in the file: `batch_1`, `batch_3`, …
 _BATCH: Final = "batch_"
 
 
@@ -74,7 +74,7 @@ class ValidationReport(Record):
 
 
 class TargetReport(Contract):
-    """Everything that a target's file was checked for, on `pictures` sample pictures.
+    """The results of all checks of a target's file, on `pictures` sample pictures.
 
     `batches` maps a batch size to its comparison. `resize` exists for files that resize, `validation` for files of less
     precision than float32.
@@ -120,7 +120,7 @@ def write_parity(directory: Path, reports: Mapping[str, TargetReport]) -> None:
 
 
 def read_parity(directory: Path) -> dict[str, TargetReport]:
-    """Read `parity.json` from a bundle's folder; raises BundleError when it is missing, torn or of another form."""
+    """Read `parity.json` from a bundle's folder; raises BundleError if it is missing or damaged."""
     file = directory / PARITY_FILE
     try:
         return _REPORTS.validate_json(file.read_bytes())
@@ -128,5 +128,5 @@ def read_parity(directory: Path) -> dict[str, TargetReport]:
         raise BundleError(f"{file}: can't read it ({error.strerror}); export the bundle again") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{file}: {where or 'JSON'}: {first['msg']}; export the bundle again") from error
+        key = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{file}: {key or 'JSON'}: {first['msg']}; export the bundle again") from error

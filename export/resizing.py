@@ -26,13 +26,13 @@ from protoserve.images.fitting import PAD_COLOUR, fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import ExplainedNetwork
 
-# Height and width of the pictures for the gate. Some shrink, some grow; some are wider, some higher than the input.
+# (height, width) of the gate's pictures. Some shrink, some grow; some are wider, some taller than the input.
 SHAPES: Final = ((480, 640), (500, 333), (301, 300), (96, 150), (64, 48))
 # Weights are whole numbers that sum to this. Sums of their products with grey levels stay below 2²⁴, so float32 adds
 # them without rounding, in any order.
 UNIT: Final = 65536.0
-# Just above a half. Where a picture grows by a simple fraction, many sums lie exactly between two grey levels; they
-# round up even in a runtime with a weight off by one.
+# Just above a half. If a picture grows by a simple fraction, many sums lie exactly between two grey levels. The margin
+# makes them round up even in a runtime with a weight that is off by one.
 HALF: Final = 0.5 + 2.0**-7
 # The graph and Pillow round once per axis, and their sums differ in the last bits.
 GREY_LEVELS: Final = 2
@@ -41,7 +41,7 @@ FITTED: Final = "fitted"
 
 
 class FittedGraph(nn.Module):
-    """uint8 `image` [1, any height, any width, 3] → the graph's outputs for the picture fitted by the rule."""
+    """Maps uint8 `image` [1, any height, any width, 3] to the graph's outputs for the picture resized by the rule."""
 
     def __init__(self, graph: nn.Module, rule: InputRule) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class FittedGraph(nn.Module):
 
 
 class Fit(nn.Module):
-    """uint8 [1, H, W, 3] → uint8 [1, rule.height, rule.width, 3]."""
+    """Resizes uint8 [1, H, W, 3] to uint8 [1, rule.height, rule.width, 3]."""
 
     colour: Tensor
 
@@ -74,7 +74,7 @@ class Fit(nn.Module):
         down, across = height.float(), width.float()
         sizes = (torch.full_like(height, target[0]), torch.full_like(width, target[1]))
         if self.rule.resize == "crop":
-            # Only rounding could make a part exceed the picture; the minimum prevents it.
+            # The minimum keeps rounding errors from making the part larger than the picture.
             part_down = torch.where(wider, down, torch.minimum(across * (target[0] / target[1]), down))
             part_across = torch.where(wider, torch.minimum(down * (target[1] / target[0]), across), across)
             down, across = part_down * self.rule.share, part_across * self.rule.share
@@ -104,12 +104,12 @@ def check_fitted(
     fitter: Fitter | None = None,
     routed: bool = False,
 ) -> TargetReport:
-    """The parity gate for a graph that resizes: stretch `samples` uint8 [pictures, H, W, 3] to several shapes.
+    """Apply the parity gate to a graph that resizes, on `samples` uint8 [pictures, H, W, 3] stretched to `SHAPES`.
 
-    The gate compares the runtime's answers with the network's on the pixels that the graph itself makes, and these
-    pixels with the host's. `fitter` runs the graph's resizing part alone in that runtime; None stands for one that
-    computes exactly PyTorch's pixels. Raises ParityError as `export.parity.check` does, and where a pixel differs by
-    more than two grey levels.
+    It compares the runtime's outputs with the network's on the pixels that the graph itself computes, and these pixels
+    with the host's. `fitter` runs only the graph's resizing part in that runtime; it may be None if the runtime's
+    pixels are exactly PyTorch's. Raises ParityError as `export.parity.check` does, and if a pixel differs by more than
+    two grey levels.
     """
     fitter = fitter or _in_torch(Fit(rule).eval())
     differing, worst, same = [], 0, []

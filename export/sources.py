@@ -1,4 +1,4 @@
-"""The source of every target: the graph with the options of its host, in PyTorch and as ONNX."""
+"""The source of every target: the graph with the options for its host, in PyTorch and as ONNX."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ class EdgeOptions:
 class Graphs:
     """The graph with one set of options, in the forms that targets start from.
 
-    `whole` is the graph in PyTorch, in evaluation mode, `example` uint8 [N, H, W, 3] an input of it, and `dynamic` maps
-    each of its axes with an open size to the `torch.export.Dim`. `explained` is the graph without its resizing part,
-    `fitted` uint8 [N, H, W, 3] an input of that, and `onnx` its file. `prefix` is the ONNX file of the resizing part,
-    or None where there is none.
+    - `whole`: the graph in PyTorch, in evaluation mode;
+    - `example`: an input of it, uint8 [N, H, W, 3];
+    - `dynamic`: maps each of its dynamic axes to the `torch.export.Dim`;
+    - `explained`: the graph without its resizing part;
+    - `fitted`: an input of that, uint8 [N, H, W, 3];
+    - `onnx`: the ONNX file of `explained`;
+    - `prefix`: the ONNX file of the resizing part, or None without one.
     """
 
     options: EdgeOptions
@@ -93,7 +96,7 @@ def write_graphs(
         return Graphs(options, graph, example, graph, example, dynamic, plain, None)
     fitted = example
     prefix = folder / "fit.onnx"
-    # Unlike the model's size, so that the exporter can't mistake one for the other.
+    # The example differs from the model's size, so that the exporter can't confuse the two.
     example = torch.zeros((1, rule.height + 7, rule.width + 5, 3), dtype=torch.uint8)
     dynamic = {axis: torch.export.Dim(name, min=2, max=LARGEST_SIDE) for axis, name in ((1, "height"), (2, "width"))}
     write_onnx(Fit(rule).eval(), example, prefix, {}, dynamic=dynamic, outputs=[FITTED])
@@ -116,26 +119,26 @@ def finish_onnx(source: Source, file: Path) -> None:
 def file_metadata(
     manifest: Manifest, weights: Path, target: str, precision: str, options: EdgeOptions
 ) -> dict[str, str]:
-    """The texts in a target's file, or beside it, that a host needs to prepare pictures and to name answers.
+    """Return the texts that a host needs to prepare pictures and to name outputs; they go into the target's file.
 
     `protoserve` is the manifest as JSON. Its `version` is the hash of the run's file `weights` and of the manifest; a
     bundle's own version is the hash of all its files, so no file can contain it. `nodes` are the names of the
-    taxonomy's nodes in the graph's order, one a line, for hosts without a JSON reader. `options` describe, in JSON, the
-    inputs that the file takes.
+    taxonomy's nodes in the graph's order, one per line, for hosts without a JSON parser. `options` describe, in JSON,
+    the inputs that the file takes.
     """
     digest = hashlib.sha256(weights.read_bytes())
     digest.update(manifest.model_dump_json().encode())
     named = manifest.model_copy(update={"version": f"sha256:{digest.hexdigest()}"})
-    taken = {"target": target, "precision": precision, "batch": options.batches, "resize_in_graph": options.resize}
+    inputs = {"target": target, "precision": precision, "batch": options.batches, "resize_in_graph": options.resize}
     return {
         "protoserve": named.model_dump_json(),
         "nodes": "\n".join(Taxonomy.from_dict(manifest.taxonomy).names),
-        "options": json.dumps(taken),
+        "options": json.dumps(inputs),
     }
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from `160` or `160x224`; raises InputError for anything else.
+    """Parse a height and width from `160` or `160x224`; raises InputError for anything else.
 
     >>> parse_size("160x224")
     (160, 224)

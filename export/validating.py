@@ -1,4 +1,4 @@
-"""Score an exported graph on a data set, with the same metrics as the run's own."""
+"""Scores an exported graph on a data set, with the same metrics as the run's network."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def write_executorch(graph: torch.nn.Module, example: Tensor, file: Path, metada
     XNNPACK runs the operators that it supports, ExecuTorch's portable kernels the rest. The format has no metadata, so
     each entry of `metadata` becomes a method of the program that returns its text (UTF-8) as a uint8 tensor.
 
-    Raises MissingExtraError where ExecuTorch is not installed.
+    Raises MissingExtraError if ExecuTorch is not installed.
     """
     with _executorch(), torch.inference_mode():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -38,9 +38,9 @@ def write_executorch(graph: torch.nn.Module, example: Tensor, file: Path, metada
 
 
 def run_executorch(file: Path) -> Runtime:
-    """An ExecuTorch program in its runtime, on the CPU.
+    """Open an ExecuTorch program in its runtime, on the CPU.
 
-    Raises MissingExtraError where ExecuTorch is not installed.
+    Raises MissingExtraError if ExecuTorch is not installed.
     """
     with _executorch():
         from executorch.runtime import Runtime as ExecuTorch
@@ -56,7 +56,7 @@ def run_executorch(file: Path) -> Runtime:
 
 
 def stored_text(file: Path, name: str) -> str:
-    """The text of one entry of the program's metadata; raises MissingExtraError where ExecuTorch is not installed."""
+    """Read an entry of the program's metadata; raises MissingExtraError if ExecuTorch is not installed."""
     with _executorch():
         from executorch.runtime import Runtime as ExecuTorch
 
@@ -66,7 +66,7 @@ def stored_text(file: Path, name: str) -> str:
 
 @contextmanager
 def _executorch() -> Iterator[None]:
-    """Silence ExecuTorch's logs and warnings, and name the extra where it is not installed."""
+    """Silence ExecuTorch's logs and warnings; turn a failed import into MissingExtraError."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

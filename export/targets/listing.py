@@ -1,4 +1,4 @@
-"""The lines that the command `export` prints: the table of targets, a summary of each file, and the next commands."""
+"""The output of the command `export`: the table of targets, a summary of each file, and the next commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from protoserve.bundle.folder import Bundle
 
 
 def listing() -> Table:
-    """The table of targets, followed by the formats that are not targets and why."""
+    """Make the table of targets, followed by formats that are not available and the reasons."""
     table = Table("target", "file", "runs in", "precision", "labels", "checked before publishing")
     for name, target in TARGETS.items():
         table.add_row(name, target.file, target.runtime, target.precision.name, target.metadata, target.checked)
@@ -22,7 +22,7 @@ def listing() -> Table:
 
 
 def summary(bundle: Bundle, target: str, report: TargetReport) -> str:
-    """One line about a target: its file, its size in megabytes, and how closely it agrees with the network."""
+    """Describe a target in one line: its file, its size in megabytes, and its agreement with the network."""
     file = bundle.file(target)
     size = sum(part.stat().st_size for part in _parts(file)) / 1e6
     worst = max(value for batch in report.batches.values() for value in batch.worst_difference.values())
@@ -38,7 +38,7 @@ def summary(bundle: Bundle, target: str, report: TargetReport) -> str:
 
 
 def next_steps(bundle: Bundle, data: Path | None) -> list[str]:
-    """The commands that try the files of a bundle."""
+    """Return commands to try the files of a bundle."""
     folder = bundle.directory
     lines = [f"protoserve predict {folder} PHOTO.jpg"]
     if data is not None:
@@ -51,13 +51,13 @@ def next_steps(bundle: Bundle, data: Path | None) -> list[str]:
 
 
 def _parts(file: Path) -> list[Path]:
-    """A target's files: the web page's whole folder, or the file and its companions (`.bin`, `.ort.config`)."""
+    """List a target's files: the web page's whole folder, or the file and its companions (`.bin`, `.ort.config`)."""
     if file.name == "index.html":
         return [part for part in file.parent.rglob("*") if part.is_file()]
     return [file, *(part for part in (file.with_suffix(".bin"), file.with_suffix(".ort.config")) if part.is_file())]
 
 
-# Formats that are not targets, and why.
+# Formats that are not available as targets, and the reasons.
 ABSENT = {
     "litert": "not available: its converter needs typing-extensions below 4.13, pydantic a newer one",
     "coreml": "not available: its files run only on Apple's systems, so the parity gate can't check them",

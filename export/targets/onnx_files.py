@@ -1,4 +1,4 @@
-"""Targets in ONNX and in onnxruntime's own format, in full or half precision. The head is float32 in all of them."""
+"""Targets in ONNX and in onnxruntime's own format, in full or half precision. The head is always float32."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from protoserve.graph_signature import INPUT, OUTPUT_NAMES, ROUTED_OUTPUT_NAMES
 
 # The key under which torch's exporter notes the module that a node came from.
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-# The modules that may lose precision. Later ones decide between prototypes that are often nearly equal.
+# The modules that may be less precise. Later ones choose between prototypes that are often nearly equal.
 _BACKBONES: Final = ("network.backbone", "network.encoder")
 
 
 def run_onnx(file: Path, outputs: Sequence[str] = OUTPUT_NAMES) -> Runtime:
-    """An ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU."""
+    """Open an ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -40,7 +40,7 @@ def run_onnx(file: Path, outputs: Sequence[str] = OUTPUT_NAMES) -> Runtime:
 
 
 def run_routed(file: Path) -> Runtime:
-    """A routed graph's ONNX file in onnxruntime on the CPU."""
+    """Open a routed graph's ONNX file in onnxruntime on the CPU."""
     return run_onnx(file, ROUTED_OUTPUT_NAMES)
 
 
@@ -54,7 +54,7 @@ def write_half(source: Path, file: Path) -> None:
     """Write the ONNX file `source` with its backbone in float16.
 
     Distances and similarities stay float32: near a prototype a distance is about 1e-4, where float16 is too coarse.
-    Raises InputError where no node came from the backbone.
+    Raises InputError if no node came from the backbone.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -101,9 +101,9 @@ def write_half(source: Path, file: Path) -> None:
 
 
 def backbone_nodes(model: Any) -> list[str]:
-    """The names of the nodes of an `onnx.ModelProto` that came from the backbone, in the graph's order.
+    """Return the names of the nodes of an `onnx.ModelProto` that came from the backbone, in the graph's order.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     names = []
     for node in model.graph.node:
@@ -117,7 +117,7 @@ def backbone_nodes(model: Any) -> list[str]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    # Converters write to the console and to their own loggers; the parity gate decides whether a file is good.
+    """Silence the converters, which write to the console and to their loggers; the parity gate judges the file."""
     logging.disable(logging.ERROR)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -129,14 +129,14 @@ def silent() -> Iterator[None]:
 def write_ort(source: Path, file: Path) -> None:
     """Write the ONNX file `source` in onnxruntime's own format, which its minimal builds read.
 
-    A file beside it, with the suffix `.ort.config`, lists the operators and types that such a build needs
-    (`--include_ops_by_config … --enable_reduced_operator_type_support`). Leaves out the optimisations that fit only
-    this machine's processor.
+    A companion file with the suffix `.ort.config` lists the operators and types that such a build needs
+    (`--include_ops_by_config … --enable_reduced_operator_type_support`). Optimisations for this machine's processor are
+    not applied.
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     with TemporaryDirectory() as folder, silent(), warnings.catch_warnings():
-        # The converter leaves files to the garbage collector.
+        # The converter does not close its files.
         warnings.simplefilter("ignore", ResourceWarning)
         drafts = Path(folder)
         shutil.copyfile(source, drafts / "model.onnx")

@@ -17,10 +17,10 @@ from protoserve.graph_signature import INPUT, OUTPUT_NAMES
 def write_openvino(source: Path, file: Path, metadata: dict[str, str]) -> None:
     """Convert the ONNX file `source`. Weights stay float32; `metadata` go into the .xml under `rt_info`.
 
-    Raises MissingExtraError where OpenVINO is not installed.
+    Raises MissingExtraError if OpenVINO is not installed.
     """
     openvino = _openvino()
-    # OpenVINO's convert_model would report each use to Intel.
+    # OpenVINO's `convert_model` reports each use to Intel.
     model = openvino.Core().read_model(str(source))
     for name, text in metadata.items():
         model.set_rt_info(text, name)
@@ -28,7 +28,7 @@ def write_openvino(source: Path, file: Path, metadata: dict[str, str]) -> None:
 
 
 def run_openvino(file: Path) -> Runtime:
-    """An OpenVINO file in OpenVINO on the CPU, in float32 even where the processor offers bfloat16."""
+    """Open an OpenVINO file in OpenVINO on the CPU, in float32 even if the processor supports bfloat16."""
     compiled = _compiled(file)
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -39,7 +39,8 @@ def run_openvino(file: Path) -> Runtime:
 
 
 def fit_openvino(file: Path) -> Fitter:
-    """The ONNX file that only resizes, in OpenVINO, which rounds a few weights differently, so a few pixels differ."""
+    """Open the ONNX file of the resizing part in OpenVINO, which rounds a few weights, and so a few pixels,
+    differently."""
     compiled = _compiled(file)
 
     def run(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

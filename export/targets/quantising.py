@@ -1,4 +1,4 @@
-"""The target with an 8-bit backbone. The layers that decide between prototypes stay float32."""
+"""The target with an 8-bit backbone. The layers that choose between prototypes stay float32."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Batches: TypeAlias = Sequence[NDArray[np.uint8]]
 
 _BATCH: Final = 8
 _LAYERS: Final = ("Conv", "MatMul", "Gemm")
-# Clips a hundred-thousandth of a layer's activations, so that all others get a finer scale.
+# The percentile clips 0.001 % of a layer's activations, so that the others get a finer scale.
 _PERCENTILE: Final = 99.999
-# The gate requires 95 % on validation pictures; pictures that the network learned from score about two points higher.
+# The gate requires 95 % on validation pictures; training pictures score about two points higher.
 _EVIDENCE_KEPT: Final = 0.98
 # The ridge penalty on changes of the convolution behind the backbone, relative to its mean input energy.
 _RIDGE: Final = 0.3
@@ -36,24 +36,23 @@ def write_int8(
 ) -> None:
     """Write the ONNX file `source` with an 8-bit backbone: static, QDQ, with a scale per output channel.
 
-    `calibration` uint8 [pictures, H, W, 3] are pictures that the network learned from; `batch` is the only batch size
-    that the file takes, or None. Two thirds of the pictures set the ranges and refit the float32 convolution behind the
-    backbone to its new inputs. The remaining third decides how many of the backbone's first layers stay float32, as few
-    as keep the network's evidence. The first layers have the fewest weights, and their rounding errors pass through all
-    later ones.
+    `calibration` uint8 [pictures, H, W, 3] are training pictures; `batch` is the only batch size that the file takes,
+    or None. Two thirds of the pictures set the ranges and refit the float32 convolution after the backbone to its new
+    inputs. The remaining third decides how many of the backbone's first layers stay float32: as few as keep the
+    network's evidence. The first layers have the fewest weights, and their rounding errors pass through all later ones.
 
-    Raises InputError where there is nothing to quantise or there are too few pictures.
+    Raises InputError if there is nothing to quantise or there are too few pictures.
     """
     import onnx
 
-    # The calibrator takes only whole batches.
+    # The calibrator takes only full batches.
     batches = in_batches(calibration, batch or _BATCH, whole=True)
     if len(batches) < 3:
         raise InputError(
             f"--to onnx-int8: {len(calibration)} training pictures are too few to set the ranges; add some"
         )
     third = len(batches) // 3
-    learned, held = batches[third:], batches[:third]
+    fitting, held_out = batches[third:], batches[:third]
     with TemporaryDirectory() as folder:
         shaped, ranges = Path(folder) / "shaped.onnx", Path(folder) / "ranges.json"
         model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
@@ -64,16 +63,17 @@ def write_int8(
             raise InputError(
                 "--to onnx-int8: the backbone has no convolution or matrix product to quantise; use onnx-fp16"
             )
-        expected = answers(run_onnx(source), held)
+        expected = answers(run_onnx(source), held_out)
 
-        def agreement(kept: int) -> float:
-            report(f"quantising: trying the first {kept} of {len(layers)} layers in float32")
-            _quantise(shaped, file, layers[kept:], learned, ranges)
-            _refit(shaped, file, backbone, learned[: len(learned) // 2])
-            kept_at = evidence_kept(*first_evidence(expected, answers(run_onnx(file), held)))
-            return min(kept_at.values(), default=1.0)
+        def agreement(float_layers: int) -> float:
+            """Write the file with so many layers in float32; return the smallest share of kept evidence of a level."""
+            report(f"quantising: trying the first {float_layers} of {len(layers)} layers in float32")
+            _quantise(shaped, file, layers[float_layers:], fitting, ranges)
+            _refit(shaped, file, backbone, fitting[: len(fitting) // 2])
+            shares = evidence_kept(*first_evidence(expected, answers(run_onnx(file), held_out)))
+            return min(shares.values(), default=1.0)
 
-        # Eight cuts take three trials; more would fit the noise of so few pictures.
+        # A binary search among eight cuts takes three trials; more would fit the noise of so few pictures.
         cuts = [len(layers) * eighth // 8 for eighth in range(8)]
         low, high, written = 0, len(cuts) - 1, -1
         while low < high:
@@ -95,6 +95,7 @@ def _quantise(source: Path, file: Path, layers: Sequence[str], batches: Batches,
         quantize_static,
     )
 
+    # onnxruntime has no type annotations, so mypy sees a subclass of Any.
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.batches = iter(batches)
@@ -116,7 +117,7 @@ def _quantise(source: Path, file: Path, layers: Sequence[str], batches: Batches,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": _PERCENTILE},
-            # The ranges don't depend on which layers are quantised, so they are computed once.
+            # The ranges do not depend on the choice of quantised layers, so they are computed once.
             calibration_cache_path=ranges,
         )
 
@@ -124,8 +125,8 @@ def _quantise(source: Path, file: Path, layers: Sequence[str], batches: Batches,
 def _refit(source: Path, file: Path, backbone: set[str], batches: Batches) -> None:
     """Refit the first 1×1 convolution after the backbone, so that its outputs on its new inputs match the old ones.
 
-    Ridge regression over all cells of the pictures, with the old weights as its centre. Leaves a network without such a
-    convolution unchanged.
+    It is a ridge regression over all cells of the pictures, centred on the old weights. A network without such a
+    convolution stays unchanged.
     """
     import onnx
     from onnx import numpy_helper
@@ -142,20 +143,20 @@ def _refit(source: Path, file: Path, backbone: set[str], batches: Batches) -> No
     (input_name,) = [node.input[0] for node in after.graph.node if node.name == layer.name]
     old, new = _tensor_of(before, layer.input[0]), _tensor_of(after, input_name)
     energy = np.zeros((len(kernel), len(kernel)))
-    missing = np.zeros_like(kernel)
+    residual = np.zeros_like(kernel)
     for batch in batches:
         outputs, inputs = _cells(old(batch)) @ kernel, _cells(new(batch))
         energy += inputs.T @ inputs
-        missing += inputs.T @ (outputs - inputs @ kernel)
+        residual += inputs.T @ (outputs - inputs @ kernel)
     ridge = _RIDGE * np.trace(energy) / len(energy) * np.eye(len(energy))
-    kernel += np.linalg.solve(energy + ridge, missing)
+    kernel += np.linalg.solve(energy + ridge, residual)
     for name, array in ((layer.input[1], kernel[:-1].T[:, :, None, None]), (layer.input[2], kernel[-1])):
         tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
     onnx.save_model(after, str(file))
 
 
 def _tensor_of(model: Any, name: str) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """A function from pictures uint8 [N, H, W, 3] to one inner tensor of the model."""
+    """Make a function that maps pictures uint8 [N, H, W, 3] to an inner tensor of the model."""
     import onnx
     import onnxruntime
 
@@ -175,6 +176,6 @@ def _tensor_of(model: Any, name: str) -> Callable[[NDArray[np.uint8]], NDArray[n
 
 
 def _cells(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N, channels, rows, columns] → [N · rows · columns, channels + 1]; the last column holds ones."""
+    """Flatten maps [N, channels, rows, columns] to [N · rows · columns, channels + 1]; the last column is 1."""
     flat = maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1]).astype(np.float64)
     return np.hstack([flat, np.ones((len(flat), 1))])

@@ -1,4 +1,4 @@
-"""The table of targets: for each name the file, its runtime, how to write and run it, and how it is checked."""
+"""The table of targets: the file of each, its runtime, its writer and its checks."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ROUTED_WIDTH: Final = 2
 class Target:
     """A file format of the graph.
 
-    - `metadata`: where the labels are; `checked`: the checks before publishing;
+    - `metadata`: the location of the labels; `checked`: the checks before publishing;
     - `write` writes the file, `run` opens it in its runtime;
     - `next_step`: a command that tries the file, with the placeholders FILE and FOLDER;
     - `resizes`: the file always takes pictures of any size;
     - `planned`: the format fixes its memory when it is written, so the file takes one batch size (by default 1) and
       pictures of the model's size only;
     - `fitter` runs an ONNX file that only resizes, for a runtime whose pixels may differ from PyTorch's;
-    - `routed`: the file answers only along the predicted path, and tells where it is not certain (see `RoutedHead`).
+    - `routed`: the file answers only along the predicted path, and reports whether it is certain (see `RoutedHead`).
     """
 
     file: str
@@ -46,7 +46,7 @@ class Target:
     routed: bool = False
 
 
-def _ask(script: str) -> str:
+def _example(script: str) -> str:
     return f"python examples/{script} FILE PHOTO.jpg"
 
 
@@ -76,15 +76,15 @@ def _int8(source: Source, file: Path) -> None:
 def _by_way_of_onnx(
     write: Callable[[Source, Path, Path], None], *, stamped: bool = True
 ) -> Callable[[Source, Path], None]:
-    """A writer that starts from an ONNX file with the resizing and, if `stamped`, the metadata."""
+    """Make a writer that starts from an ONNX file with the resizing part and, if `stamped`, the metadata."""
 
-    def written(source: Source, file: Path) -> None:
+    def write_from_onnx(source: Source, file: Path) -> None:
         with TemporaryDirectory() as folder:
             whole = Path(folder) / "model.onnx"
             _plain(source if stamped else replace(source, metadata={}), whole)
             write(source, whole, file)
 
-    return written
+    return write_from_onnx
 
 
 TARGETS: Final[dict[str, Target]] = {
@@ -104,7 +104,7 @@ TARGETS: Final[dict[str, Target]] = {
         checked="parity",
         write=_plain,
         run=onnx_files.run_onnx,
-        next_step=_ask("onnx_edge.py"),
+        next_step=_example("onnx_edge.py"),
     ),
     "onnx-routed": Target(
         file="model.routed.onnx",
@@ -124,7 +124,7 @@ TARGETS: Final[dict[str, Target]] = {
         checked="parity, accuracy, evidence",
         write=_half,
         run=onnx_files.run_onnx,
-        next_step=_ask("onnx_edge.py"),
+        next_step=_example("onnx_edge.py"),
         precision=FLOAT16,
     ),
     "onnx-int8": Target(
@@ -134,7 +134,7 @@ TARGETS: Final[dict[str, Target]] = {
         checked="parity, accuracy, evidence",
         write=_int8,
         run=onnx_files.run_onnx,
-        next_step=_ask("onnx_edge.py"),
+        next_step=_example("onnx_edge.py"),
         precision=INT8,
     ),
     "ort": Target(
@@ -144,7 +144,7 @@ TARGETS: Final[dict[str, Target]] = {
         checked="parity",
         write=_by_way_of_onnx(lambda source, whole, file: onnx_files.write_ort(whole, file)),
         run=onnx_files.run_onnx,
-        next_step=_ask("onnx_edge.py"),
+        next_step=_example("onnx_edge.py"),
     ),
     "torchscript": Target(
         file="model.torchscript",
@@ -206,7 +206,7 @@ TARGETS: Final[dict[str, Target]] = {
 
 
 def target_named(name: str) -> Target:
-    """The target of that name; raises InputError, which suggests the nearest name, for an unknown one."""
+    """Return the target of that name; raises InputError, which suggests the nearest name, for an unknown one."""
     if name not in TARGETS:
         raise InputError(f"no target {name!r}{nearest(name, TARGETS)}; --to takes {', '.join(TARGETS)}")
     return TARGETS[name]

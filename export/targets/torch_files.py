@@ -18,7 +18,7 @@ from protoserve.graph_signature import OUTPUT_NAMES
 
 
 def run_torchscript(file: Path) -> Runtime:
-    """A TorchScript file in libtorch on the CPU."""
+    """Open a TorchScript file in libtorch on the CPU."""
     with warnings.catch_warnings():
         # torch has deprecated TorchScript; the target stays for hosts that still use it.
         warnings.simplefilter("ignore")
@@ -27,7 +27,7 @@ def run_torchscript(file: Path) -> Runtime:
 
 
 def run_torch_export(file: Path) -> Runtime:
-    """A torch.export file in libtorch on the CPU."""
+    """Open a torch.export file in libtorch on the CPU."""
     return _runtime(torch.export.load(str(file)).module())
 
 
@@ -43,9 +43,9 @@ def _runtime(module: torch.nn.Module) -> Runtime:
 def write_torch_export(
     graph: torch.nn.Module, example: Tensor, dynamic: Mapping[int, Any], file: Path, metadata: dict[str, str]
 ) -> None:
-    """Write the graph as a torch.export file (.pt2); `metadata` become extra files inside it.
+    """Write the graph as a torch.export file (.pt2); each entry of `metadata` becomes an extra file inside it.
 
-    `dynamic` maps each axis of the input with an open size to its `torch.export.Dim`.
+    `dynamic` maps each dynamic axis of the input to its `torch.export.Dim`.
     """
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")

@@ -17,12 +17,12 @@ from export.parity import Runtime
 from export.targets.onnx_files import run_onnx
 from protoserve.errors import InputError
 
-# A release and the SHA-512 of its package, so that every page gets the same files.
+# A release and the SHA-512 of its package, so that every page has the same files.
 RUNTIME: Final = "onnxruntime-web@1.30.0"
 RUNTIME_SHA512: Final = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 # The CPU build: the loader in one module, and the WebAssembly.
 RUNTIME_FILES: Final = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-# In seconds; enough for 30 MB over a slow connection.
+# Seconds, enough for 30 MB over a slow connection.
 TIMEOUT: Final = 600
 PAGE_FILES: Final = {"page.html": "index.html", "page.mjs": "page.mjs"}
 GRAPH: Final = "model.onnx"
@@ -33,7 +33,7 @@ def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path
     """Write the page `file` and its folder: the ONNX file `source`, which takes pictures of any size, the `metadata`,
     and the prototypes' `pictures`.
 
-    The metadata go into model.json, because browsers can't read them from the graph. Raises InputError where npm is
+    The metadata go into model.json, because browsers can't read them from the graph. Raises InputError if npm is
     missing or can't fetch onnxruntime-web.
     """
     folder = file.parent
@@ -48,7 +48,7 @@ def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path
 
 
 def run_web(file: Path) -> Runtime:
-    """The folder's graph in onnxruntime on the CPU. A test runs the page itself in a browser."""
+    """Open the folder's graph in onnxruntime on the CPU. A test runs the page itself in a browser."""
     return run_onnx(file.with_name(GRAPH))
 
 
@@ -78,5 +78,5 @@ def fetch_runtime(folder: Path) -> None:
         with tarfile.open(package) as archive:
             for name in RUNTIME_FILES:
                 content = archive.extractfile(f"package/dist/{name}")
-                assert content is not None  # the hash has shown that the package holds it
+                assert content is not None  # the hash proves that the package contains it
                 (folder / name).write_bytes(content.read())

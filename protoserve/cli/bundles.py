@@ -1,6 +1,6 @@
 """The commands that need only bundles: `predict`, `explain`, `inspect` and `ensemble`.
 
-Each imports numpy, onnxruntime, Pillow and pydantic inside its function, so that `--help` stays quick.
+Each imports numpy, onnxruntime, Pillow and pydantic inside its function, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or more image files.")],
     top_k: TopKOption = None,
     alternatives: Annotated[int, typer.Option(help="Other nodes to show per level.")] = 3,
-    maps: Annotated[bool, typer.Option("--maps", help="Add each prototype's similarity at every cell.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Include each prototype's similarity at every cell.")] = False,
     as_json: JsonOption = False,
     others: WithOption = None,
     device: DeviceOption = "auto",
@@ -120,7 +120,7 @@ def ensemble(
     name: Annotated[str | None, typer.Option(help="The ensemble's name; by default its members' names.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing ensemble.")] = False,
 ) -> None:
-    """Copy bundles into one folder that answers as one model; every command takes it in place of a bundle.
+    """Combine bundles into an ensemble, a folder with copies of them that every command accepts as a bundle.
 
     An ensemble sums its members' scores before the softmax (Chen et al. 2019). Each piece of evidence names its member.
 
@@ -136,12 +136,12 @@ def ensemble(
 
 
 def _print_json(document: Any, indent: int | None = 2) -> None:
-    # Escaped beyond ASCII, because not every terminal's encoding holds every label.
+    # json.dumps escapes non-ASCII characters, because not every terminal's encoding has all characters of the labels.
     typer.echo(json.dumps(document, indent=indent, allow_nan=False))
 
 
 def _print(part: RenderableType) -> None:
     from rich.console import Console
 
-    # Piped output goes to other programs, so its lines are not wrapped.
+    # Output into a pipe is read by programs, so its lines are not wrapped.
     Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(part)

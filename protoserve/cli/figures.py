@@ -1,4 +1,4 @@
-"""Pictures of evidence: a prediction level by level, and a prototype's source patch in context."""
+"""Figures of evidence: a prediction level by level, and a prototype's source patch in context."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ _FAINT = (104, 112, 124)
 _RULE = (222, 226, 232)
 _PAPER = (255, 255, 255)
 _OUTLINE = (255, 214, 0)
-# Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/).
+# The colours of Okabe and Ito, which colour-blind readers can distinguish (https://jfly.uni-koeln.de/color/).
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (0, 114, 178))
-# From cold to hot: dark blue, violet, orange, pale yellow.
+# The colour map of similarities, from low to high: dark blue, violet, orange, pale yellow.
 _HEAT = np.array([(20, 20, 80), (150, 30, 120), (245, 110, 40), (255, 245, 170)], dtype=np.float32)
 
 
 def prototype_picture(picture: Image.Image, box: Box) -> Image.Image:
-    """A prototype's source picture, its longer side 224 pixels, with the patch `box` outlined."""
+    """Draw a prototype's source picture with the patch `box` outlined; its longer side is 224 pixels."""
     scale = PROTOTYPE_SIDE / max(picture.size)
-    drawn = picture.convert("RGB").resize(_scaled(picture.size, scale), Image.Resampling.LANCZOS)
-    _outline(drawn, box, scale, _OUTLINE, 3)
-    return drawn
+    resized = picture.convert("RGB").resize(_scaled(picture.size, scale), Image.Resampling.LANCZOS)
+    _outline(resized, box, scale, _OUTLINE, 3)
+    return resized
 
 
 def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -> Image.Image:
-    """A prediction as one picture, 1200 pixels wide: a row per level.
+    """Draw a prediction as one picture, 1200 pixels wide, with a row per level.
 
-    Each row shows the photograph with the places of its evidence and the activation map of the strongest;
-    beside it each prototype, in its own place in the photograph ("this") and in its training image
-    ("that"), with similarity × weight = contribution. Maps are drawn where the prediction holds them
-    (`maps=True`).
+    Each row shows the photograph with the boxes of its evidence and the similarity map of the strongest piece. Next to
+    it, each prototype has a line: where it was found in the photograph, its training patch, and similarity × weight =
+    contribution. Maps are drawn only if the prediction has them (`maps=True`).
     """
     geometry = geometry_of(image.width, image.height, bundle.input)
     sections = [_header(prediction)]
@@ -88,21 +87,21 @@ def _level_row(
     scale = photograph.width / image.width
     strongest = level.evidence[0]
     if strongest.map is not None:
-        photograph = _heated(photograph, strongest.map, geometry, scale)
-    numbered = list(enumerate(level.evidence))
-    # The strongest last, on top; and all numbers above all frames.
-    for place, evidence in reversed(numbered):
-        _outline(photograph, evidence.box, scale, _COLOURS[place % len(_COLOURS)], 3)
-    for place, evidence in reversed(numbered):
-        _badge(photograph, evidence.box, scale, str(place + 1), _COLOURS[place % len(_COLOURS)])
+        photograph = _with_heat_map(photograph, strongest.map, geometry, scale)
+    ranked = list(enumerate(level.evidence))
+    # The strongest is drawn last, on top of the others, and all numbers on top of all frames.
+    for rank, evidence in reversed(ranked):
+        _outline(photograph, evidence.box, scale, _COLOURS[rank % len(_COLOURS)], 3)
+    for rank, evidence in reversed(ranked):
+        _badge(photograph, evidence.box, scale, str(rank + 1), _COLOURS[rank % len(_COLOURS)])
     section.paste(photograph, (_MARGIN, title_height))
     left = _MARGIN + _PHOTOGRAPH[0] + _GAP
     pen = _Pen(draw)
     pen.write((left, 58), "this part", 14, _FAINT)
     pen.write((left + _THUMBNAIL[0] + 40, 58), "looks like this training patch", 14, _FAINT)
-    for place, evidence in numbered:
-        line = _evidence_line(bundle, image, geometry, level, evidence, place)
-        section.paste(line, (left, title_height + line_height * place))
+    for rank, evidence in ranked:
+        line = _evidence_line(bundle, image, geometry, level, evidence, rank)
+        section.paste(line, (left, title_height + line_height * rank))
     return section
 
 
@@ -113,7 +112,7 @@ def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
     if level.known is False:
         end = pen.write((end + 14, 10), "unknown", 24, _COLOURS[4])
     if level.forced:
-        note = "certain once its parent is: an only child, so it needs no evidence"
+        note = "an only child: certain given its parent, so it needs no evidence"
     elif level.level > 1:
         note = f"{level.conditional:.1%} given {prediction.path[level.level - 2]}"
     else:
@@ -123,7 +122,7 @@ def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
         note = f"{note}   else {others}".strip()
     pen.write((end + 18, 17), note, 16, _FAINT, _WIDTH - _MARGIN - end - 18)
     if level.logit is None and not level.forced:
-        pen.write((_MARGIN, 48), "the sum of the leaves below it; no evidence of its own", 16, _FAINT)
+        pen.write((_MARGIN, 48), "the sum over the leaves below it; it has no evidence of its own", 16, _FAINT)
     elif level.logit is not None:
         shown = sum(evidence.contribution for evidence in level.evidence)
         sum_of_all = f"score {level.logit:.2f} = {shown:+.2f} shown, {level.logit - shown:+.2f} from others"
@@ -131,19 +130,19 @@ def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
 
 
 def _evidence_line(
-    bundle: Model, image: DecodedImage, geometry: Geometry, level: Level, evidence: Evidence, place: int
+    bundle: Model, image: DecodedImage, geometry: Geometry, level: Level, evidence: Evidence, rank: int
 ) -> Image.Image:
-    """This part of the photograph, looks like that patch, and what it added."""
+    """Draw one piece of evidence: the photograph, the prototype's training patch, and its contribution."""
     left = _MARGIN + _PHOTOGRAPH[0] + _GAP
     line = Image.new("RGB", (_WIDTH - _MARGIN - left, _THUMBNAIL[1]), _PAPER)
-    colour = _COLOURS[place % len(_COLOURS)]
-    this = _thumbnail(image.picture, _THUMBNAIL)
-    scale = this.width / image.width
+    colour = _COLOURS[rank % len(_COLOURS)]
+    photograph = _thumbnail(image.picture, _THUMBNAIL)
+    scale = photograph.width / image.width
     if evidence.map is not None:
-        this = _heated(this, evidence.map, geometry, scale)
-    _outline(this, evidence.box, scale, colour, 2)
-    that = _thumbnail(decode(bundle.picture(evidence.prototype)).picture, _THUMBNAIL)
-    for picture, start in ((this, 0), (that, _THUMBNAIL[0] + 40)):
+        photograph = _with_heat_map(photograph, evidence.map, geometry, scale)
+    _outline(photograph, evidence.box, scale, colour, 2)
+    patch = _thumbnail(decode(bundle.picture(evidence.prototype)).picture, _THUMBNAIL)
+    for picture, start in ((photograph, 0), (patch, _THUMBNAIL[0] + 40)):
         line.paste(picture, (start, (_THUMBNAIL[1] - picture.height) // 2))
     draw = ImageDraw.Draw(line)
     middle = _THUMBNAIL[1] // 2
@@ -151,17 +150,17 @@ def _evidence_line(
     pen = _Pen(draw)
     left = 2 * _THUMBNAIL[0] + 60
     width = line.width - left
-    _disc(draw, (left + 13, 15), 13, str(place + 1), colour)
-    whose = "" if evidence.member is None else f" of member {evidence.member}"
-    pen.write((left + 36, 4), f"prototype {evidence.prototype}{whose}", 18, width=width - 36)
+    _disc(draw, (left + 13, 15), 13, str(rank + 1), colour)
+    owner = "" if evidence.member is None else f" of member {evidence.member}"
+    pen.write((left + 36, 4), f"prototype {evidence.prototype}{owner}", 18, width=width - 36)
     ink = _COLOURS[5] if evidence.contribution >= 0 else _COLOURS[4]
     sum_start = pen.write((left, 36), f"{evidence.contribution:+.2f}", 24, ink)
     terms = f"= similarity {evidence.similarity:.2f} x weight {evidence.weight:.2f}"
     pen.write((sum_start + 10, 43), terms, 16, width=width - (sum_start + 10 - left))
-    largest = max(abs(one.contribution) for one in level.evidence)
-    part = abs(evidence.contribution) / largest if largest > 0 else 0.0
+    largest = max(abs(item.contribution) for item in level.evidence)
+    share = abs(evidence.contribution) / largest if largest > 0 else 0.0
     draw.rectangle((left, 72, left + width - 1, 77), fill=_RULE)
-    draw.rectangle((left, 72, left + max(round(part * (width - 1)), 1), 77), fill=ink)
+    draw.rectangle((left, 72, left + max(round(share * (width - 1)), 1), 77), fill=ink)
     if evidence.source is not None:
         end = pen.write((left, 88), "from ", 14, _FAINT)
         pen.write((end, 88), evidence.source.image, 14, _FAINT, width - (end - left))
@@ -173,34 +172,34 @@ def _evidence_line(
 
 @dataclass(frozen=True)
 class _Pen:
-    """Writes one line of text, shortened to a width."""
+    """Writes single lines of text."""
 
     draw: ImageDraw.ImageDraw
 
     def write(
         self,
-        place: tuple[float, float],
+        position: tuple[float, float],
         text: str,
         size: int,
         colour: tuple[int, int, int] = _INK,
         width: float | None = None,
     ) -> float:
-        """Returns where the text ends, in pixels from the left."""
+        """Write a line of text, shortened to `width` pixels; returns its right end in pixels."""
         font = ImageFont.load_default(size=size)
         drawable = _drawable(text)
         if width is not None and font.getlength(drawable) > width:
-            # The end of a path says most.
+            # The text is shortened from the left, because the end of a path identifies it best.
             while drawable and font.getlength(f"…{drawable}") > width:
                 drawable = drawable[1:]
             drawable = f"…{drawable}"
-        self.draw.text(place, drawable, fill=colour, font=font)
-        return place[0] + font.getlength(drawable)
+        self.draw.text(position, drawable, fill=colour, font=font)
+        return position[0] + font.getlength(drawable)
 
 
 def _drawable(text: str) -> str:
-    """The text in the letters that Pillow's built-in font has, accents dropped; `?` for others."""
-    plain = (part for part in unicodedata.normalize("NFKD", text) if not unicodedata.combining(part))
-    return "".join(part if " " <= part <= "~" or part in "›…" else "?" for part in plain)
+    """Reduce a text to the characters of Pillow's built-in font: drops accents, replaces other characters by `?`."""
+    plain = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letter if " " <= letter <= "~" or letter in "›…" else "?" for letter in plain)
 
 
 def _scaled(size: tuple[float, float], scale: float) -> tuple[int, int]:
@@ -212,20 +211,22 @@ def _thumbnail(picture: Image.Image, limit: tuple[int, int]) -> Image.Image:
     return picture.resize(_scaled(picture.size, scale), Image.Resampling.LANCZOS)
 
 
-def _heated(picture: Image.Image, heat: list[list[float]], geometry: Geometry, scale: float) -> Image.Image:
-    """The picture, greyed, under the activation map: hot where the similarity is high.
+def _with_heat_map(
+    picture: Image.Image, similarity: list[list[float]], geometry: Geometry, scale: float
+) -> Image.Image:
+    """Lay a map of similarities [rows][columns] over the picture, which is partly greyed.
 
-    `scale` leads from the sender's pixels to this picture's. Where the model did not look (beyond a crop) the
-    picture stays grey.
+    `scale` is the size of the picture divided by that of the sender's. The picture stays grey outside the region that
+    the model sees, as with `crop`.
     """
-    values = np.asarray(heat, dtype=np.float32)
-    spread = float(values.max() - values.min())
-    values = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
+    values = np.asarray(similarity, dtype=np.float32)
+    value_range = float(values.max() - values.min())
+    values = (values - values.min()) / value_range if value_range > 0 else np.zeros_like(values)
     size = _scaled((geometry.scale_x * geometry.model_width, geometry.scale_y * geometry.model_height), scale)
-    shown = Image.new("F", picture.size, 0.0)
+    resized = Image.new("F", picture.size, 0.0)
     corner = (round(geometry.offset_x * scale), round(geometry.offset_y * scale))
-    shown.paste(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC), corner)
-    strength = np.clip(np.asarray(shown), 0.0, 1.0)
+    resized.paste(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC), corner)
+    strength = np.clip(np.asarray(resized), 0.0, 1.0)
     colours = np.stack(
         [np.interp(strength, np.linspace(0, 1, len(_HEAT)), _HEAT[:, channel]) for channel in range(3)],
         axis=2,
@@ -238,17 +239,17 @@ def _heated(picture: Image.Image, heat: list[list[float]], geometry: Geometry, s
 
 
 def _outline(picture: Image.Image, box: Box, scale: float, colour: tuple[int, int, int], thickness: int) -> None:
-    """A frame just outside the scaled box, so that it covers nothing of it, with dark edges.
+    """Draw a frame with dark edges around the scaled box, just outside it.
 
-    At the picture's border it moves inwards, to be seen on all sides.
+    At the picture's border the frame moves inwards, so that all its sides are visible.
     """
     border = thickness + 2
     left, right = _inside(box[0] * scale, box[2] * scale, border, picture.width)
     top, bottom = _inside(box[1] * scale, box[3] * scale, border, picture.height)
     draw = ImageDraw.Draw(picture)
-    for grow in range(border, 0, -1):
-        ink = _INK if grow in (1, border) else colour
-        draw.rectangle((left - grow, top - grow, right - 1 + grow, bottom - 1 + grow), outline=ink)
+    for margin in range(border, 0, -1):
+        ink = _INK if margin in (1, border) else colour
+        draw.rectangle((left - margin, top - margin, right - 1 + margin, bottom - 1 + margin), outline=ink)
 
 
 def _inside(start: float, end: float, border: int, limit: int) -> tuple[int, int]:

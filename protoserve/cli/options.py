@@ -1,6 +1,6 @@
 """The arguments and options that several commands share, each declared once.
 
-Importing this module costs no more than typer, so that `--help` stays quick.
+The module imports nothing heavy, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ BundleArgument: TypeAlias = Annotated[
 ]
 WithOption: TypeAlias = Annotated[
     list[Path] | None,
-    typer.Option("--with", metavar="BUNDLE", help="Another bundle that answers together with BUNDLE; repeatable."),
+    typer.Option("--with", metavar="BUNDLE", help="Another bundle, to form an ensemble with BUNDLE; repeatable."),
 ]
 DeviceOption: TypeAlias = Annotated[
     Device,
-    typer.Option("--device", help="Where the network runs: auto uses CUDA where it works; cuda fails without it."),
+    typer.Option("--device", help="Where the network runs: auto uses CUDA if it works; cuda fails without it."),
 ]
 DataOption: TypeAlias = Annotated[
     Path,
     typer.Option(
         "--data",
-        help="A folder that holds train, val and test, with nested class folders; or a CSV or Parquet file with the "
+        help="A folder that contains train, val and test, with nested class folders; or a CSV or Parquet file with the "
         "columns image, split, and path (Fruit/Apple) or level_1, level_2, …",
     ),
 ]
@@ -39,5 +39,5 @@ TopKOption: TypeAlias = Annotated[
 
 
 def chosen_model(bundle: Path, others: list[Path] | None) -> Path | list[Path]:
-    """The model that BUNDLE and the repeated `--with` name, in the form that `protoserve.load` takes."""
+    """Combine BUNDLE and the repeated `--with` into the argument of `protoserve.load`."""
     return [bundle, *others] if others else bundle

@@ -1,8 +1,8 @@
 """The root command `protoserve`: its own commands, and those of the other packages.
 
-The other packages add theirs through the entry-point group `protoserve.commands`. Each entry point is one command: a
-function that typer reads. Its name states the extra that it needs and the command, `train.evaluate`, or the extra, a
-group and the command, `train.data.render`.
+The other packages add their commands through the entry-point group `protoserve.commands`. Each entry point is one
+command: a function for typer. Its name consists of the extra that it needs and the command, `train.evaluate`, or of the
+extra, a group and the command, `train.data.render`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _INTERRUPTED = 130
 
 
 class _RootCommand(TyperGroup):
-    """Turns every error that a user can mend into one line on standard error and an exit code."""
+    """Turns every error that a user can correct into one line on standard error and an exit code."""
 
     def invoke(self, context: Any) -> Any:
         try:
             result = super().invoke(context)
-            # Flushed here: at exit, Python would complain about a closed pipe.
+            # Flushed here, because at exit Python prints an error about a closed pipe.
             sys.stdout.flush()
         except ProtoServeError as error:
             _fail(str(error))
@@ -46,8 +46,8 @@ class _RootCommand(TyperGroup):
             extra = _extra_of(context.invoked_subcommand)
             if extra is None or not _is_third_party(error):
                 raise
-            what = f"'protoserve {context.invoked_subcommand}' (which imports {error.name})"
-            _fail(str(MissingExtraError(what, extra)))
+            feature = f"'protoserve {context.invoked_subcommand}' (which imports {error.name})"
+            _fail(str(MissingExtraError(feature, extra)))
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise SystemExit(_INTERRUPTED) from None
@@ -55,13 +55,13 @@ class _RootCommand(TyperGroup):
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line `protoserve …`. Ends with SystemExit: 0, or 2 for every error that a user can mend."""
+    """Run the command line `protoserve …`. Raises SystemExit: 0, or 2 for every error that a user can correct."""
     build_app()(args=arguments, prog_name="protoserve")
     raise SystemExit(0)
 
 
 def build_app() -> typer.Typer:
-    """The root command with the commands of every package that is installed."""
+    """Make the root command with the commands of every installed package."""
     app = typer.Typer(
         cls=_RootCommand,
         no_args_is_help=True,
@@ -101,7 +101,7 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Its docstring is the app's `help`."""
+    """Declare the options of the root command; its help text is set in `build_app`."""
 
 
 def _version(requested: bool) -> None:
@@ -111,18 +111,18 @@ def _version(requested: bool) -> None:
 
 
 def _command_order(entry_point: EntryPoint) -> tuple[int, str]:
-    """Training's commands first, then export's, then the service's; within a package by name."""
+    """Return the sort key of a command: training, export, service; within a package by name."""
     extra, _, command = entry_point.name.partition(".")
     return (EXTRAS.index(extra) if extra in EXTRAS else len(EXTRAS)), command
 
 
 def _add_command(parent: typer.Typer, entry_point: EntryPoint, words: str) -> None:
-    """Add one command to the root or to a group; where its module can't be imported, a stub that names the extra."""
+    """Add a command to the root or to a group; if its module can't be imported, add a stub that names the extra."""
     extra, name = entry_point.name.split(".")[0], entry_point.name.split(".")[-1]
     try:
         function: Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:
-        # A library that the module imports, or the module itself where only some packages are deployed.
+        # It is a library that the module imports, or the module itself if only some packages are deployed.
         missing = str(error.name)
 
         def stub() -> None:
@@ -137,7 +137,7 @@ def _add_command(parent: typer.Typer, entry_point: EntryPoint, words: str) -> No
 
 
 def _extra_of(command: str | None) -> str | None:
-    """The extra of a command or group of another package; None for the root's own."""
+    """Return the extra of another package's command or group; None for the root's own commands."""
     for entry_point in entry_points(group=ENTRY_POINTS):
         extra, *words = entry_point.name.split(".")
         if words[:1] == [command]:

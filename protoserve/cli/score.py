@@ -17,7 +17,7 @@ from protoserve.errors import InputError, MissingExtraError
 
 
 class EngineChoice(StrEnum):
-    """Where the parts are scored: in this process, or on a Ray cluster."""
+    """The engine that scores the parts: this process, or a Ray cluster."""
 
     local = "local"
     ray = "ray"
@@ -34,18 +34,18 @@ def score(
         EngineChoice, typer.Option(help="local, or ray for a cluster (extra 'ray').")
     ] = EngineChoice.local,
     actors: Annotated[
-        int | None, typer.Option(min=1, help="With ray: how many models run in parallel; by default one per core.")
+        int | None, typer.Option(min=1, help="With ray: the number of parallel models; by default one per core.")
     ] = None,
     part: Annotated[
-        int, typer.Option(min=1, help="Pictures per part. A killed run loses at most one part per model.")
+        int, typer.Option(min=1, help="Pictures per part. An interrupted run loses at most one part per model.")
     ] = 1000,
     device: DeviceOption = "auto",
     restart: Annotated[
-        bool, typer.Option("--restart", help="Remove the parts of an earlier run and start again.")
+        bool, typer.Option("--restart", help="Remove the parts of an earlier run and start over.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score many pictures into one Parquet file. A run that was killed resumes after its last whole part.
+    """Score many pictures into one Parquet file. An interrupted run resumes after its last complete part.
 
     A picture that can't be read becomes a row with an error; the others are scored.
 
@@ -99,7 +99,7 @@ def score(
 
 @contextmanager
 def _progress(total: int, left: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error that starts with the pictures of an earlier run."""
+    """Show a progress bar on standard error; pictures of an earlier run count as done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""A prediction and a bundle as text for a terminal."""
+"""Predictions, scores and bundles as text for a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prediction_tree(image: Path, prediction: Prediction) -> Tree:
-    """The predicted path with each level's probability, other nodes and evidence."""
+    """Make a tree of the predicted path with each level's probability, other nodes and evidence."""
     size = prediction.image
     tree = branch = Tree(
         Text.assemble(
@@ -34,9 +34,9 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
         line = Text.assemble((level.label, "bold yellow" if level.known is False else "bold green"))
         line.append(f"  {level.probability:.1%}")
         if level.known is False:
-            first = prediction.known_through_level == level.level - 1
-            which = f"the classes of {prediction.path[level.level - 2]}" if level.level > 1 else "these classes"
-            line.append(f"  unknown: like none of {which}" if first else "  unknown", "yellow")
+            first_unknown = prediction.known_through_level == level.level - 1
+            siblings = f"the classes of {prediction.path[level.level - 2]}" if level.level > 1 else "these classes"
+            line.append(f"  unknown: like none of {siblings}" if first_unknown else "  unknown", "yellow")
         if level.forced:
             line.append("  (an only child)", "dim")
         elif level.level > 1:
@@ -50,23 +50,23 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
             rest = f"{shown:+.2f} shown, {level.logit - shown:+.2f} from other prototypes"
             branch.add(Text(f"score {level.logit:.2f} = {rest}", "dim"))
         for evidence in level.evidence:
-            # A cosine may be negative, and so is an autoencoder's similarity to what is farther than usual.
+            # A cosine may be negative, and so may an autoencoder's similarity to a distant prototype.
             likeness = "looks like" if evidence.similarity >= 0 else "is unlike"
             line = Text.assemble(
                 (f"{evidence.contribution:+.2f}", "cyan"),
-                f" = {evidence.similarity:.2f} × {evidence.weight:.2f}  {_place(evidence.box)} {likeness} ",
+                f" = {evidence.similarity:.2f} × {evidence.weight:.2f}  {_corners(evidence.box)} {likeness} ",
                 (f"prototype {evidence.prototype}", "bold"),
             )
             if evidence.member is not None:
                 line.append(f" of member {evidence.member}", "dim")
             if evidence.source is not None:
-                line.append(f", {_place(evidence.source.box)} of {evidence.source.image}")
+                line.append(f", {_corners(evidence.source.box)} of {evidence.source.image}")
             branch.add(line)
     return tree
 
 
 def scores_line(scores: Scores) -> str:
-    """The accuracies of a data set in one line."""
+    """Format the accuracies of a data set in one line."""
     accuracy = "  ".join(f"{level} {100 * value:.1f} %" for level, value in scores.accuracy.items())
     return f"{accuracy}  (macro {100 * scores.macro_accuracy:.1f} %, {scores.images} images)"
 
@@ -103,44 +103,45 @@ def _novelty_report(novel: Mapping[str, Any]) -> Iterator[RenderableType]:
     table.add_column("novel below")
     for column in ("novel", "known"):
         table.add_column(column, justify="right")
-    scores = list(dict.fromkeys(score for found in novel["parents"].values() for score in found["scores"]))
+    scores = list(dict.fromkeys(score for entry in novel["parents"].values() for score in entry["scores"]))
     for column in (*scores, "rejected"):
         table.add_column(column, justify="right")
-    for parent, found in novel["parents"].items():
+    for parent, entry in novel["parents"].items():
         figures = [
-            "" if one["auroc"] is None else f"{one['auroc']:.3f} / {one['fpr95']:.2f}"
-            for one in (found["scores"][score] for score in scores)
+            "" if score["auroc"] is None else f"{score['auroc']:.3f} / {score['fpr95']:.2f}"
+            for score in (entry["scores"][name] for name in scores)
         ]
-        rejected = f"{found['rejected']:.0%}" if "rejected" in found else ""
-        table.add_row(_parent(parent), str(found["novel_images"]), str(found["known_images"]), *figures, rejected)
+        rejected = f"{entry['rejected']:.0%}" if "rejected" in entry else ""
+        table.add_row(_parent(parent), str(entry["novel_images"]), str(entry["known_images"]), *figures, rejected)
     yield table
     if novel["right_level_1"] is not None:
         yield Text(f"under the right node of level 1: {novel['right_level_1']:.1%}")
     if "detected" in novel:
         yield Text(
-            f"by the run's thresholds: {novel['detected']:.1%} of the novel images unknown no deeper than where they "
-            f"are, {novel['known_throughout']:.1%} of the known ones known down to the leaf"
+            f"with the run's thresholds: {novel['detected']:.1%} of the novel images are unknown at the level of their "
+            f"own class or above, {novel['known_throughout']:.1%} of the known images are known down to the leaf"
         )
     if novel["undecided"]:
-        yield Text(f"{novel['undecided']} novel images lie below a parent with one child, where nothing competes")
+        yield Text(f"{novel['undecided']} novel images lie below a parent with one child, so they have no score")
 
 
 def _parent(name: str) -> str:
     return name or "the root"
 
 
-def _place(box: tuple[int, int, int, int]) -> str:
+def _corners(box: tuple[int, int, int, int]) -> str:
     left, top, right, bottom = box
     return f"({left}, {top})–({right}, {bottom})"
 
 
 def _short(version: str) -> str:
-    """`sha256:` and the first 12 digits, which tell bundles apart."""
+    """Shorten a version to `sha256:` and 12 digits."""
     return version[:19]
 
 
 def model_document(model: Model) -> dict[str, Any]:
-    """What `inspect --json` prints: of a bundle, `bundle_document`; of an ensemble, its own name and its members'."""
+    """Make the JSON document of `inspect`: `bundle_document` for a bundle; for an ensemble, its name, its version and
+    its members' documents."""
     if isinstance(model, Bundle):
         return bundle_document(model)
     return {
@@ -154,7 +155,7 @@ def model_document(model: Model) -> dict[str, Any]:
 
 
 def model_report(model: Model) -> Iterator[RenderableType]:
-    """The same for people, part by part."""
+    """Yield the content of `model_document` as text for people, part by part."""
     if isinstance(model, Bundle):
         yield from bundle_report(model)
         return
@@ -166,7 +167,7 @@ def model_report(model: Model) -> Iterator[RenderableType]:
 
 
 def bundle_document(bundle: Bundle) -> dict[str, Any]:
-    """The manifest, with counts in place of the prototypes' records."""
+    """Make the JSON document of a bundle: the manifest, with counts in place of the prototypes' records."""
     manifest, taxonomy = bundle.manifest, bundle.taxonomy
     counts = dict.fromkeys(taxonomy.names, 0)
     for record in manifest.prototypes:
@@ -195,7 +196,7 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
 
 
 def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
-    """The same for people, part by part."""
+    """Yield the content of `bundle_document` as text for people, part by part."""
     document = bundle_document(bundle)
     taxonomy, counts = bundle.taxonomy, document["taxonomy"]["prototypes"]
     rule, graph = bundle.manifest.input, bundle.manifest.graph

@@ -24,7 +24,7 @@ def test_every_command_with_a_device_takes_the_same_ones(command: str, protoserv
     _, out, _ = protoserve_command(command, "--help")
     assert get_args(Device) == ("auto", "cpu", "cuda")
     words = " ".join(out.replace("│", " ").split())
-    assert "auto|cpu|cuda" in words and "auto uses CUDA where it works" in words, words
+    assert "auto|cpu|cuda" in words and "auto uses CUDA if it works" in words, words
 
 
 def test_the_options_import_nothing_heavier_than_typer() -> None:
