@@ -26,44 +26,44 @@ _PROTOTYPES: Final = ("images", "prototypes")
 
 @dataclass(frozen=True)
 class Explanation(Generic[FloatArray, IntegerArray]):
-    """The outputs of the full graph, in their order. A cell's number is `row * columns + column`."""
+    """The outputs of the full graph, in their order. A cell's index is `row * columns + column`."""
 
     log_probability: Annotated[FloatArray, _NODES]
     """Natural logarithm of every node's unconditional probability, in the taxonomy's node order."""
     logit: Annotated[FloatArray, _NODES]
     """The sum of the contributions of a node's prototypes; 0 for a node that competes with no other."""
     path: Annotated[IntegerArray, _LEVELS]
-    """The predicted node of every level; −1 below the most probable leaf's own."""
+    """The predicted node of every level; −1 below the level of the most probable leaf."""
     evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
-    """Prototypes by falling contribution to the level's node; −1 where there are no more."""
+    """Prototypes by decreasing contribution to the level's node; −1 if there are no more."""
     evidence_similarity: Annotated[FloatArray, _EVIDENCE]
-    """Their greatest similarities over the cells; 0 where there is no prototype."""
+    """Their highest similarities over the cells; 0 if there is no prototype."""
     evidence_weight: Annotated[FloatArray, _EVIDENCE]
-    """Their weights for the level's node; 0 where there is no prototype."""
+    """Their weights for the level's node; 0 if there is no prototype."""
     evidence_contribution: Annotated[FloatArray, _EVIDENCE]
-    """Weight × similarity; 0 where there is no prototype."""
+    """Weight × similarity; 0 if there is no prototype."""
     evidence_cell: Annotated[IntegerArray, _EVIDENCE]
-    """The cell of the greatest similarity; −1 where there is no prototype."""
+    """The cell of the highest similarity; −1 if there is no prototype."""
     evidence_map: Annotated[FloatArray, _MAPS]
-    """The similarity at every cell; 0 where there is no prototype."""
+    """The similarity at every cell; 0 if there is no prototype."""
     similarity: Annotated[FloatArray, _PROTOTYPES]
-    """Every prototype's greatest similarity over the cells."""
+    """Every prototype's highest similarity over the cells."""
     cell: Annotated[IntegerArray, _PROTOTYPES]
     """The cell of that similarity."""
 
 
 @dataclass(frozen=True)
 class RoutedExplanation(Generic[FloatArray, IntegerArray, BooleanArray]):
-    """The outputs of a routed graph, in their order: what `Explanation` says of the predicted path alone."""
+    """The outputs of a routed graph, in their order: those of `Explanation`, for the predicted path only."""
 
     certain: Annotated[BooleanArray, ("images",)]
     """Whether the certificate holds: no leaf outside the scored branches can be more probable."""
     path: Annotated[IntegerArray, _LEVELS]
-    """The predicted node of every level; −1 below the most probable leaf's own."""
+    """The predicted node of every level; −1 below the level of the most probable leaf."""
     path_log_probability: Annotated[FloatArray, _LEVELS]
-    """Natural logarithms of the unconditional probabilities of the path's nodes; 0 where there is no node."""
+    """Natural logarithms of the unconditional probabilities of the path's nodes; 0 if there is no node."""
     path_logit: Annotated[FloatArray, _LEVELS]
-    """The sums of the contributions of their prototypes; 0 where there is no node."""
+    """The sums of the contributions of their prototypes; 0 if there is no node."""
     evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
     evidence_similarity: Annotated[FloatArray, _EVIDENCE]
     evidence_weight: Annotated[FloatArray, _EVIDENCE]
@@ -97,6 +97,6 @@ ROUTED_OUTPUT_NAMES: Final = tuple(output.name for output in ROUTED_OUTPUTS)
 
 
 def named_arrays(answer: Explanation[Any, Any] | RoutedExplanation[Any, Any, Any]) -> dict[str, Any]:
-    """The arrays or tensors of an answer by the names of the graph's outputs, in their order."""
+    """Map the names of the graph's outputs, in their order, to the arrays or tensors of an answer."""
     names = OUTPUT_NAMES if isinstance(answer, Explanation) else ROUTED_OUTPUT_NAMES
     return {name: getattr(answer, name) for name in names}

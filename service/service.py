@@ -161,6 +161,7 @@ class ProtoServe:
             metrics.reserve_disk()
         LOG.info("ready", extra={"model": model.version, "device": model.classifier.engine.device, "pid": os.getpid()})
 
+    # BentoML does not annotate this decorator.
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def verify() -> None:
@@ -173,4 +174,5 @@ class ProtoServe:
         LOG.info("settings", extra={"settings": SETTINGS.for_log()})
 
 
+# mypy ignores what a class decorator returns, here BentoML's `Service`.
 ProtoServe.add_asgi_middleware(ApplicationMiddleware)  # type: ignore[attr-defined]

@@ -88,7 +88,7 @@ def as_problem(error: Problem | ImageError | InputError) -> Problem:
 
 
 def handle_error(request: Request, error: Exception) -> Response:
-    """Answer Problem, InputError and Starlette's HTTPException; raises any other error again.
+    """Answer Problem, InputError and Starlette's HTTPException; raise any other error again.
 
     It is Starlette's exception handler for these types.
     """
@@ -107,7 +107,7 @@ def handle_error(request: Request, error: Exception) -> Response:
 
 
 def internal_error() -> Problem:
-    """Build the problem for a bug or a broken device. Only the log tells the details."""
+    """Build the problem for a bug or a broken device. Only the log has the details."""
     return Problem("internal_error", "the service failed to answer; this is its own fault, and its log says why")
 
 

@@ -1,4 +1,4 @@
-"""The model that answers, and its replacement while requests go on."""
+"""The served model, and its replacement while requests continue."""
 
 from __future__ import annotations
 

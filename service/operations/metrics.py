@@ -27,7 +27,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 # Levels with one label per node; deeper levels may have tens of thousands of nodes.
 COUNTED_LEVELS: Final = 2
-# The most nodes of a level, and the most parents, with a label of their own; the others share one.
+# The most nodes of a level, and the most parents, that have their own label; the others share one.
 MAX_LABELS: Final = 200
 OTHER: Final = "(other)"
 ROOT: Final = "(root)"
@@ -111,6 +111,7 @@ def render_metrics() -> bytes:
     if DIRECTORY not in os.environ:
         return generate_latest(PROCESS_REGISTRY)
     registry = CollectorRegistry()
+    # prometheus_client does not annotate its functions for several processes.
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 

@@ -68,7 +68,7 @@ class ModelRoutes:
         parse_query(request, NoQuery)
         bundle = self.current_model().classifier.bundle
         prototype = _prototype_id(request, bundle)
-        # The tag holds the model's version, because another model may use this URL later.
+        # The ETag contains the model's version, because another model may use this URL later.
         tag = f'"{bundle.version}-{prototype}"'
         headers = {**REVALIDATE, "ETag": tag}
         cached = request.headers.get("if-none-match", "")

@@ -75,7 +75,7 @@ class CapacityBudget:
 
 
 def queue_timeout(seconds: float) -> Problem:
-    """Build the problem for a request that waited `seconds` in vain."""
+    """Build the problem for a request that was not started within `seconds`."""
     return Problem(
         "overloaded", f"the service could not start on this request within {seconds:g} seconds; try again later", _RETRY
     )
