@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from service.operations.logs import JsonLineFormatter, TextFormatter, configure_logs
+from service.operations.logs import JsonLineFormatter, TextFormatter
 from service.operations.request_context import RequestContext, bind_context
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_record(name: str = "protoserve.x", **extra: Any) -> logging.LogRecord:
@@ -80,18 +83,14 @@ def test_a_text_line_ends_with_the_extra_fields() -> None:
     assert line.endswith(" warning it broke  status=200 route=/livez")
 
 
-def test_configured_logs_go_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    root, ours = logging.getLogger(), logging.getLogger("protoserve")
-    before = (root.handlers[:], root.level, ours.level)
-    try:
-        configure_logs("json", "info")
-        logging.getLogger("protoserve.x").info("kept", extra={"a": 1})
-        logging.getLogger("protoserve.x").debug("dropped")
-        logging.getLogger("elsewhere").info("dropped")
-    finally:
-        root.handlers[:], level, our_level = before
-        root.setLevel(level)
-        ours.setLevel(our_level)
-    output = capfd.readouterr()
-    [line] = output.err.splitlines()
-    assert (json.loads(line)["message"], json.loads(line)["a"], output.out) == ("kept", 1, "")
+def test_configured_logs_go_to_standard_error() -> None:
+    """In a process of its own: the configuration closes handlers, and some libraries' handlers close their stream,
+    which here may be pytest's."""
+    code = (
+        "import logging\nfrom service.operations.logs import configure_logs\nconfigure_logs('json', 'info')\n"
+        "logging.getLogger('protoserve.x').info('kept', extra={'a': 1})\n"
+        "logging.getLogger('protoserve.x').debug('dropped')\nlogging.getLogger('elsewhere').info('dropped')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    [line] = ended.stderr.splitlines()
+    assert (json.loads(line)["message"], json.loads(line)["a"], ended.stdout) == ("kept", 1, "")
