@@ -188,7 +188,8 @@ def _manifest(
         blank = torch.zeros((1, rule.height, rule.width, 3), dtype=torch.uint8)
         rows, columns = network.latent(network.features(blank)).shape[2:]
     taxonomy = head.taxonomy
-    weight = head.effective_weight().detach()
+    weight, usual = head.centred_weight().detach(), head.usual.tolist()
+    measured = bool(head.usual.any())
     records = []
     for prototype, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
         group, slot = int(head.grouping.prototype_group[prototype]), int(head.grouping.prototype_slot[prototype])
@@ -203,6 +204,7 @@ def _manifest(
                 source_box=source.box,
                 source_cell=divmod(source.cell, source.columns),
                 weight=float(weight[group, int(head.grouping.node_member[child]), slot]),
+                usual=usual[prototype] if measured else None,
                 picture=f"prototypes/{prototype:04d}.webp",
             )
         )
@@ -212,6 +214,12 @@ def _manifest(
     metrics = Metrics() if resized else run.metrics()
     parents = parent_names(competing_groups(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
+    competing = head.grouping.node_group[:-1] < len(parents)
+    prior = {
+        name: value
+        for name, value, competes in zip(taxonomy.names, head.prior().tolist(), competing.tolist(), strict=True)
+        if competes
+    }
 
     def build(content_version: str) -> Manifest:
         return Manifest(
@@ -229,11 +237,13 @@ def _manifest(
                 similarity=description.similarity,
                 epsilon=description.epsilon,
                 zero=description.zero,
+                centred=True,
                 smoothing=description.smoothing,
             ),
             files={target: TARGETS[target].file for target in targets},
             prototypes=records,
             weights=WEIGHTS,
+            prior=prior,
             temperature=temperature,
             novelty=None if metrics.novelty is None else metrics.novelty.record(),
             metrics=metrics,
@@ -244,7 +254,7 @@ def _manifest(
 
 
 def _weights(head: PrototypeHead) -> NDArray[np.float32]:
-    """Concatenate each prototype's last-layer weights for all members of its group, in order: float32 [weights]."""
+    """Each prototype's last-layer weights, as trained, for all members of its group, in order: float32 [weights]."""
     present = head.grouping.member_node < len(head.taxonomy.nodes)
     weights = head.effective_weight().detach()[head.grouping.prototype_group, :, head.grouping.prototype_slot]  # [P, M]
     return np.asarray(weights[present[head.grouping.prototype_group]].numpy(), dtype=np.float32)

@@ -52,14 +52,14 @@ FLOAT32: Final = Precision("float32")
 FLOAT16: Final = Precision(
     "float16",
     Tolerance(log_probability=1.0, logit=0.5, similarity=0.5),
-    {"path": 0.95, "cell": 0.9, "evidence_prototype": 0.8},
+    {"path": 0.95, "cell": 0.9, "evidence_prototype": 0.8, "against_prototype": 0.8},
     accuracy_loss=1.0,
     top_evidence=0.95,
 )
 INT8: Final = Precision(
     "int8",
     Tolerance(log_probability=20.0, logit=10.0, similarity=6.0),
-    {"path": 0.85, "cell": 0.5, "evidence_prototype": 0.3},
+    {"path": 0.85, "cell": 0.5, "evidence_prototype": 0.3, "against_prototype": 0.3},
     accuracy_loss=1.0,
     top_evidence=0.95,
 )
@@ -137,8 +137,9 @@ def completed(expected: Arrays, routed: Arrays) -> dict[str, NDArray[Any]]:
     for name in ("log_probability", "logit"):
         whole[name][images, nodes] = routed[f"path_{name}"][images, levels]
     # A routed graph gives the best cell of its evidence only, not of every prototype.
-    ranks = np.nonzero(routed["certain"][:, None, None] & (routed["evidence_prototype"] >= 0))
-    whole["cell"][ranks[0], routed["evidence_prototype"][ranks]] = routed["evidence_cell"][ranks]
+    for kind in ("evidence", "against"):
+        ranks = np.nonzero(routed["certain"][:, None, None] & (routed[f"{kind}_prototype"] >= 0))
+        whole["cell"][ranks[0], routed[f"{kind}_prototype"][ranks]] = routed[f"{kind}_cell"][ranks]
     return whole
 
 
@@ -236,20 +237,30 @@ class _Comparison:
         def differences(name: str) -> NDArray[np.float64]:
             return np.abs(expected[name].astype(np.float64) - answers[name])
 
-        prototype, other = expected["evidence_prototype"], answers["evidence_prototype"]
-        equal = prototype == other
-        contribution = self._contribution(expected, other)
-        near_tie = np.abs(contribution - expected["evidence_contribution"]) <= 2 * self.tolerance.logit
-        self._within_tolerance("evidence_contribution", differences("evidence_contribution"))
-        self._count("evidence_prototype", equal, near_tie & (other >= 0) & (prototype >= 0))
-        for name in ("evidence_similarity", "evidence_weight"):
-            self._within_tolerance(name, differences(name)[equal])
-        cells = answers["cell"][:, None, :].repeat(other.shape[1], axis=1)
-        pooled = np.take_along_axis(cells, np.maximum(other, 0), axis=2)
-        # `_cells` compares the cells of all prototypes; the evidence only has to repeat them.
-        repeated = answers["evidence_cell"] == np.where(other < 0, -1, pooled)
-        self._count("evidence_cell", expected["evidence_cell"] == answers["evidence_cell"], repeated)
-        self._within_tolerance("evidence_map", differences("evidence_map")[equal])
+        for kind in ("evidence", "against"):
+            prototype, other = expected[f"{kind}_prototype"], answers[f"{kind}_prototype"]
+            equal = prototype == other
+            contribution = self._contribution(expected, other)
+            near_tie = np.abs(contribution - expected[f"{kind}_contribution"]) <= 2 * self.tolerance.logit
+            self._within_tolerance(f"{kind}_contribution", differences(f"{kind}_contribution"))
+            self._count(f"{kind}_prototype", equal, near_tie & (other >= 0) & (prototype >= 0))
+            for name in (f"{kind}_similarity", f"{kind}_weight"):
+                self._within_tolerance(name, differences(name)[equal])
+            cells = answers["cell"][:, None, :].repeat(other.shape[1], axis=1)
+            pooled = np.take_along_axis(cells, np.maximum(other, 0), axis=2)
+            # `_cells` has judged the pooled cell; here evidence only has to repeat it.
+            repeated = answers[f"{kind}_cell"] == np.where(other < 0, -1, pooled)
+            self._count(f"{kind}_cell", expected[f"{kind}_cell"] == answers[f"{kind}_cell"], repeated)
+        self._within_tolerance(
+            "evidence_map", differences("evidence_map")[expected["evidence_prototype"] == answers["evidence_prototype"]]
+        )
+        # A sum over many prototypes, whose rounding adds up as a logit's does.
+        self._difference(
+            "positive_contribution",
+            expected["positive_contribution"],
+            answers["positive_contribution"],
+            self.precision.tolerance.logit,
+        )
 
     def _contribution(self, expected: Arrays, prototype: NDArray[np.int64]) -> NDArray[np.float64]:
         """Compute the network's contributions of the prototypes int64 [N, L, k] to the nodes of the expected path.
@@ -258,13 +269,14 @@ class _Comparison:
         """
         head = self.head
         node = expected["path"][:, :, None]
-        weight = np.pad(head.effective_weight().detach().double().numpy(), ((0, 1), (0, 0), (0, 0)))
+        weight = np.pad(head.centred_weight().detach().double().numpy(), ((0, 1), (0, 0), (0, 0)))
         group, slot = head.grouping.prototype_group.numpy()[prototype], head.grouping.prototype_slot.numpy()[prototype]
         same_group = head.grouping.node_group.numpy()[node] == group
         similarities = np.take_along_axis(
             expected["similarity"][:, None, :].repeat(prototype.shape[1], axis=1), np.maximum(prototype, 0), axis=2
         )
-        contribution = weight[group, head.grouping.node_member.numpy()[node], slot] * similarities
+        unusual = similarities - head.usual.numpy()[np.maximum(prototype, 0)]
+        contribution = weight[group, head.grouping.node_member.numpy()[node], slot] * unusual
         return np.where(same_group & (prototype >= 0), contribution, np.inf)
 
     def _within_tolerance(self, name: str, differences: NDArray[np.float64]) -> None:

@@ -31,7 +31,8 @@ class Explanation(Generic[FloatArray, IntegerArray]):
     log_probability: Annotated[FloatArray, _NODES]
     """Natural logarithm of every node's unconditional probability, in the taxonomy's node order."""
     logit: Annotated[FloatArray, _NODES]
-    """The sum of the contributions of a node's prototypes; 0 for a node that competes with no other."""
+    """The node's prior plus the contributions of all its prototypes; 0 for a node that competes with no other. The mean
+    over the nodes that compete is 0."""
     path: Annotated[IntegerArray, _LEVELS]
     """The predicted node of every level; −1 below the level of the most probable leaf."""
     evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
@@ -39,9 +40,10 @@ class Explanation(Generic[FloatArray, IntegerArray]):
     evidence_similarity: Annotated[FloatArray, _EVIDENCE]
     """Their highest similarities over the cells; 0 if there is no prototype."""
     evidence_weight: Annotated[FloatArray, _EVIDENCE]
-    """Their weights for the level's node; 0 if there is no prototype."""
+    """Their weights for the level's node, less their mean over the nodes that compete with it; 0 where there is no
+    prototype."""
     evidence_contribution: Annotated[FloatArray, _EVIDENCE]
-    """Weight × similarity; 0 if there is no prototype."""
+    """Weight × (similarity − the prototype's usual similarity); 0 if there is no prototype."""
     evidence_cell: Annotated[IntegerArray, _EVIDENCE]
     """The cell of the highest similarity; −1 if there is no prototype."""
     evidence_map: Annotated[FloatArray, _MAPS]
@@ -63,13 +65,19 @@ class RoutedExplanation(Generic[FloatArray, IntegerArray, BooleanArray]):
     path_log_probability: Annotated[FloatArray, _LEVELS]
     """Natural logarithms of the unconditional probabilities of the path's nodes; 0 if there is no node."""
     path_logit: Annotated[FloatArray, _LEVELS]
-    """The sums of the contributions of their prototypes; 0 if there is no node."""
+    """Their priors plus the contributions of their prototypes; 0 if there is no node."""
     evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
     evidence_similarity: Annotated[FloatArray, _EVIDENCE]
     evidence_weight: Annotated[FloatArray, _EVIDENCE]
     evidence_contribution: Annotated[FloatArray, _EVIDENCE]
     evidence_cell: Annotated[IntegerArray, _EVIDENCE]
     evidence_map: Annotated[FloatArray, _MAPS]
+    positive_contribution: Annotated[FloatArray, _LEVELS]
+    against_prototype: Annotated[IntegerArray, _EVIDENCE]
+    against_similarity: Annotated[FloatArray, _EVIDENCE]
+    against_weight: Annotated[FloatArray, _EVIDENCE]
+    against_contribution: Annotated[FloatArray, _EVIDENCE]
+    against_cell: Annotated[IntegerArray, _EVIDENCE]
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ OUTPUTS: Final = _declared(Explanation)
 ROUTED_OUTPUTS: Final = _declared(RoutedExplanation)
 OUTPUT_NAMES: Final = tuple(output.name for output in OUTPUTS)
 ROUTED_OUTPUT_NAMES: Final = tuple(output.name for output in ROUTED_OUTPUTS)
+# The graphs of bundles of format 1 lack these; the engine computes them.
+OUTPUTS_OF_FORMAT_2: Final = frozenset(name for name in OUTPUT_NAMES if name.startswith(("against_", "positive_")))
 
 
 def named_arrays(answer: Explanation[Any, Any] | RoutedExplanation[Any, Any, Any]) -> dict[str, Any]:

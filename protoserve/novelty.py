@@ -29,17 +29,26 @@ class NoveltyTable:
     """The nodes and prototypes of each group.
 
     `groups` are those of the head, `nodes` is the number of nodes, and `prototype_child` int64 [prototypes] is the node
-    of each prototype; it is empty for a plain classifier.
+    of each prototype; it is empty for a plain classifier. `common_weight` float32 [prototypes] is the mean that
+    centring subtracted from each prototype's weights; None if logits are as trained.
     """
 
     groups: tuple[Group, ...]
     nodes: int
     prototype_child: NDArray[np.int64]
+    common_weight: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, taxonomy: Taxonomy, kind: Kind, prototype_child: Sequence[int]) -> NoveltyTable:
+    def of(
+        cls,
+        taxonomy: Taxonomy,
+        kind: Kind,
+        prototype_child: Sequence[int],
+        common_weight: NDArray[np.float32] | None = None,
+    ) -> NoveltyTable:
         """Make the table of a network of this `kind`; see `competing_groups`."""
-        return cls(competing_groups(taxonomy, kind), len(taxonomy.nodes), np.array(prototype_child, dtype=np.int64))
+        children = np.array(prototype_child, dtype=np.int64)
+        return cls(competing_groups(taxonomy, kind), len(taxonomy.nodes), children, common_weight)
 
     def group_of(self, kind: Kind) -> NDArray[np.int64]:
         """Return the group that decides whether each node is known, int64 [nodes]: the group in which the node
@@ -94,7 +103,8 @@ class NoveltyTable:
         `log_probability` and `logit` [images, nodes] and `similarity` [images, prototypes] are those of
         `protoserve.inference.engine.Outputs`.
 
-        - `energy`: log Σ exp(logit), the negative free energy at temperature 1 (Liu et al. 2020, eq. 4);
+        - `energy`: log Σ exp(logit), the negative free energy at temperature 1 (Liu et al. 2020, eq. 4), of the logits
+          as trained. Centring subtracts the same amount from all logits of a group; it is added again here;
         - `similarity`: the highest similarity to any of the group's prototypes;
         - `own-similarity`: the mean similarity to all prototypes of the member with the highest logit;
         - `probability`: the highest conditional probability, as served (Hendrycks & Gimpel 2017);
@@ -102,7 +112,7 @@ class NoveltyTable:
           the network is sure of one member *and* finds most of that member's prototypes.
         """
         if score == "energy":
-            return self._log_sum(logit[:, self.members].astype(np.float32))
+            return self._log_sum(logit[:, self.members].astype(np.float32)) + self._common(similarity)
         if score == "similarity":
             return np.maximum.reduceat(self._by_member(similarity, np.maximum), self.offsets, axis=1)
         if score == "own-similarity":
@@ -114,6 +124,16 @@ class NoveltyTable:
             return np.asarray(probability)
         own = self._own_similarity(logit, similarity)
         return np.where(own < 0, own / probability, own * probability)
+
+    def _common(self, similarity: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Return what centring subtracted from the logits of each group [images, groups]; 0 if they are as trained."""
+        common = np.zeros((len(similarity), len(self.groups)), dtype=np.float32)
+        if self.common_weight is not None:
+            group_of = np.empty(self.nodes, dtype=np.int64)
+            group_of[self.members] = np.repeat(np.arange(len(self.groups)), self.sizes)
+            groups, starts = np.unique(group_of[self.prototype_child], return_index=True)
+            common[:, groups] = np.add.reduceat(similarity * self.common_weight, starts, axis=1)
+        return common
 
     def _own_similarity(
         self, logit: NDArray[np.floating[Any]], similarity: NDArray[np.floating[Any]]
@@ -160,9 +180,11 @@ class Thresholds:
         prototype_child: Sequence[int],
         score: NoveltyScore,
         thresholds: Mapping[str, float],
+        common_weight: NDArray[np.float32] | None = None,
     ) -> Thresholds:
-        """Make the table from `thresholds`, which map a parent's identity (`""` for the root) to its threshold."""
-        table = NoveltyTable.of(taxonomy, kind, prototype_child)
+        """Make the table from `thresholds`, which map a parent's identity (`""` for the root) to its threshold; see
+        `NoveltyTable` for `common_weight`."""
+        table = NoveltyTable.of(taxonomy, kind, prototype_child, common_weight)
         minimum = [thresholds.get(parent, -np.inf) for parent in parent_names(table.groups, taxonomy)]
         return cls(table, score, np.array(minimum, dtype=np.float32), table.group_of(kind))
 

@@ -63,12 +63,17 @@ class EvidenceSource(Contract):
 
 
 class Evidence(Contract):
-    """One prototype found in the picture: where, how similar, and its contribution to the node's logit."""
+    """One prototype: where it is most similar, how similar, and what it added to the node's logit or took from it."""
 
     prototype: int = Field(ge=0)
     similarity: float
-    weight: float
-    contribution: float = Field(description="weight × similarity")
+    usual: float = Field(
+        default=0.0,
+        description="the prototype's mean similarity over training pictures below the node's parent, each child "
+        "counting the same",
+    )
+    weight: float = Field(description="for the node, less its mean over the siblings")
+    contribution: float = Field(description="weight × (similarity − usual)")
     member: int | None = Field(
         default=None, description="the prototype's bundle, an index of `model.members`; null for a single bundle"
     )
@@ -85,8 +90,8 @@ class Level(Contract):
     """The predicted node at one level, with the evidence for it against its siblings.
 
     `conditional` is the probability given the parent; `forced` marks an only child (conditional 1, no evidence).
-    The contributions of all prototypes add up to `logit`; `evidence_share` is the share of the shown ones. Both are
-    null for a node without its own head (an only child, or an inner node of a flat model).
+    `logit` = `prior` + the contributions in `evidence` + those in `against` + `rest`, exactly. `logit`, `prior` and
+    `rest` are null where a node has no head of its own (an only child, or an inner node of a flat model).
     """
 
     level: int = Field(ge=1)
@@ -102,8 +107,19 @@ class Level(Contract):
     )
     alternatives: list[Alternative] = []
     logit: float | None = None
-    evidence_share: float | None = None
-    evidence: list[Evidence] = []
+    prior: float | None = Field(default=None, description="the logit where every similarity is usual")
+    rest: float | None = Field(default=None, description="the contributions of all prototypes that are not shown")
+    evidence_share: float | None = Field(
+        default=1.0,
+        description="the shown part of all positive contributions; 1 where there are none; null only for bundles that "
+        "were exported without their last-layer weights",
+    )
+    evidence: list[Evidence] = Field(
+        default=[], description="prototypes that speak for the node, by falling contribution"
+    )
+    against: list[Evidence] = Field(
+        default=[], description="prototypes that speak against the node, the strongest first"
+    )
 
 
 class Prediction(Contract):

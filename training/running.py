@@ -27,6 +27,7 @@ from training.stages import (
     anchoring,
     autoencoder,
     calibration,
+    centring,
     counting,
     last_layers,
     novelty_thresholds,
@@ -54,6 +55,7 @@ STAGES: dict[Stage, Callable[[Trainer], dict[str, float]]] = {
     "autoencoder": autoencoder.train_autoencoder,
     "assign": autoencoder.assign,
     "analyse": analysis.analyse,
+    "centre": centring.centre,
     "calibrate": calibration.calibrate,
     "novelty": novelty_thresholds.novelty,
 }

@@ -10,7 +10,7 @@ from protoserve.images.geometry import InputRule
 from protoserve.run.records import Metrics, Provenance
 from protoserve.schema import Box, Contract, NoveltyRecord
 
-FORMAT = 1
+FORMAT = 2
 
 
 class PrototypeRecord(Contract):
@@ -22,7 +22,12 @@ class PrototypeRecord(Contract):
     source_image: str
     source_box: Box
     source_cell: tuple[int, int] = Field(description="row and column of the cell in the source's feature map")
-    weight: float
+    weight: float = Field(description="for its own child, less its mean over the nodes that compete with that")
+    usual: float | None = Field(
+        default=None,
+        description="its mean similarity over training pictures below the parent, each child counting the same; null "
+        "where it was not measured",
+    )
     picture: str = Field(description="the picture's path inside the bundle")
 
 
@@ -36,6 +41,11 @@ class GraphRecord(Contract):
     similarity: str
     epsilon: float
     zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
+    centred: bool = Field(
+        default=False,
+        description="whether the graph's own contributions are centred, and it gives evidence against; bundles of "
+        "format 1 are not",
+    )
     smoothing: int = Field(
         default=1,
         ge=1,
@@ -61,6 +71,7 @@ class Manifest(Contract):
         description="a NumPy file, float32: for each prototype in turn, its last-layer weights for all nodes of its "
         "child's group, in the taxonomy's order",
     )
+    prior: dict[str, float] = Field(default={}, description="node → its logit where every similarity is usual")
     temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
     novelty: NoveltyRecord | None = None
     metrics: Metrics = Field(default_factory=Metrics)

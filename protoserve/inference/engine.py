@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,17 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 from protoserve.bundle.folder import Bundle
 from protoserve.device import DEVICES, Device, has_nvidia_driver
 from protoserve.errors import BundleError, DeviceError, InputError
-from protoserve.graph_signature import INPUT, OUTPUT_NAMES, OUTPUTS, Explanation, GraphOutput, named_arrays
+from protoserve.graph_signature import (
+    INPUT,
+    OUTPUT_NAMES,
+    OUTPUTS,
+    OUTPUTS_OF_FORMAT_2,
+    Explanation,
+    GraphOutput,
+    named_arrays,
+)
+from protoserve.inference.last_layers import HostEvidence, MemberLayers, read_last_layers
+from protoserve.novelty import NoveltyTable
 
 _LOG = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
@@ -66,7 +76,8 @@ class Engine:
         self._bundle = bundle
         self._image_shape = (rule.height, rule.width, 3)
         self._session, self.device = self._open(device, threads)
-        _check_signature(self._session, bundle)
+        self._names = _check_signature(self._session, bundle)
+        self._complete = None if self._names == OUTPUT_NAMES else Completion(bundle)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Run the graph on uint8 RGB images [N, height, width, 3] at model size, N ≥ 1.
@@ -80,12 +91,13 @@ class Engine:
                 f"{list(images.shape)}; make them with protoserve.images.fitting.fit"
             )
         try:
-            arrays = self._session.run(list(OUTPUT_NAMES), {INPUT: np.ascontiguousarray(images)})
+            arrays = self._session.run(list(self._names), {INPUT: np.ascontiguousarray(images)})
         except RUNTIME_ERRORS as error:
             raise DeviceError(
                 f"the graph failed on {self.device} for {len(images)} images ({error}); try fewer at a time"
             ) from error
-        return Outputs(*arrays)
+        found = dict(zip(self._names, arrays, strict=True))
+        return Outputs(**found if self._complete is None else self._complete(found))
 
     def _open(self, device: Device, threads: int | None) -> tuple[Any, Literal["cpu", "cuda"]]:
         if device == "cuda" or (device == "auto" and has_nvidia_driver()):
@@ -144,9 +156,39 @@ class Engine:
         return session
 
 
-def _check_signature(session: Any, bundle: Bundle) -> None:
-    """Raise BundleError unless the graph has exactly one input and all outputs, as declared and with the manifest's
-    sizes."""
+class Completion:
+    """The outputs that a graph of format 1 lacks, and centred evidence where its bundle was centred since."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        children = [bundle.taxonomy.index[record.child] for record in bundle.manifest.prototypes]
+        table = NoveltyTable.of(bundle.taxonomy, bundle.kind, children)
+        layers = read_last_layers(bundle, table)
+        self.centred = layers is not None and layers.centred
+        self.evidence = (
+            None
+            if layers is None
+            else HostEvidence(bundle.taxonomy, table, [MemberLayers(layers.groups)], bundle.top_k, bundle.grid)
+        )
+
+    def __call__(self, found: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs, from those that the graph has."""
+        shape = found["evidence_prototype"].shape
+        blank = {output.name: np.zeros(shape, np.float32) for output in OUTPUTS if output.name in OUTPUTS_OF_FORMAT_2}
+        blank |= {name: np.full(shape, -1, dtype=np.int64) for name in ("against_prototype", "against_cell")}
+        # Without the last layers nobody knows what the hidden prototypes add.
+        blank["positive_contribution"] = np.full(shape[:2], np.nan, dtype=np.float32)
+        whole = Outputs(**found, **blank)
+        if self.evidence is None:
+            return named_arrays(whole)
+        changed: dict[str, NDArray[Any]] = self.evidence.on_path([whole], whole.path)
+        if self.centred:
+            changed["logit"] = self.evidence.logits([whole]).astype(np.float32)
+        return named_arrays(replace(whole, **changed))
+
+
+def _check_signature(session: Any, bundle: Bundle) -> tuple[str, ...]:
+    """The names of the graph's outputs; raises BundleError unless it has exactly our input and every output of the
+    bundle's format, with the manifest's sizes."""
     file, rule, graph = bundle.file("onnx"), bundle.manifest.input, bundle.manifest.graph
     inputs = [value.name for value in session.get_inputs()]
     if inputs != [INPUT]:
@@ -161,7 +203,10 @@ def _check_signature(session: Any, bundle: Bundle) -> None:
         "columns": graph.columns,
         "prototypes": graph.prototypes,
     }
-    check_values(session.get_outputs(), OUTPUTS, sizes, file)
+    older = not graph.centred
+    outputs = [output for output in OUTPUTS if not (older and output.name in OUTPUTS_OF_FORMAT_2)]
+    check_values(session.get_outputs(), outputs, sizes, file)
+    return tuple(output.name for output in outputs)
 
 
 def check_values(listed: Sequence[Any], declared: Sequence[GraphOutput], sizes: Mapping[str, int], file: Path) -> None:

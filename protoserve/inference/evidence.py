@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.images.geometry import Geometry
 from protoserve.inference.engine import Outputs
-from protoserve.novelty import Thresholds
+from protoserve.inference.last_layers import read_last_layers
+from protoserve.novelty import NoveltyTable, Thresholds
 from protoserve.schema import (
     Alternative,
     Evidence,
@@ -28,7 +30,7 @@ from protoserve.schema import (
     ModelReference,
     Prediction,
 )
-from protoserve.taxonomy import ROOT
+from protoserve.taxonomy import ROOT, Taxonomy
 
 DEFAULT_TOP_K: Final = 5
 
@@ -56,6 +58,8 @@ class EvidenceTable:
     """Rows and columns of every member's feature map."""
     smoothing: tuple[int, ...]
     """The side of each member's boxes, in cells."""
+    prior: tuple[float, ...]
+    """Every node's logit where all similarities are usual."""
     top_k: int
     """The most evidence per level."""
 
@@ -100,6 +104,7 @@ class EvidenceTable:
             first_prototypes=bundle.first_prototypes if isinstance(bundle, Ensemble) else (0,),
             grids=tuple(member.grid for member in members),
             smoothing=tuple(member.manifest.graph.smoothing for member in members),
+            prior=_prior(members, taxonomy, divided=isinstance(bundle, Ensemble)),
             top_k=bundle.top_k,
         )
 
@@ -116,11 +121,10 @@ def predictions(
 ) -> list[Prediction]:
     """Make one prediction per image, in order; `geometries[i]` maps the cells of image i to the sender's pixels.
 
-    Each level shows up to `top_k` prototypes (from 0 to the bundle's limit; by default 5 or that limit) and up to
-    `alternatives` other nodes of that level, the most probable first. A leaf belongs only to the level of its own
-    depth. With `maps`, each prototype has its similarity at every cell. `href` maps a prototype to the URL of its
-    picture. `evidence_share` is the sum of the shown contributions divided by the logit, null if the logit is not
-    positive.
+    Each level shows up to `top_k` prototypes that speak for its node and as many that speak against it (0 to the
+    bundle's limit; by default 5 or that limit), and up to `alternatives` other nodes of that level, the most probable
+    first. A leaf belongs only to the level of its own depth. With `maps`, each prototype that speaks for a node has its
+    similarity at every cell. `href` maps a prototype to the URL of its picture.
 
     Raises InputError for a `top_k` or `alternatives` out of range, and BundleError for a probability that is NaN or
     infinite.
@@ -145,26 +149,29 @@ def predictions(
         arrays = outputs.log_probability, outputs.logit, outputs.similarity
         known = table.thresholds.of_outputs(path, *arrays).tolist()
     shown = np.s_[:, :, :top_k]
-    columns = [
-        outputs.evidence_prototype[shown].tolist(),
-        outputs.evidence_similarity[shown].tolist(),
-        outputs.evidence_weight[shown].tolist(),
-        outputs.evidence_contribution[shown].tolist(),
-        outputs.evidence_cell[shown].tolist(),
-    ]
+    columns = {
+        kind: [
+            getattr(outputs, f"{kind}_{name}")[shown].tolist()
+            for name in ("prototype", "similarity", "weight", "contribution", "cell")
+        ]
+        for kind in ("evidence", "against")
+    }
+    positive = outputs.positive_contribution.tolist()
     result = []
     for image, geometry in enumerate(geometries):
         nodes = [node for node in path[image].tolist() if node >= 0]
         levels = []
         for level, node in enumerate(nodes):
-            headed = table.has_head[node]
-            logit = float(outputs.logit[image, node]) if headed else None
-            evidence = []
-            if headed:
-                rows = zip(*(column[image][level] for column in columns), strict=True)
-                level_maps = outputs.evidence_map[image, level] if maps else None
-                evidence = _evidence(rows, level_maps, table, geometry, href)
-            share = sum(item.contribution for item in evidence) / logit if logit is not None and logit > 0 else None
+            logit = prior = rest = None
+            evidence: dict[str, list[Evidence]] = {"evidence": [], "against": []}
+            if table.has_head[node]:
+                for kind, sign in (("evidence", 1.0), ("against", -1.0)):
+                    rows = zip(*(column[image][level] for column in columns[kind]), strict=True)
+                    heat = outputs.evidence_map[image, level] if maps and kind == "evidence" else None
+                    evidence[kind] = _evidence(rows, sign, heat, table, geometry, href)
+                logit, prior = float(outputs.logit[image, node]), table.prior[node]
+                told = sum(piece.contribution for pieces in evidence.values() for piece in pieces)
+                rest = logit - prior - told
             levels.append(
                 Level(
                     level=level + 1,
@@ -176,8 +183,10 @@ def predictions(
                     known=None if known is None else known[image][level],
                     alternatives=others[image][level],
                     logit=logit,
-                    evidence_share=share,
-                    evidence=evidence,
+                    prior=prior,
+                    rest=rest,
+                    evidence_share=_share(evidence["evidence"], positive[image][level]),
+                    **evidence,
                 )
             )
         result.append(
@@ -192,6 +201,26 @@ def predictions(
     return result
 
 
+def _share(evidence: Sequence[Evidence], positive: float) -> float | None:
+    """The part of all positive contributions that `evidence` shows: 1 where there are none, None where their sum is not
+    known (NaN)."""
+    if math.isnan(positive):
+        return None
+    # The sum of rounded numbers may exceed the rounded sum.
+    return min(1.0, sum(piece.contribution for piece in evidence) / positive) if positive > 0 else 1.0
+
+
+def _prior(members: Sequence[Bundle], taxonomy: Taxonomy, *, divided: bool) -> tuple[float, ...]:
+    """Every node's prior; those of an ensemble's members are `divided` by their temperatures and added."""
+    prior = dict.fromkeys(taxonomy.names, 0.0)
+    for member in members:
+        flat = member.kind != "hierarchical"
+        for node, value in member.manifest.prior.items():
+            parent = "" if flat or "/" not in node else node.rpartition("/")[0]
+            prior[node] += value / (member.manifest.temperature.get(parent, 1.0) if divided else 1.0)
+    return tuple(prior.values())
+
+
 def _thresholds(bundle: Bundle) -> Thresholds | None:
     manifest, taxonomy = bundle.manifest, bundle.taxonomy
     if manifest.novelty is None:
@@ -202,12 +231,15 @@ def _thresholds(bundle: Bundle) -> Thresholds | None:
             f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not have; "
             "export the bundle again"
         )
+    numbers = [child for child in children if child is not None]
+    layers = read_last_layers(bundle, NoveltyTable.of(taxonomy, manifest.kind, numbers))
     return Thresholds.of(
         taxonomy,
         manifest.kind,
-        [child for child in children if child is not None],
+        numbers,
         manifest.novelty.score,
         manifest.novelty.thresholds,
+        None if layers is None else layers.common_weight,
     )
 
 
@@ -225,29 +257,33 @@ def checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
 
 def _evidence(
     rows: Iterable[tuple[int, float, float, float, int]],
-    maps: NDArray[np.float32] | None,
+    sign: float,
+    heat: NDArray[np.float32] | None,
     table: EvidenceTable,
     geometry: Geometry,
     href: Callable[[int], str] | None,
 ) -> list[Evidence]:
-    """Make the evidence of one level; `rows` hold prototype, similarity, weight, contribution and cell, and `maps` are
-    [evidence, rows, columns]."""
-    evidence = []
+    """Make the evidence of one level from those `rows` whose contribution has the `sign`; the strongest come first.
+
+    `rows` hold prototype, similarity, weight, contribution and cell; `heat` is [evidence, rows, columns].
+    """
+    pieces = []
     for rank, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
-        if prototype < 0:
+        if prototype < 0 or sign * contribution <= 0:
             break
         record = table.prototypes[prototype]
         member = bisect_right(table.first_prototypes, prototype) - 1
         grid = table.grids[member]
-        evidence.append(
+        pieces.append(
             Evidence(
                 prototype=prototype,
                 similarity=similarity,
+                usual=record.usual or 0.0,
                 weight=weight,
                 contribution=contribution,
                 member=None if table.model.members is None else member,
                 box=geometry.cell_box(cell, *grid, table.smoothing[member]),
-                map=None if maps is None else _map(maps[rank], grid),
+                map=None if heat is None else _map(heat[rank], grid),
                 source=EvidenceSource(
                     image=record.source_image,
                     box=record.source_box,
@@ -255,7 +291,7 @@ def _evidence(
                 ),
             )
         )
-    return evidence
+    return pieces
 
 
 def _map(padded: NDArray[np.float32], grid: tuple[int, int]) -> list[list[float]] | None:

@@ -5,6 +5,8 @@ Shapes: N pictures, D dimensions, C = rows × columns cells, P prototypes, V nod
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +24,19 @@ from protoserve.networks.distances import (
 )
 from protoserve.networks.grouping import MASKED_LOGIT, gather_columns
 from protoserve.networks.head import PrototypeHead
+from protoserve.networks.pieces import Pieces
+
+
+class _Row(NamedTuple):
+    """Of each picture's path, with Q slots for the prototypes of the level's group: `similarity` and `cell` [N, P],
+    `weight` and `contribution` [N, L, Q], and the group's `first` prototype and their `count` [N, L, 1]."""
+
+    similarity: Tensor
+    cell: Tensor
+    weight: Tensor
+    contribution: Tensor
+    first: Tensor
+    count: Tensor
 
 
 class FusedHead(nn.Module):
@@ -38,6 +53,7 @@ class FusedHead(nn.Module):
     temperature: Tensor
     centre: Tensor
     reference: Tensor | None
+    usual: Tensor
 
     def __init__(self, head: PrototypeHead, top_k: int, cells: int | None = None) -> None:
         super().__init__()
@@ -51,12 +67,13 @@ class FusedHead(nn.Module):
             self.register_buffer("vectors", vectors)
             self.register_buffer("offsets", distance_offsets(vectors, head.unit_length))
             # A read of `slots` weights from the start of the last row must stay inside.
-            flat = head.grouping.flat_weights(head.effective_weight())
+            flat = head.grouping.flat_weights(head.centred_weight())
             self.register_buffer("weights", functional.pad(flat, (0, self.slots)))
             self.register_buffer("temperature", head.temperature.clone())
             if not head.unit_length:
                 self.register_buffer("centre", head.centre.clone())
             self.register_buffer("reference", None if head.reference is None else head.reference.clone())
+            self.register_buffer("usual", head.usual.clone())
             self.radius = refinement_radius(self.similarity, vectors)
             self.refinements = None if cells is None else max_refinements(vectors, self.radius, cells)
 
@@ -83,47 +100,65 @@ class FusedHead(nn.Module):
         weight_index = grouping.leaf_weight.index_select(0, leaf)[:, :, None] + slots
         weight = self.weights.gather(0, weight_index.reshape(-1)).reshape(-1, levels, self.slots)
         prototypes = (first + slots).clamp_max(self.vectors.shape[0] - 1)
-        slot_similarity = similarities.gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
-        contributions = torch.where(slots < count, weight * slot_similarity, MASKED_LOGIT)
-        contribution, slot = contributions.topk(self.top_k, dim=2)
-        # If every group has enough prototypes, all evidence is present and no mask is needed.
-        present = None if self.full_evidence else slot < count
-        prototype = first + slot
-        chosen = (prototype if present is None else torch.where(present, prototype, 0)).flatten(1)
-
-        if self.radius == 0.0:
-            cell_distance = distances_to_prototypes(product, self.offsets, chosen)
-        else:
-            # Differences are exact near a prototype, and agree with the refined similarity at the best cell.
-            vectors = self.vectors.index_select(0, chosen.reshape(-1))
-            cell_distance = squared_distances(
-                cells[:, None], vectors.reshape(-1, levels * self.top_k, 1, self.vectors.shape[1])
-            )
-        reference = self.reference
-        if reference is not None:
-            reference = reference.index_select(0, chosen.reshape(-1)).reshape(-1, levels * self.top_k, 1)
-        maps = self.similarity.of_distance(cell_distance, reference)
-        evidence_similarity, evidence_weight = slot_similarity.gather(2, slot), weight.gather(2, slot)
-        evidence_cell = cell.gather(1, chosen).reshape(-1, levels, self.top_k)
-        if present is not None:
-            prototype, evidence_cell = torch.where(present, prototype, -1), torch.where(present, evidence_cell, -1)
-            evidence_similarity = torch.where(present, evidence_similarity, 0.0)
-            evidence_weight = torch.where(present, evidence_weight, 0.0)
-            contribution = torch.where(present, contribution, 0.0)
-            maps = torch.where(present.reshape(-1, levels * self.top_k, 1), maps, 0.0)
+        unusual = (similarities - self.usual).gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
+        there = slots < count
+        contributions = torch.where(there, weight * unusual, 0.0)
+        row = _Row(similarities, cell, weight, contributions, first, count)
+        supporting = self._pieces(row, torch.where(there, contributions, MASKED_LOGIT))
+        against = self._pieces(row, torch.where(there, -contributions, MASKED_LOGIT))
         return Explanation(
             log_probability=log_probability,
             logit=logit,
             path=grouping.leaf_path.index_select(0, leaf),
-            evidence_prototype=prototype,
-            evidence_similarity=evidence_similarity,
-            evidence_weight=evidence_weight,
-            evidence_contribution=contribution,
-            evidence_cell=evidence_cell,
-            evidence_map=maps.reshape(-1, levels, self.top_k, latent.shape[2], latent.shape[3]),
+            evidence_prototype=supporting.prototype,
+            evidence_similarity=supporting.similarity,
+            evidence_weight=supporting.weight,
+            evidence_contribution=supporting.contribution,
+            evidence_cell=supporting.cell,
+            evidence_map=self._maps(cells, product, supporting.prototype).reshape(
+                -1, levels, self.top_k, latent.shape[2], latent.shape[3]
+            ),
+            positive_contribution=contributions.relu().sum(2),
+            against_prototype=against.prototype,
+            against_similarity=against.similarity,
+            against_weight=against.weight,
+            against_contribution=against.contribution,
+            against_cell=against.cell,
             similarity=similarities,
             cell=cell,
         )
+
+    def _pieces(self, row: _Row, ranking: Tensor) -> Pieces:
+        """Return the `top_k` prototypes that are greatest in `ranking` [N, L, slots]."""
+        slot = ranking.topk(self.top_k, dim=2).indices
+        prototype = row.first + slot
+        # If every group has enough prototypes, all evidence is present and no mask is needed.
+        present = None if self.full_evidence else slot < row.count
+        chosen = (prototype if present is None else torch.where(present, prototype, 0)).flatten(1)
+        found = Pieces(
+            prototype,
+            row.similarity.gather(1, chosen).reshape(slot.shape),
+            row.weight.gather(2, slot),
+            row.contribution.gather(2, slot),
+            row.cell.gather(1, chosen).reshape(slot.shape),
+        )
+        return found if present is None else found.where(present)
+
+    def _maps(self, cells: Tensor, product: Tensor, prototype: Tensor) -> Tensor:
+        """Return the similarities [N, L · top_k, C] of `prototype` int64 [N, L, top_k], 0 for −1, at every cell."""
+        count = prototype.shape[1] * prototype.shape[2]
+        chosen = (prototype if self.full_evidence else prototype.clamp_min(0)).flatten(1)
+        if self.radius == 0.0:
+            distance = distances_to_prototypes(product, self.offsets, chosen)
+        else:
+            # Differences are exact near a prototype, and agree with the refined similarity at the best cell.
+            vectors = self.vectors.index_select(0, chosen.reshape(-1))
+            distance = squared_distances(cells[:, None], vectors.reshape(-1, count, 1, self.vectors.shape[1]))
+        reference = self.reference
+        if reference is not None:
+            reference = reference.index_select(0, chosen.reshape(-1)).reshape(-1, count, 1)
+        maps = self.similarity.of_distance(distance, reference)
+        return maps if self.full_evidence else torch.where((prototype >= 0).reshape(-1, count, 1), maps, 0.0)
 
 
 def explain(head: PrototypeHead, latent: Tensor, top_k: int) -> Explanation[Tensor, Tensor]:

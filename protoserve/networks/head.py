@@ -47,6 +47,8 @@ class PrototypeHead(nn.Module):
     `prototypes` [P, D] are ordered by group and, within it, by child; `prototype_child` [P] is the node of each.
     `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members of its own group.
     Weights start at +1 for a prototype's own child and −0.5 for the others (Chen et al. 2019, Hase et al. 2019).
+    `usual` [P] is each prototype's usual similarity (see `centred_weight`). It is 0 until it is measured, once, at the
+    end of training.
     """
 
     weight_mask: Tensor
@@ -54,6 +56,7 @@ class PrototypeHead(nn.Module):
     temperature: Tensor
     centre: Tensor
     reference: Tensor | None
+    usual: Tensor
     _leaves_below: Tensor | None
 
     def __init__(
@@ -85,6 +88,7 @@ class PrototypeHead(nn.Module):
         self.register_buffer("temperature", torch.ones(groups))
         self.register_buffer("centre", torch.zeros(dimensions))
         self.register_buffer("reference", torch.zeros(count) if similarity.has_reference else None)
+        self.register_buffer("usual", torch.zeros(count))
         self.prototypes = nn.Parameter(torch.rand(count, dimensions))
         self.weight = nn.Parameter(torch.zeros(groups, members, slots))
         self.reset_weight()
@@ -151,6 +155,24 @@ class PrototypeHead(nn.Module):
     def effective_weight(self) -> Tensor:
         """Return the last layers [G, M, Q] with exact zeros in a group's padding."""
         return self.weight * self.weight_mask
+
+    def centred_weight(self) -> Tensor:
+        """Return the last layers [G, M, Q] less each prototype's mean weight over the members of its group.
+
+        A softmax does not see what is added to all its members, so no probability changes, but a prototype that counts
+        for all members alike counts for none. With the similarity less its `usual` value, every logit is
+        prior + Σ centred weight × (similarity − usual), exactly.
+        """
+        weight = self.effective_weight().double()
+        members = (self.grouping.member_node < len(self.taxonomy.nodes)).sum(1)[:, None, None]
+        return ((weight - weight.sum(1, keepdim=True) / members) * self.weight_mask).to(self.weight)
+
+    def prior(self) -> Tensor:
+        """Return every node's logit [V] where all similarities are usual; 0 for a node that competes with no other."""
+        slots = functional.pad(self.usual, (0, 1))[self.grouping.slot_prototype]  # [G, Q]
+        table = (self.centred_weight().double() * slots.double()[:, None, :]).sum(2)  # [G, M]
+        table = functional.pad(table, (0, 0, 0, 1)).to(self.weight)
+        return table[self.grouping.node_group[:-1], self.grouping.node_member[:-1]]
 
     # ---- distances -------------------------------------------------------------------------------------------
 

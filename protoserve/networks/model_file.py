@@ -179,6 +179,9 @@ def load_network(
         if isinstance(network, LinearNetwork):
             # Version 0.1 did not calibrate linear networks.
             state.setdefault("temperature", torch.ones(1))
+        else:
+            # Runs before format 2 of bundles did not measure the usual similarities; 0 says so.
+            state.setdefault("head.usual", torch.zeros(len(network.head.prototypes)))
         network.load_state_dict(state)
     except (KeyError, ValidationError, RuntimeError) as error:
         raise InputError(f"{file}: the checkpoint does not fit this version: {str(error)[:300]}") from error

@@ -111,6 +111,15 @@ class PurityRecord(Record):
     nearest_is_own: float
 
 
+class SeparationRecord(Record):
+    """How many of a run's `prototypes` tell their class from the siblings by one standard deviation or more
+    (`telling`), and how many by less than half of one (`always_on`); see `protoserve.similarity_statistics`."""
+
+    telling: int
+    always_on: int
+    prototypes: int
+
+
 class CalibrationScores(Record):
     """Calibration scores, level → score."""
 
@@ -189,6 +198,7 @@ class StageRecords(Record):
     counts: Counts | None = None
     prune: PruningRecord | None = None
     purity: PurityRecord | None = None
+    separation: SeparationRecord | None = None
     calibration: CalibrationRecord | None = None
     novelty: NoveltyThresholds | None = None
     autoencoder: AutoencoderRecord | None = None
@@ -322,9 +332,19 @@ class Patch(Record):
     own: bool
 
 
+class Separation(Record):
+    """A prototype's mean similarity to pictures of its `own` class and of the `siblings`, the difference in pooled
+    standard deviations (`effect`), and whether that is so small that the prototype is `always_on`."""
+
+    own: float
+    siblings: float
+    effect: float
+    always_on: bool
+
+
 class AnalysedPrototype(Record):
     """A prototype and its nearest training patches, nearest first. `parent` is empty for the root; `weight` is that for
-    the prototype's own child."""
+    the prototype's own child. Runs of older versions have no `separation`."""
 
     id: int
     child: str
@@ -332,6 +352,7 @@ class AnalysedPrototype(Record):
     weight: float
     source: PatchSource
     purity: Purity
+    separation: Separation | None = None
     patches: list[Patch]
 
 

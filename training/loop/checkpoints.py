@@ -12,11 +12,12 @@ from torch import Tensor
 
 from protoserve.errors import InputError
 from protoserve.run.records import StageRecords
+from protoserve.similarity_statistics import SimilarityStatistics
 from training.prototypes.nearest_patches import NearestPatches
 from training.prototypes.projection import Projection
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT = 3
+FORMAT = 4
 
 
 class Teacher(NamedTuple):
@@ -30,9 +31,9 @@ class Teacher(NamedTuple):
 class State:
     """The state that steps change, apart from the network and the optimisers. The checkpoint holds all of it.
 
-    `step` is the number of the next step. `records` become part of the run's metrics, `patches` of its analysis.
-    `best` holds the weights of the best epochs so far, by stage and name (see `KeepBest`). `seconds` counts training
-    time.
+    `step` is the number of the next step. `records` become part of the run's metrics, `patches` and `separation` of its
+    analysis. `best` holds the weights of the best epochs so far, by stage and name (see `KeepBest`). `seconds` counts
+    training time.
     """
 
     step: int = 0
@@ -42,12 +43,13 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
     teacher: Teacher | None = None
     patches: NearestPatches | None = None
+    separation: SimilarityStatistics | None = None
     seconds: float = 0.0
 
 
 def state_content(state: State) -> dict[str, Any]:
     """The state as text, numbers and tensors only, so that `torch.load` with `weights_only` can read it."""
-    patches = state.patches
+    patches, separation = state.patches, state.separation
     return {
         "step": state.step,
         "seconds": state.seconds,
@@ -57,12 +59,16 @@ def state_content(state: State) -> dict[str, Any]:
         "projection": None if state.projection is None else state.projection._asdict(),
         "teacher": None if state.teacher is None else state.teacher._asdict(),
         "patches": None if patches is None else {name: torch.from_numpy(a) for name, a in patches._asdict().items()},
+        "separation": None
+        if separation is None
+        else {name: torch.from_numpy(a) for name, a in vars(separation).items()},
     }
 
 
 def read_state(content: dict[str, Any]) -> State:
     """The state from the content that `state_content` wrote; its tensors may be on any device."""
-    projection, teacher, patches = content["projection"], content["teacher"], content["patches"]
+    projection, teacher = content["projection"], content["teacher"]
+    patches, separation = content["patches"], content["separation"]
     return State(
         step=content["step"],
         history=json.loads(content["history"]),
@@ -71,6 +77,9 @@ def read_state(content: dict[str, Any]) -> State:
         best=content["best"],
         teacher=None if teacher is None else Teacher(**teacher),
         patches=None if patches is None else NearestPatches(**{name: t.cpu().numpy() for name, t in patches.items()}),
+        separation=None
+        if separation is None
+        else SimilarityStatistics(**{name: t.cpu().numpy() for name, t in separation.items()}),
         seconds=content["seconds"],
     )
 

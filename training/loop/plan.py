@@ -27,6 +27,7 @@ Stage = Literal[
     "count",
     "prune",
     "analyse",
+    "centre",
     "calibrate",
     "novelty",
     "finish",
@@ -56,7 +57,7 @@ def plan(config: Config, linear: bool) -> list[Step]:
     if config.model.kind == "autoencoder":
         epochs = config.autoencoder.epochs
         steps = [Step("start codes"), *(Step("autoencoder", epoch, epochs) for epoch in range(epochs)), Step("assign")]
-        return [*steps, Step("analyse"), *calibrate, *novelty, Step("finish")]
+        return [*steps, Step("analyse"), Step("centre"), *calibrate, *novelty, Step("finish")]
     steps = [Step("finetune", epoch, config.finetune.epochs) for epoch in range(config.finetune.epochs)]
     if linear:
         epochs = config.linear.epochs
@@ -84,4 +85,4 @@ def plan(config: Config, linear: bool) -> list[Step]:
         steps.append(Step("count"))
     elif config.prune.enabled:
         steps += [Step("prune"), *last]
-    return [*steps, Step("analyse"), *calibrate, *novelty, Step("finish")]
+    return [*steps, Step("analyse"), Step("centre"), *calibrate, *novelty, Step("finish")]

@@ -65,7 +65,7 @@ def finish(trainer: Trainer) -> Metrics:
     """Write the pictures of the prototypes and all other results of a run, and return its metrics."""
     run, network, projection = Run(trainer.directory), trainer.network, trainer.state.projection
     splits, rule = trainer.splits, trainer.config.image
-    smoothing, patches = trainer.config.model.smoothing, trainer.state.patches
+    smoothing, patches, statistics = trainer.config.model.smoothing, trainer.state.patches, trainer.state.separation
     sources = None
     if isinstance(network, PrototypeAutoencoder):
         memory = trainer.memory
@@ -75,13 +75,14 @@ def finish(trainer: Trainer) -> Metrics:
     elif isinstance(network, PrototypeNetwork) and projection is not None:
         sources = prototype_sources(network, projection, splits.fit, rule, smoothing, trainer.device, trainer.console)
         write_prototype_pictures(run, splits.fit, sources)
-    if sources is not None and patches is not None:
+    if sources is not None and patches is not None and statistics is not None:
         write_patches(
             run,
             trainer.explained_network.head,
             splits.fit,
             patches,
             sources,
+            statistics,
             rule=rule,
             smoothing=smoothing,
             purity_of=trainer.config.prune.nearest,

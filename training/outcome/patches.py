@@ -20,8 +20,9 @@ from protoserve.images.geometry import InputRule, geometry_of
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import PrototypeSource
 from protoserve.run.folder import Run
-from protoserve.run.records import AnalysedNode, AnalysedPrototype, Analysis, Patch, PatchSource, Purity
+from protoserve.run.records import AnalysedNode, AnalysedPrototype, Analysis, Patch, PatchSource, Purity, Separation
 from protoserve.schema import Box
+from protoserve.similarity_statistics import SimilarityStatistics
 from protoserve.taxonomy import ROOT
 from training.progress import tracked
 from training.prototypes.nearest_patches import NearestPatches, own_patches, own_weights
@@ -40,6 +41,7 @@ def write_patches(
     fit: Dataset,
     nearest: NearestPatches,
     sources: Sequence[PrototypeSource],
+    statistics: SimilarityStatistics,
     *,
     rule: InputRule,
     smoothing: int,
@@ -49,8 +51,8 @@ def write_patches(
     """Write `analysis.json` (see `Analysis`) and `patches/NNNN.webp`.
 
     `nearest` holds each prototype's nearest patches in the images of `fit`, found by the stage `analyse`. `sources` are
-    the cells that the prototypes were cut from. `smoothing` is the side of the mean filter, in cells. Purity is
-    computed over the `purity_of` nearest patches.
+    the cells that the prototypes were cut from, and `statistics` describe their similarities to all images of `fit`.
+    `smoothing` is the side of the mean filter, in cells. Purity is computed over the `purity_of` nearest patches.
     """
     taxonomy = head.taxonomy
     own = own_patches(head, nearest, fit.leaves)
@@ -87,6 +89,7 @@ def write_patches(
                         weight=weight[prototype],
                         source=PatchSource(image=source.image, box=source.box),
                         purity=Purity(own=int(own[prototype, :purity_of].sum()), nearest=purity_of),
+                        separation=separation_of(statistics, prototype),
                         patches=patches,
                     )
                 )
@@ -104,6 +107,15 @@ def write_patches(
         prototypes=prototypes,
     )
     write_text(run.directory / "analysis.json", json.dumps(analysis.model_dump()) + "\n")
+
+
+def separation_of(statistics: SimilarityStatistics, prototype: int) -> Separation | None:
+    """One prototype's part of the statistics; None where its class or the siblings have no pictures."""
+    own, siblings = float(statistics.own[prototype]), float(statistics.siblings[prototype])
+    if not np.isfinite([own, siblings]).all():
+        return None
+    effect, always_on = float(statistics.effect[prototype]), bool(statistics.always_on[prototype])
+    return Separation(own=own, siblings=siblings, effect=effect, always_on=always_on)
 
 
 def _cut_out(

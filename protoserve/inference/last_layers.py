@@ -1,0 +1,175 @@
+"""A bundle's last layers on the host: centred evidence from similarities alone, where a graph does not give it.
+
+An ensemble sums the logits of several graphs, and a graph of format 1 knows no evidence against a node. For both, the
+evidence comes from the graphs' similarities and the bundles' `weights.npy`, in numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve.bundle.folder import Bundle
+from protoserve.errors import BundleError
+from protoserve.graph_signature import Explanation
+from protoserve.novelty import NoveltyTable
+from protoserve.taxonomy import Taxonomy
+
+Arrays: TypeAlias = Explanation[NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class GroupLayer:
+    """The last layer of one group of competing nodes: `prototypes` int64 [n], the bundle's own numbers; `weight`
+    float64 [members, n]; and `usual` float64 [n], the similarities that contributions are counted from."""
+
+    prototypes: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    usual: NDArray[np.float64]
+
+    @cached_property
+    def prior(self) -> NDArray[np.float64]:
+        """[members] the logits where every similarity is usual."""
+        return np.asarray(self.weight @ self.usual)
+
+    def scaled(self, factor: float) -> GroupLayer:
+        """The same with all weights times `factor`."""
+        return GroupLayer(self.prototypes, self.weight * factor, self.usual)
+
+
+@dataclass(frozen=True)
+class LastLayers:
+    """All of a bundle's last layers, one per group.
+
+    They are `centred` where the bundle knows the prototypes' usual similarities: then each weight is less its mean over
+    the group's members, and `common_weight` float32 [prototypes] is that mean. Otherwise they are as trained, `usual`
+    and `prior` are 0, and `common_weight` is None.
+    """
+
+    groups: tuple[GroupLayer, ...]
+    centred: bool
+    common_weight: NDArray[np.float32] | None
+
+
+def read_last_layers(bundle: Bundle, table: NoveltyTable) -> LastLayers | None:
+    """Read a bundle's `weights.npy`; None where it was exported without them.
+
+    Raises BundleError when the file does not fit the bundle's prototypes.
+    """
+    manifest, index = bundle.manifest, bundle.taxonomy.index
+    if manifest.weights is None:
+        return None
+    group_of = {node: number for number, group in enumerate(table.groups) for node in group.children}
+    groups = np.array([group_of[index[record.child]] for record in manifest.prototypes], dtype=np.int64)
+    sizes = table.sizes[groups]
+    file = bundle.directory / manifest.weights
+    weights = np.load(file, allow_pickle=False)
+    if weights.shape != (sizes.sum(),) or weights.dtype != np.float32:
+        raise BundleError(
+            f"{file}: holds {weights.dtype} {list(weights.shape)}, but the prototypes need float32 [{sizes.sum()}]; "
+            "export the bundle again"
+        )
+    centred = manifest.graph.centred or any(record.usual is not None for record in manifest.prototypes)
+    usual = np.array([record.usual or 0.0 for record in manifest.prototypes])
+    starts = np.cumsum(sizes) - sizes
+    common = np.zeros(len(groups), dtype=np.float32)
+    layers = []
+    for number, size in enumerate(table.sizes.tolist()):
+        prototypes = np.flatnonzero(groups == number)
+        weight = weights[starts[prototypes][None, :] + np.arange(size)[:, None]].astype(np.float64)
+        if centred:
+            common[prototypes] = weight.mean(axis=0)
+            weight = weight - weight.mean(axis=0)
+        layers.append(GroupLayer(prototypes, weight, usual[prototypes]))
+    return LastLayers(tuple(layers), centred, common if centred else None)
+
+
+@dataclass(frozen=True)
+class MemberLayers:
+    """One graph whose evidence is joined with others': its last layers `groups`, and `start`, the number of its first
+    prototype among those of all."""
+
+    groups: tuple[GroupLayer, ...]
+    start: int = 0
+
+
+class HostEvidence:
+    """Evidence on a path from the similarities of one graph or several; `grid` is the maps' rows and columns."""
+
+    def __init__(
+        self,
+        taxonomy: Taxonomy,
+        table: NoveltyTable,
+        members: Sequence[MemberLayers],
+        top_k: int,
+        grid: tuple[int, int],
+    ) -> None:
+        self.table, self.members, self.top_k, self.grid = table, tuple(members), top_k, grid
+        # The group in which each node competes, −1 for none, and its place among the group's members.
+        self.group_of = np.full(len(taxonomy.nodes), -1, dtype=np.int64)
+        self.member_of = np.zeros(len(taxonomy.nodes), dtype=np.int64)
+        for number, group in enumerate(table.groups):
+            self.group_of[list(group.children)] = number
+            self.member_of[list(group.children)] = np.arange(len(group.children))
+
+    def logits(self, graphs: Sequence[Arrays]) -> NDArray[np.float64]:
+        """[images, nodes] every node's logit; 0 for a node that competes with no other."""
+        logit = np.zeros((len(graphs[0].path), len(self.group_of)))
+        for member, graph in zip(self.members, graphs, strict=True):
+            for group, layer in zip(self.table.groups, member.groups, strict=True):
+                products = graph.similarity[:, layer.prototypes].astype(np.float64) @ layer.weight.T
+                logit[:, list(group.children)] += products
+        return logit
+
+    def on_path(self, graphs: Sequence[Arrays], path: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """The outputs that say why, for the nodes of `path` int64 [images, levels], −1 for none.
+
+        A prototype's map is there where its graph drew one, for the same node; elsewhere it is NaN.
+        """
+        shape = (*path.shape, self.top_k)
+        found: dict[str, NDArray[Any]] = {"positive_contribution": np.zeros(path.shape, dtype=np.float32)}
+        for kind in ("evidence", "against"):
+            for name in ("prototype", "cell"):
+                found[f"{kind}_{name}"] = np.full(shape, -1, dtype=np.int64)
+            for name in ("similarity", "weight", "contribution"):
+                found[f"{kind}_{name}"] = np.zeros(shape, dtype=np.float32)
+        found["evidence_map"] = np.full((*shape, *self.grid), np.nan, dtype=np.float32)
+        for image, level in zip(*np.nonzero(path >= 0), strict=True):
+            node = path[image, level]
+            if self.group_of[node] >= 0:
+                self._fill(found, graphs, image, level, node)
+        return found
+
+    def _fill(
+        self, found: dict[str, NDArray[Any]], graphs: Sequence[Arrays], image: int, level: int, node: int
+    ) -> None:
+        group, row = self.group_of[node], self.member_of[node]
+        layers = [member.groups[group] for member in self.members]
+        owner = np.concatenate([np.full(len(layer.prototypes), number) for number, layer in enumerate(layers)])
+        prototype = np.concatenate([layer.prototypes for layer in layers])
+        weight = np.concatenate([layer.weight[row] for layer in layers])
+        similarity = np.concatenate(
+            [graph.similarity[image, layer.prototypes] for graph, layer in zip(graphs, layers, strict=True)]
+        ).astype(np.float64)
+        contribution = weight * (similarity - np.concatenate([layer.usual for layer in layers]))
+        found["positive_contribution"][image, level] = np.maximum(contribution, 0.0).sum()
+        for kind, ranking in (("evidence", -contribution), ("against", contribution)):
+            best = np.argsort(ranking, kind="stable")[: self.top_k]
+            shown = np.s_[image, level, : len(best)]
+            found[f"{kind}_similarity"][shown], found[f"{kind}_weight"][shown] = similarity[best], weight[best]
+            found[f"{kind}_contribution"][shown] = contribution[best]
+            for rank, (number, own) in enumerate(zip(owner[best].tolist(), prototype[best].tolist(), strict=True)):
+                graph = graphs[number]
+                found[f"{kind}_prototype"][image, level, rank] = self.members[number].start + own
+                found[f"{kind}_cell"][image, level, rank] = graph.cell[image, own]
+                drawn = np.flatnonzero(graph.evidence_prototype[image, level] == own)
+                if kind == "evidence" and graph.path[image, level] == node and len(drawn):
+                    rows, columns = graph.evidence_map.shape[3:]
+                    found["evidence_map"][image, level, rank, :rows, :columns] = graph.evidence_map[
+                        image, level, drawn[0]
+                    ]

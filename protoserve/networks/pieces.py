@@ -1,0 +1,25 @@
+"""Pieces of evidence as tensors: what the heads return for prototypes that speak for a node, and against it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pieces(NamedTuple):
+    """The `prototype` numbers, int64, −1 where there is none; their `similarity`, `weight` and `contribution`, 0 there;
+    and the best `cell`, int64, −1 there. All [N, levels, top_k]; see `protoserve.graph_signature.Explanation`."""
+
+    prototype: Tensor
+    similarity: Tensor
+    weight: Tensor
+    contribution: Tensor
+    cell: Tensor
+
+    def where(self, present: Tensor) -> Pieces:
+        """Blank the pieces that are not `present`, bool [N, levels, top_k]."""
+        prototype, cell = (torch.where(present, values, -1) for values in (self.prototype, self.cell))
+        numbers = (torch.where(present, values, 0.0) for values in (self.similarity, self.weight, self.contribution))
+        return Pieces(prototype, *numbers, cell)

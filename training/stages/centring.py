@@ -1,0 +1,38 @@
+"""Centring: measure each prototype's usual similarity, against which its evidence is told.
+
+A softmax does not see what is added to all siblings. So a prototype that every picture is similar to may carry the
+largest contributions and decide nothing. Told as more than usual, it contributes nothing, and no probability changes:
+see `protoserve.networks.head.PrototypeHead.centred_weight`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from protoserve.run.records import SeparationRecord
+from protoserve.similarity_statistics import TELLING, SimilaritySums
+from training.data.batches import slices
+from training.loop.answers import novelty_table
+from training.loop.trainer import Trainer
+from training.progress import tracked
+
+
+@torch.inference_mode()
+def centre(trainer: Trainer) -> dict[str, float]:
+    """The stage: measure the similarities of all fit images, each in its plain view, and set the head's `usual`."""
+    head, fit, batch = trainer.explained_network.head, trainer.splits.fit, trainer.config.batch
+    sums = SimilaritySums(fit.taxonomy, novelty_table(trainer.network))
+    everything = np.arange(len(fit))
+    with tracked(trainer.console, "usual similarities", len(fit)) as advance:
+        for numbers, latent in zip(slices(everything, batch), trainer.latents(everything), strict=True):
+            sums.add(head(latent).similarity.cpu().numpy(), fit.leaves[numbers])
+            advance(len(numbers))
+    found = sums.statistics()
+    head.usual.copy_(torch.from_numpy(np.nan_to_num(found.usual)))
+    trainer.state.separation = found
+    record = SeparationRecord(
+        always_on=int(found.always_on.sum()), telling=int((found.effect >= TELLING).sum()), prototypes=len(found.own)
+    )
+    trainer.state.records.separation = record
+    return {"always_on": record.always_on, "telling": record.telling}
