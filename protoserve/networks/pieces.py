@@ -23,3 +23,14 @@ class Pieces(NamedTuple):
         prototype, cell = (torch.where(present, values, -1) for values in (self.prototype, self.cell))
         numbers = (torch.where(present, values, 0.0) for values in (self.similarity, self.weight, self.contribution))
         return Pieces(prototype, *numbers, cell)
+
+
+class RoutedCandidates(NamedTuple):
+    """What a routed head chooses evidence from: `cells` [N, 1, D, C]; with one slot for each of the group's prototypes,
+    `similarity`, `weight` and `contribution` [N, levels, slots]; and the group's `first` prototype [N, levels, 1]."""
+
+    cells: Tensor
+    similarity: Tensor
+    weight: Tensor
+    contribution: Tensor
+    first: Tensor

@@ -26,6 +26,7 @@ from protoserve.graph_signature import RoutedExplanation
 from protoserve.networks.distances import gather_cells, refinement_radius, squared_distances
 from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
+from protoserve.networks.pieces import Pieces, RoutedCandidates
 from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, node_tables
 from protoserve.taxonomy import ROOT
 
@@ -55,6 +56,7 @@ class RoutedHead(nn.Module):
     group_similarity: Tensor
     group_first: Tensor
     group_absent: Tensor
+    group_usual: Tensor
 
     def __init__(self, head: PrototypeHead, top_k: int, width: int, trunk: int = TRUNK) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class RoutedHead(nn.Module):
             levels.append(RoutedLevel(head, tree, depth, level_width, self.slots if self.rows.dense else None))
             level_width = min(width, level_width * levels[-1].members)
         self.levels, self.widths = nn.ModuleList(levels), [level.width for level in levels]
-        self._make_path_tables(tree, levels)
+        self._make_path_tables(tree, levels, head.usual.detach().cpu().numpy())
 
     def _make_trunk(self, head: PrototypeHead, tree: NodeTables, limit: int) -> None:
         """Make the trunk's two matrices, for at most `limit` prototypes where possible.
@@ -114,10 +116,10 @@ class RoutedHead(nn.Module):
         weight = torch.zeros(self.trunk_prototypes, groups, self.trunk_members)
         absent = torch.full((groups, self.trunk_members), MASKED_LOGIT)
         on_path = torch.zeros(groups, self.trunk_members, nodes)
-        effective, path = head.effective_weight().detach().cpu(), taxonomy.path_at_level[:nodes]
+        centred, path = head.centred_weight().detach().cpu(), taxonomy.path_at_level[:nodes]
         for index, group in enumerate(taxonomy.groups[:groups]):
             own = torch.nonzero(head.grouping.prototype_group.cpu() == index)[:, 0]
-            scaled = effective[index, : len(group.children), : len(own)] / head.temperature[index].detach().cpu()
+            scaled = centred[index, : len(group.children), : len(own)] / head.temperature[index].detach().cpu()
             weight[own, index, : len(group.children)] = scaled.t()
             absent[index, : len(group.children)] = 0.0
             for member, node in enumerate(group.children):
@@ -135,7 +137,7 @@ class RoutedHead(nn.Module):
             self.register_buffer(name, table, persistent=False)
         self.trunk_nodes = nodes
 
-    def _make_path_tables(self, tree: NodeTables, levels: Sequence[RoutedLevel]) -> None:
+    def _make_path_tables(self, tree: NodeTables, levels: Sequence[RoutedLevel], usual: NDArray[np.float32]) -> None:
         """Make the tables that `_explain_path` looks the best leaf and its groups up in.
 
         A row of `leaf_table` describes a leaf: its path; the groups along it; the index of each of its nodes among all
@@ -198,6 +200,7 @@ class RoutedHead(nn.Module):
             "leaf_table": leaf_table,
             "group_similarity": similarity_index.astype(np.int64 if self.rows.dense else np.int32),
             "group_first": first[:, None],
+            "group_usual": np.where(present, usual[np.where(present, first[:, None] + slot, 0)], np.float32(0.0)),
             "group_absent": np.where(present, 0.0, MASKED_LOGIT).astype(np.float32),
         }
         for name, content in tables.items():
@@ -355,38 +358,55 @@ class RoutedHead(nn.Module):
         similarity = _concatenate(similarities).gather(1, similarity_index).reshape(-1, depth, slots)
 
         weight = self.rows(weight_row, slots)
-        contributions = weight * similarity
-        contribution, slot = (contributions + functional.embedding(group, self.group_absent)).topk(top_k, dim=2)
-        prototype = functional.embedding(group, self.group_first) + slot
-        present = None if self.full_evidence else contribution > 0.5 * MASKED_LOGIT
-        chosen = prototype if present is None else torch.where(present, prototype, 0)
-        vectors = functional.embedding(chosen, self.vectors)
-        if self.direct:
-            values = torch.matmul(vectors, cells)
-            cell = values.argmax(3)
-        else:
-            # Differences are exact near a prototype, and agree with the similarity at the best cell.
-            values = squared_distances(cells.transpose(2, 3)[:, :, None], vectors[:, :, :, None])
-            cell = (-values).argmax(3)
-        maps = self._similarity(values, chosen)
-        evidence_similarity = similarity.gather(2, slot)
-        if present is not None:
-            prototype, cell = torch.where(present, prototype, -1), torch.where(present, cell, -1)
-            maps = torch.where(present[:, :, :, None], maps, 0.0)
-            contribution = torch.where(present, contribution, 0.0)
-            evidence_similarity = torch.where(present, evidence_similarity, 0.0)
+        # A weight is 0 past the group's prototypes.
+        contributions = weight * (similarity - functional.embedding(group, self.group_usual))
+        absent = functional.embedding(group, self.group_absent)
+        first = functional.embedding(group, self.group_first)
+        candidates = RoutedCandidates(cells, similarity, weight, contributions, first)
+        supporting, maps = self._pieces(candidates, contributions + absent)
+        against, _ = self._pieces(candidates, absent - contributions)
         return RoutedExplanation(
             certain=(best > bound + MARGIN).squeeze(1),
             path=path,
             path_log_probability=log_probability if self.equal_depth else torch.where(path >= 0, log_probability, 0.0),
-            path_logit=contributions.sum(2),
-            evidence_prototype=prototype,
-            evidence_similarity=evidence_similarity,
-            evidence_weight=weight.gather(2, slot),
-            evidence_contribution=contribution,
-            evidence_cell=cell,
+            path_logit=(weight * similarity).sum(2),
+            evidence_prototype=supporting.prototype,
+            evidence_similarity=supporting.similarity,
+            evidence_weight=supporting.weight,
+            evidence_contribution=supporting.contribution,
+            evidence_cell=supporting.cell,
             evidence_map=maps.reshape(-1, depth, top_k, latent.shape[2], latent.shape[3]),
+            positive_contribution=contributions.relu().sum(2),
+            against_prototype=against.prototype,
+            against_similarity=against.similarity,
+            against_weight=against.weight,
+            against_contribution=against.contribution,
+            against_cell=against.cell,
         )
+
+    def _pieces(self, candidates: RoutedCandidates, ranking: Tensor) -> tuple[Pieces, Tensor]:
+        """Return the `top_k` prototypes that are greatest in `ranking` [N, L, slots], and their similarities at every
+        cell [N, L, top_k, C]."""
+        best, slot = ranking.topk(self.top_k, dim=2)
+        prototype = candidates.first + slot
+        present = None if self.full_evidence else best > 0.5 * MASKED_LOGIT
+        chosen = prototype if present is None else torch.where(present, prototype, 0)
+        vectors = functional.embedding(chosen, self.vectors)
+        if self.direct:
+            values = torch.matmul(vectors, candidates.cells)
+            cell = values.argmax(3)
+        else:
+            # Differences are exact near a prototype, and agree with the similarity at the best cell.
+            values = squared_distances(candidates.cells.transpose(2, 3)[:, :, None], vectors[:, :, :, None])
+            cell = (-values).argmax(3)
+        maps = self._similarity(values, chosen)
+        similarity, weight, contribution = (
+            table.gather(2, slot) for table in (candidates.similarity, candidates.weight, candidates.contribution)
+        )
+        found = Pieces(prototype, similarity, weight, contribution, cell)
+        if present is None:
+            return found, maps
+        return found.where(present), torch.where(present[:, :, :, None], maps, 0.0)
 
 
 def _concatenate(tables: list[Tensor]) -> Tensor:

@@ -79,7 +79,7 @@ class LastLayerRows(nn.Module):
         super().__init__()
         nodes, slots = len(head.taxonomy.nodes), head.top_k_limit
         self.dense = 4 * (nodes + 1) * slots <= head.prototypes.numel()
-        weight, member = head.effective_weight().detach(), head.grouping.node_member.cpu()
+        weight, member = head.centred_weight().detach(), head.grouping.node_member.cpu()
         group = head.grouping.node_group.cpu()
         no_group = group == weight.shape[0]
         if self.dense:
@@ -90,7 +90,7 @@ class LastLayerRows(nn.Module):
             self.register_buffer("scaled", rows / temperature[:, None], persistent=False)
             return
         self.register_buffer("table", None, persistent=False)
-        flat = functional.pad(head.grouping.flat_weights(head.effective_weight().detach()), (0, slots))
+        flat = functional.pad(head.grouping.flat_weights(head.centred_weight().detach()), (0, slots))
         offset, stride = np.array([*head.grouping.weight_offsets(), (0, 0)], dtype=np.int64)[group].T
         sizes = np.bincount(head.grouping.prototype_group.cpu().numpy(), minlength=weight.shape[0])
         start = torch.from_numpy(offset + stride * member.numpy())
