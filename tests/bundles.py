@@ -104,6 +104,7 @@ def make_run(
                     distance=0.0,
                 )
             )
+        network.head.usual.copy_(network(torch.from_numpy(np.stack(samples))).similarity.mean(0))
     np.save(directory / "samples.npy", np.stack(samples))
     save_network(directory / "model.pt", network, description, sources)
     (directory / "metrics.json").write_text(

@@ -163,6 +163,7 @@ def predictions(
         levels = []
         for level, node in enumerate(nodes):
             logit = prior = rest = None
+            share: float | None = 1.0
             evidence: dict[str, list[Evidence]] = {"evidence": [], "against": []}
             if table.has_head[node]:
                 for kind, sign in (("evidence", 1.0), ("against", -1.0)):
@@ -172,6 +173,7 @@ def predictions(
                 logit, prior = float(outputs.logit[image, node]), table.prior[node]
                 told = sum(piece.contribution for pieces in evidence.values() for piece in pieces)
                 rest = logit - prior - told
+                share = _share(evidence["evidence"], positive[image][level])
             levels.append(
                 Level(
                     level=level + 1,
@@ -185,7 +187,7 @@ def predictions(
                     logit=logit,
                     prior=prior,
                     rest=rest,
-                    evidence_share=_share(evidence["evidence"], positive[image][level]),
+                    evidence_share=share,
                     **evidence,
                 )
             )

@@ -34,3 +34,8 @@ class RoutedCandidates(NamedTuple):
     weight: Tensor
     contribution: Tensor
     first: Tensor
+
+
+def concatenate(tables: list[Tensor]) -> Tensor:
+    """Concatenate along the second dimension; a single table adds no node to a graph."""
+    return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)

@@ -26,8 +26,8 @@ from protoserve.graph_signature import RoutedExplanation
 from protoserve.networks.distances import gather_cells, refinement_radius, squared_distances
 from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.pieces import Pieces, RoutedCandidates
-from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, node_tables
+from protoserve.networks.pieces import Pieces, RoutedCandidates, concatenate
+from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, most_probable, node_tables
 from protoserve.taxonomy import ROOT
 
 # The certificate needs at least this difference of natural logarithms: the two heads differ by rounding.
@@ -266,7 +266,7 @@ class RoutedHead(nn.Module):
         expanded: list[Tensor] = []
         if len(self.levels):
             inner = log_probabilities[0].index_select(1, self.trunk_inner)
-            parent_log_probability, parent = self._most_probable(inner, self.widths[0], not_expanded)
+            parent_log_probability, parent = most_probable(inner, self.widths[0], not_expanded)
         for step, level in enumerate(self.levels):
             assert isinstance(level, RoutedLevel)
             expanded.append(parent)
@@ -281,21 +281,9 @@ class RoutedHead(nn.Module):
             if level.inner is not None and level.not_inner is not None:
                 inner = log_probability + functional.embedding(parent, level.not_inner).flatten(1)
                 # If there are fewer inner nodes than the width, masked nodes without children fill it up.
-                parent_log_probability, index = self._most_probable(inner, self.widths[step + 1], not_expanded)
+                parent_log_probability, index = most_probable(inner, self.widths[step + 1], not_expanded)
                 parent = functional.embedding(parent, level.inner).flatten(1).gather(1, index)
         return self._explain_path(latent, cells, similarities, log_probabilities, leaves, not_expanded, expanded)
-
-    @staticmethod
-    def _most_probable(values: Tensor, width: int, not_expanded: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the `width` largest of `values` [N, K] and their indices; append the next one, the bound of the rest,
-        to `not_expanded`."""
-        largest, index = values.topk(min(width + 1, values.shape[1]), dim=1)
-        if largest.shape[1] <= width:
-            return largest, index
-        largest, bound = torch.split(largest, [width, 1], dim=1)
-        not_expanded.append(bound)
-        # Runtimes split faster than they slice.
-        return largest, torch.split(index, [width, 1], dim=1)[0]
 
     def _score(
         self, cells: Tensor, level: RoutedLevel, parent: Tensor, parent_log_probability: Tensor
@@ -330,9 +318,9 @@ class RoutedHead(nn.Module):
     ) -> RoutedExplanation[Tensor, Tensor, Tensor]:
         """Pick the best of the scored `leaves` and compute the outputs along its path."""
         depth, top_k, slots = self.depth, self.top_k, self.slots
-        leaf_log_probability, leaf_index = (_concatenate([*tables]) for tables in zip(*leaves, strict=True))
+        leaf_log_probability, leaf_index = (concatenate([*tables]) for tables in zip(*leaves, strict=True))
         best, best_index = leaf_log_probability.topk(1, dim=1)
-        bound = _concatenate(not_expanded) if not_expanded else torch.full_like(best, MASKED_LOGIT)
+        bound = concatenate(not_expanded) if not_expanded else torch.full_like(best, MASKED_LOGIT)
         if bound.shape[1] > 1:
             bound = bound.amax(1, keepdim=True)
         leaf = leaf_index.gather(1, best_index).squeeze(1)
@@ -351,11 +339,11 @@ class RoutedHead(nn.Module):
                 node_index = node_index + functional.embedding(position, self.get_buffer(f"node_shift_{step}"))
             similarity_index = similarity_index + functional.embedding(position, self.get_buffer(f"slot_shift_{step}"))
         if self.leaves_on_last_level:
-            above = _concatenate(log_probabilities[:-1]).gather(1, node_index)
+            above = concatenate(log_probabilities[:-1]).gather(1, node_index)
             log_probability = torch.cat([above, best], dim=1)
         else:
-            log_probability = _concatenate(log_probabilities).gather(1, node_index)
-        similarity = _concatenate(similarities).gather(1, similarity_index).reshape(-1, depth, slots)
+            log_probability = concatenate(log_probabilities).gather(1, node_index)
+        similarity = concatenate(similarities).gather(1, similarity_index).reshape(-1, depth, slots)
 
         weight = self.rows(weight_row, slots)
         # A weight is 0 past the group's prototypes.
@@ -407,8 +395,3 @@ class RoutedHead(nn.Module):
         if present is None:
             return found, maps
         return found.where(present), torch.where(present[:, :, :, None], maps, 0.0)
-
-
-def _concatenate(tables: list[Tensor]) -> Tensor:
-    """Concatenate along the second dimension; a single table adds no node to a graph."""
-    return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)

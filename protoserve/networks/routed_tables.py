@@ -169,3 +169,15 @@ class RoutedLevel(nn.Module):
                 table = table.astype(np.float32)
             self.register_buffer(name, None if table is None else torch.from_numpy(table), persistent=False)
         self.below = self.below.to(self.index_dtype)
+
+
+def most_probable(values: Tensor, width: int, not_expanded: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the `width` largest of `values` [N, K] and their indices; append the next one, the bound of the rest,
+    to `not_expanded`."""
+    largest, index = values.topk(min(width + 1, values.shape[1]), dim=1)
+    if largest.shape[1] <= width:
+        return largest, index
+    largest, bound = torch.split(largest, [width, 1], dim=1)
+    not_expanded.append(bound)
+    # Runtimes split faster than they slice.
+    return largest, torch.split(index, [width, 1], dim=1)[0]

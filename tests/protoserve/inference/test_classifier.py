@@ -13,7 +13,7 @@ import protoserve
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import ImageError, InputError
 from protoserve.inference.classifier import BATCH, Classifier, load
-from protoserve.schema import Prediction
+from protoserve.schema import Level, Prediction
 from tests.bundles import BundleFactory, RunOptions
 
 
@@ -70,12 +70,26 @@ def test_contributions_of_all_prototypes_add_up(classifier: Classifier, photogra
     fitted = classifier.fit(photograph)
     outputs = classifier.engine.run(fitted.array[None])
     limit = classifier.table.top_k
-    for level in classifier.predict(photograph, top_k=limit).levels:
-        for evidence in level.evidence:
-            assert evidence.contribution == pytest.approx(evidence.similarity * evidence.weight, abs=1e-5)
+    levels = classifier.predict(photograph, top_k=limit).levels
+    assert any(level.against for level in levels)
+    for level in levels:
+        for evidence in [*level.evidence, *level.against]:
+            unusual = evidence.similarity - evidence.usual
+            assert evidence.contribution == pytest.approx(evidence.weight * unusual, abs=1e-5)
             assert evidence.similarity == pytest.approx(outputs.similarity[0, evidence.prototype], abs=1e-5)
-        if level.logit is not None and len(level.evidence) < limit:
-            assert sum(one.contribution for one in level.evidence) == pytest.approx(level.logit, abs=1e-4)
+        assert_adds_up(level, limit)
+
+
+def assert_adds_up(level: Level, limit: int) -> None:
+    """Where all prototypes are shown, their contributions and the prior are the logit, and nothing rests."""
+    if level.logit is None or level.prior is None or level.rest is None:
+        assert level.evidence == level.against == []
+        return
+    told = sum(piece.contribution for piece in [*level.evidence, *level.against])
+    assert level.prior + told + level.rest == pytest.approx(level.logit, abs=1e-6)
+    if max(len(level.evidence), len(level.against)) < limit:
+        assert level.rest == pytest.approx(0.0, abs=1e-4)
+        assert level.evidence_share == pytest.approx(1.0, abs=1e-4)
 
 
 def test_contributions_of_cosines_add_up(bundle: BundleFactory, photograph: Path) -> None:
@@ -84,10 +98,8 @@ def test_contributions_of_cosines_add_up(bundle: BundleFactory, photograph: Path
     for level in model.predict(photograph, top_k=limit, maps=True).levels:
         for evidence in level.evidence:
             assert -1 - 1e-5 <= evidence.similarity <= 1 + 1e-5
-            assert evidence.contribution == pytest.approx(evidence.similarity * evidence.weight, abs=1e-5)
             assert np.max(np.asarray(evidence.map)) == pytest.approx(evidence.similarity, abs=1e-5)
-        if len(level.evidence) < limit and level.logit is not None:
-            assert sum(one.contribution for one in level.evidence) == pytest.approx(level.logit, abs=1e-4)
+        assert_adds_up(level, limit)
 
 
 def test_boxes_cover_the_cells_that_were_smoothed(bundle: BundleFactory, photograph: Path) -> None:
@@ -107,7 +119,7 @@ def test_a_flat_model_has_the_leafs_probability_and_evidence_alone(flat_bundle: 
     prediction = model.predict(photograph, top_k=limit, alternatives=10)
     *inner, leaf = prediction.levels
     assert all(level.logit is None and level.evidence == [] for level in inner)
-    assert leaf.logit is not None and len(leaf.evidence) == limit
+    assert leaf.logit is not None and leaf.evidence and leaf.against
     (logarithms,) = model.engine.run(model.fit(photograph).array[None]).log_probability
     for level in prediction.levels:
         node = model.taxonomy.index["/".join(prediction.path[: level.level])]

@@ -19,6 +19,7 @@ from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.ensemble_engine import EnsembleEngine, OutputCombiner
+from protoserve.inference.evidence import EvidenceTable
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.schema import NoveltyRecord, Prediction
@@ -66,8 +67,9 @@ def outputs(classifier: Classifier, images: NDArray[np.uint8]) -> Outputs:
     return classifier.engine.run(images)
 
 
-def weights_of(run: Path) -> dict[tuple[int, int], float]:
-    """From (prototype, node) to the last-layer weight of a run's own network."""
+def weights_of(run: Path) -> dict[tuple[int, int], tuple[float, float]]:
+    """From (prototype, node) to the centred last-layer weight of a run's own network, and to the prototype's usual
+    similarity."""
     network, _, _ = load_network(run / "model.pt")
     assert isinstance(network, PrototypeNetwork)
     head = network.head
@@ -77,8 +79,9 @@ def weights_of(run: Path) -> dict[tuple[int, int], float]:
     for prototype, child in enumerate(head.grouping.prototype_child.tolist()):
         siblings = taxonomy.children_of(int(taxonomy.parent[child]))
         column = weight[head.grouping.prototype_group[prototype], :, head.grouping.prototype_slot[prototype]]
+        mean = float(column[: len(siblings)].mean())
         for place, node in enumerate(siblings):
-            found[prototype, node] = float(column[place])
+            found[prototype, node] = float(column[place]) - mean, float(head.usual[prototype])
     return found
 
 
@@ -126,6 +129,7 @@ def test_evidence_is_the_largest_contributions_of_all_members(
     """Also where a member on its own would have taken another path, and its graph shows evidence for other nodes."""
     taxonomy, first_prototypes = ensemble.taxonomy, ensemble.first_prototypes
     tables = [weights_of(run) for run in (tiny_run, twin_run)]
+    priors = EvidenceTable.of(ensemble).prior
     for image in range(len(outputs)):
         for level, node in enumerate(outputs.path[image].tolist()):
             if node < 0 or len(taxonomy.children_of(int(taxonomy.parent[node]))) == 1:
@@ -133,23 +137,30 @@ def test_evidence_is_the_largest_contributions_of_all_members(
                 continue
             parent = int(taxonomy.parent[node])
             name = "" if parent < 0 else taxonomy.names[parent]
-            contributions = {}
+            contributions, prior = {}, 0.0
             for number, (bundle, answer, table) in enumerate(zip(ensemble.members, answers, tables, strict=True)):
                 temperature = bundle.manifest.temperature.get(name, 1.0)
-                for (prototype, owner), weight in table.items():
+                for (prototype, owner), (weight, usual) in table.items():
                     if owner == node:
-                        similarity = float(answer.similarity[image, prototype])
-                        contributions[first_prototypes[number] + prototype] = weight / temperature * similarity
-            # All of them add up to the logit, and the shown ones are the largest in order.
-            assert sum(contributions.values()) == pytest.approx(outputs.logit[image, node], abs=1e-4)
+                        unusual = float(answer.similarity[image, prototype]) - usual
+                        contributions[first_prototypes[number] + prototype] = weight / temperature * unusual
+                        prior += weight / temperature * usual
+            # All of them and the prior add up to the logit, and the shown ones are the largest in order.
+            assert priors[node] == pytest.approx(prior, abs=1e-5)
+            assert sum(contributions.values()) + prior == pytest.approx(outputs.logit[image, node], abs=1e-4)
+            positive = sum(value for value in contributions.values() if value > 0)
+            assert outputs.positive_contribution[image, level] == pytest.approx(positive, abs=1e-4)
+            smallest = sorted(contributions.values())[: outputs.against_contribution.shape[2]]
+            np.testing.assert_allclose(outputs.against_contribution[image, level], smallest, atol=1e-5)
             shown = outputs.evidence_prototype[image, level].tolist()
             assert len(set(shown)) == len(shown) == min(ensemble.top_k, len(contributions))
             largest = sorted(contributions.values(), reverse=True)[: len(shown)]
             given = outputs.evidence_contribution[image, level]
             np.testing.assert_allclose(given, largest, atol=1e-5)
             np.testing.assert_allclose(given, [contributions[prototype] for prototype in shown], atol=1e-5)
-            product = outputs.evidence_weight[image, level] * outputs.evidence_similarity[image, level]
-            np.testing.assert_allclose(given, product, atol=1e-6)
+            usual = [ensemble.prototypes[prototype].usual for prototype in shown]
+            unusual = outputs.evidence_similarity[image, level] - usual
+            np.testing.assert_allclose(given, outputs.evidence_weight[image, level] * unusual, atol=1e-5)
 
 
 def test_cells_and_maps_are_the_members_own(ensemble: Ensemble, answers: list[Outputs], outputs: Outputs) -> None:

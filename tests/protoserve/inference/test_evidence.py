@@ -36,6 +36,7 @@ def bundle(kind: Literal["hierarchical", "flat"] = "hierarchical") -> Bundle:
             source_box=(number, 1, 20, 30),
             source_cell=(0, 0),
             weight=1.0,
+            usual=0.5,
             picture=f"prototypes/{number:04d}.webp",
         )
         for number in range(PROTOTYPES)
@@ -52,12 +53,16 @@ def bundle(kind: Literal["hierarchical", "flat"] = "hierarchical") -> Bundle:
         ),
         files={"onnx": "model.onnx"},
         prototypes=records,
+        prior={name: 0.25 * node for node, name in enumerate(TREE.names)},
     )
     return Bundle(Path("fruit"), manifest)
 
 
 def outputs(leaf: dict[str, float], images: int = 1) -> Outputs:
-    """The graph's answer for the given leaf probabilities; three prototypes per level, the third missing."""
+    """The graph's answer for the given leaf probabilities; three prototypes per level, the third missing.
+
+    Each logit is 2 · node + 2, of which 6 are positive contributions; the second prototype speaks against the node.
+    """
     chances = np.array([leaf.get(TREE.names[node], 0.0) for node in TREE.leaves])
     with np.errstate(divide="ignore"):
         log_probability = np.log(TREE.leaves_below @ chances).astype(np.float32)
@@ -73,6 +78,19 @@ def outputs(leaf: dict[str, float], images: int = 1) -> Outputs:
         "evidence_similarity": similarity,
         "evidence_weight": weight,
         "evidence_contribution": similarity * weight,
+        "positive_contribution": np.full(LEVELS, 8.0, dtype=np.float32),
+        **{
+            f"against_{name}": np.broadcast_to(np.array(values), evidence).astype(
+                np.int64 if name in ("prototype", "cell") else np.float32
+            )
+            for name, values in (
+                ("prototype", [1, 4, -1]),
+                ("similarity", [2.0, 4.0, 0.0]),
+                ("weight", [-0.5, 1.5, 0.0]),
+                ("contribution", [-1.0, 6.0, 0.0]),
+                ("cell", [0, 6, -1]),
+            )
+        },
         "evidence_cell": np.broadcast_to([6, 0, -1], evidence).astype(np.int64),
         "evidence_map": np.arange(LEVELS * TOP_K * ROWS * COLUMNS, dtype=np.float32).reshape(*evidence, ROWS, COLUMNS),
         "similarity": np.zeros(PROTOTYPES, dtype=np.float32),
@@ -135,10 +153,10 @@ def test_impossible_alternatives_never_name_the_predicted_node() -> None:
 
 
 def test_evidence_carries_the_arrays_the_box_and_the_source() -> None:
-    first, second = predict(GALA).levels[1].evidence
+    (first,), (second,) = predict(GALA).levels[1].evidence, predict(GALA).levels[1].against
     assert (first.prototype, second.prototype) == (4, 1)
-    assert (first.similarity, first.weight, first.contribution) == (4.0, 1.5, 6.0)
-    assert second.contribution == -1.0
+    assert (first.similarity, first.usual, first.weight, first.contribution) == (4.0, 0.5, 1.5, 6.0)
+    assert (second.similarity, second.weight, second.contribution) == (2.0, -0.5, -1.0)
     # Cell 6 of 2 × 4 is row 1, column 2; the map covers 400 × 200 pixels.
     assert first.box == (200, 100, 300, 200) and second.box == (0, 0, 100, 100)
     assert first.source is not None
@@ -147,40 +165,56 @@ def test_evidence_carries_the_arrays_the_box_and_the_source() -> None:
     assert first.map is None
 
 
-def test_the_share_is_the_shown_part_of_the_logit() -> None:
+def test_prior_evidence_against_and_rest_add_up_to_the_logit() -> None:
+    # Node 3 has the prior 0.75 and the logit 8; 6 speak for it and 1 against it, so 2.25 are not shown.
     level = predict(GALA).levels[1]
-    assert level.logit == 8.0 and level.evidence_share == pytest.approx((6.0 - 1.0) / 8.0)
-    one = predict(GALA, top_k=1).levels[1]
-    assert len(one.evidence) == 1 and one.evidence_share == pytest.approx(6.0 / 8.0)
+    assert (level.logit, level.prior, level.rest) == (8.0, 0.75, 2.25)
     none = predict(GALA, top_k=0).levels[1]
-    assert none.evidence == [] and none.evidence_share == 0.0 and none.logit == 8.0
+    assert none.evidence == [] and none.against == [] and none.rest == 7.25
 
 
-def test_no_share_of_a_logit_that_is_not_positive() -> None:
+def test_the_share_is_the_shown_part_of_all_that_speaks_for_the_node() -> None:
+    assert predict(GALA).levels[1].evidence_share == pytest.approx(6.0 / 8.0)
+    assert predict(GALA, top_k=0).levels[1].evidence_share == 0.0
+
+
+def test_the_share_of_a_negative_logit_is_a_share_too() -> None:
     given = outputs(GALA)
     given = replace(given, logit=-given.logit)
     level = predictions(given, EvidenceTable.of(bundle()), [GEOMETRY])[0].levels[0]
-    assert level.logit == -2.0 and level.evidence_share is None and level.evidence
+    assert level.logit == -2.0 and level.evidence_share == pytest.approx(6.0 / 8.0)
+
+
+def test_where_nothing_speaks_for_a_node_nothing_is_hidden() -> None:
+    given = replace(outputs(GALA), positive_contribution=np.zeros((1, LEVELS), dtype=np.float32))
+    assert predictions(given, EvidenceTable.of(bundle()), [GEOMETRY])[0].levels[0].evidence_share == 1.0
+
+
+def test_no_share_where_nobody_knows_what_is_hidden() -> None:
+    given = replace(outputs(GALA), positive_contribution=np.full((1, LEVELS), np.nan, dtype=np.float32))
+    assert predictions(given, EvidenceTable.of(bundle()), [GEOMETRY])[0].levels[0].evidence_share is None
 
 
 def test_maps_are_rows_from_top_to_bottom() -> None:
     given = outputs(GALA)
     level = predictions(given, EvidenceTable.of(bundle()), [GEOMETRY], maps=True)[0].levels[2]
-    assert np.array_equal(np.array(level.evidence[1].map), given.evidence_map[0, 2, 1])
-    assert np.array(level.evidence[1].map).shape == (ROWS, COLUMNS)
+    assert np.array_equal(np.array(level.evidence[0].map), given.evidence_map[0, 2, 0])
+    assert np.array(level.evidence[0].map).shape == (ROWS, COLUMNS)
+    assert level.against[0].map is None
 
 
 def test_an_only_child_is_certain_and_needs_no_evidence() -> None:
     tool, knife = predict(KNIFE).levels
     assert not tool.forced and tool.evidence
     assert knife.forced and knife.conditional == 1.0 and knife.probability == pytest.approx(0.9)
-    assert knife.logit is None and knife.evidence_share is None and knife.evidence == []
+    assert knife.logit is None and knife.prior is None and knife.rest is None and knife.evidence == []
+    assert knife.evidence_share == 1.0 and knife.against == []
 
 
 def test_a_flat_model_has_evidence_for_leaves_alone() -> None:
     levels = predict(GALA, "flat").levels
     assert [level.logit is None for level in levels] == [True, True, False]
-    assert [len(level.evidence) for level in levels] == [0, 0, 2]
+    assert [len(level.evidence) for level in levels] == [0, 0, 1]
     assert not any(level.forced for level in levels)
     # Among all leaves even an only child competes.
     tool, knife = predict(KNIFE, "flat").levels

@@ -48,6 +48,7 @@ def random_head(
     )
     with torch.no_grad():
         head.weight.add_(0.2 * torch.randn_like(head.weight))
+        head.usual.copy_(torch.rand_like(head.usual))
         if head.reference is not None:
             head.reference.copy_(torch.rand_like(head.reference))
     return head.eval()
@@ -87,11 +88,12 @@ def head_over_random_tree(
         head.weight.copy_(torch.randn_like(head.weight))
         head.temperature.uniform_(0.5, 2.0)
         head.centre.fill_(0.3)
+        head.usual.copy_(torch.rand_like(head.usual))
     return head.eval()
 
 
 class Expected(NamedTuple):
-    """By loops in float64: `distance`, `cell` and `similarity` [N, P]; `logit` and `log_probability` [N, V]."""
+    """By loops in float64: `distance`, `cell` and `similarity` [N, P]; centred `logit` and `log_probability` [N, V]."""
 
     distance: FloatArray
     cell: NDArray[np.int64]
@@ -134,7 +136,8 @@ def expected(head: PrototypeHead, latent: torch.Tensor) -> Expected:
     for number, members in enumerate(groups):
         owners = [p for p, child in enumerate(head.grouping.prototype_child.tolist()) if child in members]
         for position, node in enumerate(members):
-            logit[:, node] = similarity[:, owners] @ weight[number, position, : len(owners)]
+            own = weight[number, : len(members), : len(owners)]
+            logit[:, node] = similarity[:, owners] @ (own[position] - own.mean(0))
     return Expected(distance, cell, similarity, logit, _log_probability(head, logit))
 
 

@@ -46,32 +46,75 @@ def test_levels_sum_to_one_and_never_contradict(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("similarity", [Similarity(), Similarity("negative-distance")], ids=str)
-def test_evidence_is_the_largest_contributions_in_order_and_all_of_them_sum_to_the_logit(
+def test_evidence_for_and_against_is_in_order_and_sums_with_the_prior_to_the_logit(
     kind: Kind, similarity: Similarity
 ) -> None:
     head = random_head(kind, similarity)
     latent = torch.rand(6, 8, 3, 5)
     with torch.inference_mode():
-        explained = explain(head, latent, head.top_k_limit)
+        explained, prior = explain(head, latent, head.top_k_limit), head.prior().double()
     wanted = expected(head, latent)
-    shown = explained.evidence_contribution.double()
+    usual = head.usual.double().numpy()
     for image in range(6):
         for level, node in enumerate(explained.path[image].tolist()):
             prototypes = explained.evidence_prototype[image, level]
+            shown = explained.evidence_contribution[image, level].double()
+            positive = float(explained.positive_contribution[image, level])
+            assert positive == pytest.approx(float(shown.clamp_min(0).sum()), abs=1e-4)
             if node < 0 or not (prototypes >= 0).any():
-                assert shown[image, level].abs().sum() == 0
+                assert not shown.any()
                 continue
-            assert float(shown[image, level].sum()) == pytest.approx(wanted.logit[image, node], abs=1e-4)
+            assert float(shown.sum() + prior[node]) == pytest.approx(wanted.logit[image, node], abs=1e-4)
             real = prototypes[prototypes >= 0]
-            values = shown[image, level][prototypes >= 0]
+            values = shown[prototypes >= 0]
             assert (values[:-1] >= values[1:]).all()
             assert len(set(real.tolist())) == len(real)
             similarities = explained.evidence_similarity[image, level][: len(real)]
             np.testing.assert_allclose(similarities, wanted.similarity[image, real], atol=1e-4)
-            weights = explained.evidence_weight[image, level][: len(real)]
-            np.testing.assert_allclose(weights * similarities, values, atol=1e-5)
+            weights = explained.evidence_weight[image, level][: len(real)].numpy()
+            np.testing.assert_allclose(weights * (similarities.numpy() - usual[real]), values, atol=1e-5)
             cells = explained.evidence_cell[image, level][: len(real)]
             np.testing.assert_array_equal(cells, wanted.cell[image, real])
+            # With all prototypes shown, the evidence against is the same list from its other end.
+            for name in ("prototype", "similarity", "weight", "contribution", "cell"):
+                supporting = getattr(explained, f"evidence_{name}")[image, level][: len(real)]
+                against = getattr(explained, f"against_{name}")[image, level]
+                assert against[: len(real)].tolist() == supporting.flip(0).tolist()
+                assert set(against[len(real) :].tolist()) <= {-1 if name in ("prototype", "cell") else 0.0}
+
+
+def test_a_prototype_that_counts_for_all_siblings_alike_contributes_nothing() -> None:
+    head = random_head("flat")
+    with torch.no_grad():
+        head.weight[0, :, 4] = 7.5
+        explained = explain(head, torch.rand(3, 8, 2, 2), head.top_k_limit)
+    occurs = explained.evidence_prototype == 4
+    assert int(occurs.sum()) >= 3
+    assert float(explained.evidence_contribution[occurs].abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_all_similarities_are_usual_the_prior_is_the_logit_and_nothing_contributes(kind: Kind) -> None:
+    head = random_head(kind)
+    latent = torch.rand(1, 8, 2, 2)
+    with torch.inference_mode():
+        head.usual.copy_(head(latent).similarity[0])
+        explained = explain(head, latent, 3)
+        prior = head.prior()
+    np.testing.assert_allclose(prior, explained.logit[0], atol=1e-4)
+    assert float(explained.evidence_contribution.abs().max()) < 1e-5
+    assert float(explained.logit.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_centring_changes_no_probability(kind: Kind) -> None:
+    """Also where all members of a group share weights a hundred times as large as what tells them apart."""
+    head = random_head(kind)
+    latent = torch.rand(5, 8, 3, 3)
+    with torch.inference_mode():
+        head.weight.add_(100.0 * torch.rand_like(head.weight[:, :1]))
+        trained, explained = head.double()(latent.double()).log_probability, explain(head, latent.double(), 3)
+    np.testing.assert_allclose(explained.log_probability, trained, atol=1e-6)
 
 
 def test_a_node_without_a_head_has_no_evidence() -> None:
@@ -165,7 +208,7 @@ def test_later_changes_of_the_head_change_nothing(similarity: Similarity) -> Non
     fused = FusedHead(head, 2)
     with torch.inference_mode():
         before = named_arrays(fused(latent))
-        for tensor in (head.prototypes, head.weight, head.temperature, head.centre, head.reference):
+        for tensor in (head.prototypes, head.weight, head.temperature, head.centre, head.usual, head.reference):
             if tensor is not None:
                 tensor.copy_(torch.rand_like(tensor) + 1)
         after = named_arrays(fused(latent))
