@@ -52,6 +52,15 @@ class Explanation(Generic[FloatArray, IntegerArray]):
     """Every prototype's highest similarity over the cells."""
     cell: Annotated[IntegerArray, _PROTOTYPES]
     """The cell of that similarity."""
+    positive_contribution: Annotated[FloatArray, _LEVELS]
+    """The sum of all positive contributions to the level's node; 0 if there is no node or it has no prototypes."""
+    against_prototype: Annotated[IntegerArray, _EVIDENCE]
+    """Prototypes by rising contribution to the level's node, so that the strongest evidence against it comes first; −1
+    if there are no more."""
+    against_similarity: Annotated[FloatArray, _EVIDENCE]
+    against_weight: Annotated[FloatArray, _EVIDENCE]
+    against_contribution: Annotated[FloatArray, _EVIDENCE]
+    against_cell: Annotated[IntegerArray, _EVIDENCE]
 
 
 @dataclass(frozen=True)

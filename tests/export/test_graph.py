@@ -88,7 +88,7 @@ def test_similarities_agree_with_double_precision_everywhere(exported: Exported,
     np.testing.assert_allclose(outputs["similarity"], expected, atol=1e-3)
 
 
-def test_contributions_of_all_prototypes_sum_to_the_logit(exported: Exported, tiny_run: Path) -> None:
+def test_centred_weights_times_similarities_sum_to_the_logit(exported: Exported, tiny_run: Path) -> None:
     bundle, outputs = exported
     network, _, _ = load_network(tiny_run / "model.pt")
     assert isinstance(network, PrototypeNetwork)
@@ -97,8 +97,9 @@ def test_contributions_of_all_prototypes_sum_to_the_logit(exported: Exported, ti
     for group_number, group in enumerate(taxonomy.groups):
         own = [record.id for record in bundle.manifest.prototypes if taxonomy.index[record.child] in group.children]
         for place, child in enumerate(group.children):
-            contributions = outputs["similarity"][:, own].astype(np.float64) * weight[group_number, place, : len(own)]
-            np.testing.assert_allclose(outputs["logit"][:, child], contributions.sum(1), atol=1e-4)
+            table = weight[group_number, : len(group.children), : len(own)]
+            products = outputs["similarity"][:, own].astype(np.float64) * (table[place] - table.mean(0))
+            np.testing.assert_allclose(outputs["logit"][:, child], products.sum(1), atol=1e-4)
 
 
 def test_levels_sum_to_one(exported: Exported) -> None:

@@ -29,6 +29,12 @@ def test_names_types_and_dimensions_of_the_full_graph() -> None:
         "evidence_map",
         "similarity",
         "cell",
+        "positive_contribution",
+        "against_prototype",
+        "against_similarity",
+        "against_weight",
+        "against_contribution",
+        "against_cell",
     )
     outputs = {output.name: output for output in OUTPUTS}
     assert outputs["log_probability"] == GraphOutput("log_probability", "float", ("images", "nodes"))
@@ -38,8 +44,9 @@ def test_names_types_and_dimensions_of_the_full_graph() -> None:
 
 
 def test_a_routed_graph_has_the_evidence_of_the_full_one() -> None:
-    full = {output.name: output for output in OUTPUTS if output.name.startswith("evidence_")}
-    routed = {output.name: output for output in ROUTED_OUTPUTS if output.name.startswith("evidence_")}
+    kinds = ("evidence_", "against_", "positive_")
+    full = {output.name: output for output in OUTPUTS if output.name.startswith(kinds)}
+    routed = {output.name: output for output in ROUTED_OUTPUTS if output.name.startswith(kinds)}
     assert routed == full
     assert ROUTED_OUTPUTS[0] == GraphOutput("certain", "bool", ("images",))
 

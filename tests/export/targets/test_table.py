@@ -70,8 +70,11 @@ def test_it_answers_like_the_network_in_its_own_runtime(target: str, edge: Bundl
     # Less precision moves the logarithms of small probabilities further.
     np.testing.assert_allclose(np.exp(found["log_probability"]), np.exp(outputs["log_probability"]), atol=0.1)
     # The head computes in float32 whatever the precision of the backbone.
-    product = found["evidence_weight"] * found["evidence_similarity"]
-    np.testing.assert_allclose(found["evidence_contribution"], product, atol=1e-5)
+    usual = np.array([record.usual for record in edge.manifest.prototypes], dtype=np.float32)
+    for kind in ("evidence", "against"):
+        prototypes = found[f"{kind}_prototype"]
+        unusual = np.where(prototypes < 0, 0.0, found[f"{kind}_similarity"] - usual[np.maximum(prototypes, 0)])
+        np.testing.assert_allclose(found[f"{kind}_contribution"], found[f"{kind}_weight"] * unusual, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", HERE)

@@ -35,7 +35,7 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def test_a_whole_bundle_is_read(copy: Path) -> None:
-    assert read_bundle(copy).manifest.format == 1
+    assert read_bundle(copy).manifest.format == 2
 
 
 def test_no_bundle(tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_an_added_file_is_seen(copy: Path) -> None:
 
 
 def test_a_newer_format_is_refused_before_anything_else_is_read(copy: Path) -> None:
-    edit_manifest(copy, lambda content: content.update(format=2, surprise=True))
-    with pytest.raises(BundleError, match="format 2 is newer than 1"):
+    edit_manifest(copy, lambda content: content.update(format=3, surprise=True))
+    with pytest.raises(BundleError, match="format 3 is newer than 2"):
         read_bundle(copy)
 
 

@@ -88,8 +88,13 @@ def assert_same_where_certain(head: PrototypeHead, width: int, trunk: int) -> No
             expected = getattr(full, f"evidence_{name}")[image]
             given = getattr(found, f"evidence_{name}")[image]
             torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-4, msg=name)
-        assert found.evidence_prototype[image].tolist() == full.evidence_prototype[image].tolist()
-        assert found.evidence_cell[image].tolist() == full.evidence_cell[image].tolist()
+        for name in ("contribution", "similarity", "weight"):
+            expected, given = getattr(full, f"against_{name}")[image], getattr(found, f"against_{name}")[image]
+            torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-4, msg=name)
+        positive = found.positive_contribution[image]
+        torch.testing.assert_close(positive, full.positive_contribution[image], atol=1e-3, rtol=1e-4)
+        for name in ("evidence_prototype", "evidence_cell", "against_prototype", "against_cell"):
+            assert getattr(found, name)[image].tolist() == getattr(full, name)[image].tolist(), name
 
 
 @settings(max_examples=100, deadline=None)

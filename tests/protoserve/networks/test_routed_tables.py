@@ -27,12 +27,13 @@ def owned(head: PrototypeHead, parent: int) -> list[int]:
 
 
 def last_layer(head: PrototypeHead, node: int) -> list[float]:
-    """A node's weights for the prototypes of its group, in their order; none for an only child."""
+    """A node's centred weights for the prototypes of its group, in their order; none for an only child."""
     weight, tree = head.effective_weight().detach(), head.taxonomy
     for number, group in enumerate(tree.groups):
         if node in group.children:
             parent = len(tree.nodes) if group.parent == ROOT else group.parent
-            row: list[float] = weight[number, group.children.index(node), : len(owned(head, parent))].tolist()
+            table = weight[number, : len(group.children), : len(owned(head, parent))].double()
+            row: list[float] = (table[group.children.index(node)] - table.mean(0)).float().tolist()
             return row
     return []
 
