@@ -37,7 +37,7 @@ class SimilarityStatistics:
         """(own − siblings) / deviation (Cohen 1988, d); 0 where it can't be computed."""
         with np.errstate(invalid="ignore", divide="ignore"):
             effect = (self.own - self.siblings) / self.deviation
-        return np.asarray(np.nan_to_num(effect, nan=0.0, posinf=np.finfo(np.float32).max, neginf=0.0))
+        return np.asarray(np.nan_to_num(effect, nan=0.0, posinf=float(np.finfo(np.float32).max), neginf=0.0))
 
     @property
     def always_on(self) -> NDArray[np.bool_]:

@@ -173,7 +173,7 @@ class Completion:
     def __call__(self, found: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs, from those that the graph has."""
         shape = found["evidence_prototype"].shape
-        blank = {output.name: np.zeros(shape, np.float32) for output in OUTPUTS if output.name in OUTPUTS_OF_FORMAT_2}
+        blank: dict[str, NDArray[Any]] = {name: np.zeros(shape, np.float32) for name in OUTPUTS_OF_FORMAT_2}
         blank |= {name: np.full(shape, -1, dtype=np.int64) for name in ("against_prototype", "against_cell")}
         # Without the last layers nobody knows what the hidden prototypes add.
         blank["positive_contribution"] = np.full(shape[:2], np.nan, dtype=np.float32)

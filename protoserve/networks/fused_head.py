@@ -29,14 +29,14 @@ from protoserve.networks.pieces import Pieces
 
 class _Row(NamedTuple):
     """Of each picture's path, with Q slots for the prototypes of the level's group: `similarity` and `cell` [N, P],
-    `weight` and `contribution` [N, L, Q], and the group's `first` prototype and their `count` [N, L, 1]."""
+    `weight` and `contribution` [N, L, Q], and the group's `first` prototype and their number, `slots` [N, L, 1]."""
 
     similarity: Tensor
     cell: Tensor
     weight: Tensor
     contribution: Tensor
     first: Tensor
-    count: Tensor
+    slots: Tensor
 
 
 class FusedHead(nn.Module):
@@ -133,7 +133,7 @@ class FusedHead(nn.Module):
         slot = ranking.topk(self.top_k, dim=2).indices
         prototype = row.first + slot
         # If every group has enough prototypes, all evidence is present and no mask is needed.
-        present = None if self.full_evidence else slot < row.count
+        present = None if self.full_evidence else slot < row.slots
         chosen = (prototype if present is None else torch.where(present, prototype, 0)).flatten(1)
         found = Pieces(
             prototype,

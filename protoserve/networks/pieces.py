@@ -20,9 +20,13 @@ class Pieces(NamedTuple):
 
     def where(self, present: Tensor) -> Pieces:
         """Blank the pieces that are not `present`, bool [N, levels, top_k]."""
-        prototype, cell = (torch.where(present, values, -1) for values in (self.prototype, self.cell))
-        numbers = (torch.where(present, values, 0.0) for values in (self.similarity, self.weight, self.contribution))
-        return Pieces(prototype, *numbers, cell)
+        return Pieces(
+            torch.where(present, self.prototype, -1),
+            torch.where(present, self.similarity, 0.0),
+            torch.where(present, self.weight, 0.0),
+            torch.where(present, self.contribution, 0.0),
+            torch.where(present, self.cell, -1),
+        )
 
 
 class RoutedCandidates(NamedTuple):

@@ -158,9 +158,9 @@ def test_evidence_is_the_largest_contributions_of_all_members(
             given = outputs.evidence_contribution[image, level]
             np.testing.assert_allclose(given, largest, atol=1e-5)
             np.testing.assert_allclose(given, [contributions[prototype] for prototype in shown], atol=1e-5)
-            usual = [ensemble.prototypes[prototype].usual for prototype in shown]
-            unusual = outputs.evidence_similarity[image, level] - usual
-            np.testing.assert_allclose(given, outputs.evidence_weight[image, level] * unusual, atol=1e-5)
+            subtracted = [ensemble.prototypes[prototype].usual for prototype in shown]
+            above = outputs.evidence_similarity[image, level] - subtracted
+            np.testing.assert_allclose(given, outputs.evidence_weight[image, level] * above, atol=1e-5)
 
 
 def test_cells_and_maps_are_the_members_own(ensemble: Ensemble, answers: list[Outputs], outputs: Outputs) -> None:
