@@ -1,0 +1,71 @@
+"""Usual similarities and separation, worked by hand and by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from protoserve.novelty import NoveltyTable
+from protoserve.similarity_statistics import SimilaritySums
+from protoserve.taxonomy import Kind, Taxonomy
+
+# Fruit(0) Tool(1) | Fruit/Apple(2) Fruit/Lemon(3) Tool/Knife(4); leaves: Apple, Lemon, Knife
+TREE = Taxonomy.from_paths(["Fruit/Apple", "Fruit/Lemon", "Tool/Knife"])
+
+
+def sums_of(kind: Kind, prototype_child: list[int]) -> SimilaritySums:
+    return SimilaritySums(TREE, NoveltyTable.of(TREE, kind, prototype_child))
+
+
+def test_each_child_counts_the_same_however_many_pictures_it_has() -> None:
+    # One prototype of Fruit at the root. Fruit's three pictures are similar by 1, 2 and 3, Tool's only one by 6.
+    sums = sums_of("hierarchical", [0])
+    sums.add(np.array([[1.0], [2.0], [3.0], [6.0]]), np.array([0, 0, 1, 2]))
+    found = sums.statistics()
+    assert (found.own[0], found.siblings[0], found.usual[0]) == pytest.approx((2.0, 6.0, 4.0))
+    # The variances are 2/3 and 0, so the pooled deviation is √(1/3), and the effect is negative.
+    assert found.deviation[0] == pytest.approx((1 / 3) ** 0.5)
+    assert found.effect[0] == pytest.approx(-4 / (1 / 3) ** 0.5) and found.always_on[0]
+
+
+def test_only_pictures_below_the_parent_count() -> None:
+    sums = sums_of("hierarchical", [2])  # a prototype of Apple, which competes with Lemon
+    sums.add(np.array([[5.0], [1.0], [1000.0]]), np.array([0, 1, 2]))
+    found = sums.statistics()
+    assert (found.own[0], found.siblings[0], found.usual[0]) == pytest.approx((5.0, 1.0, 3.0))
+
+
+def test_perfect_separation_is_a_large_effect_and_none_is_always_on() -> None:
+    sums = sums_of("hierarchical", [2, 2])
+    sums.add(np.array([[5.0, 7.0], [1.0, 7.0]]), np.array([0, 1]))
+    found = sums.statistics()
+    assert found.effect[0] > 1e6 and not found.always_on[0]
+    assert found.effect[1] == 0.0 and found.always_on[1]
+
+
+def test_a_child_without_pictures_is_left_out_and_no_siblings_separate_nothing() -> None:
+    sums = sums_of("flat", [2, 3, 4])
+    sums.add(np.array([[5.0, 2.0, 1.0]]), np.array([0]))
+    found = sums.statistics()
+    assert found.usual.tolist() == [5.0, 2.0, 1.0]
+    assert np.isnan(found.siblings[0]) and np.isnan(found.own[1])
+    assert found.effect.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_batches_and_order_change_nothing(kind: Kind) -> None:
+    generator = np.random.default_rng(0)
+    children = [0, 0, 1, 2, 3, 3] if kind == "hierarchical" else [2, 2, 3, 4]
+    similarity = generator.normal(size=(40, len(children)))
+    leaves = generator.integers(0, 3, 40)
+    whole, pieces = sums_of(kind, children), sums_of(kind, children)
+    whole.add(similarity, leaves)
+    for chosen in np.array_split(generator.permutation(40), 7):
+        pieces.add(similarity[chosen], leaves[chosen])
+    expected, found = whole.statistics(), pieces.statistics()
+    for name in ("usual", "own", "siblings", "deviation"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12)
+    # By brute force, for the first prototype.
+    group = {"hierarchical": [[0, 1], [2]], "flat": [[0], [1], [2]]}[kind]
+    means = [similarity[np.isin(leaves, below), 0].mean() for below in group]
+    assert found.usual[0] == pytest.approx(np.mean(means))
