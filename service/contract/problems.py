@@ -108,7 +108,7 @@ def handle_error(request: Request, error: Exception) -> Response:
 
 def internal_error() -> Problem:
     """Build the problem for a bug or a broken device. Only the log has the details."""
-    return Problem("internal_error", "the service failed to answer; this is its own fault, and its log says why")
+    return Problem("internal_error", "the service failed, not your request; its log gives the reason")
 
 
 def _handle_method(request: Request, error: HTTPException) -> Response:

@@ -61,7 +61,7 @@ class CapacityBudget:
             if self.used + more > self.capacity:
                 raise Problem(
                     "overloaded",
-                    f"the service holds as many {self.unit} as it may ({self.capacity:,}); try again later",
+                    f"the service is at its limit of {self.capacity:,} {self.unit}; try again later",
                     _RETRY,
                 )
             self.used += more
