@@ -239,6 +239,8 @@ def _manifest(
                 zero=description.zero,
                 centred=True,
                 smoothing=description.smoothing,
+                tile=description.tile,
+                tile_step=description.tile_step or description.tile,
             ),
             files={target: TARGETS[target].file for target in targets},
             prototypes=records,

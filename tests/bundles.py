@@ -42,10 +42,13 @@ def make_run(
     stride: int = 8,
     latent: Latent = "sigmoid",
     smoothing: int = 1,
+    tile: int | None = None,
+    tile_step: int | None = None,
     hidden: int | None = None,
     zero: float | None = None,
 ) -> Path:
-    """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells, 3 prototypes per child."""
+    """A run folder of a random but projected network: input 64 × 96 pixels, 8 × 12 cells without
+    tiles, 3 prototypes per child."""
     import torch
 
     from protoserve.images.decoding import decode
@@ -69,6 +72,8 @@ def make_run(
         similarity=similarity,
         latent=latent,
         smoothing=smoothing,
+        tile=tile,
+        tile_step=tile_step,
         hidden=hidden,
         zero=zero,
         prototype_child=prototype_children(taxonomy, kind, 3),
@@ -92,7 +97,7 @@ def make_run(
             rows, columns = vectors.shape[2:]
             cell = int(generator.integers(rows * columns))
             network.head.prototypes[prototype] = vectors.flatten(2)[0, :, cell]
-            box = fitted.geometry.cell_box(cell, rows, columns)
+            box = fitted.geometry.cell_box(cell, description.cells(rows, columns))
             samples.append(fitted.array)
             sources.append(
                 PrototypeSource(
@@ -184,6 +189,8 @@ class RunOptions(TypedDict, total=False):
     stride: int
     latent: Latent
     smoothing: int
+    tile: int | None
+    tile_step: int | None
     hidden: int | None
     zero: float | None
 

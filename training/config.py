@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from protoserve.errors import InputError, nearest
 from protoserve.files import parse_yaml, read_yaml
-from protoserve.images.geometry import InputRule
+from protoserve.images.geometry import InputRule, tile_grid
 from training.sections.data import DataConfig, LossConfig
 from training.sections.network import AutoencoderConfig, ModelConfig, Precision
 from training.sections.section import Section
@@ -96,6 +96,16 @@ class Config(Section):
         for name in ("loss", *stages):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"the section {name} does not apply to an autoencoder; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_cover_the_picture(self) -> Config:
+        tile, step = self.model.tile, self.model.tile_step
+        if tile is not None:
+            try:
+                tile_grid(self.image.height, self.image.width, tile, tile if step is None else step)
+            except InputError as error:
+                raise ValueError(f"model.tile: {error}") from error
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from protoserve.images.geometry import InputRule
+from protoserve.images.geometry import Cells, InputRule
 from protoserve.run.records import Metrics, Provenance
 from protoserve.schema import Box, Contract, NoveltyRecord
 
@@ -52,6 +52,18 @@ class GraphRecord(Contract):
         validation_alias=AliasChoices("smoothing", "span"),
         description="each cell's features are the mean of smoothing × smoothing cells around it",
     )
+    tile: int | None = Field(
+        default=None,
+        ge=1,
+        description="side in pixels of the square tiles of the input that the backbone sees, each alone, one per cell; "
+        "null if it sees the whole input at once",
+    )
+    tile_step: int | None = Field(default=None, ge=1, description="pixels from one tile to the next")
+
+    @property
+    def cells(self) -> Cells:
+        """The cells of the feature map, from which boxes follow."""
+        return Cells(self.rows, self.columns, self.smoothing, self.tile, self.tile_step)
 
 
 class Manifest(Contract):

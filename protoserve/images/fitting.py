@@ -52,4 +52,4 @@ def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
         array[:] = PAD_COLOUR
     (column, row), (columns, rows) = placement.origin, placement.size
     array[row : row + rows, column : column + columns] = np.asarray(resized)
-    return FittedImage(array, geometry_of(image.width, image.height, rule))
+    return FittedImage(array, geometry_of(image.width, image.height, rule, image.reduced))

@@ -16,7 +16,7 @@ from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError, InputError
-from protoserve.images.geometry import Geometry
+from protoserve.images.geometry import Cells, Geometry
 from protoserve.inference.engine import Outputs
 from protoserve.inference.last_layers import read_last_layers
 from protoserve.novelty import NoveltyTable, Thresholds
@@ -54,10 +54,8 @@ class EvidenceTable:
     """The novelty thresholds; None for an ensemble, or for a bundle without any."""
     first_prototypes: tuple[int, ...]
     """The first prototype of every member; a bundle is its own only member."""
-    grids: tuple[tuple[int, int], ...]
-    """Rows and columns of every member's feature map."""
-    smoothing: tuple[int, ...]
-    """The side of each member's boxes, in cells."""
+    cells: tuple[Cells, ...]
+    """The cells of every member's feature map."""
     prior: tuple[float, ...]
     """Every node's logit where all similarities are usual."""
     top_k: int
@@ -102,8 +100,7 @@ class EvidenceTable:
             prototypes=tuple(bundle.prototypes),
             thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
             first_prototypes=bundle.first_prototypes if isinstance(bundle, Ensemble) else (0,),
-            grids=tuple(member.grid for member in members),
-            smoothing=tuple(member.manifest.graph.smoothing for member in members),
+            cells=tuple(member.manifest.graph.cells for member in members),
             prior=_prior(members, taxonomy, divided=isinstance(bundle, Ensemble)),
             top_k=bundle.top_k,
         )
@@ -275,7 +272,7 @@ def _evidence(
             break
         record = table.prototypes[prototype]
         member = bisect_right(table.first_prototypes, prototype) - 1
-        grid = table.grids[member]
+        cells = table.cells[member]
         pieces.append(
             Evidence(
                 prototype=prototype,
@@ -284,8 +281,8 @@ def _evidence(
                 weight=weight,
                 contribution=contribution,
                 member=None if table.model.members is None else member,
-                box=geometry.cell_box(cell, *grid, table.smoothing[member]),
-                map=None if heat is None else _map(heat[rank], grid),
+                box=geometry.cell_box(cell, cells),
+                map=None if heat is None else _map(heat[rank], cells),
                 source=EvidenceSource(
                     image=record.source_image,
                     box=record.source_box,
@@ -296,9 +293,9 @@ def _evidence(
     return pieces
 
 
-def _map(padded: NDArray[np.float32], grid: tuple[int, int]) -> list[list[float]] | None:
+def _map(padded: NDArray[np.float32], cells: Cells) -> list[list[float]] | None:
     """Crop a map to the member's own grid; None if the member's graph did not compute it (NaN)."""
-    cropped: list[list[float]] = padded[: grid[0], : grid[1]].tolist()
+    cropped: list[list[float]] = padded[: cells.rows, : cells.columns].tolist()
     return None if np.isnan(padded[0, 0]) else cropped
 
 

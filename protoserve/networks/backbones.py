@@ -16,6 +16,8 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from protoserve.errors import InputError, nearest
+from protoserve.images.geometry import tile_grid
+from protoserve.networks.tiles import Tiles, mean_cells, on_tiles
 
 # Pictures are normalised with the statistics that torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -28,19 +30,23 @@ class Backbone(nn.Module):
     """A convolutional feature extractor.
 
     `channels` is the width of its feature map, `stride` the pixels per cell (rounded), `name` torchvision's name.
+    With `tiles` (see `in_tiles`), it sees each tile of a picture alone, and a cell is the mean over a tile's map.
     `forward`: normalised pictures float32 [batch, 3, height, width] → feature maps [batch, channels, rows, columns].
     """
 
-    def __init__(self, name: str, body: fx.GraphModule, channels: int, stride: int) -> None:
+    def __init__(self, name: str, body: fx.GraphModule, channels: int, stride: int, tiles: Tiles | None = None) -> None:
         super().__init__()
         self.name = name
         self.body = body
         self.channels = channels
         self.stride = stride
+        self.tiles = tiles
 
     def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.body(pictures)
-        return features
+        if self.tiles is None:
+            features: Tensor = self.body(pictures)
+            return features
+        return mean_cells(on_tiles(self.body, self.tiles.cut(pictures)))
 
 
 def names() -> list[str]:
@@ -73,6 +79,31 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
         raise InputError(f"backbone {name!r} can't be traced by torch.fx ({error}); choose another") from error
     feature = _feature_node(traced, name, stride)
     return Backbone(name, _cut(traced, feature), feature.channels, feature.stride)
+
+
+@torch.inference_mode()
+def in_tiles(whole: Backbone, tile: int, step: int | None, height: int, width: int) -> Backbone:
+    """Make the backbone that sees pictures of `height` × `width` pixels in tiles of `tile` pixels, one every `step`
+    (None: `tile`), and shares the weights of `whole`.
+
+    Raises InputError if tiles do not cover the pictures exactly, or if the backbone can't take pictures of that size.
+    """
+    tiles = Tiles(tile, tile if step is None else step)
+    tile_grid(height, width, tiles.tile, tiles.step)
+    parameter = next(whole.parameters())
+    try:
+        cells = whole.body(torch.zeros(1, 3, tile, tile, device=parameter.device)).shape[2:].numel()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"model.tile: backbone {whole.name!r} can't take tiles of {tile} × {tile} pixels ({error}); choose larger "
+            "tiles or another backbone"
+        ) from error
+    if cells == 0:
+        raise InputError(
+            f"model.tile: the feature map of backbone {whole.name!r} is empty for tiles of {tile} × {tile} pixels; "
+            f"choose tiles of at least {whole.stride}"
+        )
+    return Backbone(whole.name, whole.body, whole.channels, whole.stride, tiles)
 
 
 def _with_weights(name: str, weights: str | Path | None) -> nn.Module:

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 
 from protoserve.errors import InputError
 from protoserve.files import new_file
-from protoserve.images.geometry import InputRule
+from protoserve.images.geometry import Cells, InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.backbones import Backbone, backbone
+from protoserve.networks.backbones import Backbone, backbone, in_tiles
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import Latent, LinearNetwork, PrototypeNetwork
 from protoserve.networks.similarity import Similarity, SimilarityForm
@@ -39,6 +39,8 @@ class NetworkDescription(Contract):
     similarity: SimilarityForm = "log1p"
     latent: Latent = "sigmoid"
     smoothing: int = Field(default=1, ge=1)
+    tile: int | None = Field(default=None, ge=1, description="side of the tiles that the backbone sees, in pixels")
+    tile_step: int | None = Field(default=None, ge=1, description="pixels from tile to tile; null: `tile`")
     hidden: int | None = None
     zero: float | None = None
     epsilon: float = 1e-4
@@ -50,6 +52,10 @@ class NetworkDescription(Contract):
     def formula(self) -> Similarity:
         """Return the similarity of the network's prototypes."""
         return Similarity(self.similarity, self.epsilon, self.zero)
+
+    def cells(self, rows: int, columns: int) -> Cells:
+        """Return the cells of the network's feature map, which has `rows` × `columns` of them."""
+        return Cells(rows, columns, self.smoothing, self.tile, self.tile_step or self.tile)
 
 
 class PrototypeSource(Contract):
@@ -73,7 +79,8 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
     `weights` initialise the backbone: any value that `backbone` takes (None: random), or the folder of a finished run,
     whose backbone is copied.
 
-    Raises InputError if that run has another backbone or one that ends at a smaller stride, and as `backbone` does.
+    Raises InputError if that run has another backbone or one that ends at a smaller stride, and as `backbone` and
+    `in_tiles` do.
     """
     assert description.kind != "autoencoder"
     taxonomy = Taxonomy.from_dict(description.taxonomy)
@@ -81,6 +88,9 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
     body = backbone(description.backbone, None if from_run else weights, description.stride)
     if weights is not None and from_run:
         _copy_backbone(Path(weights), body, description)
+    if description.tile is not None:
+        rule = description.input
+        body = in_tiles(body, description.tile, description.tile_step, rule.height, rule.width)
     if description.kind == "linear":
         return LinearNetwork(body, taxonomy, description.dropout)
     head = PrototypeHead(

@@ -28,6 +28,8 @@ def describe(
         "input": rule,
         "backbone": model.backbone,
         "stride": model.stride,
+        "tile": model.tile,
+        "tile_step": model.tile_step,
         "dropout": model.dropout,
     }
     if linear:

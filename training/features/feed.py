@@ -26,7 +26,7 @@ from training.data.pictures import PLAIN, Views, loaded
 from training.features.cache import FeatureCache, cache_files, cached_features
 from training.features.precision import Learning, learning_forward
 from training.features.shared_cache import GIGABYTE, SharedCache
-from training.features.trunk import Cut, cut_at
+from training.features.trunk import Cut, TiledCut, cut_backbone
 from training.processes import ALONE, Processes
 from training.progress import tracked
 
@@ -89,9 +89,9 @@ class Feed:
     def use(self, network: PrototypeNetwork | LinearNetwork) -> None:
         """Compute features by this network from now on."""
         self.network = network
-        self._cut: Cut | None = None
+        self._cut: Cut | TiledCut | None = None
         if not self.learning.fresh and self.learning.train_from is not None:
-            self._cut = cut_at(network.backbone.body, self.learning.train_from)
+            self._cut = cut_backbone(network.backbone, self.learning.train_from)
         self._forward: Callable[[Tensor], Tensor] | None = None
 
     def set_backbone(self, *, frozen: bool, version: int) -> None:
@@ -262,14 +262,16 @@ class Feed:
     def _shared_directories(self, shared: SharedCache, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
         """The shared folders, one per process, for the output of `modules` for a part.
 
-        `of` names the kind of output. The folder's name is a hash of that, the weights, the pictures, their resize rule
-        and their augmentation.
+        `of` names the kind of output. The folder's name is a hash of that, the weights, the pictures, their resize
+        rule, their augmentation and their tiles.
         """
         if (part, of) not in self._shared_names:
             digest = hashlib.sha256(self.datasets[part].fingerprint().encode())
             views, backbone = self.views, self.network.backbone
             digest.update(views.rule.model_dump_json().encode())
             varied = (views.zoom, views.mirror, views.seed)
+            if backbone.tiles is not None:
+                digest.update(repr(backbone.tiles).encode())
             digest.update(repr((of, backbone.name, backbone.stride, *varied)).encode())
             for module in modules:
                 for name, tensor in sorted(module.state_dict().items()):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import operator
 from typing import NamedTuple
 
-from torch import fx
+from torch import Tensor, fx, nn
 
+from protoserve.networks.backbones import Backbone
+from protoserve.networks.tiles import Tiles, mean_cells, on_tiles
 from training.features.building import trainable_parts
 
 
@@ -20,6 +22,44 @@ class Cut(NamedTuple):
 
     trunk: fx.GraphModule
     top: fx.GraphModule
+
+
+class TiledTrunk(nn.Module):
+    """The trunk of a backbone that sees tiles: pictures [N, 3, H, W] → the maps of every tile
+    [N, rows, columns, channels, h, w]."""
+
+    def __init__(self, trunk: fx.GraphModule, tiles: Tiles) -> None:
+        super().__init__()
+        self.trunk, self.tiles = trunk, tiles
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return on_tiles(self.trunk, self.tiles.cut(pictures))
+
+
+class TiledTop(nn.Module):
+    """The top of a backbone that sees tiles: the output of `TiledTrunk` → feature maps [N, channels, rows, columns]."""
+
+    def __init__(self, top: fx.GraphModule) -> None:
+        super().__init__()
+        self.top = top
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return mean_cells(on_tiles(self.top, maps))
+
+
+class TiledCut(NamedTuple):
+    """A backbone that sees tiles, cut in two as `Cut`."""
+
+    trunk: TiledTrunk
+    top: TiledTop
+
+
+def cut_backbone(backbone: Backbone, train_from: str | None) -> Cut | TiledCut | None:
+    """Cut a backbone as `cut_at` does its body; `top(trunk(pictures))` equals the backbone."""
+    cut = cut_at(backbone.body, train_from)
+    if cut is None or backbone.tiles is None:
+        return cut
+    return TiledCut(TiledTrunk(cut.trunk, backbone.tiles), TiledTop(cut.top))
 
 
 def cut_at(body: fx.GraphModule, train_from: str | None) -> Cut | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes
-from protoserve.images.geometry import InputRule
+from protoserve.images.geometry import Cells, InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import PrototypeSource
@@ -75,7 +75,7 @@ def nearest_sources(
             cell=0,
             rows=1,
             columns=1,
-            box=dataset.geometry(image, rule).cell_box(0, 1, 1),
+            box=dataset.geometry(image, rule).cell_box(0, Cells(1, 1)),
             distance=distance,
         )
         for image, distance in zip(images.tolist(), distances.tolist(), strict=True)

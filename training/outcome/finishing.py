@@ -21,7 +21,7 @@ from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.model_file import Network, PrototypeSource, save_network
+from protoserve.networks.model_file import Network, NetworkDescription, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.run.folder import Run
 from protoserve.run.records import (
@@ -65,7 +65,7 @@ def finish(trainer: Trainer) -> Metrics:
     """Write the pictures of the prototypes and all other results of a run, and return its metrics."""
     run, network, projection = Run(trainer.directory), trainer.network, trainer.state.projection
     splits, rule = trainer.splits, trainer.config.image
-    smoothing, patches, statistics = trainer.config.model.smoothing, trainer.state.patches, trainer.state.separation
+    patches, statistics = trainer.state.patches, trainer.state.separation
     sources = None
     if isinstance(network, PrototypeAutoencoder):
         memory = trainer.memory
@@ -73,7 +73,9 @@ def finish(trainer: Trainer) -> Metrics:
             run, network, memory.fit, memory.selection, splits.fit, rule, trainer.console
         )
     elif isinstance(network, PrototypeNetwork) and projection is not None:
-        sources = prototype_sources(network, projection, splits.fit, rule, smoothing, trainer.device, trainer.console)
+        sources = prototype_sources(
+            network, trainer.description, projection, splits.fit, trainer.device, trainer.console
+        )
         write_prototype_pictures(run, splits.fit, sources)
     if sources is not None and patches is not None and statistics is not None:
         write_patches(
@@ -84,7 +86,7 @@ def finish(trainer: Trainer) -> Metrics:
             sources,
             statistics,
             rule=rule,
-            smoothing=smoothing,
+            cells=trainer.description.cells(sources[0].rows, sources[0].columns),
             purity_of=trainer.config.prune.nearest,
             console=trainer.console,
         )
@@ -128,17 +130,18 @@ def write_config(config: Config, directory: Path) -> None:
 
 def prototype_sources(
     network: PrototypeNetwork,
+    description: NetworkDescription,
     projection: Projection,
     dataset: Dataset,
-    rule: InputRule,
-    smoothing: int,
     device: torch.device,
     console: Console,
 ) -> list[PrototypeSource]:
     """The cells of `dataset` from which the last projection cut the prototypes."""
+    rule = description.input
     with torch.inference_mode():
         blank = torch.zeros(1, rule.height, rule.width, 3, dtype=torch.uint8, device=device)
         rows, columns = network.features(blank).shape[2:]
+    cells = description.cells(rows, columns)
     sources = []
     with tracked(console, "prototype pictures", len(projection.image)) as advance:
         for image, cell, distance in zip(*(part.tolist() for part in projection[:3]), strict=True):
@@ -149,7 +152,7 @@ def prototype_sources(
                     cell=cell,
                     rows=rows,
                     columns=columns,
-                    box=geometry.cell_box(cell, rows, columns, smoothing),
+                    box=geometry.cell_box(cell, cells),
                     distance=distance,
                 )
             )

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text
-from protoserve.images.geometry import InputRule, geometry_of
+from protoserve.images.geometry import Cells, InputRule, geometry_of
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import PrototypeSource
 from protoserve.run.folder import Run
@@ -44,7 +44,7 @@ def write_patches(
     statistics: SimilarityStatistics,
     *,
     rule: InputRule,
-    smoothing: int,
+    cells: Cells,
     purity_of: int,
     console: Console,
 ) -> None:
@@ -52,19 +52,18 @@ def write_patches(
 
     `nearest` holds each prototype's nearest patches in the images of `fit`, found by the stage `analyse`. `sources` are
     the cells that the prototypes were cut from, and `statistics` describe their similarities to all images of `fit`.
-    `smoothing` is the side of the mean filter, in cells. Purity is computed over the `purity_of` nearest patches.
+    `cells` are those of the feature map. Purity is computed over the `purity_of` nearest patches.
     """
     taxonomy = head.taxonomy
     own = own_patches(head, nearest, fit.leaves)
     weight = own_weights(head).cpu().tolist()
     purity_of = min(purity_of, own.shape[1])
-    rows, columns = sources[0].rows, sources[0].columns
     (run.directory / "patches").mkdir(exist_ok=True)
     prototypes: list[AnalysedPrototype] = []
     with tracked(console, "pictures of nearest patches", len(sources)) as advance:
         for start in range(0, len(sources), BLOCK):
             block = np.arange(start, min(len(sources), start + BLOCK))
-            boxes, tiles = _cut_out(fit, nearest.image[block], nearest.cell[block], rule, smoothing, rows, columns)
+            boxes, tiles = _cut_out(fit, nearest.image[block], nearest.cell[block], rule, cells)
             for index, prototype in enumerate(block.tolist()):
                 child = int(head.grouping.prototype_child[prototype])
                 parent = ROOT if head.kind == "flat" else int(taxonomy.parent[child])
@@ -98,8 +97,8 @@ def write_patches(
         format=FORMAT,
         kind=head.kind,
         images=len(fit),
-        rows=rows,
-        columns=columns,
+        rows=cells.rows,
+        columns=cells.columns,
         tile=TILE,
         nodes=[
             AnalysedNode(name=name, label=node[-1]) for name, node in zip(taxonomy.names, taxonomy.nodes, strict=True)
@@ -123,9 +122,7 @@ def _cut_out(
     image: NDArray[np.int64],
     cell: NDArray[np.int64],
     rule: InputRule,
-    smoothing: int,
-    rows: int,
-    columns: int,
+    cells: Cells,
 ) -> tuple[list[list[Box]], NDArray[np.uint8]]:
     """The boxes of patches [prototypes, K] in image pixels, and their tiles uint8 [prototypes, K, TILE, TILE, 3].
     Decodes every image once."""
@@ -137,7 +134,7 @@ def _cut_out(
         picture = dataset.picture(image_index).picture
         geometry = geometry_of(picture.width, picture.height, rule)
         for prototype, rank in zip(*np.unravel_index(patches, image.shape), strict=True):
-            box = geometry.cell_box(int(cell[prototype, rank]), rows, columns, smoothing)
+            box = geometry.cell_box(int(cell[prototype, rank]), cells)
             boxes[prototype][rank] = box
             tiles[prototype, rank] = np.asarray(patch_picture(picture, box))
     return boxes, tiles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from protoserve.networks.network import Latent
 from protoserve.networks.similarity import SimilarityForm
@@ -63,6 +63,19 @@ class ModelConfig(Section):
         description="Side of a square mean filter over the feature map, in cells, odd. Boxes grow with it. 1 leaves "
         "the map as it is.",
     )
+    tile: int | None = Field(
+        default=None,
+        ge=1,
+        description="Side of square tiles, in pixels of the input. The backbone sees each tile as a picture of its own "
+        "and its mean feature is one cell, so no pixel outside a tile can change the cell. null shows the backbone the "
+        "whole picture.",
+    )
+    tile_step: int | None = Field(
+        default=None,
+        ge=1,
+        description="Pixels from one tile to the next, at most `tile`. null: `tile`, so that tiles do not overlap. "
+        "Halving it costs about four times as much computation.",
+    )
     hidden: int | None = Field(
         default=None,
         ge=1,
@@ -80,6 +93,21 @@ class ModelConfig(Section):
         if smoothing % 2 == 0:
             raise ValueError("smoothing must be odd: 1 (none), 3, 5, …")
         return smoothing
+
+    @model_validator(mode="after")
+    def _tiles_stand_alone(self) -> ModelConfig:
+        if self.tile is None:
+            if self.tile_step is not None:
+                raise ValueError("tile_step needs tile, the side of the tiles; set it or leave out tile_step")
+            return self
+        if self.kind == "autoencoder":
+            raise ValueError("tile does not apply to an autoencoder, which compares codes of whole pictures; remove it")
+        if self.smoothing > 1:
+            raise ValueError(
+                f"smoothing: {self.smoothing} mixes the features of neighbouring tiles, so boxes would no longer be "
+                "true; leave out smoothing or tile"
+            )
+        return self
 
 
 class ElasticConfig(Section):

@@ -10,7 +10,7 @@ from PIL import Image
 from protoserve.data.dataset import hold_out, read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.images.fitting import fit
-from protoserve.images.geometry import InputRule
+from protoserve.images.geometry import Cells, InputRule
 from tests.protoserve.data.folder_pictures import add_pictures
 
 
@@ -126,4 +126,4 @@ def test_an_image_s_geometry_is_that_of_its_fitted_picture(root: Path) -> None:
     dataset = read_split(root, "val", read_taxonomy(root))
     rule = InputRule(height=10, width=10, resize="crop")
     assert dataset.geometry(0, rule) == fit(dataset.picture(0), rule).geometry
-    assert dataset.geometry(0, rule).cell_box(0, 1, 1) == (10, 0, 30, 20)
+    assert dataset.geometry(0, rule).cell_box(0, Cells(1, 1)) == (10, 0, 30, 20)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
-from protoserve.images.geometry import Geometry, InputRule, geometry_of, placement_of
+from protoserve.images.geometry import Cells, Geometry, InputRule, geometry_of, placement_of
 
 RESIZES = ("stretch", "crop", "pad")
 SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
@@ -30,7 +30,7 @@ def test_boxes_of_all_cells_tile_the_picture(size: tuple[int, int], resize: str)
     geometry = geometry_of(*size, rule(resize))
     covered = np.zeros((size[1], size[0]), dtype=int)
     for cell in range(49):
-        left, top, right, bottom = geometry.cell_box(cell, 7, 7)
+        left, top, right, bottom = geometry.cell_box(cell, Cells(7, 7))
         if resize == "stretch" and min(size) >= 7:
             covered[top:bottom, left:right] += 1
         else:
@@ -41,21 +41,21 @@ def test_boxes_of_all_cells_tile_the_picture(size: tuple[int, int], resize: str)
 def test_cell_box_by_hand() -> None:
     # 400 × 200 cropped to a square: the middle 200 × 200, starting at x = 100.
     crop = geometry_of(400, 200, rule("crop", 100, 100))
-    assert crop.cell_box(0, 2, 2) == (100, 0, 200, 100)
-    assert crop.cell_box(3, 2, 2) == (200, 100, 300, 200)
+    assert crop.cell_box(0, Cells(2, 2)) == (100, 0, 200, 100)
+    assert crop.cell_box(3, Cells(2, 2)) == (200, 100, 300, 200)
     # Padded to a square: 100 × 50 in the middle, 25 grey rows above and below.
     pad = geometry_of(400, 200, rule("pad", 100, 100))
     # Three cells wide and high, as far as the map reaches.
-    assert crop.cell_box(0, 4, 4, smoothing=3) == (100, 0, 200, 100)
-    assert crop.cell_box(5, 4, 4, smoothing=3) == (100, 0, 250, 150)
-    assert pad.cell_box(0, 4, 4) == (0, 0, 100, 1)  # wholly in the padding: the nearest row
-    assert pad.cell_box(5, 4, 4) == (100, 0, 200, 100)
-    assert pad.cell_box(15, 4, 4) == (300, 199, 400, 200)
+    assert crop.cell_box(0, Cells(4, 4, smoothing=3)) == (100, 0, 200, 100)
+    assert crop.cell_box(5, Cells(4, 4, smoothing=3)) == (100, 0, 250, 150)
+    assert pad.cell_box(0, Cells(4, 4)) == (0, 0, 100, 1)  # wholly in the padding: the nearest row
+    assert pad.cell_box(5, Cells(4, 4)) == (100, 0, 200, 100)
+    assert pad.cell_box(15, Cells(4, 4)) == (300, 199, 400, 200)
 
 
 def test_a_cell_outside_the_map_is_refused() -> None:
     with pytest.raises(ValueError, match="cell 9 is outside a feature map of 3 × 3"):
-        Geometry(9, 9, 9, 9, 1, 1, 0, 0).cell_box(9, 3, 3)
+        Geometry(9, 9, 9, 9, 1, 1, 0, 0).cell_box(9, Cells(3, 3))
 
 
 @pytest.mark.parametrize("resize", RESIZES)
