@@ -46,6 +46,25 @@ def judging_data(run: Run, data: Path, taxonomy: Taxonomy) -> JudgingData:
 
     Raises InputError if it is not the data set that the run was trained on, or has no validation images.
     """
+    learned, held_out = learned_images(run, data, taxonomy)
+    if holds_split(data, "val"):
+        validation = read_split(data, "val", taxonomy, left_out=run.provenance().left_out)
+    elif len(held_out):
+        validation = held_out
+    else:
+        raise InputError(
+            f"{data}: there is no val split, and the run held out no images; less precision than float32 can't be "
+            "judged without validation images, so add a val split"
+        )
+    chosen = np.random.default_rng(0).permutation(len(learned))[:CALIBRATION_IMAGES]
+    return JudgingData(learned.subset(np.sort(chosen)), validation)
+
+
+def learned_images(run: Run, data: Path, taxonomy: Taxonomy) -> tuple[Dataset, Dataset]:
+    """Read the images of the train split that the run was fitted on, and those that it held out.
+
+    Raises InputError if `data` is not the data set that the run was trained on.
+    """
     provenance = run.provenance()
     try:
         config = provenance.config
@@ -64,18 +83,7 @@ def judging_data(run: Run, data: Path, taxonomy: Taxonomy) -> JudgingData:
             f"{data}: this is not the data set that {run.directory} learned from, or its train split has changed; give "
             "the run's own data set to --data"
         )
-    learned, held_out = hold_out(everything, fraction, seed)
-    if holds_split(data, "val"):
-        validation = read_split(data, "val", taxonomy, left_out=left_out)
-    elif len(held_out):
-        validation = held_out
-    else:
-        raise InputError(
-            f"{data}: there is no val split, and the run held out no images; less precision than float32 can't be "
-            "judged without validation images, so add a val split"
-        )
-    chosen = np.random.default_rng(0).permutation(len(learned))[:CALIBRATION_IMAGES]
-    return JudgingData(learned.subset(np.sort(chosen)), validation)
+    return hold_out(everything, fraction, seed)
 
 
 def pictures(dataset: Dataset, rule: InputRule) -> NDArray[np.uint8]:

@@ -188,11 +188,10 @@ def _manifest(
         blank = torch.zeros((1, rule.height, rule.width, 3), dtype=torch.uint8)
         rows, columns = network.latent(network.features(blank)).shape[2:]
     taxonomy = head.taxonomy
-    weight, usual = head.centred_weight().detach(), head.usual.tolist()
+    weight, usual = head.centred_own_weight().tolist(), head.usual.tolist()
     measured = bool(head.usual.any())
     records = []
     for prototype, (child, source) in enumerate(zip(description.prototype_child, sources, strict=True)):
-        group, slot = int(head.grouping.prototype_group[prototype]), int(head.grouping.prototype_slot[prototype])
         # In a flat head all leaves compete at the root.
         parent = int(taxonomy.parent[child]) if description.kind == "hierarchical" else -1
         records.append(
@@ -203,7 +202,7 @@ def _manifest(
                 source_image=source.image,
                 source_box=source.box,
                 source_cell=divmod(source.cell, source.columns),
-                weight=float(weight[group, int(head.grouping.node_member[child]), slot]),
+                weight=weight[prototype],
                 usual=usual[prototype] if measured else None,
                 picture=f"prototypes/{prototype:04d}.webp",
             )

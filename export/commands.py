@@ -1,4 +1,4 @@
-"""The commands `export` and `validate`. They import heavy libraries only when they run."""
+"""The commands `export`, `validate` and `centre`. They import heavy libraries only when they run."""
 
 from __future__ import annotations
 
@@ -84,12 +84,60 @@ def export(
             report=lambda message: status.update(message),
         )
     parity = read_parity(bundle)
+    if all(record.usual is None for record in written.manifest.prototypes):
+        screen.print(
+            f"note: {run} has no usual similarities, so each contribution counts from a similarity of 0; for evidence "
+            f"told as more than usual, run 'protoserve centre {run} --data DIR' and export again",
+            soft_wrap=True,
+            markup=False,
+        )
     for target in targets:
         typer.echo(summary(written, target, parity[target]))
     typer.echo(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
     screen.print("Next:")
     for line in next_steps(written, data):
         screen.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def centre(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A finished run, or the folder of a bundle.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="The data set that it learned from: a folder that contains train, or a CSV or Parquet file."),
+    ],
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure how similar pictures usually are to each prototype, so that evidence is told as more than usual.
+
+    Training does this itself; runs and bundles of older versions lack it. Each contribution then becomes centred
+    weight × (similarity − usual similarity), and a prototype that fires on every picture no longer leads the list. No
+    probability changes.
+
+    A run gets the usual similarities in model.pt; export it again for a graph that uses them. A bundle gets them in its
+    manifest, under a new version: predict and serve then tell centred evidence, but its files for the edge do not.
+
+    Example: protoserve centre runs/grocery --data grocery-store
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from export import centring
+
+    screen = Console(stderr=True, highlight=False)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("measuring similarities", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, advance=done, total=total)
+
+        centred = centring.centre(path, data, device=device, advance=advance)
+    found = centred.separation
+    typer.echo(
+        f"{path}: usual similarities of {found.prototypes} prototypes on {centred.images} images; {found.telling} tell "
+        f"their class from its siblings, {found.always_on} are always on"
+    )
+    for line in centring.remarks(path, centred):
+        screen.print(line, soft_wrap=True, markup=False)
 
 
 def validate(

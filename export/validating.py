@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from protoserve.data.dataset import read_split
+from protoserve.data.dataset import Dataset, read_split
 from protoserve.device import Device
 from protoserve.images.fitting import fit
+from protoserve.images.geometry import InputRule
 from protoserve.inference.classifier import open_model
 from protoserve.inference.ensemble_engine import open_engine
 from protoserve.run.records import Evaluation
@@ -36,14 +38,18 @@ def validate(
     model = open_model(bundle)
     engine = open_engine(model, device=device)
     dataset = read_split(data, split, model.taxonomy, left_out=model.left_out)
-    rule = model.input
     began = time.perf_counter()
     log_probability = []
+    for indices, pictures in fitted_batches(dataset, model.input, batch):
+        log_probability.append(engine.run(pictures).log_probability)
+        advance(len(indices), len(dataset))
+    result = scores(np.concatenate(log_probability), dataset.leaves, dataset.taxonomy)
+    return Evaluation(**dict(result), seconds=round(time.perf_counter() - began, 2))
+
+
+def fitted_batches(dataset: Dataset, rule: InputRule, batch: int) -> Iterator[tuple[range, NDArray[np.uint8]]]:
+    """Yield the indices of each batch and its pictures at model size, uint8 [N, height, width, 3], in order."""
     with ThreadPoolExecutor(2) as pool:
         for start in range(0, len(dataset), batch):
             indices = range(start, min(len(dataset), start + batch))
-            arrays = pool.map(lambda index: fit(dataset.picture(index), rule).array, indices)
-            log_probability.append(engine.run(np.stack(list(arrays))).log_probability)
-            advance(len(indices), len(dataset))
-    result = scores(np.concatenate(log_probability), dataset.leaves, dataset.taxonomy)
-    return Evaluation(**dict(result), seconds=round(time.perf_counter() - began, 2))
+            yield indices, np.stack(list(pool.map(lambda index: fit(dataset.picture(index), rule).array, indices)))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.novelty import NoveltyTable
+from protoserve.run.records import Separation, SeparationRecord
 from protoserve.taxonomy import Taxonomy
 
 # Below half a standard deviation a prototype hardly tells siblings apart (Cohen 1988: a small effect).
@@ -43,6 +44,19 @@ class SimilarityStatistics:
     def always_on(self) -> NDArray[np.bool_]:
         """Whether a prototype hardly tells its class from the siblings: an effect below `ALWAYS_ON`."""
         return np.asarray(self.effect < ALWAYS_ON)
+
+    def of_prototype(self, prototype: int) -> Separation | None:
+        """Return one prototype's part; None where its own class or the siblings have no pictures."""
+        own, siblings = float(self.own[prototype]), float(self.siblings[prototype])
+        if not np.isfinite([own, siblings]).all():
+            return None
+        effect, always_on = float(self.effect[prototype]), bool(self.always_on[prototype])
+        return Separation(own=own, siblings=siblings, effect=effect, always_on=always_on)
+
+    def record(self) -> SeparationRecord:
+        """Return how many prototypes tell their class from the siblings, and how many are always on."""
+        telling, always_on = int((self.effect >= TELLING).sum()), int(self.always_on.sum())
+        return SeparationRecord(telling=telling, always_on=always_on, prototypes=len(self.own))
 
 
 class SimilaritySums:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
     from export.sources import EdgeOptions
+    from protoserve.bundle.folder import Bundle
     from protoserve.networks.network import Latent
     from protoserve.networks.similarity import SimilarityForm
     from protoserve.taxonomy import Kind
@@ -177,6 +178,43 @@ def export_calibrated(directory: Path) -> None:
     shares = {"known_at_parents": 0.9, "known_throughout": 0.8}
     (run / "metrics.json").write_text(json.dumps({"novelty": {**NOVELTY, "test": shares}}))
     export_bundle(open_run(run), directory / "bundle")
+
+
+def older_bundle(bundle: Bundle, directory: Path, *, weights: bool = True, usual: bool = False) -> Bundle:
+    """Write the bundle as an older version exported it: format 1, without the outputs that came with format 2.
+
+    Its graph keeps its order of evidence and its logits, which are centred. Without `weights` it has no last-layer
+    weights; with `usual` it has usual similarities and priors, as one that was
+    centred since.
+    """
+    import onnx
+
+    from protoserve.bundle.folder import MANIFEST, SUMS, read_bundle, write_bundle, write_manifest
+    from protoserve.graph_signature import OUTPUT_NAMES, OUTPUTS_OF_FORMAT_2
+
+    manifest = bundle.manifest
+    prototypes = manifest.prototypes
+    if not usual:
+        prototypes = [record.model_copy(update={"usual": None, "weight": 0.0}) for record in prototypes]
+    changed = {
+        "format": 1,
+        "graph": manifest.graph.model_copy(update={"centred": False}),
+        "prototypes": prototypes,
+        "prior": manifest.prior if usual else {},
+        "weights": manifest.weights if weights else None,
+    }
+    with write_bundle(directory) as draft:
+        shutil.copytree(bundle.directory, draft, dirs_exist_ok=True)
+        for name in (MANIFEST, SUMS):
+            (draft / name).unlink()
+        model = onnx.load(str(draft / "model.onnx"))
+        kept = [output for output in model.graph.output if output.name not in OUTPUTS_OF_FORMAT_2]
+        assert len(kept) == len(OUTPUT_NAMES) - len(OUTPUTS_OF_FORMAT_2)
+        del model.graph.output[:]
+        model.graph.output.extend(kept)
+        onnx.save(model, str(draft / "model.onnx"))
+        write_manifest(draft, lambda version: manifest.model_copy(update={**changed, "version": version}))
+    return read_bundle(directory)
 
 
 class RunOptions(TypedDict, total=False):

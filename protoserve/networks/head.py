@@ -167,6 +167,12 @@ class PrototypeHead(nn.Module):
         members = (self.grouping.member_node < len(self.taxonomy.nodes)).sum(1)[:, None, None]
         return ((weight - weight.sum(1, keepdim=True) / members) * self.weight_mask).to(self.weight)
 
+    def centred_own_weight(self) -> Tensor:
+        """Return each prototype's centred weight for its own child [P]."""
+        grouping = self.grouping
+        member = grouping.node_member[grouping.prototype_child]
+        return self.centred_weight()[grouping.prototype_group, member, grouping.prototype_slot].detach()
+
     def prior(self) -> Tensor:
         """Return every node's logit [V] where all similarities are usual; 0 for a node that competes with no other."""
         slots = functional.pad(self.usual, (0, 1))[self.grouping.slot_prototype]  # [G, Q]

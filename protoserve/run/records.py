@@ -307,10 +307,12 @@ class Provenance(Record):
 
 
 class PatchSource(Record):
-    """The training image that a prototype was cut from, and the box in that image's pixels."""
+    """The training image that a prototype was cut from, the box in that image's pixels, and the `cell` of its feature
+    map, row · columns + column. Runs of older versions do not name the cell."""
 
     image: str
     box: Box
+    cell: int | None = None
 
 
 class Purity(Record):
@@ -344,7 +346,8 @@ class Separation(Record):
 
 class AnalysedPrototype(Record):
     """A prototype and its nearest training patches, nearest first. `parent` is empty for the root; `weight` is that for
-    the prototype's own child. Runs of older versions have no `separation`."""
+    the prototype's own child, less its mean over the siblings (runs of older versions: as trained). Those have no
+    `separation`."""
 
     id: int
     child: str

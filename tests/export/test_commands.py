@@ -1,6 +1,7 @@
-"""The commands `export` and `validate`, from their arguments to their lines."""
+"""The commands `export`, `validate` and `centre`, from their arguments to their lines."""
 
 import json
+import shutil
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import read_bundle
 from protoserve.cli.root import build_app
+from tests.bundles import older_bundle
 
 
 def test_the_command_shows_the_table() -> None:
@@ -39,3 +41,38 @@ def test_validate_prints_the_scores_as_json(edge_bundle: Path, learned: tuple[Pa
     assert shown.exit_code == 0, shown.output
     # The pictures of this data set lie under the leaf that the network predicts, but for the first few.
     assert json.loads(shown.stdout)["accuracy"]["leaf"] > 0.5
+
+
+def test_centre_prints_what_tells_classes_apart_and_what_to_do_next(learned: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(learned[0], tmp_path / "run")
+    shown = CliRunner().invoke(build_app(), ["centre", str(run), "--data", str(learned[1]), "--device", "cpu"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith(f"{run}: usual similarities of ") and "tell their class" in shown.stdout
+    assert f"protoserve export {run} --bundle BUNDLE" in shown.stderr
+
+
+def test_centring_a_bundle_names_the_files_that_keep_their_order(
+    tiny_bundle: Path, learned: tuple[Path, Path], tmp_path: Path
+) -> None:
+    older = older_bundle(read_bundle(tiny_bundle), tmp_path / "older")
+    arguments = ["centre", str(older.directory), "--data", str(learned[1]), "--device", "cpu"]
+    shown = CliRunner().invoke(build_app(), arguments)
+    assert shown.exit_code == 0, shown.output
+    assert f"version {read_bundle(older.directory).version[:19]}" in shown.stderr
+    assert "note: evidence in model.torchscript keeps its own order" in shown.stderr
+
+
+def test_export_of_a_run_without_usual_similarities_says_how_to_measure_them(tiny_run: Path, tmp_path: Path) -> None:
+    from protoserve.networks.model_file import load_network, save_network
+    from protoserve.networks.network import PrototypeNetwork
+
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    network, description, sources = load_network(run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
+    network.head.usual.zero_()
+    save_network(run / "model.pt", network, description, sources)
+    shown = CliRunner().invoke(build_app(), ["export", str(run), "--bundle", str(tmp_path / "bundle")])
+    assert shown.exit_code == 0, shown.output
+    assert f"run 'protoserve centre {run} --data DIR' and export again" in shown.stderr
+    measured = CliRunner().invoke(build_app(), ["export", str(tiny_run), "--bundle", str(tmp_path / "measured")])
+    assert measured.exit_code == 0 and "centre" not in measured.stderr

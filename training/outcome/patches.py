@@ -20,12 +20,12 @@ from protoserve.images.geometry import Cells, InputRule, geometry_of
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import PrototypeSource
 from protoserve.run.folder import Run
-from protoserve.run.records import AnalysedNode, AnalysedPrototype, Analysis, Patch, PatchSource, Purity, Separation
+from protoserve.run.records import AnalysedNode, AnalysedPrototype, Analysis, Patch, PatchSource, Purity
 from protoserve.schema import Box
 from protoserve.similarity_statistics import SimilarityStatistics
 from protoserve.taxonomy import ROOT
 from training.progress import tracked
-from training.prototypes.nearest_patches import NearestPatches, own_patches, own_weights
+from training.prototypes.nearest_patches import NearestPatches, own_patches
 
 FORMAT = 1
 # Side of a tile in pixels, and the side of its image region relative to the patch, so that its surroundings are
@@ -56,7 +56,7 @@ def write_patches(
     """
     taxonomy = head.taxonomy
     own = own_patches(head, nearest, fit.leaves)
-    weight = own_weights(head).cpu().tolist()
+    weight = head.centred_own_weight().tolist()
     purity_of = min(purity_of, own.shape[1])
     (run.directory / "patches").mkdir(exist_ok=True)
     prototypes: list[AnalysedPrototype] = []
@@ -86,9 +86,9 @@ def write_patches(
                         child=taxonomy.names[child],
                         parent="" if parent == ROOT else taxonomy.names[parent],
                         weight=weight[prototype],
-                        source=PatchSource(image=source.image, box=source.box),
+                        source=PatchSource(image=source.image, box=source.box, cell=source.cell),
                         purity=Purity(own=int(own[prototype, :purity_of].sum()), nearest=purity_of),
-                        separation=separation_of(statistics, prototype),
+                        separation=statistics.of_prototype(prototype),
                         patches=patches,
                     )
                 )
@@ -106,15 +106,6 @@ def write_patches(
         prototypes=prototypes,
     )
     write_text(run.directory / "analysis.json", json.dumps(analysis.model_dump()) + "\n")
-
-
-def separation_of(statistics: SimilarityStatistics, prototype: int) -> Separation | None:
-    """One prototype's part of the statistics; None where its class or the siblings have no pictures."""
-    own, siblings = float(statistics.own[prototype]), float(statistics.siblings[prototype])
-    if not np.isfinite([own, siblings]).all():
-        return None
-    effect, always_on = float(statistics.effect[prototype]), bool(statistics.always_on[prototype])
-    return Separation(own=own, siblings=siblings, effect=effect, always_on=always_on)
 
 
 def _cut_out(

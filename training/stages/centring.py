@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from protoserve.run.records import SeparationRecord
-from protoserve.similarity_statistics import TELLING, SimilaritySums
+from protoserve.similarity_statistics import SimilaritySums
 from training.data.batches import slices
 from training.loop.answers import novelty_table
 from training.loop.trainer import Trainer
@@ -31,8 +30,6 @@ def centre(trainer: Trainer) -> dict[str, float]:
     found = sums.statistics()
     head.usual.copy_(torch.from_numpy(np.nan_to_num(found.usual)))
     trainer.state.separation = found
-    record = SeparationRecord(
-        always_on=int(found.always_on.sum()), telling=int((found.effect >= TELLING).sum()), prototypes=len(found.own)
-    )
+    record = found.record()
     trainer.state.records.separation = record
     return {"always_on": record.always_on, "telling": record.telling}

@@ -21,6 +21,7 @@ MAIN = "from protoserve.cli.root import main; main()"
 # Written down by hand: the extra that every command of another package belongs to.
 EXTRA_OF_COMMAND = {
     "ablate": "train",
+    "centre": "export",
     "data render": "train",
     "evaluate": "train",
     "export": "export",

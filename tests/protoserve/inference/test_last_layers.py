@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 
 from export.bundling import export_bundle
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import BundleError
-from protoserve.graph_signature import OUTPUT_NAMES, OUTPUTS_OF_FORMAT_2
+from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.last_layers import GroupLayer, HostEvidence, LastLayers, MemberLayers, read_last_layers
@@ -22,6 +21,7 @@ from protoserve.networks.network import PrototypeNetwork
 from protoserve.novelty import NoveltyTable
 from protoserve.run.folder import open_run
 from protoserve.schema import Prediction
+from tests.bundles import older_bundle
 
 # What the host computes; the maps are compared apart, because the host draws none.
 WHY = tuple(name for name in OUTPUT_NAMES if name.startswith(("evidence_", "against_")) and name != "evidence_map")
@@ -58,33 +58,6 @@ def layers_of(bundle: Bundle) -> LastLayers:
 def host_of(bundle: Bundle) -> HostEvidence:
     members = [MemberLayers(layers_of(bundle).groups)]
     return HostEvidence(bundle.taxonomy, table_of(bundle), members, bundle.top_k, bundle.grid)
-
-
-def older(bundle: Bundle, directory: Path, *, weights: bool = True, usual: bool = False) -> Bundle:
-    """The bundle as an older version exported it: format 1, without the outputs that came with format 2.
-
-    It keeps its `weights` on request, and the prototypes' `usual` similarities and the nodes' priors: then it was
-    centred since.
-    """
-    shutil.copytree(bundle.directory, directory)
-    model = onnx.load(str(directory / "model.onnx"))
-    kept = [output for output in model.graph.output if output.name not in OUTPUTS_OF_FORMAT_2]
-    assert len(kept) == len(OUTPUT_NAMES) - len(OUTPUTS_OF_FORMAT_2)
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    onnx.save(model, str(directory / "model.onnx"))
-    manifest = bundle.manifest
-    records = [
-        record if usual else record.model_copy(update={"usual": None, "weight": 0.0}) for record in manifest.prototypes
-    ]
-    changed = {
-        "format": 1,
-        "graph": manifest.graph.model_copy(update={"centred": False}),
-        "prototypes": records,
-        "prior": manifest.prior if usual else {},
-        "weights": manifest.weights if weights else None,
-    }
-    return Bundle(directory, manifest.model_copy(update=changed))
 
 
 def assert_same_reasons(found: Outputs, expected: Outputs) -> None:
@@ -197,7 +170,7 @@ def test_an_older_bundle_centred_since_answers_as_a_new_one(
     bundle: Bundle, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     expected = Engine(bundle, device="cpu").run(images)
-    found = Engine(older(bundle, tmp_path / "older", usual=True), device="cpu").run(images)
+    found = Engine(older_bundle(bundle, tmp_path / "older", usual=True), device="cpu").run(images)
     assert_same_reasons(found, expected)
     for name in ("log_probability", "logit", "path", "similarity", "cell"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4, err_msg=name)
@@ -214,7 +187,7 @@ def test_an_older_bundle_whose_weights_were_centred_answers_as_a_new_one(
     save_network(run / "model.pt", network, description, sources)
     new = export_bundle(open_run(run), tmp_path / "new")
     expected = Engine(new, device="cpu").run(images)
-    old = older(new, tmp_path / "older")
+    old = older_bundle(new, tmp_path / "older")
     assert not layers_of(old).centred and layers_of(old).common_weight is None
     found = Engine(old, device="cpu").run(images)
     assert_same_reasons(found, expected)
@@ -229,7 +202,7 @@ def predicted(bundle: Bundle, photograph: Path) -> Prediction:
 def test_an_older_bundle_without_weights_does_not_know_its_share(
     tiny: Bundle, photograph: Path, tmp_path: Path
 ) -> None:
-    found = predicted(older(tiny, tmp_path / "older", weights=False), photograph)
+    found = predicted(older_bundle(tiny, tmp_path / "older", weights=False), photograph)
     expected = predicted(tiny, photograph)
     assert found.path == expected.path
     competing = [level for level in found.levels if level.logit is not None]
@@ -241,7 +214,7 @@ def test_an_older_bundle_without_weights_does_not_know_its_share(
 
 
 def test_the_sum_of_an_older_bundle_closes(tiny: Bundle, photograph: Path, tmp_path: Path) -> None:
-    for level in predicted(older(tiny, tmp_path / "older", usual=True), photograph).levels:
+    for level in predicted(older_bundle(tiny, tmp_path / "older", usual=True), photograph).levels:
         if level.logit is None:
             continue
         assert level.evidence_share is not None and level.prior is not None and level.rest is not None
