@@ -12,8 +12,10 @@ from rich.tree import Tree
 
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
+from protoserve.bundle.manifest import Manifest
+from protoserve.cli.wording import likeness, sum_line, terms
 from protoserve.run.records import Evaluation, Scores
-from protoserve.schema import Prediction
+from protoserve.schema import Evidence, Prediction
 from protoserve.taxonomy import ROOT
 
 if TYPE_CHECKING:
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def prediction_tree(image: Path, prediction: Prediction) -> Tree:
-    """Make a tree of the predicted path with each level's probability, other nodes and evidence."""
+    """Make a tree of the predicted path with each level's probability, other nodes and evidence.
+
+    Evidence for a node comes first, then evidence against it; the line above them shows that all parts of the score add
+    up.
+    """
     size = prediction.image
     tree = branch = Tree(
         Text.assemble(
@@ -45,24 +51,27 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
             others = ", ".join(f"{other.label} {other.probability:.1%}" for other in level.alternatives)
             line.append(f"  else {others}", "dim")
         branch = branch.add(line)
-        if level.logit is not None and level.evidence:
-            shown = sum(evidence.contribution for evidence in level.evidence)
-            rest = f"{shown:+.2f} shown, {level.logit - shown:+.2f} from other prototypes"
-            branch.add(Text(f"score {level.logit:.2f} = {rest}", "dim"))
+        if level.evidence or level.against:
+            branch.add(Text(sum_line(level), "dim"))
         for evidence in level.evidence:
-            # A cosine may be negative, and so may an autoencoder's similarity to a distant prototype.
-            likeness = "looks like" if evidence.similarity >= 0 else "is unlike"
-            line = Text.assemble(
-                (f"{evidence.contribution:+.2f}", "cyan"),
-                f" = {evidence.similarity:.2f} × {evidence.weight:.2f}  {_corners(evidence.box)} {likeness} ",
-                (f"prototype {evidence.prototype}", "bold"),
-            )
-            if evidence.member is not None:
-                line.append(f" of member {evidence.member}", "dim")
-            if evidence.source is not None:
-                line.append(f", {_corners(evidence.source.box)} of {evidence.source.image}")
-            branch.add(line)
+            branch.add(_evidence_line(evidence, "cyan"))
+        for evidence in level.against:
+            branch.add(_evidence_line(evidence, "red"))
     return tree
+
+
+def _evidence_line(evidence: Evidence, colour: str) -> Text:
+    """One piece of evidence: its contribution and factors, where it is, and the prototype's training patch."""
+    line = Text.assemble(
+        (f"{evidence.contribution:+.2f}", colour),
+        f" = {terms(evidence)}  {_corners(evidence.box)} {likeness(evidence)} ",
+        (f"prototype {evidence.prototype}", "bold"),
+    )
+    if evidence.member is not None:
+        line.append(f" of member {evidence.member}", "dim")
+    if evidence.source is not None:
+        line.append(f", {_corners(evidence.source.box)} of {evidence.source.image}")
+    return line
 
 
 def scores_line(scores: Scores) -> str:
@@ -186,6 +195,7 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         },
         "input": manifest.input.model_dump(mode="json"),
         "graph": manifest.graph.model_dump(mode="json"),
+        "usual": _usual(manifest),
         "targets": manifest.files,
         "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
         "temperature": manifest.temperature,
@@ -193,6 +203,12 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         "metrics": manifest.metrics.model_dump(),
         "provenance": manifest.provenance.model_dump(),
     }
+
+
+def _usual(manifest: Manifest) -> dict[str, float] | None:
+    """The range of the prototypes' usual similarities; None where they were not measured."""
+    usual = [record.usual for record in manifest.prototypes if record.usual is not None]
+    return {"smallest": min(usual), "mean": sum(usual) / len(usual), "largest": max(usual)} if usual else None
 
 
 def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
@@ -204,8 +220,26 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
     yield Text(document["version"], "dim")
     yield Text(
         f"input {rule.width} × {rule.height} pixels, {rule.resize}; {graph.rows} × {graph.columns} cells; "
-        f"{graph.prototypes} prototypes, evidence for up to {graph.top_k} per level"
+        f"{graph.prototypes} prototypes, up to {graph.top_k} for each level's node and as many against it"
     )
+    usual = document["usual"]
+    if usual is None:
+        yield Text(
+            "contributions count from a similarity of 0: usual similarities were not measured; run 'protoserve centre'",
+            "yellow",
+        )
+    else:
+        own = "the graph" if graph.centred else "the host; files for the edge keep their own order"
+        yield Text(
+            f"contributions count from the usual similarity, {usual['smallest']:.2f} to {usual['largest']:.2f} (mean "
+            f"{usual['mean']:.2f}); centred by {own}"
+        )
+    separation = bundle.manifest.metrics.separation
+    if separation is not None:
+        yield Text(
+            f"{separation.telling} of {separation.prototypes} prototypes tell their class from its siblings, "
+            f"{separation.always_on} are always on"
+        )
     tree = Tree(f"{len(taxonomy.nodes)} nodes, {len(taxonomy.leaves)} leaves, depth {taxonomy.depth}")
     branches: dict[int, Tree] = {ROOT: tree}
     for node, name in enumerate(taxonomy.names):

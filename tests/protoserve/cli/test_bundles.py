@@ -46,9 +46,13 @@ def test_predict_prints_a_readable_tree(tiny_bundle: Path, photograph: Path, pro
     assert out.count("200 × 150 pixels") == 2
     for level in prediction.levels:
         assert f"{level.label}  {level.probability:.1%}" in out
-        for evidence in level.evidence:
+        if level.evidence or level.against:
+            assert f"score {level.logit:.2f} = {level.prior:+.2f} prior" in out
+        for evidence in (*level.evidence, *level.against):
             assert f"prototype {evidence.prototype}" in out
-            assert f"{evidence.contribution:+.2f} = {evidence.similarity:.2f} × {evidence.weight:.2f}" in out
+            factors = f"{evidence.weight:.2f} × ({evidence.similarity:.2f} - {evidence.usual:.2f})"
+            assert f"{evidence.contribution:+.2f} = {factors}" in out
+    assert any(level.against for level in prediction.levels)
     assert max(map(len, out.splitlines())) < 400 and not any(line.endswith("  ") for line in out.splitlines())
 
 

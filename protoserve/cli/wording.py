@@ -1,0 +1,73 @@
+"""How a prediction's sums and evidence are put into words, for terminals and figures alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protoserve.schema import Evidence, Level
+
+
+@dataclass(frozen=True)
+class LevelSum:
+    """A level's logit and its parts, to two digits that add up: logit = prior + supporting + opposing + rest."""
+
+    logit: float
+    prior: float
+    supporting: float
+    opposing: float
+    rest: float
+
+
+def level_sum(level: Level) -> LevelSum | None:
+    """Return the sum that a level shows; None for a level without a logit.
+
+    The contributions are rounded one by one, as they are shown, and the rest closes the sum.
+    """
+    if level.logit is None:
+        return None
+    logit, prior = round(level.logit, 2), round(level.prior or 0.0, 2)
+    supporting, opposing = (
+        round(sum(round(piece.contribution, 2) for piece in pieces), 2) for pieces in (level.evidence, level.against)
+    )
+    return LevelSum(logit, prior, supporting, opposing, round(logit - prior - supporting - opposing, 2))
+
+
+def sum_line(level: Level) -> str:
+    """Write a level's sum with the share of the positive contributions that is shown; empty without a logit.
+
+    >>> sum_line(Level(level=1, node="Fruit", label="Fruit", probability=0.9, conditional=0.9, logit=1.5, prior=0.25))
+    'score 1.50 = +0.25 prior +0.00 for +0.00 against +1.25 rest; 100% of what speaks for it is shown'
+    """
+    found = level_sum(level)
+    if found is None:
+        return ""
+    parts = {"prior": found.prior, "for": found.supporting, "against": found.opposing, "rest": found.rest}
+    # Adding 0.0 turns −0.0 into 0.0.
+    terms = " ".join(f"{value + 0.0:+.2f} {name}" for name, value in parts.items())
+    share = "" if level.evidence_share is None else f"; {level.evidence_share:.0%} of what speaks for it is shown"
+    return f"score {found.logit + 0.0:.2f} = {terms}{share}"
+
+
+def terms(evidence: Evidence) -> str:
+    """Write the factors of a contribution: centred weight × (similarity − usual similarity).
+
+    >>> terms(Evidence(prototype=1, similarity=1.75, usual=0.98, weight=0.75, contribution=0.5775, box=(0, 0, 1, 1)))
+    '0.75 × (1.75 - 0.98)'
+    """
+    sign = "-" if evidence.usual >= 0 else "+"
+    return f"{evidence.weight:.2f} × ({evidence.similarity:.2f} {sign} {abs(evidence.usual):.2f})"
+
+
+def is_absence(evidence: Evidence) -> bool:
+    """Return whether a piece of evidence is that the picture is less similar to the prototype than usual: even its most
+    similar place is."""
+    return evidence.similarity < evidence.usual
+
+
+def likeness(evidence: Evidence) -> str:
+    """Say how the most similar place in the picture relates to the prototype.
+
+    >>> likeness(Evidence(prototype=1, similarity=0.6, usual=0.9, weight=-1, contribution=0.3, box=(0, 0, 1, 1)))
+    'looks less than usual like'
+    """
+    return "looks less than usual like" if is_absence(evidence) else "looks like"
