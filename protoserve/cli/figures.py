@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from protoserve.bundle.ensemble import Model
+from protoserve.cli.wording import is_absence, likeness, sum_line, terms
 from protoserve.images.decoding import DecodedImage, decode
 from protoserve.images.geometry import Geometry, geometry_of
 from protoserve.schema import Box, Evidence, Level, Prediction
@@ -21,6 +22,9 @@ _MARGIN = 32
 _GAP = 20
 _PHOTOGRAPH = (440, 400)
 _THUMBNAIL = (160, 136)
+# The pictures of the evidence against a node, and their cards in a row.
+_SMALL = (96, 96)
+_CARDS = 3
 _INK = (24, 28, 36)
 _FAINT = (104, 112, 124)
 _RULE = (222, 226, 232)
@@ -28,6 +32,7 @@ _PAPER = (255, 255, 255)
 _OUTLINE = (255, 214, 0)
 # The colours of Okabe and Ito, which colour-blind readers can distinguish (https://jfly.uni-koeln.de/color/).
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (0, 114, 178))
+_FOR, _AGAINST = _COLOURS[5], _COLOURS[4]
 # The colour map of similarities, from low to high: dark blue, violet, orange, pale yellow.
 _HEAT = np.array([(20, 20, 80), (150, 30, 120), (245, 110, 40), (255, 245, 170)], dtype=np.float32)
 
@@ -44,8 +49,10 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
     """Draw a prediction as one picture, 1200 pixels wide, with a row per level.
 
     Each row shows the photograph with the boxes of its evidence and the similarity map of the strongest piece. Next to
-    it, each prototype has a line: where it was found in the photograph, its training patch, and similarity × weight =
-    contribution. Maps are drawn only if the prediction has them (`maps=True`).
+    it, each prototype that speaks for the node has a line: where it was found in the photograph, its training patch,
+    and its contribution = weight × (similarity − usual similarity). Smaller cards below show the prototypes that speak
+    against the node. The title has the whole sum. A dashed box is the most similar place of a prototype to which the
+    picture is *less* similar than usual. Maps are drawn only if the prediction has them (`maps=True`).
     """
     geometry = geometry_of(image.width, image.height, bundle.input)
     sections = [_header(prediction)]
@@ -77,10 +84,14 @@ def _level_row(
     title_height = 84
     line_height = _THUMBNAIL[1] + 14
     body = max(line_height * len(level.evidence), photograph.height + 8) if photograph is not None else 0
-    section = Image.new("RGB", (_WIDTH, title_height + body + _GAP), _PAPER)
+    cards = _against_cards(bundle, image, level)
+    below = 0 if cards is None else cards.height + 8
+    section = Image.new("RGB", (_WIDTH, title_height + body + below + _GAP), _PAPER)
     draw = ImageDraw.Draw(section)
     draw.line((_MARGIN, 0, _WIDTH - _MARGIN, 0), fill=_RULE, width=2)
     _write_title(_Pen(draw), prediction, level)
+    if cards is not None:
+        section.paste(cards, (_MARGIN, title_height + body + 8))
     if photograph is None:
         return section
 
@@ -91,14 +102,14 @@ def _level_row(
     ranked = list(enumerate(level.evidence))
     # The strongest is drawn last, on top of the others, and all numbers on top of all frames.
     for rank, evidence in reversed(ranked):
-        _outline(photograph, evidence.box, scale, _COLOURS[rank % len(_COLOURS)], 3)
+        _outline(photograph, evidence.box, scale, _COLOURS[rank % len(_COLOURS)], 3, dashed=is_absence(evidence))
     for rank, evidence in reversed(ranked):
         _badge(photograph, evidence.box, scale, str(rank + 1), _COLOURS[rank % len(_COLOURS)])
     section.paste(photograph, (_MARGIN, title_height))
     left = _MARGIN + _PHOTOGRAPH[0] + _GAP
     pen = _Pen(draw)
-    pen.write((left, 58), "this part", 14, _FAINT)
-    pen.write((left + _THUMBNAIL[0] + 40, 58), "looks like this training patch", 14, _FAINT)
+    pen.write((left, 64), "this part", 14, _FAINT)
+    pen.write((left + _THUMBNAIL[0] + 40, 64), "and this training patch", 14, _FAINT)
     for rank, evidence in ranked:
         line = _evidence_line(bundle, image, geometry, level, evidence, rank)
         section.paste(line, (left, title_height + line_height * rank))
@@ -124,9 +135,7 @@ def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
     if level.logit is None and not level.forced:
         pen.write((_MARGIN, 48), "the sum over the leaves below it; it has no evidence of its own", 16, _FAINT)
     elif level.logit is not None:
-        shown = sum(evidence.contribution for evidence in level.evidence)
-        sum_of_all = f"score {level.logit:.2f} = {shown:+.2f} shown, {level.logit - shown:+.2f} from others"
-        pen.write((_MARGIN, 48), sum_of_all, 16, _FAINT)
+        pen.write((_MARGIN, 44), sum_line(level), 16, _FAINT, _WIDTH - 2 * _MARGIN)
 
 
 def _evidence_line(
@@ -140,31 +149,73 @@ def _evidence_line(
     scale = photograph.width / image.width
     if evidence.map is not None:
         photograph = _with_heat_map(photograph, evidence.map, geometry, scale)
-    _outline(photograph, evidence.box, scale, colour, 2)
+    absence = is_absence(evidence)
+    _outline(photograph, evidence.box, scale, colour, 2, dashed=absence)
     patch = _thumbnail(decode(bundle.picture(evidence.prototype)).picture, _THUMBNAIL)
     for picture, start in ((photograph, 0), (patch, _THUMBNAIL[0] + 40)):
         line.paste(picture, (start, (_THUMBNAIL[1] - picture.height) // 2))
     draw = ImageDraw.Draw(line)
-    middle = _THUMBNAIL[1] // 2
-    _arrow(draw, (_THUMBNAIL[0] + 8, middle), 24, colour)
+    _arrow(draw, (_THUMBNAIL[0] + 8, _THUMBNAIL[1] // 2), 24, colour, crossed=absence)
     pen = _Pen(draw)
     left = 2 * _THUMBNAIL[0] + 60
     width = line.width - left
     _disc(draw, (left + 13, 15), 13, str(rank + 1), colour)
-    owner = "" if evidence.member is None else f" of member {evidence.member}"
-    pen.write((left + 36, 4), f"prototype {evidence.prototype}{owner}", 18, width=width - 36)
-    ink = _COLOURS[5] if evidence.contribution >= 0 else _COLOURS[4]
-    sum_start = pen.write((left, 36), f"{evidence.contribution:+.2f}", 24, ink)
-    terms = f"= similarity {evidence.similarity:.2f} x weight {evidence.weight:.2f}"
-    pen.write((sum_start + 10, 43), terms, 16, width=width - (sum_start + 10 - left))
-    largest = max(abs(item.contribution) for item in level.evidence)
-    share = abs(evidence.contribution) / largest if largest > 0 else 0.0
-    draw.rectangle((left, 72, left + width - 1, 77), fill=_RULE)
-    draw.rectangle((left, 72, left + max(round(share * (width - 1)), 1), 77), fill=ink)
+    pen.write((left + 36, 4), _owner(bundle, evidence), 18, width=width - 36)
+    sum_start = pen.write((left, 34), f"{evidence.contribution:+.2f}", 24, _FOR)
+    pen.write((sum_start + 10, 41), f"= {terms(evidence)}", 16, width=width - (sum_start + 10 - left))
+    draw.rectangle((left, 68, left + width - 1, 73), fill=_RULE)
+    draw.rectangle((left, 68, left + max(round(_share(level, evidence) * (width - 1)), 1), 73), fill=_FOR)
+    pen.write((left, 82), f"{likeness(evidence)} its patch", 14, _INK, width)
     if evidence.source is not None:
-        end = pen.write((left, 88), "from ", 14, _FAINT)
-        pen.write((end, 88), evidence.source.image, 14, _FAINT, width - (end - left))
+        end = pen.write((left, 104), "from ", 14, _FAINT)
+        pen.write((end, 104), evidence.source.image, 14, _FAINT, width - (end - left))
     return line
+
+
+def _against_cards(bundle: Model, image: DecodedImage, level: Level) -> Image.Image | None:
+    """Draw the evidence against a level's node as small cards, three in a row; None if none reaches -0.01."""
+    shown = [evidence for evidence in level.against if round(evidence.contribution, 2) < 0]
+    if not shown:
+        return None
+    rows = -(-len(shown) // _CARDS)
+    width = (_WIDTH - 2 * _MARGIN) // _CARDS
+    height = _SMALL[1] + 14
+    section = Image.new("RGB", (_WIDTH - 2 * _MARGIN, 26 + rows * height), _PAPER)
+    draw = ImageDraw.Draw(section)
+    pen = _Pen(draw)
+    pen.write((0, 0), "speaks against it", 16, _AGAINST)
+    for rank, evidence in enumerate(shown):
+        left, top = rank % _CARDS * width, 26 + rank // _CARDS * height
+        absence = is_absence(evidence)
+        photograph = _thumbnail(image.picture, _SMALL)
+        _outline(photograph, evidence.box, photograph.width / image.width, _AGAINST, 2, dashed=absence)
+        patch = _thumbnail(decode(bundle.picture(evidence.prototype)).picture, _SMALL)
+        for picture, start in ((photograph, 0), (patch, _SMALL[0] + 32)):
+            section.paste(picture, (left + start, top + (_SMALL[1] - picture.height) // 2))
+        _arrow(draw, (left + _SMALL[0] + 6, top + _SMALL[1] // 2), 20, _AGAINST, crossed=absence)
+        text = left + 2 * _SMALL[0] + 44
+        room = width - (text - left) - 10
+        pen.write((text, top), f"{evidence.contribution:+.2f}", 20, _AGAINST)
+        pen.write((text, top + 27), f"= {terms(evidence)}", 13, width=room)
+        pen.write((text, top + 46), _owner(bundle, evidence).replace("prototype", "no.", 1), 13, width=room)
+        pen.write((text, top + 64), "less than usual like" if absence else "looks like", 13, _INK, room)
+        bar = round(_share(level, evidence) * room)
+        draw.rectangle((text, top + 86, text + room, top + 89), fill=_RULE)
+        draw.rectangle((text, top + 86, text + max(bar, 1), top + 89), fill=_AGAINST)
+    return section
+
+
+def _owner(bundle: Model, evidence: Evidence) -> str:
+    """Name a prototype and the class that it belongs to."""
+    label = bundle.prototypes[evidence.prototype].child.rpartition("/")[2]
+    member = "" if evidence.member is None else f", member {evidence.member}"
+    return f"prototype {evidence.prototype} of {label}{member}"
+
+
+def _share(level: Level, evidence: Evidence) -> float:
+    """Return the contribution's size relative to the level's largest, in [0, 1]."""
+    largest = max(abs(piece.contribution) for piece in (*level.evidence, *level.against))
+    return abs(evidence.contribution) / largest if largest > 0 else 0.0
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------
@@ -198,7 +249,9 @@ class _Pen:
 
 def _drawable(text: str) -> str:
     """Reduce a text to the characters of Pillow's built-in font: drops accents, replaces other characters by `?`."""
-    plain = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    plain = (
+        letter for letter in unicodedata.normalize("NFKD", text.replace("×", "x")) if not unicodedata.combining(letter)
+    )
     return "".join(letter if " " <= letter <= "~" or letter in "›…" else "?" for letter in plain)
 
 
@@ -238,10 +291,19 @@ def _with_heat_map(
     return Image.fromarray(np.clip(base * (1 - opacity) + colours * opacity, 0, 255).astype(np.uint8))
 
 
-def _outline(picture: Image.Image, box: Box, scale: float, colour: tuple[int, int, int], thickness: int) -> None:
+def _outline(
+    picture: Image.Image,
+    box: Box,
+    scale: float,
+    colour: tuple[int, int, int],
+    thickness: int,
+    *,
+    dashed: bool = False,
+) -> None:
     """Draw a frame with dark edges around the scaled box, just outside it.
 
-    At the picture's border the frame moves inwards, so that all its sides are visible.
+    At the picture's border the frame moves inwards, so that all its sides are visible. With `dashed`, every other part
+    of the frame is dark.
     """
     border = thickness + 2
     left, right = _inside(box[0] * scale, box[2] * scale, border, picture.width)
@@ -250,6 +312,16 @@ def _outline(picture: Image.Image, box: Box, scale: float, colour: tuple[int, in
     for margin in range(border, 0, -1):
         ink = _INK if margin in (1, border) else colour
         draw.rectangle((left - margin, top - margin, right - 1 + margin, bottom - 1 + margin), outline=ink)
+    if dashed:
+        dash = 2 * border
+        for x in range(left - border, right + border, 2 * dash):
+            end = min(x + dash, right + border) - 1
+            draw.rectangle((x, top - border, end, top - 1), fill=_INK)
+            draw.rectangle((x, bottom, end, bottom - 1 + border), fill=_INK)
+        for y in range(top - border, bottom + border, 2 * dash):
+            end = min(y + dash, bottom + border) - 1
+            draw.rectangle((left - border, y, left - 1, end), fill=_INK)
+            draw.rectangle((right, y, right - 1 + border, end), fill=_INK)
 
 
 def _inside(start: float, end: float, border: int, limit: int) -> tuple[int, int]:
@@ -273,7 +345,13 @@ def _disc(
     draw.text(centre, text, fill=ink, font=ImageFont.load_default(size=radius + 4), anchor="mm")
 
 
-def _arrow(draw: ImageDraw.ImageDraw, start: tuple[int, int], length: int, colour: tuple[int, int, int]) -> None:
+def _arrow(
+    draw: ImageDraw.ImageDraw, start: tuple[int, int], length: int, colour: tuple[int, int, int], *, crossed: bool
+) -> None:
+    """Draw an arrow to the right; one that is `crossed` joins two patches that are unlike."""
     x, y = start
     draw.line((x, y, x + length - 8, y), fill=colour, width=3)
     draw.polygon([(x + length - 10, y - 7), (x + length, y), (x + length - 10, y + 7)], fill=colour)
+    if crossed:
+        middle = x + length // 2 - 3
+        draw.line((middle - 5, y + 9, middle + 5, y - 9), fill=_INK, width=3)

@@ -36,14 +36,14 @@ def sum_line(level: Level) -> str:
     """Write a level's sum with the share of the positive contributions that is shown; empty without a logit.
 
     >>> sum_line(Level(level=1, node="Fruit", label="Fruit", probability=0.9, conditional=0.9, logit=1.5, prior=0.25))
-    'score 1.50 = +0.25 prior +0.00 for +0.00 against +1.25 rest; 100% of what speaks for it is shown'
+    'score 1.50 = +0.25 prior, +0.00 for, +0.00 against, +1.25 rest; 100% of what speaks for it is shown'
     """
     found = level_sum(level)
     if found is None:
         return ""
     parts = {"prior": found.prior, "for": found.supporting, "against": found.opposing, "rest": found.rest}
     # Adding 0.0 turns −0.0 into 0.0.
-    terms = " ".join(f"{value + 0.0:+.2f} {name}" for name, value in parts.items())
+    terms = ", ".join(f"{value + 0.0:+.2f} {name}" for name, value in parts.items())
     share = "" if level.evidence_share is None else f"; {level.evidence_share:.0%} of what speaks for it is shown"
     return f"score {found.logit + 0.0:.2f} = {terms}{share}"
 

@@ -120,3 +120,30 @@ def test_long_and_foreign_names_stay_inside(tiny_bundle: Path, classifier: Class
     ]
     drawn = explain_figure(bundle, decode(photograph), prediction.model_copy(update={"path": [long], "levels": levels}))
     assert (np.asarray(drawn)[:, -30:] == 255).all()
+
+
+def against(classifier: Classifier, photograph: Path, contribution: float, similarity: float) -> NDArray[np.uint8]:
+    """The figure of one level with one piece of evidence against its node."""
+    prediction = classifier.predict(photograph, top_k=1)
+    level = next(level for level in prediction.levels if level.against)
+    piece = level.against[0].model_copy(
+        update={"contribution": contribution, "similarity": similarity, "usual": 1.0, "box": (40, 40, 60, 60)}
+    )
+    shown = level.model_copy(update={"evidence": [], "against": [piece]})
+    drawn = explain_figure(classifier.bundle, decode(photograph), prediction.model_copy(update={"levels": [shown]}))
+    return np.asarray(drawn)
+
+
+def test_evidence_against_a_node_is_drawn_in_its_own_colour(classifier: Classifier, photograph: Path) -> None:
+    vermilion = (213, 94, 0)
+    assert (against(classifier, photograph, -0.5, 2.0) == vermilion).all(axis=2).sum() > 200
+    # Nothing is left to see of a contribution that rounds to 0.
+    assert not (against(classifier, photograph, -0.004, 2.0) == vermilion).all(axis=2).any()
+
+
+def test_a_box_of_less_than_usual_similarity_is_dashed(classifier: Classifier, photograph: Path) -> None:
+    ink = (24, 28, 36)
+    like, unlike = (against(classifier, photograph, -0.5, similarity) for similarity in (2.0, 0.5))
+    # The frame of the photograph's box, below the titles, at the left.
+    frame = np.s_[250:350, 32:128]
+    assert (unlike[frame] == ink).all(axis=2).sum() > (like[frame] == ink).all(axis=2).sum()

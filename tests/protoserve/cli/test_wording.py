@@ -44,12 +44,12 @@ def test_the_line_names_every_part_and_the_share() -> None:
     line = sum_line(
         level(logit=1.92, prior=-0.02, rest=1.3, evidence_share=0.44, evidence=[piece(1.16)], against=[piece(-0.52)])
     )
-    assert line == "score 1.92 = -0.02 prior +1.16 for -0.52 against +1.30 rest; 44% of what speaks for it is shown"
+    assert line == "score 1.92 = -0.02 prior, +1.16 for, -0.52 against, +1.30 rest; 44% of what speaks for it is shown"
 
 
 def test_a_share_that_nobody_knows_is_not_shown() -> None:
     line = sum_line(level(logit=1.0, prior=0.0, rest=1.0, evidence_share=None))
-    assert line == "score 1.00 = +0.00 prior +0.00 for +0.00 against +1.00 rest"
+    assert line == "score 1.00 = +0.00 prior, +0.00 for, +0.00 against, +1.00 rest"
 
 
 def test_a_node_without_a_logit_has_no_sum() -> None:
