@@ -23,6 +23,7 @@ from training.sections.stages import (
     NoveltyConfig,
     PrototypesConfig,
     PruneConfig,
+    ReplaceConfig,
     StartConfig,
     WarmConfig,
 )
@@ -71,6 +72,7 @@ class Config(Section):
     anchored: AnchoredConfig = AnchoredConfig()
     last_layers: LastLayersConfig = LastLayersConfig()
     prune: PruneConfig = PruneConfig()
+    replace: ReplaceConfig = ReplaceConfig()
     prototypes: PrototypesConfig = PrototypesConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     novelty: NoveltyConfig = NoveltyConfig()
@@ -92,7 +94,18 @@ class Config(Section):
                 "an autoencoder has no backbone: set only kind in the section model, leave out --weights, and "
                 "describe the network in the section autoencoder"
             )
-        stages = ("start", "finetune", "linear", "warm", "joint", "anchored", "last_layers", "prune", "prototypes")
+        stages = (
+            "start",
+            "finetune",
+            "linear",
+            "warm",
+            "joint",
+            "anchored",
+            "last_layers",
+            "prune",
+            "replace",
+            "prototypes",
+        )
         for name in ("loss", *stages):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"the section {name} does not apply to an autoencoder; remove it")

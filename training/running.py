@@ -34,6 +34,7 @@ from training.stages import (
     plain,
     prototypes,
     pruning,
+    replacing,
     teaching,
 )
 
@@ -51,6 +52,7 @@ STAGES: dict[Stage, Callable[[Trainer], dict[str, float]]] = {
     "last layers": last_layers.last_layers,
     "count": counting.count,
     "prune": pruning.prune,
+    "replace": replacing.replace,
     "start codes": autoencoder.start_codes,
     "autoencoder": autoencoder.train_autoencoder,
     "assign": autoencoder.assign,

@@ -82,6 +82,14 @@ class PruningRecord(Record):
     after: SelectionAccuracy
 
 
+class ReplacingRecord(Record):
+    """How many prototypes that told nothing apart were `replaced`, and the accuracies before and after."""
+
+    replaced: int
+    before: SelectionAccuracy
+    after: SelectionAccuracy
+
+
 class CountsRound(Record):
     """A round of the search for the number of prototypes: the `rule` that removed some (empty in the first round), the
     number that remain, and their accuracies."""
@@ -197,6 +205,7 @@ class StageRecords(Record):
     last_layers: BestEpochRecord | None = None
     counts: Counts | None = None
     prune: PruningRecord | None = None
+    replacing: ReplacingRecord | None = None
     purity: PurityRecord | None = None
     separation: SeparationRecord | None = None
     calibration: CalibrationRecord | None = None

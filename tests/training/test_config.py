@@ -72,7 +72,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         Config(name="a").seed = 3  # type: ignore[misc]
 
 
-AFTERWARDS = ("analyse", "calibrate", "novelty", "finish")
+AFTERWARDS = ("analyse", "centre", "calibrate", "novelty", "finish")
 
 
 def stages(**sections: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ Stage = Literal[
     "last layers",
     "count",
     "prune",
+    "replace",
     "analyse",
     "centre",
     "calibrate",
@@ -80,7 +81,8 @@ def plan(config: Config, linear: bool) -> list[Step]:
             steps.append(Step("project"))
             steps += last if config.last_layers.after_each_projection else []
     anchored = [Step("anchor", epoch, config.anchored.epochs) for epoch in range(config.anchored.epochs)]
-    steps += [Step("project"), *(teach if learns and anchored else []), *anchored, *last]
+    replace = [Step("replace")] if config.replace.enabled else []
+    steps += [Step("project"), *replace, *(teach if learns and anchored else []), *anchored, *last]
     if config.prototypes.auto:
         steps.append(Step("count"))
     elif config.prune.enabled:

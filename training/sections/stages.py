@@ -139,6 +139,28 @@ class PruneConfig(Section):
         return self
 
 
+class ReplaceConfig(Section):
+    """Replacement, after the last projection, of prototypes that hardly tell their class from the siblings on the
+    selection images, by training cells that do (see training/stages/replacing). Not published."""
+
+    enabled: bool = Field(default=False, description="Whether to replace them. Published: no.")
+    below: float = Field(
+        default=1.0,
+        description="Replaces prototypes below this effect: the difference of the mean similarities to the own class "
+        "and to the siblings, in pooled standard deviations.",
+    )
+    candidates: int = Field(
+        default=400, ge=1, description="Random training cells of each class that are scored. More take longer."
+    )
+    correlation: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Cells whose similarities to the class's images correlate by more than this say the same; only one "
+        "of them is taken.",
+    )
+
+
 class PrototypesConfig(Section):
     """Automatic choice of the number of prototypes. `auto` starts with many. After the last projection it merges
     near-duplicates, prunes by `prune.nearest` and `prune.at_least`, and then removes the prototypes with the smallest

@@ -23,13 +23,13 @@ def test_a_plain_classifier_has_neither_prototypes_nor_thresholds() -> None:
 
 
 def test_an_autoencoder_is_assigned_to_leaves_before_its_patches_are_searched() -> None:
-    expected = ["start codes", "autoencoder", "assign", "analyse", "calibrate", "novelty", "finish"]
+    expected = ["start codes", "autoencoder", "assign", "analyse", "centre", "calibrate", "novelty", "finish"]
     assert stages_of({"model": {"kind": "autoencoder"}}) == expected
 
 
 def test_disabled_stages_are_left_out() -> None:
     off = {"calibration": {"enabled": False}, "novelty": {"enabled": False}, "last_layers": {"epochs": 0}}
-    assert stages_of(off)[-3:] == ["project", "analyse", "finish"]
+    assert stages_of(off)[-4:] == ["project", "analyse", "centre", "finish"]
 
 
 @pytest.mark.parametrize(("after_each", "between"), [(False, []), (True, ["last layers"])])
@@ -52,7 +52,7 @@ def stages_after_projection(content: dict[str, Any]) -> list[Stage]:
 
 def test_counting_replaces_pruning_before_the_patches_are_searched() -> None:
     one: dict[str, Any] = {"last_layers": {"epochs": 1}}
-    end = ["analyse", "calibrate", "novelty", "finish"]
+    end = ["analyse", "centre", "calibrate", "novelty", "finish"]
     assert stages_after_projection(one) == ["last layers", *end]
     assert stages_after_projection({**one, "prune": {"enabled": True}}) == ["last layers", "prune", "last layers", *end]
     both = {**one, "prune": {"enabled": True}, "prototypes": {"auto": True}}
