@@ -64,7 +64,7 @@ function geometry(rule, width, height) {
 
 /** A cell's left, top, right and bottom in the picture's pixels; right and bottom are exclusive. */
 function box(axes, graph, cell) {
-  const reach = Math.floor((graph.span ?? 1) / 2);
+  const reach = Math.floor((graph.smoothing ?? 1) / 2);
   const ends = axes.map(({ length, target, scale, offset }, axis) => {
     const cells = axis === 0 ? graph.columns : graph.rows;
     const index = axis === 0 ? cell % graph.columns : Math.floor(cell / graph.columns);
@@ -95,20 +95,27 @@ function documentOf(outputs, manifest, canvas) {
     // In a flat model all leaves compete with each other; in a hierarchical one only siblings do.
     const only = siblings.get(parents[node]) === 1;
     const headed = manifest.kind === "hierarchical" ? !only : !inner.has(names[node]);
-    const evidence = [];
-    for (let rank = level * k; headed && rank < level * k + Math.min(k, SHOWN); rank++) {
-      const prototype = Number(outputs.evidence_prototype.data[rank]);
-      if (prototype < 0) break;
-      const record = prototypes[prototype];
-      evidence.push({
-        prototype,
-        similarity: outputs.evidence_similarity.data[rank],
-        weight: outputs.evidence_weight.data[rank],
-        contribution: outputs.evidence_contribution.data[rank],
-        box: box(axes, graph, Number(outputs.evidence_cell.data[rank])),
-        source: { image: record.source_image, box: record.source_box, href: record.picture },
-      });
+    const evidence = [], against = [];
+    for (const [kind, sign, pieces] of [["evidence", 1, evidence], ["against", -1, against]]) {
+      const of = (name, rank) => Number(outputs[`${kind}_${name}`].data[rank]);
+      for (let rank = level * k; headed && rank < level * k + Math.min(k, SHOWN); rank++) {
+        const prototype = of("prototype", rank), contribution = of("contribution", rank);
+        if (prototype < 0 || sign * contribution <= 0) break;
+        const record = prototypes[prototype];
+        pieces.push({
+          prototype,
+          similarity: of("similarity", rank),
+          usual: record.usual ?? 0,
+          weight: of("weight", rank),
+          contribution,
+          box: box(axes, graph, of("cell", rank)),
+          source: { image: record.source_image, box: record.source_box, href: record.picture },
+        });
+      }
     }
+    const total = (pieces) => pieces.reduce((sum, piece) => sum + piece.contribution, 0);
+    const positive = outputs.positive_contribution.data[level];
+    const logit = headed ? outputs.logit.data[node] : null, prior = headed ? (manifest.prior[names[node]] ?? 0) : null;
     levels.push({
       level: level + 1,
       node: names[node],
@@ -116,8 +123,12 @@ function documentOf(outputs, manifest, canvas) {
       probability: Math.exp(Math.min(logarithm, 0)),
       conditional: only && !headed ? 1 : Math.exp(Math.min(logarithm - above, 0)),
       forced: only && !headed,
-      logit: headed ? outputs.logit.data[node] : null,
+      logit,
+      prior,
+      rest: headed ? logit - prior - total(evidence) - total(against) : null,
+      evidence_share: headed && positive > 0 ? Math.min(1, total(evidence) / positive) : 1,
       evidence,
+      against,
     });
     above = logarithm;
   });
@@ -129,6 +140,39 @@ function documentOf(outputs, manifest, canvas) {
   };
 }
 
+const round = (value) => Math.round(100 * value) / 100 || 0;
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+const number = (value) => value.toFixed(2).replace("-", "−");
+
+/** A level's score and its parts. Contributions are rounded one by one, as shown, and the rest closes the sum. */
+function sumOf(level) {
+  const total = (pieces) => round(pieces.reduce((sum, piece) => sum + round(piece.contribution), 0));
+  const [logit, prior, supporting, opposing] = [round(level.logit), round(level.prior), total(level.evidence), total(level.against)];
+  const parts = [[prior, "prior"], [supporting, "for"], [opposing, "against"], [round(logit - prior - supporting - opposing), "rest"]];
+  const share = `${(100 * level.evidence_share).toFixed(0)} % of what speaks for it is shown`;
+  return `score ${number(logit)} = ${parts.map(([value, name]) => `${signed(value)} ${name}`).join(", ")}; ${share}`;
+}
+
+/** A list of evidence; pointing at a card calls `point` with its box. */
+function cards(pieces, section, point) {
+  const list = element("ol", "", section);
+  for (const piece of pieces) {
+    const item = element("li", "", list);
+    item.tabIndex = 0;
+    item.className = piece.contribution < 0 ? "against" : "";
+    const image = element("img", "", item);
+    image.src = piece.source.href;
+    image.alt = `prototype ${piece.prototype}, from ${piece.source.image}`;
+    element("b", signed(round(piece.contribution)), item);
+    const usual = `${piece.usual < 0 ? "+" : "−"} ${number(Math.abs(piece.usual))}`;
+    element("span", `${number(piece.weight)} × (${number(piece.similarity)} ${usual})`, item);
+    // The picture may be less similar to the prototype than usual, even at the most similar place.
+    const absent = piece.similarity < piece.usual;
+    element("small", absent ? "less than usual like this" : "looks like this", item);
+    for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(piece.box, absent));
+  }
+}
+
 function show(answer, canvas) {
   const picture = document.getElementById("picture");
   const levels = document.getElementById("levels");
@@ -136,28 +180,22 @@ function show(answer, canvas) {
   levels.replaceChildren();
   const frame = element("i", "", picture);
   frame.hidden = true;
-  const point = ([left, top, right, bottom]) => {
+  const point = ([left, top, right, bottom], absent) => {
     const across = (x) => `${(100 * x) / canvas.width}%`, down = (y) => `${(100 * y) / canvas.height}%`;
-    Object.assign(frame.style, { left: across(left), top: down(top), width: across(right - left), height: down(bottom - top) });
+    Object.assign(frame.style, { left: across(left), top: down(top), width: across(right - left), height: down(bottom - top), borderStyle: absent ? "dashed" : "solid" });
     frame.hidden = false;
   };
   for (const level of answer.levels) {
     const section = element("section", "", levels);
     const heading = element("h2", level.label + " ", section);
     element("small", `${(100 * level.probability).toFixed(1)} %${level.forced ? ", the only child" : ""}`, heading);
-    const list = element("ol", "", section);
-    for (const evidence of level.evidence) {
-      const item = element("li", "", list);
-      item.tabIndex = 0;
-      const image = element("img", "", item);
-      image.src = evidence.source.href;
-      image.alt = `prototype ${evidence.prototype}, from ${evidence.source.image}`;
-      element("span", `${evidence.contribution < 0 ? "" : "+"}${evidence.contribution.toFixed(2)} = ${evidence.similarity.toFixed(2)} × ${evidence.weight.toFixed(2)}`, item);
-      for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(evidence.box));
-    }
+    cards(level.evidence, section, point);
+    if (level.against.length) element("h3", "speaks against it", section);
+    cards(level.against, section, point);
+    if (level.logit !== null) element("p", sumOf(level), section);
   }
   const first = answer.levels.flatMap((level) => level.evidence)[0];
-  if (first) point(first.box);
+  if (first) point(first.box, first.similarity < first.usual);
   document.getElementById("answer").hidden = false;
 }
 

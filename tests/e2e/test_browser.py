@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -119,11 +120,15 @@ def test_the_page_predicts_like_the_service(kind: str, page: Any, web_bundle: Pa
         assert level["conditional"] == pytest.approx(wanted.conditional, abs=5e-3)
         assert (level["logit"] is None) == (wanted.logit is None)
         assert len(level["evidence"]) == len(wanted.evidence)
+        assert level["evidence_share"] == pytest.approx(wanted.evidence_share, abs=0.02)
         if wanted.logit is not None:
             assert level["logit"] == pytest.approx(wanted.logit, abs=0.05)
-        by_prototype = {one.prototype: one for one in wanted.evidence}
-        for one in level["evidence"]:
-            assert one["contribution"] == pytest.approx(one["similarity"] * one["weight"], abs=1e-4)
+            assert level["prior"] == pytest.approx(wanted.prior, abs=1e-6)
+            assert level["rest"] == pytest.approx(wanted.rest, abs=0.1)
+        by_prototype = {one.prototype: one for one in (*wanted.evidence, *wanted.against)}
+        for one in (*level["evidence"], *level["against"]):
+            told = one["weight"] * (one["similarity"] - one["usual"])
+            assert one["contribution"] == pytest.approx(told, abs=1e-4)
             if (same := by_prototype.get(one["prototype"])) is not None:
                 assert one["contribution"] == pytest.approx(same.contribution, abs=0.02)
                 assert same.source is not None and tuple(one["source"]["box"]) == same.source.box
@@ -136,7 +141,15 @@ def test_the_page_predicts_like_the_service(kind: str, page: Any, web_bundle: Pa
 def test_the_page_shows_every_level_with_its_evidence(page: Any, pictures: dict[str, Path]) -> None:
     found = ask(page, pictures["jpeg"])
     assert page.locator("#levels section").count() == len(found["levels"])
-    shown = sum(len(level["evidence"]) for level in found["levels"])
+    shown = sum(len(level["evidence"]) + len(level["against"]) for level in found["levels"])
+    assert page.locator("#levels li.against").count() == sum(len(level["against"]) for level in found["levels"]) > 0
+    sums = page.locator("#levels section p").all_text_contents()
+    assert len(sums) == sum(level["logit"] is not None for level in found["levels"])
+    for line in sums:
+        score, *parts = [
+            float(figure.replace("−", "-")) for figure in re.findall(r"[+−]?\d+\.\d\d", line.partition(";")[0])
+        ]
+        assert len(parts) == 4 and sum(parts) == pytest.approx(score, abs=1e-9)
     assert page.locator("#levels li").count() == shown > 0
     widths = page.evaluate("Promise.all([...document.images].map((one) => one.decode().then(() => one.naturalWidth)))")
     assert len(widths) == shown and min(widths) > 0
