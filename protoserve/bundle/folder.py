@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
+from protoserve.bundle.truth_card import TruthCard
 from protoserve.errors import BundleError, InputError
 from protoserve.files import file_hash, new_folder
 from protoserve.images.geometry import InputRule
@@ -161,6 +163,20 @@ def write_manifest(draft: Path, build: Callable[[str], Manifest]) -> Manifest:
     manifest = build(f"sha256:{digest.hexdigest()}")
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def write_truth_card(bundle: Bundle, card: TruthCard) -> Bundle:
+    """Replace a bundle's folder by one whose manifest holds `card`, and open it; its version and checksums follow.
+
+    The old folder stays until the new one is complete.
+    """
+    with write_bundle(bundle.directory, overwrite=True) as draft:
+        for name in _read_sums(bundle.directory / SUMS):
+            if name != MANIFEST:
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.directory / name, draft / name)
+        write_manifest(draft, lambda version: bundle.manifest.model_copy(update={"version": version, "truth": card}))
+    return read_bundle(bundle.directory)
 
 
 def _content(directory: Path) -> list[tuple[str, Path]]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 
+from protoserve.bundle.truth_card import TruthCard
 from protoserve.images.geometry import Cells, InputRule
 from protoserve.run.records import Metrics, Provenance
 from protoserve.schema import Box, Contract, NoveltyRecord
@@ -86,6 +87,7 @@ class Manifest(Contract):
     prior: dict[str, float] = Field(default={}, description="node → its logit where every similarity is usual")
     temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
     novelty: NoveltyRecord | None = None
+    truth: TruthCard | None = Field(default=None, description="what `protoserve audit --write` measured")
     metrics: Metrics = Field(default_factory=Metrics)
     provenance: Provenance = Field(default_factory=Provenance)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +10,7 @@ from typing import Annotated
 import typer
 
 from protoserve.cli.options import BundleArgument, DeviceOption, JsonOption
+from protoserve.cli.progress import progress
 from protoserve.cores import usable_cores
 from protoserve.errors import InputError, MissingExtraError
 
@@ -67,7 +66,8 @@ def score(
     version = classifier.bundle.version
     job = scoring.Job(str(root), images, version, checked_top_k(classifier.table, top_k), part)
     directory, left = scoring.open_parts(job, output, restart=restart)
-    with _progress(len(images), sum(len(job.of_part(part_index)) for part_index in left)) as advance:
+    waiting = sum(len(job.of_part(part_index)) for part_index in left)
+    with progress("scoring", len(images), done=len(images) - waiting) as advance:
         if engine is EngineChoice.ray and left:
             try:
                 from protoserve.scoring.ray import score_parts
@@ -95,15 +95,3 @@ def score(
         typer.echo(json.dumps({"output": str(output), "rows": rows, "errors": errors, "model": version}))
     else:
         typer.echo(f"{output}   {rows:,} pictures, {errors:,} of them could not be read")
-
-
-@contextmanager
-def _progress(total: int, left: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error; pictures of an earlier run count as done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, completed=total - left)
-        yield lambda count: bar.advance(task, count)

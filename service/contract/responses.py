@@ -7,6 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.truth_card import TruthCard
 from protoserve.images.geometry import InputRule
 from protoserve.schema import Contract, EvidenceSource, Prediction
 from service.contract.problems import ProblemDocument
@@ -37,6 +38,7 @@ class MemberDocument(Contract):
     rows: int = Field(description="rows of its feature map and of its evidence maps")
     columns: int
     metrics: dict[str, object] = Field(description="its scores on its own validation and test data")
+    truth: TruthCard | None = Field(description="its truth card; null if it was not audited")
 
 
 class ModelDocument(Contract):
@@ -57,6 +59,10 @@ class ModelDocument(Contract):
     formats: list[str]
     limits: LimitsDocument
     metrics: dict[str, object] = Field(description="the model's scores on its own validation and test data")
+    truth: TruthCard | None = Field(
+        description="what `protoserve audit --write` measured about the evidence; null if the bundle was not audited, "
+        "and for an ensemble, whose members have their own"
+    )
     members: list[MemberDocument] | None = Field(description="the bundles of an ensemble; null for a single bundle")
 
 
@@ -133,6 +139,7 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
             batch_images=settings.max_images,
         ),
         metrics=bundle.metrics.model_dump(),
+        truth=None if isinstance(bundle, Ensemble) else bundle.manifest.truth,
         members=_members(bundle) if isinstance(bundle, Ensemble) else None,
     )
 
@@ -147,6 +154,7 @@ def _members(ensemble: Ensemble) -> list[MemberDocument]:
             rows=member.manifest.graph.rows,
             columns=member.manifest.graph.columns,
             metrics=member.manifest.metrics.model_dump(),
+            truth=member.manifest.truth,
         )
         for first, member in zip(ensemble.first_prototypes, ensemble.members, strict=True)
     ]

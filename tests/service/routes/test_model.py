@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.folder import read_bundle, write_truth_card
 from protoserve.inference.classifier import Classifier
 from service.model.holder import ModelHolder
 from service.routes import model as model_routes
@@ -15,6 +15,7 @@ from service.settings import Settings
 from tests.service.bundles import rename_bundle
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
+from tests.truth_cards import truth_card
 
 
 def test_the_model_document_states_size_input_and_limits(client: TestClient, classifier: Classifier) -> None:
@@ -35,6 +36,18 @@ def test_the_model_document_of_an_ensemble_lists_its_members(ensemble_client: Te
     ]
     assert [member["first_prototype"] for member in document["members"]] == [0, document["members"][0]["prototypes"]]
     assert document["prototypes"] == sum(member["prototypes"] for member in document["members"])
+
+
+def test_the_model_document_has_the_truth_card(
+    client: TestClient, ensemble_client: TestClient, run_app: RunApp, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    assert client.get("/v1/model").json()["truth"] is None
+    document = ensemble_client.get("/v1/model").json()
+    assert document["truth"] is None and [member["truth"] for member in document["members"]] == [None, None]
+    shutil.copytree(tiny_bundle, tmp_path / "audited")
+    write_truth_card(read_bundle(tmp_path / "audited"), truth_card())
+    audited = run_app(ModelHolder(lambda: tmp_path / "audited", Settings(device="cpu", threads=1)).current)
+    assert audited.get("/v1/model").json()["truth"] == truth_card().model_dump(mode="json")
 
 
 def test_the_taxonomy_lists_every_node_below_its_parent(client: TestClient) -> None:

@@ -1,0 +1,151 @@
+"""Audits a bundle on labelled pictures and makes its truth card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoserve import __version__
+from protoserve.audit.additivity import additivity
+from protoserve.audit.checks import checks
+from protoserve.audit.intervals import RESAMPLES
+from protoserve.audit.locality import locality
+from protoserve.audit.masks import Masks
+from protoserve.audit.necessity import box_effects
+from protoserve.audit.parts import part_hits
+from protoserve.audit.sample import Sample, choose, fitted_pictures, read_sample
+from protoserve.audit.sparsity import count_prototypes, sparsity
+from protoserve.audit.subject import BATCH, Runs, Subject, pieces_of
+from protoserve.bundle.folder import Bundle
+from protoserve.bundle.truth_card import PrototypeCounts, TruthCard
+from protoserve.data.dataset import Dataset, holds_split, read_split
+from protoserve.errors import InputError
+from protoserve.similarity_statistics import SimilarityStatistics, SimilaritySums
+
+TRAINING_SPLIT: Final = "train"
+# Pictures that show which prototypes tell their class from its siblings.
+TRAINING_IMAGES: Final = 2000
+
+# Shows the progress of a step with a description and a total; the block gets a function to call with items done.
+Tracked: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def untracked(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show no progress."""
+    yield lambda items: None
+
+
+def audit(
+    bundle: Bundle,
+    engine: Runs,
+    data: Path,
+    split: str = "test",
+    *,
+    images: int = 100,
+    seed: int = 0,
+    masks: Masks | None = None,
+    tracked: Tracked = untracked,
+) -> TruthCard:
+    """Audit a bundle on `images` pictures of a split, chosen at random by `seed`.
+
+    Which prototypes tell their class is measured on up to `TRAINING_IMAGES` pictures of `train`, or on the audited
+    split if there is none. Raises InputError for a split that does not exist, TaxonomyError for images of other
+    classes, BundleError for a bundle without its last-layer weights, and as `decode` for a picture that can't be read.
+    """
+    subject = Subject.of(bundle, engine)
+    dataset = read_split(data, split, bundle.taxonomy, left_out=bundle.left_out)
+    with tracked("reading pictures", min(images, len(dataset))) as advance:
+        sample = read_sample(dataset, bundle.input, images, seed, advance)
+    learned = dataset
+    if split != TRAINING_SPLIT and holds_split(data, TRAINING_SPLIT):
+        learned = read_split(data, TRAINING_SPLIT, bundle.taxonomy, left_out=bundle.left_out)
+    learned = choose(learned, TRAINING_IMAGES, seed)
+    with tracked("measuring prototypes", len(learned)) as advance:
+        statistics = measure(subject, bundle, learned, advance)
+    return audit_sample(
+        subject,
+        sample,
+        statistics,
+        count_prototypes(bundle.prototypes, statistics, learned.split, len(learned)),
+        data=data.name,
+        split=split,
+        seed=seed,
+        masks=masks,
+        tracked=tracked,
+    )
+
+
+def audit_sample(
+    subject: Subject,
+    sample: Sample,
+    statistics: SimilarityStatistics,
+    prototypes: PrototypeCounts,
+    *,
+    data: str,
+    split: str,
+    seed: int,
+    masks: Masks | None = None,
+    tracked: Tracked = untracked,
+) -> TruthCard:
+    """Audit a model on pictures that are read already; `data` and `split` name their data set.
+
+    Raises InputError if no picture has evidence at any level.
+    """
+    with tracked("predicting", len(sample)) as advance:
+        outputs = subject.run(sample.arrays, advance)
+    pieces = pieces_of(outputs)
+    if not pieces:
+        raise InputError(
+            f"{data}: no prototype speaks for any node of the {len(sample)} pictures of {split!r}, so there is no "
+            "evidence to audit; give another bundle or --split"
+        )
+    added = additivity(subject, outputs, seed)
+    with tracked("locality", len(pieces)) as advance:
+        local = locality(subject, sample, outputs, pieces, seed, advance=advance)
+    hits = []
+    if masks is not None:
+        with tracked("parts", len(sample)) as advance:
+            hits = part_hits(subject, sample, masks, pieces, seed, advance)
+    with tracked("necessity and sufficiency", len(sample)) as advance:
+        necessity, sufficiency = box_effects(subject, sample, outputs, pieces, seed, advance=advance)
+    sparse = sparsity(subject, outputs, pieces, statistics, seed)
+    return TruthCard(
+        data=data,
+        split=split,
+        images=len(sample),
+        seed=seed,
+        resamples=RESAMPLES,
+        audited_with=__version__,
+        additivity=added,
+        necessity=necessity,
+        sufficiency=sufficiency,
+        locality=local,
+        parts=hits,
+        sparsity=sparse,
+        prototypes=prototypes,
+        checks=checks(added, necessity, local, hits, sparse),
+    )
+
+
+def measure(
+    subject: Subject, bundle: Bundle, dataset: Dataset, advance: Callable[[int], None] = lambda images: None
+) -> SimilarityStatistics:
+    """Measure on all pictures of a data set how each prototype's similarity differs between its class and siblings."""
+    sums = SimilaritySums(subject.taxonomy, subject.table)
+    batch: list[NDArray[np.uint8]] = []
+    done = 0
+    for index, fitted in enumerate(fitted_pictures(dataset, bundle.input)):
+        batch.append(fitted.array)
+        if len(batch) == BATCH or index + 1 == len(dataset):
+            outputs = subject.run(np.stack(batch))
+            sums.add(outputs.similarity, dataset.leaves[done : done + len(batch)])
+            advance(len(batch))
+            done += len(batch)
+            batch = []
+    return sums.statistics()

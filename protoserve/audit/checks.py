@@ -1,0 +1,91 @@
+"""The statements that an audit tests, from the figures of a truth card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from protoserve.bundle.truth_card import Additivity, BoxEffect, Check, Locality, PartHits, Sparsity
+
+# At least this share of first evidence must come from prototypes that tell their class from its siblings.
+TELLING_SHARE: Final = 0.9
+
+
+def checks(
+    additivity: Additivity,
+    necessity: list[BoxEffect],
+    locality: list[Locality],
+    parts: list[PartHits],
+    sparsity: list[Sparsity],
+) -> list[Check]:
+    """Test every statement; one that compares with a baseline holds if the interval of the difference is beyond 0."""
+    return [*_sums(additivity), *_necessary(necessity), *_local(locality), *_on_parts(parts), *_telling(sparsity)]
+
+
+def _sums(additivity: Additivity) -> Iterator[Check]:
+    limit = additivity.tolerance
+    yield Check(
+        name="additive",
+        level=None,
+        passed=additivity.largest_gap <= limit,
+        statement=f"prior and contributions add up to the logit: largest gap {additivity.largest_gap:.2g}, "
+        f"allowed {limit:.2g}",
+    )
+    yield Check(
+        name="own contributions",
+        level=None,
+        passed=additivity.largest_piece_gap <= limit,
+        statement="every stated contribution is its prototype's own: largest gap "
+        f"{additivity.largest_piece_gap:.2g}, allowed {limit:.2g}",
+    )
+
+
+def _necessary(necessity: list[BoxEffect]) -> Iterator[Check]:
+    for effect in necessity:
+        if effect.fill == "mean":
+            difference = effect.over_random.difference
+            yield Check(
+                name="necessary",
+                level=effect.level,
+                passed=difference.low > 0,
+                statement="filling the evidence boxes costs more than filling random ones: by "
+                f"{difference.mean:.3f} nats [{difference.low:.3f}, {difference.high:.3f}]",
+            )
+
+
+def _local(locality: list[Locality]) -> Iterator[Check]:
+    for found in locality:
+        change = found.activation_change
+        if found.replacement == "noise" and change is not None:
+            yield Check(
+                name="local",
+                level=found.level,
+                passed=change.difference.high < 0,
+                statement="noise outside the box changes the similarity less than noise inside: "
+                f"{change.measured.mean:.1f} % against {change.baseline.mean:.1f} %",
+            )
+
+
+def _on_parts(parts: list[PartHits]) -> Iterator[Check]:
+    for hits in parts:
+        first = hits.first
+        place = "the object" if hits.part == "object" else "a decisive part"
+        yield Check(
+            name=f"on {place}",
+            level=hits.level,
+            passed=first.difference.low > 0,
+            statement=f"first evidence lies on {place} more often than by chance: {first.measured.mean:.0%} against "
+            f"{first.baseline.mean:.0%}",
+        )
+
+
+def _telling(sparsity: list[Sparsity]) -> Iterator[Check]:
+    for found in sparsity:
+        share = found.telling.measured.mean
+        yield Check(
+            name="telling",
+            level=found.level,
+            passed=share >= TELLING_SHARE,
+            statement=f"first evidence comes from prototypes that tell the class from its siblings: {share:.0%}, at "
+            f"least {TELLING_SHARE:.0%}",
+        )

@@ -1,0 +1,143 @@
+"""The truth card: what an audit measured about a bundle's evidence, kept in its manifest.
+
+`docs/audit.md` defines every figure and names its source; `protoserve.audit` computes them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from protoserve.schema import Contract
+
+Fill = Literal["mean", "blur", "swap"]
+FILLS: tuple[Fill, ...] = get_args(Fill)
+Replacement = Literal["noise", "picture"]
+REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+PartKind = Literal["object", "decisive"]
+
+
+class Estimate(Contract):
+    """The mean over `images`, and its 95 % interval from a bootstrap over these images."""
+
+    mean: float
+    low: float
+    high: float
+    images: int = Field(ge=1)
+
+
+class Comparison(Contract):
+    """A figure beside its baseline on the same images; `difference` is that of the pairs, figure less baseline."""
+
+    measured: Estimate
+    baseline: Estimate
+    difference: Estimate
+
+
+class Additivity(Contract):
+    """How exactly priors and contributions add up to the logits of the predicted nodes, in logits."""
+
+    largest_gap: float = Field(description="largest |logit − (prior + Σ contributions)| over images and nodes")
+    largest_piece_gap: float = Field(
+        description="largest |stated contribution − weight × (similarity − usual)| over all shown prototypes"
+    )
+    tolerance: float = Field(description="what rounding may cost: 1e-4 × the largest |logit|, at least 1e-4")
+    gap: Comparison | None = Field(
+        description="each image's largest gap, beside that with the contributions of another image"
+    )
+
+
+class BoxEffect(Contract):
+    """What a level's node loses when evidence boxes are filled (necessity), or gains when only they are kept
+    (sufficiency), in nats of log-probability; `steps` are the numbers of boxes."""
+
+    level: int = Field(ge=1)
+    fill: Fill
+    steps: list[int]
+    evidence: list[float] = Field(description="mean effect at every step, strongest evidence first")
+    random: list[float] = Field(description="the same boxes, all shifted by one random offset: equal area")
+    least: list[float] = Field(description="boxes of the prototypes that contribute least, of at least equal area")
+    area: list[float] = Field(description="mean share of the picture inside the evidence boxes")
+    first: Comparison = Field(description="the effect of the first box, beside that of the shifted box")
+    over_random: Comparison = Field(description="areas under the two curves, divided by the number of boxes")
+    over_least: Comparison
+
+
+class Locality(Contract):
+    """What happens to a first piece of evidence when the pixels outside its box are replaced; the baselines replace
+    the pixels inside (Sacha et al. 2024)."""
+
+    level: int = Field(ge=1)
+    replacement: Replacement
+    activation_change: Comparison | None = Field(description="PAC: |change| of the similarity at the cell, in percent")
+    place_change: Comparison | None = Field(description="PLC: 100 · (1 − IoU) of the cells above the 90th percentile")
+    rank_change: Comparison = Field(description="PRC: how many more prototypes of other nodes are more similar")
+    bounded: int = Field(description="pieces whose activation change is known only from below")
+    unknown: int = Field(description="pieces whose similarity at the cell the graph did not give")
+
+
+class PartHits(Contract):
+    """The share of evidence whose box has its centre on a part; the baseline is that of all cells' boxes."""
+
+    level: int = Field(ge=1)
+    part: PartKind
+    first: Comparison
+    first_three: Comparison
+
+
+class Sparsity(Contract):
+    """How concentrated and how telling a level's evidence is."""
+
+    level: int = Field(ge=1)
+    prototypes_for_80: Comparison = Field(
+        description="prototypes that make 80 % of the positive sum; baseline: if all contributed the same"
+    )
+    always_on: Comparison = Field(
+        description="share of first evidence from always-on prototypes; baseline: their share among the group's"
+    )
+    telling: Comparison = Field(
+        description="share of first evidence from prototypes with an effect of 1 or more; baseline as above"
+    )
+    distinctiveness: Comparison | None = Field(
+        description="1 − mean IoU of the first five boxes; baseline: as many boxes at random cells"
+    )
+
+
+class PrototypeCounts(Contract):
+    """How many of the prototypes tell their class from the siblings, measured on the exported graph."""
+
+    prototypes: int
+    always_on: int
+    telling: int
+    duplicates: int = Field(description="prototypes whose source image and box an earlier prototype has")
+    split: str = Field(description="the split that the effects were measured on")
+    images: int
+
+
+class Check(Contract):
+    """A statement that the audit tested, and whether it held."""
+
+    name: str
+    level: int | None = Field(description="null for a statement about all levels")
+    passed: bool
+    statement: str
+
+
+class TruthCard(Contract):
+    """The result of `protoserve audit`. Lists by level skip the levels at which no image has evidence."""
+
+    data: str = Field(description="name of the data set's folder or table")
+    split: str
+    images: int
+    seed: int
+    resamples: int = Field(description="bootstrap resamples of every interval")
+    audited_with: str = Field(description="the version of ProtoServe")
+    additivity: Additivity
+    necessity: list[BoxEffect]
+    sufficiency: list[BoxEffect]
+    locality: list[Locality]
+    parts: list[PartHits] = Field(description="empty without masks")
+    sparsity: list[Sparsity]
+    prototypes: PrototypeCounts
+    checks: list[Check]

@@ -1,0 +1,156 @@
+"""A truth card as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from protoserve.bundle.folder import Bundle
+from protoserve.bundle.truth_card import BoxEffect, Comparison, Estimate, TruthCard
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# The words for a fill and a replacement.
+_FILLS = {"mean": "mean colour", "blur": "blurred", "swap": "other picture"}
+_REPLACEMENTS = {"noise": "noise", "picture": "other picture"}
+
+
+def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
+    """Yield a truth card part by part: one table per metric, then the checks.
+
+    Every row has a figure with its 95 % interval, its baseline, the interval of their difference, and the number of
+    images.
+    """
+    yield Text.assemble(
+        (bundle.name, "bold"),
+        f"  {card.images} pictures of {card.data}/{card.split}, seed {card.seed}, 95 % intervals of "
+        f"{card.resamples} resamples",
+    )
+    yield _additivity(card)
+    yield _comparisons(
+        "Locality: change when the pixels outside the box are replaced, beside inside",
+        (
+            (f"level {found.level}, {_REPLACEMENTS[found.replacement]}: {name}", comparison, form)
+            for found in card.locality
+            for name, comparison, form in (
+                ("similarity (PAC)", found.activation_change, _percent_points),
+                ("place (PLC)", found.place_change, _percent_points),
+                ("rank (PRC)", found.rank_change, _number),
+            )
+        ),
+    )
+    if bounded := sum(found.bounded + found.unknown for found in card.locality):
+        yield Text(
+            f"  of {bounded} pieces the graph did not give the similarity at the cell: a fall counts as the least "
+            "possible, a rise is left out",
+            "dim",
+        )
+    yield _effects("Necessity: nats lost when the evidence boxes are filled, mean over 0 to 10 boxes", card.necessity)
+    yield _effects("Sufficiency: nats gained when only they are kept, mean over 0 to 10 boxes", card.sufficiency)
+    if card.parts:
+        yield _comparisons(
+            "Parts: share of evidence with its box's centre on the part, beside chance",
+            (
+                (f"level {hits.level}, {hits.part}: {name}", comparison, _share)
+                for hits in card.parts
+                for name, comparison in (("first", hits.first), ("first three", hits.first_three))
+            ),
+        )
+    yield _comparisons(
+        "Sparsity, beside the group's prototypes at random",
+        (
+            (f"level {found.level}: {name}", comparison, form)
+            for found in card.sparsity
+            for name, comparison, form in (
+                ("prototypes for 80 %", found.prototypes_for_80, _number),
+                ("first evidence always on", found.always_on, _share),
+                ("first evidence telling", found.telling, _share),
+                ("boxes differ", found.distinctiveness, _share),
+            )
+        ),
+    )
+    counts = card.prototypes
+    yield Text(
+        f"  {counts.prototypes} prototypes: {counts.telling} telling, {counts.always_on} always on, "
+        f"{counts.duplicates} duplicates ({counts.images} pictures of {counts.split})"
+    )
+    yield Text("Checks", "bold")
+    for check in card.checks:
+        level = "" if check.level is None else f"level {check.level}: "
+        mark = ("passed", "green") if check.passed else ("failed", "bold red")
+        yield Text.assemble("  ", mark, f"  {level}{check.statement}")
+
+
+def _additivity(card: TruthCard) -> Text:
+    found = card.additivity
+    text = Text("Additivity", "bold")
+    text.append(
+        f": logit − (prior + Σ contributions) is at most {found.largest_gap:.2g}, one contribution off by at most "
+        f"{found.largest_piece_gap:.2g}; allowed {found.tolerance:.2g}",
+        "not bold",
+    )
+    if found.gap is not None:
+        other = found.gap.baseline
+        text.append(f"; with another picture's contributions {other.mean:.2g} ({other.images} images)", "not bold")
+    return text
+
+
+def _effects(title: str, effects: Iterable[BoxEffect]) -> Table:
+    table = _table(title, "evidence", "random", "least", "more than random", "more than least", "images")
+    for effect in effects:
+        random, least = effect.over_random, effect.over_least
+        table.add_row(
+            f"level {effect.level}, {_FILLS[effect.fill]}",
+            _interval(random.measured, _nats),
+            _nats(random.baseline.mean),
+            _nats(least.baseline.mean),
+            _interval(random.difference, _nats),
+            _interval(least.difference, _nats),
+            str(random.measured.images),
+        )
+    return table
+
+
+def _comparisons(title: str, rows: Iterable[tuple[str, Comparison | None, Callable[[float], str]]]) -> Table:
+    table = _table(title, "figure", "baseline", "difference", "images")
+    for name, comparison, form in rows:
+        if comparison is not None:
+            table.add_row(
+                name,
+                _interval(comparison.measured, form),
+                form(comparison.baseline.mean),
+                _interval(comparison.difference, form),
+                str(comparison.measured.images),
+            )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table("", title=title, title_justify="left", title_style="bold", box=None)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _interval(estimate: Estimate, form: Callable[[float], str]) -> str:
+    return f"{form(estimate.mean)} \\[{form(estimate.low)}, {form(estimate.high)}]"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _percent_points(value: float) -> str:
+    return f"{value:.1f} %"

@@ -1,0 +1,75 @@
+"""`protoserve audit`: its tables, its JSON, and the card that it keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from protoserve.bundle.ensemble import write_ensemble
+from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.truth_card import TruthCard
+from tests.protoserve.cli.command_line import CommandLine
+
+
+def arguments(bundle: Path, data: Path) -> tuple[object, ...]:
+    return ("audit", bundle, "--data", data, "--split", "val", "--images", 2, "--device", "cpu")
+
+
+def test_json_is_one_document_and_the_bundle_stays(
+    tiny_bundle: Path, learned: tuple[Path, Path], protoserve_command: CommandLine
+) -> None:
+    version = read_bundle(tiny_bundle).version
+    code, out, err = protoserve_command(*arguments(tiny_bundle, learned[1]), "--json")
+    assert code == 0
+    card = TruthCard.model_validate_json(out)
+    assert (card.images, card.split, card.parts) == (2, "val", [])
+    assert "necessity and sufficiency" in err
+    assert read_bundle(tiny_bundle).version == version
+
+
+def test_the_card_is_kept_and_printed_by_table(
+    tiny_bundle: Path, learned: tuple[Path, Path], tmp_path: Path, protoserve_command: CommandLine
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    before = read_bundle(copy).version
+    code, out, _ = protoserve_command(*arguments(copy, learned[1]), "--write")
+    kept = read_bundle(copy)
+    assert code == 0 and kept.version != before
+    assert kept.manifest.truth is not None and kept.manifest.truth.images == 2
+    for title in ("Additivity", "Locality", "Necessity", "Sufficiency", "Sparsity", "Checks"):
+        assert title in out
+    assert out.splitlines()[-1] == f"{copy}: keeps this truth card; its version is now {kept.version[:19]}"
+
+
+def test_masks_add_the_parts(
+    tiny_bundle: Path, learned: tuple[Path, Path], tmp_path: Path, protoserve_command: CommandLine
+) -> None:
+    data = learned[1]
+    for file in (data / "val").rglob("*.png"):
+        target = tmp_path / "masks" / file.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as picture:
+            Image.fromarray(np.ones(picture.size[::-1], dtype=np.uint8)).save(target)
+    code, out, _ = protoserve_command(*arguments(tiny_bundle, data), "--masks", tmp_path / "masks", "--json")
+    hits = json.loads(out)["parts"]
+    assert code == 0 and {hit["part"] for hit in hits} == {"object"}
+    # Every pixel is on the object, so evidence and chance are 1.
+    assert all(hit["first"]["measured"]["mean"] == hit["first"]["baseline"]["mean"] == 1 for hit in hits)
+
+
+def test_mistakes_are_one_line(
+    tiny_bundle: Path, twin_bundle: Path, learned: tuple[Path, Path], tmp_path: Path, protoserve_command: CommandLine
+) -> None:
+    data = learned[1]
+    code, out, err = protoserve_command("audit", tiny_bundle, "--data", data, "--split", "tset")
+    assert (code, out) == (2, "") and "no split 'tset'" in err
+    code, _, err = protoserve_command(*arguments(tiny_bundle, data), "--masks", tmp_path / "none")
+    assert code == 2 and "none: no such folder; --masks takes a folder" in err
+    write_ensemble([read_bundle(tiny_bundle), read_bundle(twin_bundle)], tmp_path / "both")
+    code, _, err = protoserve_command(*arguments(tmp_path / "both", data))
+    assert code == 2 and "both is an ensemble; audit its members" in err
