@@ -6,7 +6,6 @@ Training does this itself in its stage `centre`. Both ways go through `protoserv
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from export.accuracy import learned_images
 from export.validating import fitted_batches
 from protoserve.bundle.ensemble import ENSEMBLE
-from protoserve.bundle.folder import MANIFEST, SUMS, Bundle, read_bundle, write_bundle, write_manifest
-from protoserve.bundle.manifest import FORMAT, Manifest
+from protoserve.bundle.folder import MANIFEST, Bundle, read_bundle, rewrite_manifest
+from protoserve.bundle.manifest import FORMAT
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.device import Device
 from protoserve.errors import DeviceError, InputError, TaxonomyError, nearest
@@ -134,12 +133,8 @@ def centre_bundle(
     train = read_split(data, "train", taxonomy, left_out=bundle.left_out, every_leaf=True)
     engine = Engine(bundle, device=device)
     statistics = measure(train, table, lambda pictures: engine.run(pictures).similarity, bundle.input, advance)
-    with write_bundle(bundle.directory, overwrite=True) as draft:
-        shutil.copytree(bundle.directory, draft, dirs_exist_ok=True)
-        for name in (MANIFEST, SUMS):
-            (draft / name).unlink()
-        changed = centred_manifest(bundle, table, statistics)
-        written = write_manifest(draft, lambda version: changed.model_copy(update={"version": version}))
+    # An audit measured the evidence as it was before.
+    written = rewrite_manifest(bundle, **centred_fields(bundle, table, statistics), truth=None)
     older = tuple(file for target, file in manifest.files.items() if target != "onnx")
     source = manifest.provenance.data
     same = None if source is None else source.fingerprint == train.fingerprint()
@@ -177,8 +172,9 @@ def measure(
     return sums.statistics()
 
 
-def centred_manifest(bundle: Bundle, table: NoveltyTable, statistics: SimilarityStatistics) -> Manifest:
-    """Return the manifest with the prototypes' usual similarities and centred weights, and with the nodes' priors."""
+def centred_fields(bundle: Bundle, table: NoveltyTable, statistics: SimilarityStatistics) -> dict[str, Any]:
+    """Return the fields of the manifest that centring changes: the format, the prototypes with their usual similarities
+    and centred weights, and the nodes' priors."""
     manifest, taxonomy = bundle.manifest, bundle.taxonomy
     usual = np.nan_to_num(statistics.usual).tolist()
     records = [
@@ -197,7 +193,7 @@ def centred_manifest(bundle: Bundle, table: NoveltyTable, statistics: Similarity
     # Format 1 has no usual similarities, so an older version has to refuse the bundle.
     changed: dict[str, Any] = {"format": FORMAT, "prototypes": records}
     changed["prior"] = {name: prior[name] for name in taxonomy.names if name in prior}
-    return manifest.model_copy(update=changed)
+    return changed
 
 
 def compare_taxonomies(taxonomy: Taxonomy, data: Path, left_out: Collection[str], owner: str) -> None:

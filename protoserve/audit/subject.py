@@ -76,7 +76,7 @@ class Subject:
                 f"{bundle.directory}: holds no last-layer weights, so its contributions can't be checked; export the "
                 "run again"
             )
-        smoothing = manifest.graph.smoothing
+        cells = manifest.graph.cells
         return cls(
             engine=engine,
             taxonomy=taxonomy,
@@ -85,7 +85,7 @@ class Subject:
             prior=np.array([manifest.prior.get(name, 0.0) for name in taxonomy.names]),
             grid=bundle.grid,
             size=(bundle.input.height, bundle.input.width),
-            box_in=lambda geometry, cell: geometry.cell_box(cell, *bundle.grid, smoothing),
+            box_in=lambda geometry, cell: geometry.cell_box(cell, cells),
         )
 
     @property

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import ValidationError
 
 from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
-from protoserve.bundle.truth_card import TruthCard
 from protoserve.errors import BundleError, InputError
 from protoserve.files import file_hash, new_folder
 from protoserve.images.geometry import InputRule
@@ -165,17 +165,16 @@ def write_manifest(draft: Path, build: Callable[[str], Manifest]) -> Manifest:
     return manifest
 
 
-def write_truth_card(bundle: Bundle, card: TruthCard) -> Bundle:
-    """Replace a bundle's folder by one whose manifest holds `card`, and open it; its version and checksums follow.
+def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """Replace a bundle's folder by one whose manifest has `changes`, field → value, and open it.
 
-    The old folder stays until the new one is complete.
+    Its version and its checksums follow. The old folder stays until the new one is complete.
     """
     with write_bundle(bundle.directory, overwrite=True) as draft:
-        for name in _read_sums(bundle.directory / SUMS):
-            if name != MANIFEST:
-                (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.directory / name, draft / name)
-        write_manifest(draft, lambda version: bundle.manifest.model_copy(update={"version": version, "truth": card}))
+        shutil.copytree(bundle.directory, draft, dirs_exist_ok=True)
+        for name in (MANIFEST, SUMS):
+            (draft / name).unlink()
+        write_manifest(draft, lambda version: bundle.manifest.model_copy(update={**changes, "version": version}))
     return read_bundle(bundle.directory)
 
 

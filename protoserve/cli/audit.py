@@ -58,7 +58,7 @@ def audit(
     from protoserve.audit.auditing import audit as audited
     from protoserve.audit.masks import find_masks
     from protoserve.bundle.ensemble import ENSEMBLE
-    from protoserve.bundle.folder import read_bundle, write_truth_card
+    from protoserve.bundle.folder import read_bundle, rewrite_manifest
     from protoserve.cli.audit_report import audit_report
     from protoserve.cli.progress import progress
     from protoserve.inference.engine import Engine
@@ -78,7 +78,7 @@ def audit(
         tracked=progress,
     )
     if write:
-        opened = write_truth_card(opened, card)
+        opened = rewrite_manifest(opened, truth=card)
     if as_json:
         typer.echo(card.model_dump_json(indent=2))
         return

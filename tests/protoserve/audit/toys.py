@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from protoserve.audit.sample import Sample, other_pictures
 from protoserve.audit.subject import Subject
 from protoserve.bundle.truth_card import PrototypeCounts
-from protoserve.images.geometry import Geometry, InputRule, geometry_of
+from protoserve.images.geometry import Cells, Geometry, InputRule, geometry_of
 from protoserve.inference.engine import Outputs
 from protoserve.inference.last_layers import GroupLayer
 from protoserve.novelty import NoveltyTable
@@ -100,7 +100,7 @@ class ToyEngine:
 
 def cell_box(geometry: Geometry, cell: int) -> Box:
     """The box of a cell, as a bundle states it."""
-    return geometry.cell_box(cell, *GRID)
+    return geometry.cell_box(cell, Cells(*GRID))
 
 
 def subject(engine: ToyEngine | None = None, box_in: Callable[[Geometry, int], Box] = cell_box) -> Subject:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protoserve.bundle.folder import read_bundle, write_truth_card
+from protoserve.bundle.folder import read_bundle, rewrite_manifest
 from protoserve.errors import BundleError, InputError
 from tests.truth_cards import truth_card
 
@@ -122,16 +122,16 @@ def test_a_target_that_is_not_held_is_named(copy: Path) -> None:
 def test_a_truth_card_is_kept_and_changes_the_version(copy: Path) -> None:
     before = read_bundle(copy)
     assert before.manifest.truth is None
-    first = write_truth_card(before, truth_card(seed=0))
+    first = rewrite_manifest(before, truth=truth_card(seed=0))
     assert first.manifest.truth == truth_card(seed=0)
     assert first.version != before.version
     # Only the manifest and the sums differ.
     original = {file.relative_to(copy).as_posix(): file.read_bytes() for file in copy.rglob("*") if file.is_file()}
     assert first.manifest.model_copy(update={"version": before.version, "truth": None}) == before.manifest
-    other = write_truth_card(first, truth_card(seed=1))
+    other = rewrite_manifest(first, truth=truth_card(seed=1))
     assert len({before.version, first.version, other.version}) == 3
     # The version is a hash of the content: the same card gives the same bundle again.
-    again = write_truth_card(other, truth_card(seed=0))
+    again = rewrite_manifest(other, truth=truth_card(seed=0))
     assert again.version == first.version
     assert {
         file.relative_to(copy).as_posix(): file.read_bytes() for file in copy.rglob("*") if file.is_file()

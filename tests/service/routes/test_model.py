@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protoserve.bundle.folder import read_bundle, write_truth_card
+from protoserve.bundle.folder import read_bundle, rewrite_manifest
 from protoserve.inference.classifier import Classifier
 from service.model.holder import ModelHolder
 from service.routes import model as model_routes
@@ -45,7 +45,7 @@ def test_the_model_document_has_the_truth_card(
     document = ensemble_client.get("/v1/model").json()
     assert document["truth"] is None and [member["truth"] for member in document["members"]] == [None, None]
     shutil.copytree(tiny_bundle, tmp_path / "audited")
-    write_truth_card(read_bundle(tmp_path / "audited"), truth_card())
+    rewrite_manifest(read_bundle(tmp_path / "audited"), truth=truth_card())
     audited = run_app(ModelHolder(lambda: tmp_path / "audited", Settings(device="cpu", threads=1)).current)
     assert audited.get("/v1/model").json()["truth"] == truth_card().model_dump(mode="json")
 
