@@ -22,6 +22,12 @@ from training.loop.plan import plan
         ({"name": "a/b"}, "name: "),
         ({"name": "a", "precision": "half"}, r"precision: .*'auto', 'float32', 'bfloat16' or 'float16'.*given: 'half'"),
         ({"name": "a", "joint": {"patience": 0}}, r"joint.patience: .*given: 0"),
+        ({"name": "a", "model": {"tile": 50}}, "model.tile: tiles of 50 pixels.*224 × 224.*; use tiles of 32 or 56"),
+        ({"name": "a", "model": {"tile": 56, "tile_step": 32}}, "use tiles of 32 or 64 pixels, or a step of 28 or 42"),
+        ({"name": "a", "model": {"tile": 56, "tile_step": 112}}, "one every 112.*a step of 56"),
+        ({"name": "a", "model": {"tile_step": 16}}, "model: .*tile_step needs tile"),
+        ({"name": "a", "model": {"tile": 56, "smoothing": 3}}, "smoothing: 3 mixes the features of neighbouring tiles"),
+        ({"name": "a", "model": {"tile": 56, "kind": "autoencoder"}}, "tile does not apply to an autoencoder"),
     ],
 )
 def test_a_bad_configuration_names_the_key_and_the_cure(content: dict[str, Any], message: str) -> None:

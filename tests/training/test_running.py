@@ -15,10 +15,15 @@ from rich.console import Console
 
 from protoserve.errors import InputError
 from protoserve.files import DRAFT
+from protoserve.networks.model_file import load_network
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.networks.tiles import Tiles
 from protoserve.run.folder import open_run
 from protoserve.run.records import Metrics
 from training import running
 from training.config import Config, parse_config
+from training.data.pictures import fitted
+from training.data.splits import read_splits
 from training.features.shared_cache import SharedCache
 from training.loop.checkpoints import CHECKPOINT
 from training.loop.plan import Stage
@@ -168,3 +173,49 @@ def test_an_autoencoder_trains_in_one_process() -> None:
     _check_autoencoder(linear=False, processes=1, cache=None)
     with pytest.raises(InputError, match=r"model\.kind: autoencoder: it trains in one process"):
         _check_autoencoder(linear=False, processes=2, cache=None)
+
+
+def test_a_run_with_tiles_learns_and_cuts_its_prototypes_from_tiles(
+    small_config: Callable[..., Config], small_data: Path, tmp_path: Path
+) -> None:
+    """Fine-tuned through a cached trunk, with a backbone that also learns beside the prototypes."""
+    config = small_config(
+        model={"tile": 16, "tile_step": 8},
+        finetune={"epochs": 1, "train_from": "stage3"},
+        warm={"epochs": 0},
+        joint={"epochs": 1, "backbone_learning_rate": 1e-3},
+        anchored={"epochs": 1},
+        last_layers={"epochs": 1},
+    )
+    assert train(config, small_data, tmp_path / "run") is not None
+    network, description, sources = load_network(tmp_path / "run" / "model.pt")
+    assert isinstance(network, PrototypeNetwork) and (description.tile, description.tile_step) == (16, 8)
+    assert sources
+    images = read_splits(config, small_data).fit
+    # Pictures of 40 × 40 pixels, 1.25 to a pixel of the model: a tile of 20, a step of 10, a reach of 0.625 more.
+    edges = {0: (0, 21), 1: (9, 31), 2: (19, 40)}
+    for prototype, source in enumerate(sources):
+        row, column = divmod(source.cell, 3)
+        assert (source.rows, source.columns) == (3, 3)
+        assert source.box == (edges[column][0], edges[row][0], edges[column][1], edges[row][1])
+        picture = fitted(images, images.index(source.image), config.image).array
+        tile = torch.from_numpy(picture[row * 8 : row * 8 + 16, column * 8 : column * 8 + 16])
+        with torch.inference_mode():
+            feature = network.backbone.body(network.normalise(tile[None])).mean((2, 3))[:, :, None, None]
+            vector = network.latent(network.from_maps(feature))[0, :, 0, 0]
+        torch.testing.assert_close(network.head.vectors()[prototype], vector, rtol=1e-4, atol=1e-4)
+    analysis = json.loads((tmp_path / "run" / "analysis.json").read_text())
+    for prototype in analysis["prototypes"]:
+        for patch in prototype["patches"]:
+            row, column = divmod(patch["cell"], 3)
+            assert patch["box"] == [edges[column][0], edges[row][0], edges[column][1], edges[row][1]]
+
+
+def test_a_plain_classifier_learns_on_tiles(
+    small_config: Callable[..., Config], small_data: Path, tmp_path: Path
+) -> None:
+    config = small_config(model={"tile": 16}, finetune={"epochs": 1, "train_from": "stage3"}, linear={"epochs": 1})
+    assert train(config, small_data, tmp_path / "run", linear=True) is not None
+    network, description, _ = load_network(tmp_path / "run" / "model.pt")
+    assert isinstance(network, LinearNetwork) and description.tile == 16
+    assert network.backbone.tiles == Tiles(16, 16)

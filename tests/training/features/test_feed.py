@@ -147,6 +147,59 @@ def test_each_process_keeps_its_stripe_and_reads_the_others(
     assert sum(len(np.load(file, mmap_mode="r")) for file in files) == count
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("learning", [False, True])
+def test_features_of_tiles_are_those_of_the_network(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path, fresh: bool, learning: bool
+) -> None:
+    """From the pictures and through the trunk, frozen and learning."""
+    config = small_config(
+        model={"tile": 16, "tile_step": 8},
+        finetune={"epochs": 1, "train_from": TRAIN_FROM, "fresh": fresh},
+        data={"views": 1},
+    )
+    trainer = make(config, small_data, tmp_path / "run")
+    network, numbers = trainer.prototype_network, np.array([4, 1, 5])
+    if learning:
+        trainer.feed.frozen = False
+        ((_, found),) = trainer.feed.maps([numbers], step=0)
+        if fresh:
+            assert found.shape[2:] == (3, 3)  # of crops that no view has
+        else:
+            with torch.no_grad():
+                expected = network.backbone(network.normalise(pictures(trainer, "fit", numbers.tolist(), PLAIN)))
+            assert ((found - expected).norm() / expected.norm()).item() < 5e-3
+        maps = torch.cat([*trainer.feed.selection_maps()])
+        with torch.no_grad():
+            chosen = pictures(trainer, "selection", [*range(len(maps))], PLAIN)
+            expected = network.backbone(network.normalise(chosen))
+        assert maps.shape[2:] == (3, 3) and ((maps - expected).norm() / expected.norm()).item() < 5e-3
+    for part in PARTS:
+        found = trainer.feed.batch_features(part, numbers)
+        with torch.no_grad():
+            expected = network.features(pictures(trainer, part, numbers.tolist(), PLAIN))
+        assert found.shape[2:] == (3, 3)
+        assert ((found - expected).norm() / expected.norm()).item() < 5e-3
+
+
+def test_trunks_of_other_tiles_are_not_shared(
+    small_data: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    shared, folders = tmp_path / "shared", []
+    for tile, step in ((None, None), (16, 16), (16, 8)):
+        config = small_config(model={"tile": tile, "tile_step": step}, finetune={"train_from": TRAIN_FROM})
+        cache = SharedCache(shared, GIGABYTE)
+        trainer = make(config, small_data, tmp_path / f"run-{tile}-{step}", cache=cache)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in trainer.network.parameters():
+                parameter.copy_(torch.rand(parameter.shape) * 0.1)
+        # A view other than the plain one passes through the trunk.
+        trainer.feed.batch_features("fit", np.arange(4), view=1)
+        folders.append({file.parent.name for file in shared.rglob("trunk*.npy")})
+    assert [len(found) for found in folders] == [1, 2, 3]
+
+
 def shared_folders(trainer: Trainer) -> set[str]:
     numbers = np.arange(4)
     for part in PARTS:
@@ -158,7 +211,8 @@ def shared_folders(trainer: Trainer) -> set[str]:
 def test_runs_share_features_of_the_same_weights_and_pictures_alone(
     small_data: Path, small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """Another seed, head or last layer finds what is there; another backbone, smoothing, rule or view does not."""
+    """Another seed, head or last layer finds what is there; another backbone, smoothing, rule, view or tile does
+    not."""
     shared = tmp_path / "shared"
     settings: dict[str, dict[str, Any]] = {"data": {"seed": 0}, "finetune": {"train_from": TRAIN_FROM}}
 
@@ -183,6 +237,9 @@ def test_runs_share_features_of_the_same_weights_and_pictures_alone(
         "smoothed": {"model": {"smoothing": 3}},
         "zoomed": {"data": {"zoom": [0.5, 0.6]}},
         "other-views": {"data": {"seed": 1}},
+        "tiled": {"model": {"tile": 16}},
+        "other-tiles": {"model": {"tile": 8}},
+        "overlapping": {"model": {"tile": 16, "tile_step": 8}},
     }
     for name, changed in changes.items():
         assert len(folders(name, **changed)) == len(first) + 2

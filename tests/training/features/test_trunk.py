@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from protoserve.networks.backbones import backbone
+from protoserve.networks.backbones import backbone, in_tiles
 from training.features.building import trainable_modules
-from training.features.trunk import cut_at
+from training.features.trunk import cut_at, cut_backbone
 
 CASES = [
     ("mobilenet_v2", "features.14"),
@@ -41,6 +41,21 @@ def test_trunk_and_top_share_the_weights_of_the_backbone() -> None:
     assert cut is not None
     own = {id(parameter) for parameter in body.parameters()}
     assert {id(parameter) for parameter in [*cut.trunk.parameters(), *cut.top.parameters()]} <= own
+
+
+def test_trunk_and_top_on_tiles_equal_the_backbone_on_tiles() -> None:
+    torch.manual_seed(0)
+    whole = backbone("resnet18").eval()
+    tiled = in_tiles(whole, 32, 16, 64, 48).eval()
+    cut = cut_backbone(tiled, "layer4")
+    assert cut is not None
+    pictures = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        maps = cut.trunk(pictures)
+        assert maps.shape == (2, 3, 2, 256, 2, 2)
+        assert torch.equal(cut.top(maps), tiled(pictures))
+        untiled = cut_backbone(whole, "layer4")
+        assert untiled is not None and torch.equal(untiled.top(untiled.trunk(pictures)), whole(pictures))
 
 
 @pytest.mark.parametrize("train_from", [None, "features.0"])
