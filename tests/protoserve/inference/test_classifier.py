@@ -113,6 +113,20 @@ def test_boxes_cover_the_cells_that_were_smoothed(bundle: BundleFactory, photogr
         assert bottom - top >= 2 * 150 / 8 - 1
 
 
+def test_boxes_of_tiles_hold_all_that_the_resize_filter_reads(bundle: BundleFactory, photograph: Path) -> None:
+    model = load(bundle("tiled", ("onnx", "torchscript"), tile=32, tile_step=16), device="cpu")
+    prediction = model.predict(photograph, top_k=9, maps=True)
+    pieces = [evidence for level in prediction.levels for evidence in level.evidence]
+    assert pieces
+    # 200 × 150 pixels on 96 × 64: 2.083 and 2.344 to a pixel of the model, of which tiles start every 16. So tile 1
+    # reads from 15.5 · 2.083 = 32.3 to 48.5 · 2.083 = 101.0: the pixels whose centres lie between.
+    lefts, rights = (0, 32, 66, 99, 132), (68, 101, 134, 168, 200)
+    tops, bottoms = (0, 36, 74), (76, 114, 150)
+    for evidence in pieces:
+        row, column = divmod(int(np.argmax(evidence.map)), 5)
+        assert evidence.box == (lefts[column], tops[row], rights[column], bottoms[row])
+
+
 def test_a_flat_model_has_the_leafs_probability_and_evidence_alone(flat_bundle: Path, photograph: Path) -> None:
     model = load(flat_bundle, device="cpu")
     limit = model.table.top_k
