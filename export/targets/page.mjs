@@ -163,9 +163,10 @@ function cards(pieces, section, point) {
     const image = element("img", "", item);
     image.src = piece.source.href;
     image.alt = `prototype ${piece.prototype}, from ${piece.source.image}`;
-    element("b", signed(round(piece.contribution)), item);
+    element("b", signed(piece.contribution), item);
     const usual = `${piece.usual < 0 ? "+" : "−"} ${number(Math.abs(piece.usual))}`;
-    element("span", `${number(piece.weight)} × (${number(piece.similarity)} ${usual})`, item);
+    element("span", `${number(piece.weight)} ×`, item);
+    element("span", `(${number(piece.similarity)} ${usual})`, item);
     // The picture may be less similar to the prototype than usual, even at the most similar place.
     const absent = piece.similarity < piece.usual;
     element("small", absent ? "less than usual like this" : "looks like this", item);

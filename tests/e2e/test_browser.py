@@ -155,6 +155,15 @@ def test_the_page_shows_every_level_with_its_evidence(page: Any, pictures: dict[
     assert len(widths) == shown and min(widths) > 0
 
 
+def test_the_frame_is_at_the_first_evidence(page: Any, pictures: dict[str, Path]) -> None:
+    found = ask(page, pictures["png"])
+    canvas, frame = (page.locator(f"#picture {name}").bounding_box() for name in ("canvas", "i"))
+    scale = canvas["width"] / found["image"]["width"]
+    left, top, _, _ = next(level["evidence"][0]["box"] for level in found["levels"] if level["evidence"])
+    assert frame["x"] == pytest.approx(canvas["x"] + scale * left, abs=1.5)
+    assert frame["y"] == pytest.approx(canvas["y"] + scale * top, abs=1.5)
+
+
 def test_a_file_that_is_not_a_picture_is_an_error(page: Any, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no picture")
     page.set_input_files("#file", str(tmp_path / "note.txt"))

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.files import write_bytes
-from protoserve.run.records import Counts, Rule, SelectionAccuracy
+from protoserve.run.records import AnalysedPrototype, Counts, Rule, SelectionAccuracy, Separation
 from protoserve.scores import BINS, calibration_scores, confidences, reliability
+from protoserve.similarity_statistics import TELLING
 from protoserve.taxonomy import ROOT, Taxonomy
 
 if TYPE_CHECKING:
@@ -229,6 +230,37 @@ def counts_figure(counts: Counts) -> Figure:
     axes.minorticks_off()
     _style(axes)
     axes.set(xlabel="prototypes", ylabel="accuracy on selection images, %")
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    return figure
+
+
+def separation_figure(prototypes: Sequence[AnalysedPrototype]) -> Figure:
+    """Every measured prototype's mean similarity to its own class over that to the siblings. Colour and marker show
+    whether it tells its class apart, hardly does, or is always on."""
+    from matplotlib.figure import Figure
+
+    found = [prototype.separation for prototype in prototypes if prototype.separation is not None]
+    kinds: dict[str, list[Separation]] = {"tells its class apart": [], "in between": [], "always on": []}
+    for separation in found:
+        kind = "always on" if separation.always_on else "in between"
+        kinds["tells its class apart" if separation.effect >= TELLING else kind].append(separation)
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (label, group), colour, marker in zip(kinds.items(), (COLOURS[0], COLOURS[4], COLOURS[1]), "oDs", strict=True):
+        axes.plot(
+            [separation.siblings for separation in group],
+            [separation.own for separation in group],
+            linestyle="none",
+            marker=marker,
+            markersize=4.5,
+            alpha=0.75,
+            color=colour,
+            label=f"{label}: {len(group)}",
+        )
+    ends = [separation.own for separation in found] + [separation.siblings for separation in found]
+    axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.5", linewidth=0.8, linestyle="--")
+    _style(axes)
+    axes.set(xlabel="mean similarity to the siblings' images", ylabel="to images of the own class")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     return figure
 

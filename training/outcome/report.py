@@ -7,6 +7,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from PIL import Image
@@ -23,7 +24,8 @@ from protoserve.run.records import (
     SelectionAccuracy,
     Split,
 )
-from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure
+from protoserve.similarity_statistics import ALWAYS_ON, TELLING
+from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure, separation_figure
 
 # Longer side of a prototype's source picture, in pixels.
 SOURCE_SIDE = 112
@@ -84,6 +86,9 @@ def render(run: Run) -> str:
     if counts is not None:
         description = "Accuracy on the selection images against the number of prototypes"
         charts["counts"] = as_svg(lambda: counts_figure(counts), "counts", description)
+    if analysis is not None and any(prototype.separation for prototype in analysis.prototypes):
+        description = "Mean similarity of every prototype to its own class and to the siblings"
+        charts["separation"] = as_svg(lambda: separation_figure(analysis.prototypes), "separation", description)
     return environment.get_template("report.html").render(
         name=provenance.config.get("name", run.directory.name),
         run=run.directory.name,
@@ -103,6 +108,9 @@ def render(run: Run) -> str:
         decoded_picture=data_uri_of(run.directory / "prototypes.png"),
         analysis=analysis,
         groups=prototype_groups(run, analysis) if analysis is not None else [],
+        separations=group_separations(analysis) if analysis is not None else [],
+        telling=TELLING,
+        always_on=ALWAYS_ON,
         configuration=yaml_text(provenance.config),
     )
 
@@ -162,11 +170,13 @@ def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Anal
 
 @dataclass(frozen=True)
 class PicturedPrototype:
-    """A prototype of the global analysis, with its source picture and its strip of patches as `data:` URIs."""
+    """A prototype of the global analysis, with its source picture and its strip of patches as `data:` URIs, and whether
+    its source is at the `border` of the feature map."""
 
     record: AnalysedPrototype
     source_picture: str
     strip: str
+    border: bool
 
 
 @dataclass(frozen=True)
@@ -188,9 +198,59 @@ def prototype_groups(run: Run, analysis: Analysis) -> list[PrototypeGroup]:
                 prototype,
                 data_uri(_smaller(run.picture(prototype.id)), "image/webp"),
                 data_uri(_read(run.patches(prototype.id)), "image/webp"),
+                at_border(prototype, analysis),
             )
         )
     return list(groups.values())
+
+
+def at_border(prototype: AnalysedPrototype, analysis: Analysis) -> bool:
+    """Whether the prototype was cut from a cell at the border of the feature map; False where no cell lies inside.
+
+    Runs of older versions name the cell only if the source is among the nearest patches.
+    """
+    source = prototype.source
+    same = (patch.cell for patch in prototype.patches if (patch.image, patch.box) == (source.image, source.box))
+    cell = next(same, None) if source.cell is None else source.cell
+    if cell is None or min(analysis.rows, analysis.columns) < 3:
+        return False
+    row, column = divmod(cell, analysis.columns)
+    return row in (0, analysis.rows - 1) or column in (0, analysis.columns - 1)
+
+
+@dataclass(frozen=True)
+class GroupSeparation:
+    """How well the prototypes that compete below `parent` tell classes apart: their number, how many are `telling`,
+    `always_on` or at the `border`, and the median `effect`."""
+
+    parent: str
+    prototypes: int
+    telling: int
+    always_on: int
+    border: int
+    effect: float
+
+
+def group_separations(analysis: Analysis) -> list[GroupSeparation]:
+    """The separation of the prototypes by parent, in the taxonomy's order; leaves out those that were not measured."""
+    found: dict[str, list[AnalysedPrototype]] = {}
+    for prototype in analysis.prototypes:
+        found.setdefault(prototype.parent, []).append(prototype)
+    rows = []
+    for parent, prototypes in found.items():
+        measured = [(one, one.separation) for one in prototypes if one.separation is not None]
+        if measured:
+            rows.append(
+                GroupSeparation(
+                    parent,
+                    len(measured),
+                    sum(separation.effect >= TELLING for _, separation in measured),
+                    sum(separation.always_on for _, separation in measured),
+                    sum(at_border(one, analysis) for one, _ in measured),
+                    median(separation.effect for _, separation in measured),
+                )
+            )
+    return rows
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from protoserve.run.records import Counts, CountsRound
+from protoserve.run.records import AnalysedPrototype, Counts, CountsRound, PatchSource, Purity, Separation
 from protoserve.taxonomy import Taxonomy
 from training.outcome.charts import (
     COLUMNS,
@@ -28,6 +28,7 @@ from training.outcome.charts import (
     losses_figure,
     reliability_figure,
     selection_figure,
+    separation_figure,
     write_figure,
 )
 
@@ -131,6 +132,34 @@ def test_accuracy_is_drawn_against_the_number_of_prototypes() -> None:
     assert "impure ones pruned" in drawn
     assert "near-duplicates merged" not in drawn
     assert [text.get_text() for text in axes.texts] == ["20 prototypes, 80.0 %"]
+
+
+def test_prototypes_are_drawn_by_how_well_they_tell_classes_apart() -> None:
+    def prototype(own: float, siblings: float, effect: float | None) -> AnalysedPrototype:
+        separation = {
+            "own": own,
+            "siblings": siblings,
+            "effect": effect,
+            "always_on": effect is not None and effect < 0.5,
+        }
+        return AnalysedPrototype(
+            id=0,
+            child="a",
+            parent="",
+            weight=1.0,
+            source=PatchSource(image="a.png", box=(0, 0, 1, 1)),
+            purity=Purity(own=1, nearest=1),
+            separation=None if effect is None else Separation.model_validate(separation),
+            patches=[],
+        )
+
+    figure = separation_figure(
+        [prototype(3.0, 1.0, 2.0), prototype(2.0, 1.5, 0.75), prototype(1.0, 1.0, 0.0), prototype(9.0, 9.0, None)]
+    )
+    drawn = curves(figure.axes[0])
+    assert drawn["tells its class apart: 1"] == [(1.0, 3.0)]
+    assert drawn["in between: 1"] == [(1.5, 2.0)]
+    assert drawn["always on: 1"] == [(1.0, 1.0)]
 
 
 def confusion(taxonomy: Taxonomy, parents: list[str]) -> Figure:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from protoserve.cli.root import build_app
 from protoserve.errors import InputError
 from protoserve.run.folder import open_run
-from training.outcome.report import render, write_report
+from protoserve.run.records import Analysis
+from training.outcome.report import at_border, group_separations, render, write_report
 
 
 class Page(HTMLParser):
@@ -167,3 +168,93 @@ def test_the_command_writes_the_page_in_the_run_or_to_a_given_file(counted_run: 
     assert str(file) in ended.output
     with pytest.raises(InputError, match="there is no folder"):
         write_report(counted_run, tmp_path / "none" / "page.html")
+
+
+# ---- how well prototypes tell classes apart --------------------------------------------------------------------------
+
+
+def analysis(*prototypes: dict[str, Any], rows: int = 4, columns: int = 5) -> Analysis:
+    """An analysis of prototypes that differ from a default in the fields given."""
+    box, patch_box = (0, 0, 8, 8), (8, 8, 16, 16)
+    common = {
+        "child": "Animal/Ape",
+        "parent": "Animal",
+        "weight": 1.0,
+        "source": {"image": "a.png", "box": box, "cell": 6},
+        "purity": {"own": 1, "nearest": 1},
+        "patches": [
+            {"image": "a.png", "leaf": "Animal/Ape", "cell": 7, "box": patch_box, "distance": 0.0, "own": True},
+            {"image": "a.png", "leaf": "Animal/Ape", "cell": 0, "box": box, "distance": 0.0, "own": True},
+        ],
+    }
+    listed = [{"id": number, **common, **changed} for number, changed in enumerate(prototypes)]
+    sizes = {"format": 1, "kind": "hierarchical", "images": 2, "rows": rows, "columns": columns, "tile": 80}
+    return Analysis.model_validate({**sizes, "nodes": [], "prototypes": listed})
+
+
+@pytest.mark.parametrize(
+    ("cell", "border"), [(0, True), (4, True), (5, True), (6, False), (8, False), (9, True), (13, False), (17, True)]
+)
+def test_a_border_prototype_lies_in_an_outer_row_or_column(cell: int, border: bool) -> None:
+    found = analysis({"source": {"image": "a.png", "box": (0, 0, 8, 8), "cell": cell}})
+    assert at_border(found.prototypes[0], found) is border
+
+
+def test_an_older_run_tells_the_cell_by_the_patch_with_the_same_box() -> None:
+    found = analysis(
+        {"source": {"image": "a.png", "box": (0, 0, 8, 8)}},
+        {"source": {"image": "a.png", "box": (8, 8, 16, 16)}},
+        {"source": {"image": "b.png", "box": (0, 0, 8, 8)}},
+    )
+    assert [at_border(prototype, found) for prototype in found.prototypes] == [True, False, False]
+
+
+def test_a_feature_map_without_inner_cells_has_no_border() -> None:
+    found = analysis({"source": {"image": "a.png", "box": (0, 0, 8, 8), "cell": 0}}, rows=2)
+    assert not at_border(found.prototypes[0], found)
+
+
+def test_prototypes_are_counted_per_parent() -> None:
+    def separation(effect: float) -> dict[str, Any]:
+        return {"separation": {"own": 2.0, "siblings": 1.0, "effect": effect, "always_on": effect < 0.5}}
+
+    found = group_separations(
+        analysis(
+            {"parent": "", **separation(1.0)},
+            separation(0.25),
+            {**separation(0.75), "source": {"image": "a.png", "box": (0, 0, 8, 8), "cell": 19}},
+            {"parent": "Tool"},
+        )
+    )
+    assert [(row.parent, row.prototypes, row.telling, row.always_on, row.border) for row in found] == [
+        ("", 1, 1, 0, 0),
+        ("Animal", 2, 0, 1, 1),
+    ]
+    assert found[1].effect == pytest.approx(0.5)
+
+
+def test_every_prototype_has_its_means_and_flags(page: Page, counted_run: Path) -> None:
+    text = " ".join(" ".join(page.text).split())
+    records = analysis_of(counted_run)["prototypes"]
+    measured = [record["separation"] for record in records if record["separation"]]
+    assert len(measured) == len(records) > 0
+    for separation in measured:
+        own, siblings, effect = separation["own"], separation["siblings"], separation["effect"]
+        assert f"own {own:.2f}, siblings {siblings:.2f}, effect {effect:+.2f}" in text
+    flagged = [attributes for tag, attributes in page.tags if tag == "article" and "data-always-on" in attributes]
+    assert len(flagged) == sum(separation["always_on"] for separation in measured)
+    figures = {attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"}
+    assert "Mean similarity of every prototype to its own class and to the siblings" in figures
+
+
+def test_a_run_of_an_older_version_has_no_flags(counted_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(counted_run, tmp_path / "old")
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["separation"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    content = analysis_of(run)
+    for prototype in content["prototypes"]:
+        del prototype["separation"]
+    (run / "analysis.json").write_text(json.dumps(content))
+    html = render(open_run(run))
+    assert "always on" not in html.partition("<script>")[0] and "median effect" not in html
