@@ -93,6 +93,7 @@ def _regions(subject: Subject, piece: Piece, outputs: Outputs, generator: np.ran
     evidence = ladder([subject.box(cell) for cell in piece.cells.tolist()], size)
     prototypes, contributions = subject.contributions(piece.node, outputs.similarity[piece.image])
     order = prototypes[np.argsort(np.abs(contributions), kind="stable")]
+    order = order[~np.isin(order, piece.prototypes)]
     boxes = [subject.box(cell) for cell in outputs.cell[piece.image, order].tolist()]
     least = ladder_of_area(boxes, evidence.sum(axis=(1, 2)).tolist(), size)
     random = [shifted(evidence, generator) for _ in range(DRAWS)]

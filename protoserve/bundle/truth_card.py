@@ -57,7 +57,9 @@ class BoxEffect(Contract):
     steps: list[int]
     evidence: list[float] = Field(description="mean effect at every step, strongest evidence first")
     random: list[float] = Field(description="the same boxes, all shifted by one random offset: equal area")
-    least: list[float] = Field(description="boxes of the prototypes that contribute least, of at least equal area")
+    least: list[float] = Field(
+        description="boxes of the other prototypes that contribute least, of at least equal area"
+    )
     area: list[float] = Field(description="mean share of the picture inside the evidence boxes")
     first: Comparison = Field(description="the effect of the first box, beside that of the shifted box")
     over_random: Comparison = Field(description="areas under the two curves, divided by the number of boxes")

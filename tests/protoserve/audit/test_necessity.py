@@ -58,7 +58,8 @@ def test_true_boxes_cost_more_than_random_and_least_contributing_ones() -> None:
         assert effect.over_random.difference.low > least_gain, effect
         assert effect.first.difference.low > least_gain
         assert effect.over_random.measured.images == 12
-    # Least contributes the always-on prototype, at cell 0, where the square of one of the 12 pictures lies, a Green one.
+    # Beside the evidence, least contributes the always-on prototype, at cell 0, where the square of one of the 12
+    # pictures lies, a Green one.
     mean = next(effect for effect in necessity if effect.fill == "mean")
     green = log_red(STRENGTH - 0.25) - log_red(10 / 255 - 0.25)
     assert mean.least[0] == pytest.approx(green / 12, abs=1e-5) and mean.over_least.difference.low > 0.1
