@@ -12,7 +12,7 @@ from protoserve.bundle.truth_card import (
     Estimate,
     Locality,
     PartHits,
-    PrototypeCounts,
+    PrototypeFlags,
     Sparsity,
     TruthCard,
 )
@@ -71,7 +71,9 @@ def truth_card(seed: int = 0) -> TruthCard:
         locality=[local],
         parts=[hits],
         sparsity=[sparse],
-        prototypes=PrototypeCounts(prototypes=8, always_on=2, telling=5, duplicates=1, split="train", images=30),
+        prototypes=PrototypeFlags(
+            prototypes=8, telling=5, always_on=[2, 3], border=[3], duplicates=[], split="train", images=30
+        ),
         checks=[
             Check(name="additive", level=None, passed=True, statement="the sums hold"),
             Check(name="local", level=1, passed=False, statement="the boxes hold"),

@@ -7,9 +7,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protoserve import __version__
 from protoserve.audit.additivity import additivity
 from protoserve.audit.checks import checks
@@ -18,14 +15,15 @@ from protoserve.audit.locality import locality
 from protoserve.audit.masks import Masks
 from protoserve.audit.necessity import box_effects
 from protoserve.audit.parts import part_hits
-from protoserve.audit.sample import Sample, choose, fitted_pictures, read_sample
-from protoserve.audit.sparsity import count_prototypes, sparsity
-from protoserve.audit.subject import BATCH, Runs, Subject, pieces_of
+from protoserve.audit.prototypes import measure, prototype_flags
+from protoserve.audit.sample import Sample, choose, read_sample
+from protoserve.audit.sparsity import sparsity
+from protoserve.audit.subject import Runs, Subject, pieces_of
 from protoserve.bundle.folder import Bundle
-from protoserve.bundle.truth_card import PrototypeCounts, TruthCard
-from protoserve.data.dataset import Dataset, holds_split, read_split
+from protoserve.bundle.truth_card import PrototypeFlags, TruthCard
+from protoserve.data.dataset import holds_split, read_split
 from protoserve.errors import InputError
-from protoserve.similarity_statistics import SimilarityStatistics, SimilaritySums
+from protoserve.similarity_statistics import SimilarityStatistics
 
 TRAINING_SPLIT: Final = "train"
 # Pictures that show which prototypes tell their class from its siblings.
@@ -67,12 +65,12 @@ def audit(
         learned = read_split(data, TRAINING_SPLIT, bundle.taxonomy, left_out=bundle.left_out)
     learned = choose(learned, TRAINING_IMAGES, seed)
     with tracked("measuring prototypes", len(learned)) as advance:
-        statistics = measure(subject, bundle, learned, advance)
+        measured = measure(subject, bundle.input, learned, advance)
     return audit_sample(
         subject,
         sample,
-        statistics,
-        count_prototypes(bundle.prototypes, statistics, learned.split, len(learned)),
+        measured.statistics,
+        prototype_flags(bundle.prototypes, measured),
         data=data.name,
         split=split,
         seed=seed,
@@ -85,7 +83,7 @@ def audit_sample(
     subject: Subject,
     sample: Sample,
     statistics: SimilarityStatistics,
-    prototypes: PrototypeCounts,
+    prototypes: PrototypeFlags,
     *,
     data: str,
     split: str,
@@ -131,21 +129,3 @@ def audit_sample(
         prototypes=prototypes,
         checks=checks(added, necessity, local, hits, sparse),
     )
-
-
-def measure(
-    subject: Subject, bundle: Bundle, dataset: Dataset, advance: Callable[[int], None] = lambda images: None
-) -> SimilarityStatistics:
-    """Measure on all pictures of a data set how each prototype's similarity differs between its class and siblings."""
-    sums = SimilaritySums(subject.taxonomy, subject.table)
-    batch: list[NDArray[np.uint8]] = []
-    done = 0
-    for index, fitted in enumerate(fitted_pictures(dataset, bundle.input)):
-        batch.append(fitted.array)
-        if len(batch) == BATCH or index + 1 == len(dataset):
-            outputs = subject.run(np.stack(batch))
-            sums.add(outputs.similarity, dataset.leaves[done : done + len(batch)])
-            advance(len(batch))
-            done += len(batch)
-            batch = []
-    return sums.statistics()

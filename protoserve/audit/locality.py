@@ -138,8 +138,10 @@ def _add(changes: _Changes, subject: Subject, outputs: Outputs, changed: Outputs
             changes.bounded += row == 0
         changes.unknown += row == 0 and np.isnan(after)
         activation.append(activation_change(before, after))
-        has_maps = map_before is not None and map_after is not None
-        place.append(place_change(map_before, map_after) if has_maps else float("nan"))
+        if map_before is None or map_after is None:
+            place.append(float("nan"))
+        else:
+            place.append(place_change(map_before, map_after))
         rank.append(float(rank_change(outputs.similarity[piece.image], changed.similarity[row], prototype, rivals)))
     changes.activation.append(activation)
     changes.place.append(place)

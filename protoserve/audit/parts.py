@@ -52,11 +52,10 @@ def part_hits(
         # The mask's value under every cell's centre.
         values = np.array([_centre_value(mask, subject.box_in(geometry, cell)) for cell in range(subject.cells)])
         for piece in by_image.get(image, []):
-            decisive = masks.decisive.get(subject.taxonomy.names[piece.node])
-            for part in PARTS:
-                if part == "decisive" and decisive is None:
-                    continue
-                on_part = values > 0 if part == "object" else np.isin(values, decisive)
+            places: dict[PartKind, NDArray[np.bool_]] = {"object": values > 0}
+            if (name := subject.taxonomy.names[piece.node]) in masks.decisive:
+                places["decisive"] = np.isin(values, masks.decisive[name])
+            for part, on_part in places.items():
                 shown = on_part[piece.cells[:_SHOWN]]
                 row = (float(shown[0]), float(shown.mean()), float(on_part.mean()))
                 hits.setdefault((piece.level, part), []).append(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Final
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 
 from protoserve.audit.intervals import compare, compare_known
 from protoserve.audit.subject import Piece, Subject, levels_of
-from protoserve.bundle.manifest import PrototypeRecord
-from protoserve.bundle.truth_card import PrototypeCounts, Sparsity
+from protoserve.bundle.truth_card import Sparsity
 from protoserve.inference.engine import Outputs
 from protoserve.schema import Box
 from protoserve.similarity_statistics import TELLING, SimilarityStatistics
@@ -80,21 +78,6 @@ def distinctiveness(boxes: Sequence[Box]) -> float:
     """
     pairs = [_intersection_over_union(first, second) for first, second in combinations(boxes, 2)]
     return 1 - sum(pairs) / len(pairs) if pairs else float("nan")
-
-
-def count_prototypes(
-    records: Sequence[PrototypeRecord], statistics: SimilarityStatistics, split: str, images: int
-) -> PrototypeCounts:
-    """Count the prototypes that tell their class, those that are always on, and those of one source."""
-    sources = Counter((record.source_image, record.source_box) for record in records)
-    return PrototypeCounts(
-        prototypes=len(records),
-        always_on=int(statistics.always_on.sum()),
-        telling=int((statistics.effect >= TELLING).sum()),
-        duplicates=len(records) - len(sources),
-        split=split,
-        images=images,
-    )
 
 
 def _intersection_over_union(first: Box, second: Box) -> float:

@@ -106,14 +106,15 @@ class Sparsity(Contract):
     )
 
 
-class PrototypeCounts(Contract):
-    """How many of the prototypes tell their class from the siblings, measured on the exported graph."""
+class PrototypeFlags(Contract):
+    """Which of the `prototypes` deserve a look, by id; measured on the exported graph with `images` of `split`."""
 
     prototypes: int
-    always_on: int
-    telling: int
-    duplicates: int = Field(description="prototypes whose source image and box an earlier prototype has")
-    split: str = Field(description="the split that the effects were measured on")
+    telling: int = Field(description="prototypes with an effect of 1 or more")
+    always_on: list[int] = Field(description="prototypes with an effect below 0.5")
+    border: list[int] = Field(description="prototypes whose best cell lies at the map's border far more than by chance")
+    duplicates: list[int] = Field(description="prototypes whose source image and box an earlier prototype has")
+    split: str
     images: int
 
 
@@ -141,5 +142,5 @@ class TruthCard(Contract):
     locality: list[Locality]
     parts: list[PartHits] = Field(description="empty without masks")
     sparsity: list[Sparsity]
-    prototypes: PrototypeCounts
+    prototypes: PrototypeFlags
     checks: list[Check]

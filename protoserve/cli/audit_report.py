@@ -73,10 +73,11 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
             )
         ),
     )
-    counts = card.prototypes
+    flags = card.prototypes
     yield Text(
-        f"  {counts.prototypes} prototypes: {counts.telling} telling, {counts.always_on} always on, "
-        f"{counts.duplicates} duplicates ({counts.images} pictures of {counts.split})"
+        f"  {flags.prototypes} prototypes: {flags.telling} telling, {len(flags.always_on)} always on, "
+        f"{len(flags.border)} at the border, {len(flags.duplicates)} duplicates ({flags.images} pictures of "
+        f"{flags.split}); --json lists them"
     )
     yield Text("Checks", "bold")
     for check in card.checks:

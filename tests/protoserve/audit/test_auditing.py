@@ -12,20 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoserve.audit.auditing import Tracked, audit, audit_sample, measure
+from protoserve.audit.auditing import Tracked, audit, audit_sample
 from protoserve.audit.masks import Masks
 from protoserve.audit.sample import Sample
 from protoserve.audit.subject import Subject
 from protoserve.bundle.folder import read_bundle
 from protoserve.bundle.truth_card import TruthCard
-from protoserve.data.dataset import read_split
 from protoserve.errors import InputError
 from protoserve.images.geometry import Geometry
 from protoserve.inference.engine import Engine, Outputs
 from protoserve.schema import Box
 from tests.protoserve.audit.toys import (
     CELL,
-    COUNTS,
+    FLAGS,
     GREY,
     STATISTICS,
     ToyEngine,
@@ -58,7 +57,7 @@ def masks_of(pictures: Sample, folder: Path) -> Masks:
 def card_of(toy: Subject, folder: Path, pictures: Sample | None = None) -> TruthCard:
     pictures = pictures or sample(PICTURES)
     masks = masks_of(pictures, folder)
-    return audit_sample(toy, pictures, STATISTICS, COUNTS, data="toy", split="test", seed=0, masks=masks)
+    return audit_sample(toy, pictures, STATISTICS, FLAGS, data="toy", split="test", seed=0, masks=masks)
 
 
 def failed(card: TruthCard) -> set[str]:
@@ -79,7 +78,7 @@ def watermarked() -> Sample:
 def test_a_true_model_passes(tmp_path: Path) -> None:
     card = card_of(subject(), tmp_path)
     assert failed(card) == set()
-    assert (card.images, card.prototypes, card.seed) == (PICTURES, COUNTS, 0)
+    assert (card.images, card.prototypes, card.seed) == (PICTURES, FLAGS, 0)
     assert card == card_of(subject(), tmp_path)
 
 
@@ -176,16 +175,3 @@ def recorder(steps: dict[str, int]) -> Tracked:
         assert steps[description] == total
 
     return tracked
-
-
-def test_effects_are_those_of_the_graph_on_all_pictures(tiny_bundle: Path, learned: tuple[Path, Path]) -> None:
-    _, data = learned
-    bundle = read_bundle(tiny_bundle)
-    toy = Subject.of(bundle, Engine(bundle, device="cpu"))
-    dataset = read_split(data, "train", bundle.taxonomy)
-    found = measure(toy, bundle, dataset)
-    arrays = np.stack([dataset.picture(index).picture for index in range(len(dataset))])
-    similarity = toy.run(arrays).similarity.astype(np.float64)
-    # Prototype 0 belongs to the first node at the root: the mean over that node's pictures, each leaf as it comes.
-    own = bundle.taxonomy.level_of_leaf[dataset.leaves, 0] == 0
-    assert found.own[0] == pytest.approx(similarity[own, 0].mean(), rel=1e-5)

@@ -87,7 +87,8 @@ def test_the_similarity_at_a_cell_is_known_from_the_map_or_the_best_cell() -> No
     assert similarity_at(outputs, 0, prototype, 7)[0] == 0
     # Without the map, only the best cell is known.
     hidden = replace(outputs, evidence_prototype=np.full_like(outputs.evidence_prototype, -1))
-    assert similarity_at(hidden, 0, prototype, square) == (pytest.approx(155 / 255), None)
+    at_best, missing = similarity_at(hidden, 0, prototype, square)
+    assert at_best == pytest.approx(155 / 255) and missing is None
     assert np.isnan(similarity_at(hidden, 0, prototype, 7)[0])
 
 

@@ -5,24 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from protoserve.audit.sparsity import count_prototypes, distinctiveness, prototypes_for, sparsity
+from protoserve.audit.sparsity import distinctiveness, prototypes_for, sparsity
 from protoserve.audit.subject import pieces_of
-from protoserve.bundle.manifest import PrototypeRecord
 from tests.protoserve.audit.toys import STATISTICS, ToyEngine, sample, subject
-
-
-def record(number: int, image: str, left: int) -> PrototypeRecord:
-    return PrototypeRecord(
-        id=number,
-        parent="",
-        child="Red",
-        source_image=image,
-        source_box=(left, 0, left + 8, 8),
-        source_cell=(0, 0),
-        weight=1.0,
-        usual=0.5,
-        picture=f"prototypes/{number:04d}.webp",
-    )
 
 
 @pytest.mark.parametrize(
@@ -59,10 +44,3 @@ def test_always_on_evidence_is_found() -> None:
     (found,) = sparsity(toy, outputs, pieces_of(outputs), STATISTICS, seed=0)
     assert (found.always_on.measured.mean, found.telling.measured.mean) == (1.0, 0.0)
     assert found.telling.difference.high < 0
-
-
-def test_prototypes_of_one_source_are_duplicates() -> None:
-    records = [record(0, "a.jpg", 0), record(1, "a.jpg", 8), record(2, "a.jpg", 0), record(3, "b.jpg", 0)]
-    counts = count_prototypes(records, STATISTICS, "train", 7)
-    assert (counts.prototypes, counts.duplicates, counts.telling, counts.always_on) == (4, 1, 2, 2)
-    assert (counts.split, counts.images) == ("train", 7)

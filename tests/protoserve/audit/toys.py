@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from protoserve.audit.sample import Sample, other_pictures
 from protoserve.audit.subject import Subject
-from protoserve.bundle.truth_card import PrototypeCounts
+from protoserve.bundle.truth_card import PrototypeFlags
 from protoserve.images.geometry import Cells, Geometry, InputRule, geometry_of
 from protoserve.inference.engine import Outputs
 from protoserve.inference.last_layers import GroupLayer
@@ -40,7 +40,7 @@ GREY = 100
 STATISTICS = SimilarityStatistics(
     usual=USUAL, own=np.array([0.5, 1.0, 0.5, 0.0]), siblings=np.array([0.0, 1.0, 0.0, 0.0]), deviation=np.full(4, 0.1)
 )
-COUNTS = PrototypeCounts(prototypes=4, always_on=2, telling=2, duplicates=0, split="train", images=10)
+FLAGS = PrototypeFlags(prototypes=4, telling=2, always_on=[1, 3], border=[], duplicates=[], split="train", images=10)
 
 
 def of_cells(images: NDArray[np.uint8]) -> NDArray[np.float64]:
