@@ -18,6 +18,7 @@ from export.graph import ExplainedGraph
 from export.parity import BATCHES, FLOAT32, INT8, check
 from export.records import TargetReport, write_parity
 from export.resizing import check_fitted
+from export.seen import measure_reach
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
 from export.targets.table import TARGETS, Target, target_named
 from protoserve.bundle.folder import Bundle, read_bundle, write_bundle, write_manifest
@@ -87,7 +88,15 @@ def export_bundle(
     top_k = min(TOP_K, network.head.top_k_limit)
     graph = ExplainedGraph(network, top_k, torch.from_numpy(samples[:2])).eval()
     manifest = _manifest(
-        network, description, sources, run, directory.name if name is None else name, targets, top_k, resized=bool(size)
+        network,
+        description,
+        sources,
+        run,
+        directory.name if name is None else name,
+        targets,
+        top_k,
+        samples,
+        resized=bool(size),
     )
     judging = None
     if any(target.precision is not FLOAT32 for target in chosen.values()) and data is not None:
@@ -178,6 +187,7 @@ def _manifest(
     name: str,
     targets: tuple[str, ...],
     top_k: int,
+    samples: NDArray[np.uint8],
     *,
     resized: bool,
 ) -> Callable[[str], Manifest]:
@@ -187,6 +197,7 @@ def _manifest(
     with torch.inference_mode():
         blank = torch.zeros((1, rule.height, rule.width, 3), dtype=torch.uint8)
         rows, columns = network.latent(network.features(blank)).shape[2:]
+    reach = None if description.tile else measure_reach(network, samples)
     taxonomy = head.taxonomy
     weight, usual = head.centred_own_weight().tolist(), head.usual.tolist()
     measured = bool(head.usual.any())
@@ -240,6 +251,7 @@ def _manifest(
                 smoothing=description.smoothing,
                 tile=description.tile,
                 tile_step=description.tile_step or description.tile,
+                reach=reach,
             ),
             files={target: TARGETS[target].file for target in targets},
             prototypes=records,

@@ -77,7 +77,15 @@ class Evidence(Contract):
     member: int | None = Field(
         default=None, description="the prototype's bundle, an index of `model.members`; null for a single bundle"
     )
-    box: Box = Field(description="the most similar cell, in the sender's pixels")
+    box: Box = Field(
+        description="the most similar cell, in the sender's pixels; with tiles, every pixel that the similarity depends "
+        "on"
+    )
+    seen: Box | None = Field(
+        default=None,
+        description="the region that holds 90 % of the similarity's gradient, measured at export; null with tiles, "
+        "where `box` is exact, and for bundles of format 1",
+    )
     map: list[list[float]] | None = Field(
         default=None,
         description="similarity at every cell, rows from top to bottom; only with maps=heat, and in an ensemble only "

@@ -40,6 +40,8 @@ class Cells:
 
     A cell stands for its share of the input or, with `smoothing` (odd, in cells), for the square of cells around it.
     With `tile` (pixels), it is computed from one square tile of the input alone; a tile starts every `step` pixels.
+    Without tiles, `reach` is how many of the model's pixels above and below, and left and right of a cell's centre hold
+    most of its gradient; None where it was not measured.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class Cells:
     smoothing: int = 1
     tile: int | None = None
     step: int | None = None
+    reach: tuple[int, int] | None = None
 
 
 def tile_grid(height: int, width: int, tile: int, step: int) -> tuple[int, int]:
@@ -135,6 +138,27 @@ class Geometry:
         first_row, last_row = max(0, row - reach), min(rows, row + reach + 1)
         left, right = _pixels(self.offset_x, cell_width, first_column, last_column, self.picture_width)
         top, bottom = _pixels(self.offset_y, cell_height, first_row, last_row, self.picture_height)
+        return left, top, right, bottom
+
+    def seen_box(self, cell: int, cells: Cells) -> Box | None:
+        """Return the region around a cell's centre that holds most of its gradient, in the sender's pixels: left, top,
+        right, bottom, clipped to the picture. None with tiles, whose box is exact, and where it was not measured.
+
+        >>> picture = Geometry(400, 200, 100, 100, 4.0, 2.0, 0.0, 0.0)
+        >>> picture.seen_box(5, Cells(rows=2, columns=4, reach=(40, 20)))
+        (70, 70, 230, 200)
+        """
+        if cells.tile is not None or cells.reach is None:
+            return None
+        row, column = divmod(cell, cells.columns)
+        down, across = cells.reach
+        x, y = (column + 0.5) * self.model_width / cells.columns, (row + 0.5) * self.model_height / cells.rows
+        left, right = _pixels(
+            self.offset_x + self.scale_x * (x - across), 2 * self.scale_x * across, 0, 1, self.picture_width
+        )
+        top, bottom = _pixels(
+            self.offset_y + self.scale_y * (y - down), 2 * self.scale_y * down, 0, 1, self.picture_height
+        )
         return left, top, right, bottom
 
     def _filtered(self, offset: float, scale: float, first: int, count: int, limit: int) -> tuple[int, int]:

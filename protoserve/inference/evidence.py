@@ -282,6 +282,7 @@ def _evidence(
                 contribution=contribution,
                 member=None if table.model.members is None else member,
                 box=geometry.cell_box(cell, cells),
+                seen=geometry.seen_box(cell, cells),
                 map=None if heat is None else _map(heat[rank], cells),
                 source=EvidenceSource(
                     image=record.source_image,

@@ -157,12 +157,24 @@ def test_evidence_carries_the_arrays_the_box_and_the_source() -> None:
     assert (first.prototype, second.prototype) == (4, 1)
     assert (first.similarity, first.usual, first.weight, first.contribution) == (4.0, 0.5, 1.5, 6.0)
     assert (second.similarity, second.weight, second.contribution) == (2.0, -0.5, -1.0)
+    # Not measured for this bundle.
+    assert first.seen is None
     # Cell 6 of 2 × 4 is row 1, column 2; the map covers 400 × 200 pixels.
     assert first.box == (200, 100, 300, 200) and second.box == (0, 0, 100, 100)
     assert first.source is not None
     assert first.source.image == "train/4.jpg" and first.source.box == (4, 1, 20, 30)
     assert first.source.href is None
     assert first.map is None
+
+
+def test_evidence_says_how_far_an_untiled_network_sees_around_its_cell() -> None:
+    table = EvidenceTable.of(bundle())
+    table = replace(table, cells=tuple(replace(cells, reach=(30, 20)) for cells in table.cells))
+    (level, *_) = predictions(outputs(GALA), table, [GEOMETRY])[0].levels
+    # The centre of cell 6 is (62.5, 75) of 100 × 100 model pixels, which are 4 × 2 of the sender's.
+    assert level.evidence[0].seen == (170, 90, 330, 200)
+    tiled = replace(table, cells=tuple(replace(cells, tile=50, step=25) for cells in table.cells))
+    assert predictions(outputs(GALA), tiled, [GEOMETRY])[0].levels[0].evidence[0].seen is None
 
 
 def test_prior_evidence_against_and_rest_add_up_to_the_logit() -> None:
