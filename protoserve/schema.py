@@ -78,8 +78,8 @@ class Evidence(Contract):
         default=None, description="the prototype's bundle, an index of `model.members`; null for a single bundle"
     )
     box: Box = Field(
-        description="the most similar cell, in the sender's pixels; with tiles, every pixel that the similarity depends "
-        "on"
+        description="the most similar cell, in the sender's pixels; with tiles, all pixels that count for the "
+        "similarity"
     )
     seen: Box | None = Field(
         default=None,
