@@ -39,7 +39,8 @@ class Tiles:
 
 def on_tiles(module: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
     """Apply a module for batches to every tile of [N, R, K, …] alone; returns [N, R, K, …]."""
-    return module(tiles.flatten(0, 2)).unflatten(0, (-1, *tiles.shape[1:3]))
+    outputs: Tensor = module(tiles.flatten(0, 2)).unflatten(0, (-1, *tiles.shape[1:3]))
+    return outputs
 
 
 def mean_cells(maps: Tensor) -> Tensor:

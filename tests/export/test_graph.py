@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from export.bundling import export_bundle
 from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
 from protoserve.bundle.folder import Bundle, read_bundle
+from protoserve.errors import InputError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import FittedImage, fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
+from protoserve.run.folder import open_run
 from tests.bundles import TEMPERATURE, BundleFactory, RunFactory, RunOptions
 
 Exported: TypeAlias = tuple[Bundle, Mapping[str, NDArray[Any]]]
@@ -292,3 +295,11 @@ def test_the_manifest_tells_the_tiles(bundle: BundleFactory) -> None:
     assert (graph.rows, graph.columns, graph.tile, graph.tile_step) == (3, 5, 32, 16)
     apart = read_bundle(bundle("tiled", tuple(RUNTIMES), tile=32, tile_step=32)).manifest.graph
     assert (apart.rows, apart.columns, apart.tile, apart.tile_step) == (2, 3, 32, 32)
+
+
+def test_an_exported_size_must_suit_the_tiles(run: RunFactory, tmp_path: Path) -> None:
+    tiled = open_run(run(tile=32, tile_step=16))
+    graph = export_bundle(tiled, tmp_path / "larger", size=(80, 112)).manifest.graph
+    assert (graph.rows, graph.columns, graph.tile, graph.tile_step) == (4, 6, 32, 16)
+    with pytest.raises(InputError, match=r"do not cover pictures of 100 × 96 pixels.*pictures of 96 × 96 pixels"):
+        export_bundle(tiled, tmp_path / "odd", size=(100, 96))

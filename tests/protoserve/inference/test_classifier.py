@@ -123,7 +123,7 @@ def test_boxes_of_tiles_hold_all_that_the_resize_filter_reads(bundle: BundleFact
     lefts, rights = (0, 32, 66, 99, 132), (68, 101, 134, 168, 200)
     tops, bottoms = (0, 36, 74), (76, 114, 150)
     for evidence in pieces:
-        row, column = divmod(int(np.argmax(evidence.map)), 5)
+        row, column = divmod(int(np.asarray(evidence.map).argmax()), 5)
         assert evidence.box == (lefts[column], tops[row], rights[column], bottoms[row])
 
 
