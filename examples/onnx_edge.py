@@ -54,7 +54,12 @@ outputs = [output.name for output in session.get_outputs()]
 answer = dict(zip(outputs, session.run(None, {"image": np.repeat(image[None], options["batch"] or 1, 0)}), strict=True))
 for level, node in enumerate(node for node in answer["path"][0] if node >= 0):
     print(f"{np.exp(answer['log_probability'][0, node]):6.1%}  {nodes[node]}")
-    for place, prototype in enumerate(answer["evidence_prototype"][0, level, :3]):
-        if prototype >= 0:
-            added, source = answer["evidence_contribution"][0, level, place], model["prototypes"][prototype]
-            print(f"        {added:+.3f} prototype {prototype}, from {source['source_image']}")
+    logit, prior = answer["logit"][0, node], model["prior"].get(nodes[node], 0.0)
+    rest = logit - prior
+    for kind, sign in (("evidence", 1), ("against", -1)):
+        for place, prototype in enumerate(answer[f"{kind}_prototype"][0, level, :3]):
+            added = answer[f"{kind}_contribution"][0, level, place]
+            if prototype >= 0 and added * sign > 0:
+                rest, source = rest - added, model["prototypes"][prototype]
+                print(f"        {added:+.3f} prototype {prototype}, from {source['source_image']}")
+    print(f"        {prior:+.3f} prior, {rest:+.3f} rest: score {logit:.3f}")

@@ -14,6 +14,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 // uint8 [1, height, width, 3]
@@ -49,17 +50,21 @@ int main(int count, char** words) try {
     request.set_tensor("image", read_ppm(words[2]));
     request.infer();
 
-    const ov::Tensor path = request.get_tensor("path"), prototype = request.get_tensor("evidence_prototype");
+    const ov::Tensor path = request.get_tensor("path");
     const float* logarithm = request.get_tensor("log_probability").data<float>();
-    const float* contribution = request.get_tensor("evidence_contribution").data<float>();
-    const size_t levels = path.get_shape()[1], top = prototype.get_shape()[2];
+    const size_t levels = path.get_shape()[1], top = request.get_tensor("evidence_prototype").get_shape()[2];
     for (size_t level = 0; level < levels; ++level) {
         const int64_t node = path.data<int64_t>()[level];
         if (node < 0) break;  // the leaf is above the deepest level
         std::printf("%5.1f%%  %s\n", 100 * std::exp(logarithm[node]), nodes.at(static_cast<size_t>(node)).c_str());
-        for (size_t place = level * top; place < level * top + std::min<size_t>(top, 3); ++place)
-            if (prototype.data<int64_t>()[place] >= 0)
-                std::printf("        %+.3f prototype %ld\n", contribution[place], static_cast<long>(prototype.data<int64_t>()[place]));
+        // Prototypes that speak for the node have positive contributions, those against it negative ones.
+        for (const auto& [kind, sign] : {std::pair<std::string, float>{"evidence", 1.0f}, {"against", -1.0f}}) {
+            const int64_t* prototype = request.get_tensor(kind + "_prototype").data<int64_t>();
+            const float* contribution = request.get_tensor(kind + "_contribution").data<float>();
+            for (size_t place = level * top; place < level * top + std::min<size_t>(top, 3); ++place)
+                if (prototype[place] >= 0 && sign * contribution[place] > 0)
+                    std::printf("        %+.3f prototype %ld\n", contribution[place], static_cast<long>(prototype[place]));
+        }
     }
     return 0;
 } catch (const std::exception& error) {

@@ -67,16 +67,19 @@ def predict(address: str, picture: Path) -> Any:
 
 
 def print_levels(prediction: Any) -> None:
-    """Print each level below the one before it, with its strongest evidence."""
+    """Print each level below the one before it, with its strongest evidence for and against, and the whole sum."""
     for level in prediction["levels"]:
         indent = "    " * (level["level"] - 1)
         print(f"{indent}{level['label']}  {level['probability']:.1%}")
-        for evidence in level["evidence"]:
+        for evidence in (*level["evidence"], *level["against"]):
             source = evidence["source"]
+            likeness = "looks like" if evidence["similarity"] >= evidence["usual"] else "looks less than usual like"
             print(
-                f"{indent}  {evidence['contribution']:+.2f} because {box(evidence['box'])} looks like "
+                f"{indent}  {evidence['contribution']:+.2f} because {box(evidence['box'])} {likeness} "
                 f"{box(source['box'])} of {source['image']}"
             )
+        if level["logit"] is not None:
+            print(f"{indent}  {level['prior']:+.2f} prior, {level['rest']:+.2f} rest: score {level['logit']:.2f}")
 
 
 def print_verdict(predicted: list[str], expected: list[str]) -> bool:

@@ -146,12 +146,14 @@ def test_the_readme_shows_a_true_document() -> None:
     assert predictions
     for prediction in predictions:
         for level in prediction.levels:
-            for evidence in level.evidence:
-                product = evidence.similarity * evidence.weight
-                assert evidence.contribution == pytest.approx(product, abs=0.02)
-            if level.logit is not None and level.evidence_share is not None:
-                shown = sum(evidence.contribution for evidence in level.evidence)
-                assert level.evidence_share == pytest.approx(shown / level.logit, abs=0.01)
+            for evidence in (*level.evidence, *level.against):
+                told = evidence.weight * (evidence.similarity - evidence.usual)
+                assert evidence.contribution == pytest.approx(told, abs=0.02)
+            if level.logit is not None:
+                assert level.prior is not None and level.rest is not None
+                told = sum(evidence.contribution for evidence in (*level.evidence, *level.against))
+                assert level.prior + told + level.rest == pytest.approx(level.logit, abs=0.005)
+    assert any(level.against for prediction in predictions for level in prediction.levels)
 
 
 def run_example(code: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Bundles, the deployable folders: `manifest.json`, graphs, prototype pictures, `parity.json`, `SHA256SUMS`; format 1.
+"""Bundles, the deployable folders: `manifest.json`, graphs, prototype pictures, `parity.json`, `SHA256SUMS`; format 2.
 
 A bundle is written to a draft folder, which is then renamed. It is read only after every checksum has been verified.
 Nothing in it is pickled, and no path in it may point outside the folder.

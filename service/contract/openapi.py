@@ -10,6 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from protoserve import __version__
 from protoserve.images.decoding import FORMATS
 from protoserve.schema import Prediction
+from service.contract.example import EXAMPLE
 from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
 from service.contract.queries import PredictQuery, PrototypesQuery
 from service.contract.responses import (
@@ -121,6 +122,8 @@ def _predict_parameters(top_k: int | None) -> list[dict[str, Any]]:
 
 
 def _predict(top_k: int | None) -> dict[str, Any]:
+    responses = _responses(Prediction, (*_BODY_CODES, *_IMAGE_CODES))
+    responses["200"]["content"]["application/json"]["example"] = EXAMPLE.model_dump(mode="json")
     return {
         "summary": "Predict one image",
         "parameters": _predict_parameters(top_k),
@@ -133,7 +136,7 @@ def _predict(top_k: int | None) -> dict[str, Any]:
                 FORM: {"schema": _form(_BYTES)},
             },
         },
-        "responses": _responses(Prediction, (*_BODY_CODES, *_IMAGE_CODES)),
+        "responses": responses,
     }
 
 

@@ -85,13 +85,17 @@ class TaxonomyDocument(Contract):
 
 
 class PrototypeDocument(Contract):
-    """One prototype: its node, its weight for that node, and its training patch."""
+    """One prototype: its node, its weight for that node, its usual similarity, and its training patch."""
 
     id: int
     member: int | None = Field(description="index of its bundle in the model's `members`; null for a single bundle")
     node: str = Field(description="the node that it is evidence for")
     parent: str | None = Field(description="parent of that node; null at level 1")
-    weight: float
+    weight: float = Field(description="for that node, less its mean over the siblings")
+    usual: float | None = Field(
+        description="its mean similarity over training pictures below the parent, each child counting the same; null "
+        "where it was not measured"
+    )
     source: EvidenceSource
 
 
@@ -193,6 +197,7 @@ def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
         node=record.child,
         parent=record.parent or None,
         weight=record.weight,
+        usual=record.usual,
         source=EvidenceSource(image=record.source_image, box=record.source_box, href=prototype_href(prototype)),
     )
 

@@ -43,7 +43,7 @@ def test_it_answers_as_the_bundle_does(program: Path, resizing_bundle: Path, pho
     for (percent, _), level in zip(found, prediction.levels, strict=True):
         assert float(percent) / 100 == pytest.approx(level.probability, abs=5e-3)
     evidence = re.findall(r"([+-][\d.]+) prototype (\d+)", ended.stdout)
-    shown = [one for level in prediction.levels for one in level.evidence[:3]]
+    shown = [one for level in prediction.levels for one in (*level.evidence[:3], *level.against[:3])]
     assert len(evidence) == len(shown)
     for (contribution, _), one in zip(evidence, shown, strict=True):
         assert float(contribution) == pytest.approx(one.contribution, abs=5e-3)

@@ -114,7 +114,7 @@ def test_a_full_queue_and_full_memory_are_refused_at_once(run_app: RunApp, photo
     routes = next(route.endpoint.__self__ for route in app.routes if route.path == "/v1/predict")
     with routes.image_budget.reserve(16):
         response = client.post("/v1/predict", content=data)
-        assert "(16)" in check_problem(response, "overloaded")["detail"]
+        assert "limit of 16 images" in check_problem(response, "overloaded")["detail"]
         assert response.headers["retry-after"] == "1"
     with routes.body_budget.reserve(50_001 - len(data)):
         response = client.post("/v1/predict", content=data)
