@@ -48,12 +48,14 @@ def audit(
     images: int = 100,
     seed: int = 0,
     masks: Masks | None = None,
+    quick: bool = False,
     tracked: Tracked = untracked,
 ) -> TruthCard:
     """Audit a bundle on `images` pictures of a split, chosen at random by `seed`.
 
     Which prototypes tell their class is measured on up to `TRAINING_IMAGES` pictures of `train`, or on the audited
-    split if there is none. Raises InputError for a split that does not exist, TaxonomyError for images of other
+    split if there is none. With `quick`, necessity and sufficiency are left out, which take most of the time: hundreds
+    of runs per picture. Raises InputError for a split that does not exist, TaxonomyError for images of other
     classes, BundleError for a bundle without its last-layer weights, and as `decode` for a picture that can't be read.
     """
     subject = Subject.of(bundle, engine)
@@ -75,6 +77,7 @@ def audit(
         split=split,
         seed=seed,
         masks=masks,
+        quick=quick,
         tracked=tracked,
     )
 
@@ -89,6 +92,7 @@ def audit_sample(
     split: str,
     seed: int,
     masks: Masks | None = None,
+    quick: bool = False,
     tracked: Tracked = untracked,
 ) -> TruthCard:
     """Audit a model on pictures that are read already; `data` and `split` name their data set.
@@ -110,8 +114,10 @@ def audit_sample(
     if masks is not None:
         with tracked("parts", len(sample)) as advance:
             hits = part_hits(subject, sample, masks, pieces, seed, advance)
-    with tracked("necessity and sufficiency", len(sample)) as advance:
-        necessity, sufficiency = box_effects(subject, sample, outputs, pieces, seed, advance=advance)
+    necessity, sufficiency = [], []
+    if not quick:
+        with tracked("necessity and sufficiency", len(sample)) as advance:
+            necessity, sufficiency = box_effects(subject, sample, outputs, pieces, seed, advance=advance)
     sparse = sparsity(subject, outputs, pieces, statistics, seed)
     return TruthCard(
         data=data,

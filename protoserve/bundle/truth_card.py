@@ -137,7 +137,7 @@ class TruthCard(Contract):
     resamples: int = Field(description="bootstrap resamples of every interval")
     audited_with: str = Field(description="the version of ProtoServe")
     additivity: Additivity
-    necessity: list[BoxEffect]
+    necessity: list[BoxEffect] = Field(description="empty if it was left out (--quick); so is sufficiency")
     sufficiency: list[BoxEffect]
     locality: list[Locality]
     parts: list[PartHits] = Field(description="empty without masks")

@@ -31,6 +31,10 @@ def audit(
             show_default="DATA/masks, if it exists",
         ),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Leave out necessity and sufficiency, which run each picture hundreds of times."),
+    ] = False,
     write: Annotated[
         bool,
         typer.Option("--write", help="Keep the result, the truth card, in the bundle; this changes its version."),
@@ -75,6 +79,7 @@ def audit(
         images=images,
         seed=seed,
         masks=found,
+        quick=quick,
         tracked=progress,
     )
     if write:

@@ -49,8 +49,11 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
             "possible, a rise is left out",
             "dim",
         )
-    yield _effects("Necessity: nats lost when the evidence boxes are filled, mean over 0 to 10 boxes", card.necessity)
-    yield _effects("Sufficiency: nats gained when only they are kept, mean over 0 to 10 boxes", card.sufficiency)
+    if card.necessity:
+        yield _effects(
+            "Necessity: nats lost when the evidence boxes are filled, mean over 0 to 10 boxes", card.necessity
+        )
+        yield _effects("Sufficiency: nats gained when only they are kept, mean over 0 to 10 boxes", card.sufficiency)
     if card.parts:
         yield _comparisons(
             "Parts: share of evidence with its box's centre on the part, beside chance",

@@ -9,9 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from protoserve.audit.locality import activation_change, locality, place_change, rank_change, similarity_at
-from protoserve.audit.subject import pieces_of
+from protoserve.audit.subject import Subject, pieces_of
+from protoserve.bundle.folder import read_bundle
 from protoserve.bundle.truth_card import Locality
-from protoserve.inference.engine import Outputs
+from protoserve.inference.engine import Engine, Outputs
+from tests.bundles import BundleFactory, RunOptions
 from tests.protoserve.audit.toys import ToyEngine, local_maps, sample, subject
 
 
@@ -112,3 +114,24 @@ def test_pieces_without_a_map_count_as_the_least_possible_fall_or_are_left_out()
     assert (found.bounded, found.unknown) == (4, 0)
     assert found.activation_change is None and found.place_change is None
     assert found.rank_change.measured.images == 4
+
+
+def test_with_tiles_a_similarity_does_not_change_outside_its_box(bundle: BundleFactory) -> None:
+    """An exported network that sees one tile at a time; without tiles it does change."""
+    for options, local in ((RunOptions(tile=32), True), (RunOptions(), False)):
+        opened = read_bundle(bundle(**options))
+        real = Subject.of(opened, Engine(opened, device="cpu"))
+        small = np.random.default_rng(0).integers(0, 255, (6, 8, 12, 3), dtype=np.uint8)
+        arrays = small.repeat(real.size[0] // 8, axis=1).repeat(real.size[1] // 12, axis=2)
+        pictures = sample(arrays=arrays)
+        outputs = real.run(arrays)
+        found_by_level = locality(real, pictures, outputs, pieces_of(outputs), seed=0)
+        assert any(found.activation_change is not None for found in found_by_level)
+        for found in found_by_level:
+            change = found.activation_change
+            if local:
+                # Pieces are unknown where another tile became the best and the graph drew no map; nothing ever fell.
+                assert found.bounded == 0
+                assert change is None or change.measured.high < 1e-3, found
+            else:
+                assert change is not None and change.measured.low > 0.1, found

@@ -46,6 +46,14 @@ def test_the_card_is_kept_and_printed_by_table(
     assert out.splitlines()[-1] == f"{copy}: keeps this truth card; its version is now {kept.version[:19]}"
 
 
+def test_a_quick_audit_leaves_out_what_takes_long(
+    tiny_bundle: Path, learned: tuple[Path, Path], protoserve_command: CommandLine
+) -> None:
+    code, out, err = protoserve_command(*arguments(tiny_bundle, learned[1]), "--quick")
+    assert code == 0 and "Necessity" not in out and "Locality" in out and "sufficiency" not in err
+    assert "costs more than filling random ones" not in out
+
+
 def test_masks_add_the_parts(
     tiny_bundle: Path, learned: tuple[Path, Path], tmp_path: Path, protoserve_command: CommandLine
 ) -> None:
@@ -55,7 +63,7 @@ def test_masks_add_the_parts(
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(file) as picture:
             Image.fromarray(np.ones(picture.size[::-1], dtype=np.uint8)).save(target)
-    code, out, _ = protoserve_command(*arguments(tiny_bundle, data), "--masks", tmp_path / "masks", "--json")
+    code, out, _ = protoserve_command(*arguments(tiny_bundle, data), "--masks", tmp_path / "masks", "--quick", "--json")
     hits = json.loads(out)["parts"]
     assert code == 0 and {hit["part"] for hit in hits} == {"object"}
     # Every pixel is on the object, so evidence and chance are 1.
