@@ -1,5 +1,6 @@
 // The page of the target `web`: decode a picture, run the graph, which resizes it, and show each level with its evidence.
 import * as ort from "./ort.wasm.bundle.min.mjs";
+import { box, geometry } from "./geometry.mjs";
 
 const SHOWN = 5;
 const state = document.getElementById("state");
@@ -41,40 +42,6 @@ function pixels(canvas) {
     colours[to++] = data[from + 2];
   }
   return new ort.Tensor("uint8", colours, [1, canvas.height, canvas.width, 3]);
-}
-
-/** Per axis, the map from the model's pixels to the picture's by the manifest's rule: x = scale · model_x + offset. */
-function geometry(rule, width, height) {
-  const wider = width * rule.height >= height * rule.width;
-  let across = width, down = height, columns = rule.width, rows = rule.height;
-  if (rule.resize === "crop") {
-    across = (wider ? Math.min((height * rule.width) / rule.height, width) : width) * rule.share;
-    down = (wider ? height : Math.min((width * rule.height) / rule.width, height)) * rule.share;
-  } else if (rule.resize === "pad") {
-    const quotient = (a, b) => Math.max(1, Math.floor((2 * a + b) / (2 * b)));
-    if (wider) rows = quotient(height * rule.width, width);
-    else columns = quotient(width * rule.height, height);
-  }
-  const axis = (length, part, size, target) => {
-    const scale = part / size;
-    return { length, target, scale, offset: (length - part) / 2 - scale * Math.floor((target - size) / 2) };
-  };
-  return [axis(width, across, columns, rule.width), axis(height, down, rows, rule.height)];
-}
-
-/** A cell's left, top, right and bottom in the picture's pixels; right and bottom are exclusive. */
-function box(axes, graph, cell) {
-  const reach = Math.floor((graph.smoothing ?? 1) / 2);
-  const ends = axes.map(({ length, target, scale, offset }, axis) => {
-    const cells = axis === 0 ? graph.columns : graph.rows;
-    const index = axis === 0 ? cell % graph.columns : Math.floor(cell / graph.columns);
-    const step = (scale * target) / cells;
-    const pixel = (edge) => Math.floor(offset + step * edge + 0.5);
-    const first = Math.min(Math.max(pixel(Math.max(0, index - reach)), 0), length - 1);
-    const last = Math.min(pixel(Math.min(cells, index + reach + 1)), length);
-    return [first, Math.max(last, first + 1)];
-  });
-  return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]];
 }
 
 /** The graph's outputs as the service's JSON answer, without the fields that need the server. */

@@ -24,7 +24,7 @@ RUNTIME_SHA512: Final = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4
 RUNTIME_FILES: Final = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 # Seconds, enough for 30 MB over a slow connection.
 TIMEOUT: Final = 600
-PAGE_FILES: Final = {"page.html": "index.html", "page.mjs": "page.mjs"}
+PAGE_FILES: Final = {"page.html": "index.html", "page.mjs": "page.mjs", "geometry.mjs": "geometry.mjs"}
 GRAPH: Final = "model.onnx"
 SIDECAR: Final = "model.json"
 

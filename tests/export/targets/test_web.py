@@ -5,13 +5,17 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from export.targets import web
 from protoserve.errors import InputError
+from protoserve.images.geometry import Cells, InputRule, geometry_of
 
 
 def test_web_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,5 +80,39 @@ def test_the_folder_holds_the_graph_the_page_the_runtime_and_the_metadata(
     assert (folder / "prototypes" / "0000.webp").read_bytes() == b"picture"
     assert json.loads((folder / "model.json").read_text()) == {"manifest": {"name": "tiny"}, "options": {"batch": 1}}
     assert "page.mjs" in (folder / "index.html").read_text() and (folder / "page.mjs").is_file()
+    assert "./geometry.mjs" in (folder / "page.mjs").read_text() and (folder / "geometry.mjs").is_file()
     for name in web.RUNTIME_FILES:
         assert (folder / name).read_bytes() == name.encode()
+
+
+def test_the_page_computes_the_boxes_of_the_service(tmp_path: Path) -> None:
+    """Of cells, of smoothed cells and of tiles, for every rule, up- and downscaled."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node")
+    generator = np.random.default_rng(0)
+    asked: list[list[Any]] = []
+    expected: list[list[list[int]]] = []
+    for resize in ("stretch", "crop", "pad") * 100:
+        tile, step = (32, 16) if generator.random() < 0.5 else (32, 32)
+        form: dict[str, int] = [{"smoothing": 1}, {"smoothing": 3}, {"tile": tile, "tile_step": step}][len(asked) % 3]
+        share = float(generator.choice([1.0, 0.875, 0.7])) if resize == "crop" else 1.0
+        rule = InputRule(height=64, width=96, resize=resize, share=share)
+        rows, columns = ((64 - tile) // step + 1, (96 - tile) // step + 1) if "tile" in form else (8, 12)
+        # Sizes at which scales are whole numbers, and others.
+        width, height = generator.integers(1, 400, 2).tolist() if len(asked) % 2 else (96 * 2, 64 * 2)
+        cells = Cells(rows, columns, form.get("smoothing", 1), form.get("tile"), form.get("tile_step"))
+        geometry = geometry_of(width, height, rule)
+        asked.append([rule.model_dump(), width, height, {"rows": rows, "columns": columns, **form}])
+        expected.append([list(geometry.cell_box(cell, cells)) for cell in range(rows * columns)])
+    script = tmp_path / "boxes.mjs"
+    module = (Path(web.__file__).parent / "geometry.mjs").as_uri()
+    script.write_text(
+        f"""import {{ box, geometry }} from {json.dumps(module)};
+const boxes = {json.dumps(asked)}.map(([rule, width, height, graph]) =>
+  Array.from({{ length: graph.rows * graph.columns }}, (_, cell) => box(geometry(rule, width, height), graph, cell)));
+console.log(JSON.stringify(boxes));
+"""
+    )
+    printed = subprocess.run([node, str(script)], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(printed) == expected
