@@ -40,6 +40,20 @@ export function box(axes, graph, cell) {
   return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]];
 }
 
+/** The region that holds most of a cell's gradient; null with tiles, whose box is exact, and where it was not measured. */
+export function seenBox(axes, graph, cell) {
+  if (graph.tile || !graph.reach) return null;
+  const ends = axes.map(({ length, target, scale, offset }, axis) => {
+    const cells = axis === 0 ? graph.columns : graph.rows;
+    const index = axis === 0 ? cell % graph.columns : Math.floor(cell / graph.columns);
+    const reach = graph.reach[1 - axis], centre = ((index + 0.5) * target) / cells;
+    const start = offset + scale * (centre - reach), pixel = (edge) => Math.floor(edge + 0.5);
+    const first = Math.min(Math.max(pixel(start), 0), length - 1);
+    return [first, Math.max(Math.min(pixel(start + 2 * scale * reach), length), first + 1)];
+  });
+  return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]];
+}
+
 /** The start and the end of the pixels that the resize filter reads for `count` pixels of the model from `first` on. */
 function filtered(length, scale, offset, first, count) {
   const support = Math.max(scale, 1);

@@ -1,6 +1,6 @@
 // The page of the target `web`: decode a picture, run the graph, which resizes it, and show each level with its evidence.
 import * as ort from "./ort.wasm.bundle.min.mjs";
-import { box, geometry } from "./geometry.mjs";
+import { box, geometry, seenBox } from "./geometry.mjs";
 
 const SHOWN = 5;
 const state = document.getElementById("state");
@@ -76,6 +76,7 @@ function documentOf(outputs, manifest, canvas) {
           weight: of("weight", rank),
           contribution,
           box: box(axes, graph, of("cell", rank)),
+          seen: seenBox(axes, graph, of("cell", rank)),
           source: { image: record.source_image, box: record.source_box, href: record.picture },
         });
       }

@@ -52,7 +52,8 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
     it, each prototype that speaks for the node has a line: where it was found in the photograph, its training patch,
     and its contribution = weight × (similarity − usual similarity). Smaller cards below show the prototypes that speak
     against the node. The title has the whole sum. A dashed box is the most similar place of a prototype to which the
-    picture is *less* similar than usual. Maps are drawn only if the prediction has them (`maps=True`).
+    picture is *less* similar than usual. Where a network is not tiled, a thin frame marks what the network mostly saw
+    for a box. Maps are drawn only if the prediction has them (`maps=True`).
     """
     geometry = geometry_of(image.width, image.height, bundle.input)
     sections = [_header(prediction)]
@@ -108,7 +109,8 @@ def _level_row(
     section.paste(photograph, (_MARGIN, title_height))
     left = _MARGIN + _PHOTOGRAPH[0] + _GAP
     pen = _Pen(draw)
-    pen.write((left, 64), "this part", 14, _FAINT)
+    thin = any(evidence.seen is not None for evidence in level.evidence)
+    pen.write((left, 64), "this part (thin: seen)" if thin else "this part", 14, _FAINT)
     pen.write((left + _THUMBNAIL[0] + 40, 64), "and this training patch", 14, _FAINT)
     for rank, evidence in ranked:
         line = _evidence_line(bundle, image, geometry, level, evidence, rank)
@@ -150,6 +152,8 @@ def _evidence_line(
     if evidence.map is not None:
         photograph = _with_heat_map(photograph, evidence.map, geometry, scale)
     absence = is_absence(evidence)
+    if evidence.seen is not None:
+        _thin_frame(photograph, evidence.seen, scale)
     _outline(photograph, evidence.box, scale, colour, 2, dashed=absence)
     patch = _thumbnail(decode(bundle.picture(evidence.prototype)).picture, _THUMBNAIL)
     for picture, start in ((photograph, 0), (patch, _THUMBNAIL[0] + 40)):
@@ -327,6 +331,16 @@ def _outline(
 def _inside(start: float, end: float, border: int, limit: int) -> tuple[int, int]:
     first = min(max(round(start), border), limit - border - 1)
     return first, max(min(round(end), limit - border), first + 1)
+
+
+def _thin_frame(picture: Image.Image, box: Box, scale: float) -> None:
+    """Draw a thin white frame with a dark inner edge at the border of the scaled box, inside the picture."""
+    left, top = (round(edge * scale) for edge in box[:2])
+    right, bottom = (min(round(edge * scale), limit) - 1 for edge, limit in zip(box[2:], picture.size, strict=True))
+    draw = ImageDraw.Draw(picture)
+    for inset, ink in ((0, _PAPER), (1, _INK)):
+        if right - left > 2 * inset and bottom - top > 2 * inset:
+            draw.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=ink)
 
 
 def _badge(picture: Image.Image, box: Box, scale: float, text: str, colour: tuple[int, int, int]) -> None:

@@ -167,7 +167,7 @@ def test_a_bundle_gets_usual_similarities_and_priors_and_a_new_version(older: Bu
     assert found.older_files == ("model.torchscript",)
     children = [older.taxonomy.index[record.child] for record in older.prototypes]
     expected = by_hand(before.similarity, dataset, older.taxonomy, children)
-    np.testing.assert_allclose([record.usual for record in manifest.prototypes], expected, rtol=1e-6)
+    np.testing.assert_allclose([record.usual or 0.0 for record in manifest.prototypes], expected, rtol=1e-6)
 
     after = Engine(bundle, device="cpu").run(arrays)
     np.testing.assert_array_equal(after.log_probability, before.log_probability)

@@ -116,3 +116,24 @@ console.log(JSON.stringify(boxes));
     )
     printed = subprocess.run([node, str(script)], capture_output=True, text=True, check=True, timeout=60).stdout
     assert json.loads(printed) == expected
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+def test_the_page_computes_the_seen_regions_of_the_service(resize: Any) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node")
+    rule, cells = InputRule(height=48, width=64, resize=resize), Cells(6, 8, reach=(10, 20))
+    sizes = [(64, 48), (640, 480), (31, 47), (500, 333), (97, 1200), (2, 3)]
+    graph = {"rows": 6, "columns": 8, "reach": cells.reach}
+    module = (Path(web.__file__).parent / "geometry.mjs").as_uri()
+    code = f"""import {{ geometry, seenBox }} from {json.dumps(module)};
+const graph = {json.dumps(graph)}, rule = {rule.model_dump_json()};
+const seen = {json.dumps(sizes)}.map(([width, height]) =>
+  Array.from({{ length: 48 }}, (_, cell) => seenBox(geometry(rule, width, height), graph, cell)));
+console.log(JSON.stringify([seen, seenBox([], {{ ...graph, tile: 8 }}, 0), seenBox([], {{ ...graph, reach: null }}, 0)]));
+"""
+    command = [node, "--input-type=module", "-e", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    expected = [[geometry_of(*size, rule).seen_box(cell, cells) for cell in range(48)] for size in sizes]
+    assert json.loads(printed) == [json.loads(json.dumps(expected)), None, None]

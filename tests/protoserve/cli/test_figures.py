@@ -147,3 +147,23 @@ def test_a_box_of_less_than_usual_similarity_is_dashed(classifier: Classifier, p
     # The frame of the photograph's box, below the titles, at the left.
     frame = np.s_[250:350, 32:128]
     assert (unlike[frame] == ink).all(axis=2).sum() > (like[frame] == ink).all(axis=2).sum()
+
+
+def test_the_region_that_was_seen_has_a_thin_frame(classifier: Classifier, photograph: Path) -> None:
+    prediction = classifier.predict(photograph, top_k=1)
+    level = next(level for level in prediction.levels if level.evidence)
+
+    def drawn(seen: tuple[int, int, int, int] | None) -> NDArray[np.int64]:
+        piece = level.evidence[0].model_copy(update={"seen": seen, "box": (90, 70, 110, 80)})
+        shown = level.model_copy(update={"evidence": [piece], "against": []})
+        figure = explain_figure(
+            classifier.bundle, decode(photograph), prediction.model_copy(update={"levels": [shown]})
+        )
+        return np.asarray(figure).astype(np.int64)
+
+    # Only the frame differs below the titles: in the small photograph, 160 pixels wide for 200.
+    changed = (drawn((50, 25, 150, 125)) != drawn(None)).any(axis=2)[200:]
+    rows, columns = np.nonzero(changed)
+    assert columns.max() - columns.min() == pytest.approx(80, abs=2)
+    assert rows.max() - rows.min() == pytest.approx(80, abs=2)
+    assert changed.sum() < 2 * 4 * 80 + 20

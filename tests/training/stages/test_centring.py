@@ -24,7 +24,7 @@ def similarities_of(trainer: Trainer) -> NDArray[np.float32]:
     network, fit = trainer.prototype_network, trainer.splits.fit
     pictures = np.stack([trainer.feed.views.of(fit, number, 0) for number in range(len(fit))])
     with torch.inference_mode():
-        return network(torch.from_numpy(pictures)).similarity.numpy()
+        return np.asarray(network(torch.from_numpy(pictures)).similarity.numpy())
 
 
 def test_the_usual_similarity_is_the_mean_of_the_means_of_the_competing_children(trainer: Trainer) -> None:
