@@ -47,6 +47,7 @@ def truth_card(seed: int = 0) -> TruthCard:
         activation_change=comparison(70.5, 12.25),
         place_change=None,
         rank_change=comparison(2.0, 0.0),
+        accuracy_change=comparison(0.5, 0.25),
         bounded=2,
         unknown=1,
     )

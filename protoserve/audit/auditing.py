@@ -18,7 +18,7 @@ from protoserve.audit.parts import part_hits
 from protoserve.audit.prototypes import measure, prototype_flags
 from protoserve.audit.sample import Sample, choose, read_sample
 from protoserve.audit.sparsity import sparsity
-from protoserve.audit.subject import Runs, Subject, pieces_of
+from protoserve.audit.subject import Subject, SupportsRun, pieces_of
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.truth_card import PrototypeFlags, TruthCard
 from protoserve.data.dataset import holds_split, read_split
@@ -41,7 +41,7 @@ def untracked(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def audit(
     bundle: Bundle,
-    engine: Runs,
+    engine: SupportsRun,
     data: Path,
     split: str = "test",
     *,

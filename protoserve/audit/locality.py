@@ -31,6 +31,7 @@ class _Changes:
     activation: list[list[float]] = field(default_factory=list)
     place: list[list[float]] = field(default_factory=list)
     rank: list[list[float]] = field(default_factory=list)
+    accuracy: list[list[float]] = field(default_factory=list)
     bounded: int = 0
     unknown: int = 0
 
@@ -61,7 +62,13 @@ def locality(
         for replacement in replacements:
             # Outside replaced: the picture stays inside the box. Inside replaced: it stays outside.
             changed = subject.run(combined(picture, sources[replacement], np.stack([box, ~box])))
-            _add(found.setdefault((piece.level, replacement), _Changes()), subject, outputs, changed, piece)
+            changes = found.setdefault((piece.level, replacement), _Changes())
+            _add(changes, subject, outputs, changed, piece)
+            leaf = subject.taxonomy.leaves[sample.leaves[piece.image]]
+            true = int(subject.taxonomy.path_at_level[leaf, piece.level - 1])
+            # Below the true leaf no node is right.
+            after = (changed.path[:, piece.level - 1] == true) & (true >= 0)
+            changes.accuracy.append([float(piece.node == true) - float(right) for right in after.tolist()])
         advance(1)
     return [
         _summary(found[level, replacement], level, replacement, seed)
@@ -149,13 +156,16 @@ def _add(changes: _Changes, subject: Subject, outputs: Outputs, changed: Outputs
 
 
 def _summary(changes: _Changes, level: int, replacement: Replacement, seed: int) -> Locality:
-    activation, place, rank = (np.array(rows).T for rows in (changes.activation, changes.place, changes.rank))
+    activation, place, rank, accuracy = (
+        np.array(rows).T for rows in (changes.activation, changes.place, changes.rank, changes.accuracy)
+    )
     return Locality(
         level=level,
         replacement=replacement,
         activation_change=compare_known(activation[0], activation[1], seed),
         place_change=compare_known(place[0], place[1], seed),
         rank_change=compare(rank[0], rank[1], seed),
+        accuracy_change=compare(accuracy[0], accuracy[1], seed),
         bounded=changes.bounded,
         unknown=changes.unknown,
     )

@@ -44,9 +44,8 @@ def measure(
     rows, columns = subject.grid
     edge = np.ones(subject.grid, dtype=np.bool_)
     edge[1 : rows - 1, 1 : columns - 1] = False
-    # [prototypes, leaves] whether a leaf is the prototype's own class or lies below it.
-    owned = subject.taxonomy.leaves_below[subject.table.prototype_child]
-    hits, seen = np.zeros((2, len(owned)))
+    children = subject.table.prototype_child
+    hits, seen = np.zeros((2, len(children)))
     batch: list[NDArray[np.uint8]] = []
     done = 0
     for index, fitted in enumerate(fitted_pictures(dataset, rule)):
@@ -55,7 +54,8 @@ def measure(
             outputs = subject.run(np.stack(batch))
             leaves = dataset.leaves[done : done + len(batch)]
             sums.add(outputs.similarity, leaves)
-            own = owned[:, leaves].T
+            # [images, prototypes] whether the picture is of the prototype's own class.
+            own = subject.taxonomy.leaves_below[:, leaves][children].T
             hits += (own & edge.ravel()[outputs.cell]).sum(axis=0)
             seen += own.sum(axis=0)
             advance(len(batch))

@@ -24,7 +24,7 @@ BATCH: Final = 32
 LOG_FLOOR: Final = -30.0
 
 
-class Runs(Protocol):
+class SupportsRun(Protocol):
     """What the audit needs of an engine."""
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -54,7 +54,7 @@ class Subject:
     and `box_in` maps a geometry and a cell to the cell's box in the picture of that geometry.
     """
 
-    engine: Runs
+    engine: SupportsRun
     taxonomy: Taxonomy
     table: NoveltyTable
     layers: tuple[GroupLayer, ...]
@@ -65,7 +65,7 @@ class Subject:
     box_in: Callable[[Geometry, int], Box]
 
     @classmethod
-    def of(cls, bundle: Bundle, engine: Runs) -> Subject:
+    def of(cls, bundle: Bundle, engine: SupportsRun) -> Subject:
         """Describe a bundle; raises BundleError if it was exported without its last-layer weights."""
         taxonomy, manifest = bundle.taxonomy, bundle.manifest
         children = [taxonomy.index[record.child] for record in manifest.prototypes]

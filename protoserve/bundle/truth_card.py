@@ -75,6 +75,7 @@ class Locality(Contract):
     activation_change: Comparison | None = Field(description="PAC: |change| of the similarity at the cell, in percent")
     place_change: Comparison | None = Field(description="PLC: 100 · (1 − IoU) of the cells above the 90th percentile")
     rank_change: Comparison = Field(description="PRC: how many more prototypes of other nodes are more similar")
+    accuracy_change: Comparison = Field(description="AC: accuracy at the level before less after")
     bounded: int = Field(description="pieces whose activation change is known only from below")
     unknown: int = Field(description="pieces whose similarity at the cell the graph did not give")
 

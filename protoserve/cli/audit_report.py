@@ -40,6 +40,7 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
                 ("similarity (PAC)", found.activation_change, _percent_points),
                 ("place (PLC)", found.place_change, _percent_points),
                 ("rank (PRC)", found.rank_change, _number),
+                ("accuracy (AC)", found.accuracy_change, _share),
             )
         ),
     )

@@ -355,8 +355,7 @@ class Separation(Record):
 
 class AnalysedPrototype(Record):
     """A prototype and its nearest training patches, nearest first. `parent` is empty for the root; `weight` is that for
-    the prototype's own child, less its mean over the siblings (runs of older versions: as trained). Those have no
-    `separation`."""
+    its own child, less the siblings' mean. In older runs it is as trained, and there is no `separation`."""
 
     id: int
     child: str

@@ -44,6 +44,7 @@ def local(difference: Comparison | None, replacement: Replacement = "noise") -> 
         activation_change=difference,
         place_change=None,
         rank_change=apart(0.0),
+        accuracy_change=apart(0.0),
         bounded=0,
         unknown=0,
     )

@@ -40,6 +40,13 @@ def test_the_place_stays_where_nothing_outside_exceeds_the_cell() -> None:
     assert change is not None and change.measured.high == 0
 
 
+def test_accuracy_falls_where_the_square_goes() -> None:
+    # All 12 pictures are right. Outside replaced, the square stays and the other picture's rival appears: Red keeps its
+    # lead by the prior, and Green loses. Inside replaced by the other picture, grey, the prior decides: Red.
+    change = measured()["picture"].accuracy_change
+    assert (change.measured.mean, change.baseline.mean) == (0.5, 0.5)
+
+
 def test_a_network_that_looks_everywhere_is_found() -> None:
     def everywhere(images: NDArray[np.uint8]) -> NDArray[np.float64]:
         # The brightest cell of all decides at every cell, as it would in a field that sees the whole picture.
