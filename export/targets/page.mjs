@@ -121,7 +121,10 @@ function sumOf(level) {
   return `score ${number(logit)} = ${parts.map(([value, name]) => `${signed(value)} ${name}`).join(", ")}; ${share}`;
 }
 
-/** A list of evidence; pointing at a card calls `point` with its box. */
+/** Whether the picture is less similar to the prototype than usual, even at the most similar place. */
+const isAbsence = (piece) => piece.similarity < piece.usual;
+
+/** A list of evidence; pointing at a card calls `point` with its piece. */
 function cards(pieces, section, point) {
   const list = element("ol", "", section);
   for (const piece of pieces) {
@@ -135,10 +138,8 @@ function cards(pieces, section, point) {
     const usual = `${piece.usual < 0 ? "+" : "−"} ${number(Math.abs(piece.usual))}`;
     element("span", `${number(piece.weight)} ×`, item);
     element("span", `(${number(piece.similarity)} ${usual})`, item);
-    // The picture may be less similar to the prototype than usual, even at the most similar place.
-    const absent = piece.similarity < piece.usual;
-    element("small", absent ? "less than usual like this" : "looks like this", item);
-    for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(piece.box, absent));
+    element("small", isAbsence(piece) ? "less than usual like this" : "looks like this", item);
+    for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => point(piece));
   }
 }
 
@@ -147,12 +148,18 @@ function show(answer, canvas) {
   const levels = document.getElementById("levels");
   picture.replaceChildren(canvas);
   levels.replaceChildren();
-  const frame = element("i", "", picture);
-  frame.hidden = true;
-  const point = ([left, top, right, bottom], absent) => {
+  const [seen, frame] = ["seen", "box"].map((name) => Object.assign(element("i", "", picture), { className: name, hidden: true }));
+  const place = (outline, [left, top, right, bottom]) => {
     const across = (x) => `${(100 * x) / canvas.width}%`, down = (y) => `${(100 * y) / canvas.height}%`;
-    Object.assign(frame.style, { left: across(left), top: down(top), width: across(right - left), height: down(bottom - top), borderStyle: absent ? "dashed" : "solid" });
-    frame.hidden = false;
+    Object.assign(outline.style, { left: across(left), top: down(top), width: across(right - left), height: down(bottom - top) });
+    outline.hidden = false;
+  };
+  // The thin frame is what the network mostly saw for the box, where it is not tiled.
+  const point = (piece) => {
+    place(frame, piece.box);
+    frame.style.borderStyle = isAbsence(piece) ? "dashed" : "solid";
+    if (piece.seen) place(seen, piece.seen);
+    else seen.hidden = true;
   };
   for (const level of answer.levels) {
     const section = element("section", "", levels);
@@ -164,7 +171,7 @@ function show(answer, canvas) {
     if (level.logit !== null) element("p", sumOf(level), section);
   }
   const first = answer.levels.flatMap((level) => level.evidence)[0];
-  if (first) point(first.box, first.similarity < first.usual);
+  if (first) point(first);
   document.getElementById("answer").hidden = false;
 }
 

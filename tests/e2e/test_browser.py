@@ -157,9 +157,13 @@ def test_the_page_shows_every_level_with_its_evidence(page: Any, pictures: dict[
 
 def test_the_frame_is_at_the_first_evidence(page: Any, pictures: dict[str, Path]) -> None:
     found = ask(page, pictures["png"])
-    canvas, frame = (page.locator(f"#picture {name}").bounding_box() for name in ("canvas", "i"))
+    canvas, frame = (page.locator(f"#picture {name}").bounding_box() for name in ("canvas", "i.box"))
     scale = canvas["width"] / found["image"]["width"]
     left, top, _, _ = next(level["evidence"][0]["box"] for level in found["levels"] if level["evidence"])
+    seen = page.locator("#picture i.seen").bounding_box()
+    expected = next(level["evidence"][0]["seen"] for level in found["levels"] if level["evidence"])
+    assert seen["x"] == pytest.approx(canvas["x"] + scale * expected[0], abs=1.5)
+    assert seen["width"] == pytest.approx(scale * (expected[2] - expected[0]), abs=1.5)
     assert frame["x"] == pytest.approx(canvas["x"] + scale * left, abs=1.5)
     assert frame["y"] == pytest.approx(canvas["y"] + scale * top, abs=1.5)
 
