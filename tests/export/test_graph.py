@@ -1,6 +1,5 @@
 """The exported files, in their own runtimes, against double precision."""
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -13,20 +12,18 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from export.bundling import export_bundle
 from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import InputError
-from protoserve.images.decoding import decode
-from protoserve.images.fitting import FittedImage, fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.run.folder import open_run
 from tests.bundles import TEMPERATURE, BundleFactory, RunFactory, RunOptions
+from tests.locality import Sent, changes_at_evidence
 
 Exported: TypeAlias = tuple[Bundle, Mapping[str, NDArray[Any]]]
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
@@ -213,80 +210,36 @@ def test_edge_runtimes_lack_these_operators(tiny_bundle: Path) -> None:
 
 # ---- tiles ---------------------------------------------------------------------------------------------------------
 
-# Width, height and EXIF orientation of pictures as senders see them; and how each is stored.
-SENT = [(200, 150, 1), (61, 47, 6), (120, 333, 3), (96, 64, 5), (47, 210, 8)]
-STORED = {
-    3: Image.Transpose.ROTATE_180,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    8: Image.Transpose.ROTATE_270,
-}
 
-
-def fitted(upright: NDArray[np.uint8], orientation: int, rule: InputRule) -> FittedImage:
-    """The picture as the graph gets it from a PNG that EXIF turns upright."""
-    picture = Image.fromarray(upright)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stream = io.BytesIO()
-    (picture.transpose(STORED[orientation]) if orientation in STORED else picture).save(stream, "PNG", exif=exif)
-    decoded = decode(stream.getvalue())
-    assert (decoded.height, decoded.width) == upright.shape[:2]
-    return fit(decoded, rule)
-
-
-def changes_at_the_evidence(
-    directory: Path, target: str, rule: InputRule, *, inside: bool = False
-) -> list[tuple[float, float]]:
-    """For every piece of evidence at level 1: how much its prototype's similarity at that cell changes, and how much
-    its greatest similarity falls, after every pixel outside its box (or inside) is replaced at random."""
-    bundle = read_bundle(directory)
-    graph, run = bundle.manifest.graph, RUNTIMES[target](bundle.file(target))
+@pytest.fixture(scope="module")
+def sent() -> list[Sent]:
+    """Pictures of noise, of several shapes, and the EXIF orientation in which each is stored."""
     generator = np.random.default_rng(0)
-    changes = []
-    for width, height, orientation in SENT:
-        upright = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        before = fitted(upright, orientation, rule)
-        outputs = run(before.array[None])
-        # All prototypes that compete at the root, with their maps, whichever node leads.
-        prototypes, cells = (outputs[f"evidence_{name}"][0, 0].tolist() for name in ("prototype", "cell"))
-        assert sorted(prototypes) == list(range(graph.top_k))
-        replaced = []
-        for cell in cells:
-            left, top, right, bottom = before.geometry.cell_box(cell, graph.cells)
-            box = np.zeros((height, width, 1), dtype=bool)
-            box[top:bottom, left:right] = True
-            noise = generator.integers(0, 256, upright.shape, dtype=np.uint8)
-            replaced.append(fitted(np.where(box == inside, noise, upright), orientation, rule).array)
-        after = run(np.stack(replaced))
-        for piece, (prototype, cell) in enumerate(zip(prototypes, cells, strict=True)):
-            place = after["evidence_prototype"][piece, 0].tolist().index(prototype)
-            found = after["evidence_map"][piece, 0, place].flat[cell]
-            expected = outputs["evidence_map"][0, 0, piece].flat[cell]
-            fall = outputs["similarity"][0, prototype] - after["similarity"][piece, prototype]
-            changes.append((abs(float(found - expected)), float(fall)))
-    return changes
+    sizes = [(150, 200, 1), (47, 61, 6), (333, 120, 3), (64, 96, 5), (210, 47, 8)]
+    return [(generator.integers(0, 256, (height, width, 3), dtype=np.uint8), turn) for height, width, turn in sizes]
 
 
 @pytest.mark.parametrize("target", RUNTIMES)
 @pytest.mark.parametrize("step", [16, 32])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
 def test_with_tiles_no_pixel_outside_the_box_changes_the_similarity_there(
-    bundle: BundleFactory, target: str, step: int, resize: str
+    bundle: BundleFactory, sent: list[Sent], target: str, step: int, resize: str
 ) -> None:
-    directory = bundle("tiled", tuple(RUNTIMES), tile=32, tile_step=step)
+    tiled = read_bundle(bundle("tiled", tuple(RUNTIMES), tile=32, tile_step=step))
+    run = RUNTIMES[target](tiled.file(target))
     rule = InputRule.model_validate({"height": 64, "width": 96, "resize": resize})
-    changes = changes_at_the_evidence(directory, target, rule)
-    assert len(changes) == 9 * len(SENT)
+    changes = list(changes_at_evidence(tiled, run, rule, sent))
+    assert len(changes) == 9 * len(sent)
     # The tile stays as similar, so the most similar tile can only be another, more similar one.
     assert max(max(change) for change in changes) <= 1e-5
     # Not because nothing matters: pixels inside do change it.
-    assert np.mean([change > 1e-3 for change, _ in changes_at_the_evidence(directory, target, rule, inside=True)]) > 0.8
+    inside = changes_at_evidence(tiled, run, rule, sent, inside=True)
+    assert np.mean([change > 1e-3 for change, _ in inside]) > 0.8
 
 
-def test_without_tiles_pixels_outside_the_box_change_the_similarity(tiny_bundle: Path) -> None:
-    rule = InputRule(height=64, width=96, resize="stretch")
-    changes = changes_at_the_evidence(tiny_bundle, "onnx", rule)
+def test_without_tiles_pixels_outside_the_box_change_the_similarity(tiny_bundle: Path, sent: list[Sent]) -> None:
+    whole = read_bundle(tiny_bundle)
+    changes = changes_at_evidence(whole, run_onnx(whole.file("onnx")), whole.input, sent)
     assert np.mean([change > 1e-3 for change, _ in changes]) > 0.8
 
 
