@@ -14,6 +14,7 @@ from protoserve.bundle.truth_card import (
     PartHits,
     PrototypeFlags,
     Sparsity,
+    Stability,
     TruthCard,
 )
 
@@ -71,6 +72,7 @@ def truth_card(seed: int = 0) -> TruthCard:
         sufficiency=[effect.model_copy(update={"fill": "swap"})],
         locality=[local],
         parts=[hits],
+        stability=[Stability(level=1, same_parts=comparison(0.75, 0.125))],
         sparsity=[sparse],
         prototypes=PrototypeFlags(
             prototypes=8, telling=5, always_on=[2, 3], border=[3], duplicates=[], split="train", images=30

@@ -18,9 +18,10 @@ from protoserve.audit.parts import part_hits
 from protoserve.audit.prototypes import measure, prototype_flags
 from protoserve.audit.sample import Sample, choose, read_sample
 from protoserve.audit.sparsity import sparsity
+from protoserve.audit.stability import stability
 from protoserve.audit.subject import Subject, SupportsRun, pieces_of
 from protoserve.bundle.folder import Bundle
-from protoserve.bundle.truth_card import PrototypeFlags, TruthCard
+from protoserve.bundle.truth_card import BoxEffect, PartHits, PrototypeFlags, Stability, TruthCard
 from protoserve.data.dataset import holds_split, read_split
 from protoserve.errors import InputError
 from protoserve.similarity_statistics import SimilarityStatistics
@@ -110,14 +111,18 @@ def audit_sample(
     added = additivity(subject, outputs, seed)
     with tracked("locality", len(pieces)) as advance:
         local = locality(subject, sample, outputs, pieces, seed, advance=advance)
-    hits = []
+    hits: list[PartHits] = []
+    stable: list[Stability] = []
     if masks is not None:
         with tracked("parts", len(sample)) as advance:
             hits = part_hits(subject, sample, masks, pieces, seed, advance)
-    necessity, sufficiency = [], []
+        with tracked("stability", len(sample)) as advance:
+            stable = stability(subject, sample, masks, outputs, pieces, seed, advance)
+    effects: tuple[list[BoxEffect], list[BoxEffect]] = ([], [])
     if not quick:
         with tracked("necessity and sufficiency", len(sample)) as advance:
-            necessity, sufficiency = box_effects(subject, sample, outputs, pieces, seed, advance=advance)
+            effects = box_effects(subject, sample, outputs, pieces, seed, advance=advance)
+    necessity, sufficiency = effects
     sparse = sparsity(subject, outputs, pieces, statistics, seed)
     return TruthCard(
         data=data,
@@ -131,6 +136,7 @@ def audit_sample(
         sufficiency=sufficiency,
         locality=local,
         parts=hits,
+        stability=stable,
         sparsity=sparse,
         prototypes=prototypes,
         checks=checks(added, necessity, local, hits, sparse),

@@ -89,6 +89,14 @@ class PartHits(Contract):
     first_three: Comparison
 
 
+class Stability(Contract):
+    """The share of first evidence that shows the same parts after noise; the baseline is that of all cells (Huang et
+    al. 2023). Evidence that shows no part is left out."""
+
+    level: int = Field(ge=1)
+    same_parts: Comparison
+
+
 class Sparsity(Contract):
     """How concentrated and how telling a level's evidence is."""
 
@@ -142,6 +150,7 @@ class TruthCard(Contract):
     sufficiency: list[BoxEffect]
     locality: list[Locality]
     parts: list[PartHits] = Field(description="empty without masks")
+    stability: list[Stability] = Field(description="empty without masks")
     sparsity: list[Sparsity]
     prototypes: PrototypeFlags
     checks: list[Check]

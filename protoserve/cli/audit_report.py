@@ -64,6 +64,11 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
                 for name, comparison in (("first", hits.first), ("first three", hits.first_three))
             ),
         )
+    if card.stability:
+        yield _comparisons(
+            "Stability: share of first evidence with the same parts after noise, beside all cells",
+            ((f"level {found.level}: same parts", found.same_parts, _share) for found in card.stability),
+        )
     yield _comparisons(
         "Sparsity, beside the group's prototypes at random",
         (
