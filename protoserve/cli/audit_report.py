@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -109,8 +110,8 @@ def _additivity(card: TruthCard) -> Text:
     return text
 
 
-def _effects(title: str, effects: Iterable[BoxEffect]) -> Table:
-    table = _table(title, "evidence", "random", "least", "more than random", "more than least", "images")
+def _effects(title: str, effects: Iterable[BoxEffect]) -> Group:
+    table = _table("evidence", "random", "least", "more than random", "more than least", "images")
     for effect in effects:
         random, least = effect.over_random, effect.over_least
         table.add_row(
@@ -122,11 +123,11 @@ def _effects(title: str, effects: Iterable[BoxEffect]) -> Table:
             _interval(least.difference, _nats),
             str(random.measured.images),
         )
-    return table
+    return _titled(title, table)
 
 
-def _comparisons(title: str, rows: Iterable[tuple[str, Comparison | None, Callable[[float], str]]]) -> Table:
-    table = _table(title, "figure", "baseline", "difference", "images")
+def _comparisons(title: str, rows: Iterable[tuple[str, Comparison | None, Callable[[float], str]]]) -> Group:
+    table = _table("figure", "baseline", "difference", "images")
     for name, comparison, form in rows:
         if comparison is not None:
             table.add_row(
@@ -136,11 +137,16 @@ def _comparisons(title: str, rows: Iterable[tuple[str, Comparison | None, Callab
                 _interval(comparison.difference, form),
                 str(comparison.measured.images),
             )
-    return table
+    return _titled(title, table)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table("", title=title, title_justify="left", title_style="bold", box=None)
+def _titled(title: str, table: Table) -> Group:
+    # A title of the table itself would be wrapped at the table's width.
+    return Group(Text(title, "bold"), table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table("", box=None)
     for column in columns:
         table.add_column(column, justify="right")
     return table
