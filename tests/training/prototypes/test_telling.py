@@ -42,8 +42,7 @@ def found(child: str, kind: Kind = "hierarchical", number: int = 1, batch: int =
             yield latent[part]
 
     node = TREE.index[child]
-    options = {"number": number, "candidates": 200, "correlation": 0.8, "seed": seed}
-    return telling_cells(head.eval(), latents, LEAVES, node, **options)
+    return telling_cells(head.eval(), latents, LEAVES, node, number=number, candidates=200, correlation=0.8, seed=seed)
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
