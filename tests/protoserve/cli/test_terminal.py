@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from protoserve.bundle.folder import read_bundle
 from protoserve.cli.terminal import bundle_document, bundle_report, prediction_tree, scores_line, scores_report
-from protoserve.run.records import Evaluation, Scores
+from protoserve.run.records import Evaluation, Metrics, Scores, SeparationRecord
 from protoserve.schema import ImageSize, Level, ModelReference, Prediction
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
@@ -105,3 +106,22 @@ def test_the_report_of_a_bundle_counts_every_file_once(tiny_bundle: Path) -> Non
     }
     assert f"{len(files)} files, {sum(file.stat().st_size for file in files):,} bytes" in out
     assert f"{len(bundle.prototypes)} prototype pictures" in out
+
+
+def test_the_report_says_what_contributions_count_from(tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    usual = [record.usual for record in bundle.prototypes if record.usual is not None]
+    separation = SeparationRecord(telling=3, always_on=2, prototypes=len(usual))
+
+    def report(**changes: object) -> str:
+        manifest = bundle.manifest.model_copy(update=changes)
+        return " ".join(printed(bundle_report(replace(bundle, manifest=manifest))).split())
+
+    measured = report(metrics=Metrics(separation=separation))
+    assert f"count from the usual similarity, {min(usual):.2f} to {max(usual):.2f}" in measured
+    assert "centred by the graph" in measured
+    assert f"3 of {len(usual)} prototypes tell their class from its siblings, 2 are always on" in measured
+    older = bundle.manifest.graph.model_copy(update={"centred": False})
+    assert "centred by the host; files for the edge keep their own order" in report(graph=older)
+    unmeasured = [record.model_copy(update={"usual": None}) for record in bundle.prototypes]
+    assert "usual similarities were not measured; run 'protoserve centre'" in report(prototypes=unmeasured)
