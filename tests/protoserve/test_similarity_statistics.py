@@ -69,3 +69,19 @@ def test_batches_and_order_change_nothing(kind: Kind) -> None:
     group = {"hierarchical": [[0, 1], [2]], "flat": [[0], [1], [2]]}[kind]
     means = [similarity[np.isin(leaves, below), 0].mean() for below in group]
     assert found.usual[0] == pytest.approx(np.mean(means))
+
+
+def test_records_hold_one_prototype_and_the_counts_of_all() -> None:
+    sums = sums_of("hierarchical", [2, 2])
+    sums.add(np.array([[5.0, 7.0], [1.0, 7.0]]), np.array([0, 1]))
+    found = sums.statistics()
+    one = found.of_prototype(1)
+    assert one is not None and (one.own, one.siblings, one.effect, one.always_on) == (7.0, 7.0, 0.0, True)
+    record = found.record()
+    assert (record.telling, record.always_on, record.prototypes) == (1, 1, 2)
+
+
+def test_a_prototype_without_pictures_of_its_class_has_no_record() -> None:
+    sums = sums_of("flat", [2, 3])
+    sums.add(np.array([[5.0, 2.0]]), np.array([0]))
+    assert sums.statistics().of_prototype(1) is None

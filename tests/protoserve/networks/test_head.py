@@ -174,3 +174,15 @@ def test_a_similarity_without_references_can_not_be_recentred() -> None:
     head = random_head("flat")
     with pytest.raises(InputError, match="log1p has no reference distances; use negative-distance"):
         head.recentre_distances(torch.ones(len(head.prototypes)))
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_a_prototypes_own_weight_is_less_the_mean_over_the_members_of_its_group(kind: Kind) -> None:
+    head = random_head(kind, SIMILARITIES[0])
+    weight, grouping = head.effective_weight().detach().double().numpy(), head.grouping
+    for prototype, found in enumerate(head.centred_own_weight().tolist()):
+        group, slot = int(grouping.prototype_group[prototype]), int(grouping.prototype_slot[prototype])
+        members = grouping.member_node[group].numpy()
+        column = weight[group, members < len(head.taxonomy.nodes), slot]
+        own = weight[group, np.flatnonzero(members == int(grouping.prototype_child[prototype]))[0], slot]
+        assert found == pytest.approx(own - column.mean(), abs=1e-6)
