@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from protoserve.bundle.truth_card import Additivity, BoxEffect, Check, Locality, PartHits, Sparsity
+from protoserve.bundle.truth_card import Additivity, BoxEffect, Check, Comparison, Locality, PartHits, Sparsity
 
 # At least this share of first evidence must come from prototypes that tell their class from its siblings.
 TELLING_SHARE: Final = 0.9
+# A bootstrap of fewer pictures is too narrow to decide anything; that of one has no width.
+FEWEST_IMAGES: Final = 10
 
 
 def checks(
@@ -18,7 +20,10 @@ def checks(
     parts: list[PartHits],
     sparsity: list[Sparsity],
 ) -> list[Check]:
-    """Test every statement; one that compares with a baseline holds if the interval of the difference is beyond 0."""
+    """Test every statement; one that compares with a baseline holds if the interval of the difference is beyond 0.
+
+    A statement about a level at which fewer than `FEWEST_IMAGES` images have evidence is left out.
+    """
     return [*_sums(additivity), *_necessary(necessity), *_local(locality), *_on_parts(parts), *_telling(sparsity)]
 
 
@@ -42,7 +47,7 @@ def _sums(additivity: Additivity) -> Iterator[Check]:
 
 def _necessary(necessity: list[BoxEffect]) -> Iterator[Check]:
     for effect in necessity:
-        if effect.fill == "mean":
+        if effect.fill == "mean" and _enough(effect.over_random):
             difference = effect.over_random.difference
             yield Check(
                 name="necessary",
@@ -56,7 +61,7 @@ def _necessary(necessity: list[BoxEffect]) -> Iterator[Check]:
 def _local(locality: list[Locality]) -> Iterator[Check]:
     for found in locality:
         change = found.activation_change
-        if found.replacement == "noise" and change is not None:
+        if found.replacement == "noise" and change is not None and _enough(change):
             yield Check(
                 name="local",
                 level=found.level,
@@ -69,6 +74,8 @@ def _local(locality: list[Locality]) -> Iterator[Check]:
 def _on_parts(parts: list[PartHits]) -> Iterator[Check]:
     for hits in parts:
         first = hits.first
+        if not _enough(first):
+            continue
         place = "the object" if hits.part == "object" else "a decisive part"
         yield Check(
             name=f"on {place}",
@@ -82,6 +89,8 @@ def _on_parts(parts: list[PartHits]) -> Iterator[Check]:
 def _telling(sparsity: list[Sparsity]) -> Iterator[Check]:
     for found in sparsity:
         share = found.telling.measured.mean
+        if not _enough(found.telling):
+            continue
         yield Check(
             name="telling",
             level=found.level,
@@ -89,3 +98,7 @@ def _telling(sparsity: list[Sparsity]) -> Iterator[Check]:
             statement=f"first evidence comes from prototypes that tell the class from its siblings: {share:.0%}, at "
             f"least {TELLING_SHARE:.0%}",
         )
+
+
+def _enough(comparison: Comparison) -> bool:
+    return comparison.measured.images >= FEWEST_IMAGES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from protoserve.audit.checks import checks
+from protoserve.audit.checks import FEWEST_IMAGES, checks
 from protoserve.audit.intervals import compare
 from protoserve.bundle.truth_card import (
     Additivity,
@@ -21,10 +21,10 @@ from protoserve.bundle.truth_card import (
 )
 
 
-def apart(difference: float, *, spread: float = 0.0) -> Comparison:
-    """A comparison of four images whose differences lie `spread` around `difference`."""
-    baseline = np.array([0.1, 0.2, 0.3, 0.4])
-    return compare(baseline + difference + spread * np.array([-1, 1, -1, 1]), baseline, seed=0)
+def apart(difference: float, *, spread: float = 0.0, images: int = FEWEST_IMAGES) -> Comparison:
+    """A comparison of images whose differences lie `spread` around `difference`."""
+    baseline = np.linspace(0.1, 0.4, images)
+    return compare(baseline + difference + spread * (-1.0) ** np.arange(images), baseline, seed=0)
 
 
 def additivity(gap: float = 0.0, piece_gap: float = 0.0) -> Additivity:
@@ -54,8 +54,8 @@ def hits(difference: Comparison, part: PartKind = "object") -> PartHits:
     return PartHits(level=1, part=part, first=difference, first_three=apart(0.0))
 
 
-def telling(share: float) -> Sparsity:
-    figure = compare(np.full(4, share), np.full(4, 0.5), seed=0)
+def telling(share: float, images: int = FEWEST_IMAGES) -> Sparsity:
+    figure = compare(np.full(images, share), np.full(images, 0.5), seed=0)
     return Sparsity(level=1, prototypes_for_80=figure, always_on=figure, telling=figure, distinctiveness=None)
 
 
@@ -108,3 +108,16 @@ def test_figures_that_are_not_known_or_not_asked_make_no_check() -> None:
         found(locality=[local(None), local(apart(0.0), "picture")], parts=[], necessity=[effect(apart(0.0), "blur")])
     )
     assert names == {"additive", "own contributions", "telling"}
+
+
+def test_a_few_images_decide_nothing() -> None:
+    few = FEWEST_IMAGES - 1
+    names = set(
+        found(
+            necessity=[effect(apart(1.0, images=few))],
+            locality=[local(apart(-1.0, images=few))],
+            parts=[hits(apart(0.5, images=few))],
+            sparsity=[telling(1.0, images=few)],
+        )
+    )
+    assert names == {"additive", "own contributions"}
