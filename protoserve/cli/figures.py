@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from dataclasses import dataclass
 from typing import Final
@@ -10,9 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from protoserve.bundle.ensemble import Model
+from protoserve.bundle.folder import Bundle
 from protoserve.cli.wording import is_absence, likeness, sum_line, terms
 from protoserve.images.decoding import DecodedImage, decode
-from protoserve.images.geometry import Geometry, geometry_of
+from protoserve.images.geometry import Cells, Geometry, geometry_of
 from protoserve.schema import Box, Evidence, Level, Prediction
 
 PROTOTYPE_SIDE: Final = 224
@@ -99,7 +101,7 @@ def _level_row(
     scale = photograph.width / image.width
     strongest = level.evidence[0]
     if strongest.map is not None:
-        photograph = _with_heat_map(photograph, strongest.map, geometry, scale)
+        photograph = _with_heat_map(photograph, strongest.map, _cells(bundle, strongest), geometry, scale)
     ranked = list(enumerate(level.evidence))
     # The strongest is drawn last, on top of the others, and all numbers on top of all frames.
     for rank, evidence in reversed(ranked):
@@ -150,7 +152,7 @@ def _evidence_line(
     photograph = _thumbnail(image.picture, _THUMBNAIL)
     scale = photograph.width / image.width
     if evidence.map is not None:
-        photograph = _with_heat_map(photograph, evidence.map, geometry, scale)
+        photograph = _with_heat_map(photograph, evidence.map, _cells(bundle, evidence), geometry, scale)
     absence = is_absence(evidence)
     if evidence.seen is not None:
         _thin_frame(photograph, evidence.seen, scale)
@@ -216,6 +218,12 @@ def _owner(bundle: Model, evidence: Evidence) -> str:
     return f"prototype {evidence.prototype} of {label}{member}"
 
 
+def _cells(bundle: Model, evidence: Evidence) -> Cells:
+    """Return the cells of the graph that found a piece of evidence."""
+    member = bundle if isinstance(bundle, Bundle) else bundle.members[evidence.member or 0]
+    return member.manifest.graph.cells
+
+
 def _share(level: Level, evidence: Evidence) -> float:
     """Return the contribution's size relative to the level's largest, in [0, 1]."""
     largest = max(abs(piece.contribution) for piece in (*level.evidence, *level.against))
@@ -269,19 +277,26 @@ def _thumbnail(picture: Image.Image, limit: tuple[int, int]) -> Image.Image:
 
 
 def _with_heat_map(
-    picture: Image.Image, similarity: list[list[float]], geometry: Geometry, scale: float
+    picture: Image.Image, similarity: list[list[float]], cells: Cells, geometry: Geometry, scale: float
 ) -> Image.Image:
     """Lay a map of similarities [rows][columns] over the picture, which is partly greyed.
 
     `scale` is the size of the picture divided by that of the sender's. The picture stays grey outside the region that
-    the model sees, as with `crop`.
+    the model sees, as with `crop`. The centre of each cell lies on the centre of its tile, also where tiles overlap.
     """
-    values = np.asarray(similarity, dtype=np.float32)
+    step = cells.step or 1
+    # Cells of `step` pixels around the centres of overlapping tiles leave a margin, which repeats the cells beside it.
+    margin = 0.0 if cells.tile is None else (cells.tile - step) / 2
+    repeats = math.ceil(margin / step)
+    values = np.pad(np.asarray(similarity, dtype=np.float32), repeats, mode="edge")
+    start = margin - repeats * step
     value_range = float(values.max() - values.min())
     values = (values - values.min()) / value_range if value_range > 0 else np.zeros_like(values)
-    size = _scaled((geometry.scale_x * geometry.model_width, geometry.scale_y * geometry.model_height), scale)
+    width, height = geometry.model_width - 2 * start, geometry.model_height - 2 * start
+    size = _scaled((geometry.scale_x * width, geometry.scale_y * height), scale)
     resized = Image.new("F", picture.size, 0.0)
-    corner = (round(geometry.offset_x * scale), round(geometry.offset_y * scale))
+    left, top = geometry.offset_x + geometry.scale_x * start, geometry.offset_y + geometry.scale_y * start
+    corner = (round(left * scale), round(top * scale))
     resized.paste(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC), corner)
     strength = np.clip(np.asarray(resized), 0.0, 1.0)
     colours = np.stack(

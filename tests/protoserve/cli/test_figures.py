@@ -14,6 +14,7 @@ from protoserve.cli.figures import explain_figure, prototype_picture
 from protoserve.images.decoding import decode
 from protoserve.inference.classifier import Classifier, load
 from protoserve.schema import Prediction
+from tests.bundles import BundleFactory
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,8 @@ def test_unknown_levels_are_marked_in_their_titles(classifier: Classifier, photo
     assert (np.diff(marked.astype(int)) == 1).sum() >= len(prediction.levels)
 
 
-def test_heat_is_drawn_where_the_map_is_high(classifier: Classifier, tmp_path: Path) -> None:
+def heat_moves(classifier: Classifier, cell: tuple[int, int], other: tuple[int, int]) -> tuple[float, float]:
+    """How far right and down, in the figure, the heat of a photograph of 440 × 220 pixels moves between two cells."""
     plain = Image.new("RGB", (400, 200), (128, 128, 128))
     prediction = classifier.predict(plain, top_k=1, maps=True)
     level = next(level for level in prediction.levels if level.evidence)
@@ -84,14 +86,30 @@ def test_heat_is_drawn_where_the_map_is_high(classifier: Classifier, tmp_path: P
         one = level.evidence[0].model_copy(update={"map": heat.tolist(), "box": (0, 0, 1, 1)})
         shown = prediction.model_copy(update={"levels": [level.model_copy(update={"evidence": [one]})]})
         drawn = explain_figure(classifier.bundle, decode(plain), shown)
-        return np.asarray(np.asarray(drawn, dtype=float).sum(axis=2))
+        # The photograph is on the left; small pictures of it follow.
+        return np.asarray(np.asarray(drawn, dtype=float).sum(axis=2)[:, : 32 + 440])
 
     # Where the photograph lies in the figure does not depend on the map, so only the heat moves.
-    upper_left, lower_right = figure(1, 2), figure(rows - 2, columns - 3)
+    upper_left, lower_right = figure(*cell), figure(*other)
     y, x = np.unravel_index(np.argmax(upper_left - lower_right), upper_left.shape)
     other_y, other_x = np.unravel_index(np.argmax(lower_right - upper_left), upper_left.shape)
-    assert other_x - x == pytest.approx((columns - 5) / columns * 440, abs=12)
-    assert other_y - y == pytest.approx((rows - 3) / rows * 220, abs=12)
+    return float(other_x - x), float(other_y - y)
+
+
+def test_heat_is_drawn_where_the_map_is_high(classifier: Classifier) -> None:
+    rows, columns = classifier.bundle.grid
+    right, down = heat_moves(classifier, (1, 2), (rows - 2, columns - 3))
+    assert right == pytest.approx((columns - 5) / columns * 440, abs=12)
+    assert down == pytest.approx((rows - 3) / rows * 220, abs=12)
+
+
+def test_heat_lies_on_the_centres_of_overlapping_tiles(bundle: BundleFactory) -> None:
+    """3 × 5 tiles of 32 pixels, one every 16, over 64 × 96 pixels: their centres are 16 pixels from the edges."""
+    tiled = load(bundle("tiled", tile=32, tile_step=16), device="cpu")
+    assert tiled.bundle.grid == (3, 5)
+    right, down = heat_moves(tiled, (1, 1), (1, 3))
+    assert right == pytest.approx(2 * 16 / 96 * 440, abs=8)
+    assert down == pytest.approx(0, abs=8)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 20), (20, 3000)])
