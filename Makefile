@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,client,score,targets,tracing,dev]'
 	@touch $@
 
-demo: install ## Draw pictures, train, export, validate, serve, ask over HTTP, explain
+demo: install ## Draw pictures, train, export, validate, explain, audit, serve, ask over HTTP
 	@scripts/demo.sh
 
 serve: install ## Serve the demo's bundle until Ctrl-C (PORT=3000)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All commands from data to service: draw pictures, train, export, validate, explain, serve, predict over HTTP.
+# All commands from data to service: draw pictures, train, export, validate, explain, audit, serve, predict over HTTP.
 #
 #   scripts/demo.sh         run all steps; exit with 0 if the prediction over HTTP is right at every level, else with 1
 #   scripts/demo.sh serve   make what is missing, then serve the bundle until Ctrl-C
@@ -48,6 +48,8 @@ show protoserve validate "$bundle" --data "$data" --split test
 # The first test picture of the first class, chosen by name and not by its result.
 picture=$(find "$data/test" -name '*.png' | LC_ALL=C sort | sed -n 1p)
 show protoserve explain "$bundle" "$picture" -o "$demo/explanation.png"
+# How true the evidence is, without the two metrics that take minutes.
+show protoserve audit "$bundle" --data "$data" --quick --images 60
 
 port=${PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 address=http://127.0.0.1:$port

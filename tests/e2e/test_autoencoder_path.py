@@ -93,12 +93,15 @@ def test_evidence_is_the_whole_picture_and_adds_up(model: Classifier, data: Path
     for prediction in model.predict(wide, top_k=6, maps=True):
         *above, leaf = prediction.levels
         assert above == [] or (above[0].logit, above[0].evidence) == (None, [])
-        assert leaf.logit is not None
-        assert sum(one.contribution for one in leaf.evidence) == pytest.approx(leaf.logit, abs=1e-4)
+        assert leaf.logit is not None and leaf.prior is not None
+        told = sum(one.contribution for one in [*leaf.evidence, *leaf.against])
+        assert leaf.prior + told == pytest.approx(leaf.logit, abs=1e-4)
+        assert leaf.rest == pytest.approx(0.0, abs=1e-4)
         assert leaf.evidence_share == pytest.approx(1.0, abs=1e-4)
-        for one in leaf.evidence:
-            assert one.contribution == pytest.approx(one.similarity * one.weight, abs=1e-5)
+        for one in [*leaf.evidence, *leaf.against]:
+            assert one.contribution == pytest.approx(one.weight * (one.similarity - one.usual), abs=1e-4)
             assert one.box == (0, 0, 32, 20)
+        for one in leaf.evidence:
             assert one.map is not None
             ((similarity,),) = one.map
             assert similarity == pytest.approx(one.similarity, abs=1e-5)

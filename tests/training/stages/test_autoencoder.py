@@ -84,7 +84,7 @@ def test_a_run_learns_and_writes_the_files_of_every_run(whole: Path) -> None:
         assert (whole / name).stat().st_size > 0
     rows = (whole / "history.csv").read_text().splitlines()
     stages = [row.split(",")[1] for row in rows[1:]]
-    assert stages == ["start codes", *["autoencoder"] * 8, "assign", "analyse", "calibrate", "novelty"]
+    assert stages == ["start codes", *["autoencoder"] * 8, "assign", "analyse", "centre", "calibrate", "novelty"]
     assert "prototype_near_code" in rows[0]
     assert Run(whole).samples().shape[1:] == (20, 16, 3)
 
