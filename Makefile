@@ -3,6 +3,9 @@ PYTHON ?= python3
 PORT ?= 3000
 # How many test processes run side by side: a number, or logical for one per core.
 WORKERS ?= logical
+# Tests that export files or train whole runs, which test-fast leaves to test.
+SLOW := e2e deploy examples export scripts training/stages training/rendered training/test_running.py \
+	protoserve/networks/test_backbones.py protoserve/networks/test_tiles.py protoserve/audit/test_locality.py
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -44,8 +47,8 @@ format: install ## Let ruff mend what it can
 test: install ## All tests, side by side (WORKERS=logical)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
-test-fast: install ## Most of the safety in under two minutes: no slow tests, none end to end
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 -m "not slow" --ignore tests/e2e --ignore tests/deploy
+test-fast: install ## Most of the safety in under two minutes: no exports, no whole runs, none end to end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 -m "not slow" $(addprefix --ignore tests/,$(SLOW))
 
 bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
 	$(BIN)/python -m benchmarks.head.cost
