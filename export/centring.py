@@ -22,11 +22,12 @@ from protoserve.bundle.folder import MANIFEST, Bundle, read_bundle, rewrite_mani
 from protoserve.bundle.manifest import FORMAT
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.device import Device
-from protoserve.errors import DeviceError, InputError, TaxonomyError, nearest
+from protoserve.errors import InputError, TaxonomyError, nearest
 from protoserve.files import write_text
 from protoserve.images.geometry import InputRule
 from protoserve.inference.engine import Engine
 from protoserve.inference.last_layers import LastLayers, read_last_layers
+from protoserve.networks.device import torch_device
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import load_network, save_network
 from protoserve.networks.network import LinearNetwork
@@ -91,7 +92,7 @@ def centre_run(
     head = network.head
     compare_taxonomies(head.taxonomy, data, run.provenance().left_out, str(run.directory))
     fit, _ = learned_images(run, data, head.taxonomy)
-    place = _torch_device(device)
+    place = torch_device(device)
     network.to(place)
 
     @torch.inference_mode()
@@ -231,14 +232,3 @@ def _write_separation(run: Run, statistics: SimilarityStatistics, head: Prototyp
     ]
     changed = analysis.model_copy(update={"prototypes": prototypes})
     write_text(run.directory / "analysis.json", json.dumps(changed.model_dump()) + "\n")
-
-
-def _torch_device(device: Device) -> torch.device:
-    """Return the device of the option; raises DeviceError for `cuda` where torch sees no GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: torch sees no CUDA device; use --device cpu or install a driver")
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # TF32 keeps only 10 bits of the mantissa.
-    torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda")

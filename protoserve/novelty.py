@@ -131,8 +131,9 @@ class NoveltyTable:
         if self.common_weight is not None:
             group_of = np.empty(self.nodes, dtype=np.int64)
             group_of[self.members] = np.repeat(np.arange(len(self.groups)), self.sizes)
-            groups, starts = np.unique(group_of[self.prototype_child], return_index=True)
-            common[:, groups] = np.add.reduceat(similarity * self.common_weight, starts, axis=1)
+            order = np.argsort(group_of[self.prototype_child], kind="stable")
+            groups, starts = np.unique(group_of[self.prototype_child][order], return_index=True)
+            common[:, groups] = np.add.reduceat((similarity * self.common_weight)[:, order], starts, axis=1)
         return common
 
     def _own_similarity(

@@ -11,10 +11,10 @@ from rich.console import Console
 from protoserve.device import Device
 from protoserve.errors import InputError
 from protoserve.files import make_folder, remove_drafts
+from protoserve.networks.device import torch_device
 from protoserve.run.records import Metrics
 from training.config import Config
 from training.data.splits import note_renamed, read_splits
-from training.device import torch_device
 from training.features.shared_cache import SharedCache
 from training.loop.checkpoints import CHECKPOINT
 from training.loop.plan import Stage

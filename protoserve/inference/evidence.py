@@ -231,7 +231,9 @@ def _thresholds(bundle: Bundle) -> Thresholds | None:
             "export the bundle again"
         )
     numbers = [child for child in children if child is not None]
-    layers = read_last_layers(bundle, NoveltyTable.of(taxonomy, manifest.kind, numbers))
+    # Only the energy sees what centring subtracts; the last layers of a large taxonomy are large.
+    needs_layers = manifest.novelty.score == "energy"
+    layers = read_last_layers(bundle, NoveltyTable.of(taxonomy, manifest.kind, numbers)) if needs_layers else None
     return Thresholds.of(
         taxonomy,
         manifest.kind,

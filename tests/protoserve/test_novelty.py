@@ -62,6 +62,24 @@ def test_the_order_of_prototypes_changes_nothing(score: NoveltyScore) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_energy_of_centred_logits_is_that_of_the_logits_as_trained(shuffled: bool) -> None:
+    """Centring subtracts Σ mean weight × similarity from all logits of a group."""
+    log_probability, trained, similarity = arrays()
+    generator = np.random.default_rng(2)
+    common = generator.normal(size=len(CHILD)).astype(np.float32)
+    centred = trained.copy()
+    for group in GROUPS:
+        own = [number for number, child in enumerate(CHILD) if child in group]
+        centred[:, group] -= (similarity[:, own] @ common[own])[:, None]
+    order = generator.permutation(len(CHILD)) if shuffled else np.arange(len(CHILD))
+    table = NoveltyTable.of(TREE, "hierarchical", [CHILD[number] for number in order], common[order])
+    found = table.scores("energy", log_probability, centred, similarity[:, order])
+    expected = NoveltyTable.of(TREE, "hierarchical", CHILD).scores("energy", *arrays())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(centred - trained).max() > 0.5
+
+
 def test_probability_follows_the_temperature_that_the_graph_applied() -> None:
     log_probability, logit, similarity = arrays()
     # At the root alone the logits were divided by 3.

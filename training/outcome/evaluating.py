@@ -11,13 +11,13 @@ from rich.console import Console
 from protoserve.data.dataset import read_split
 from protoserve.data.novel import read_novel
 from protoserve.device import Device
+from protoserve.networks.device import torch_device
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import open_run
 from protoserve.run.records import Evaluation
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 from training.data.splits import note_renamed
-from training.device import torch_device
 from training.loop.answers import answer_dataset
 from training.outcome.novelty_report import evaluate_novelty
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from protoserve.run.records import ReplacingRecord
 from protoserve.similarity_statistics import SimilaritySums
@@ -60,7 +61,7 @@ def replace(trainer: Trainer) -> dict[str, float]:
     return {"replaced": replaced, "before": before.selection_leaf, **after.model_dump()}
 
 
-def selection_effect(trainer: Trainer) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def selection_effect(trainer: Trainer) -> NDArray[np.float64]:
     """Return by how many standard deviations each prototype tells its class from the siblings, float64 [P], on the
     selection images; 0 where these hold no image of the class or of its siblings."""
     network, selection = trainer.prototype_network, trainer.splits.selection

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from export.bundling import export_bundle
@@ -22,6 +23,7 @@ from protoserve.novelty import NoveltyTable
 from protoserve.run.folder import open_run
 from protoserve.schema import Prediction
 from tests.bundles import older_bundle
+from training.loop.answers import answer_features, novelty_table
 
 # What the host computes; the maps are compared apart, because the host draws none.
 WHY = tuple(name for name in OUTPUT_NAMES if name.startswith(("evidence_", "against_")) and name != "evidence_map")
@@ -144,6 +146,22 @@ def test_weights_lose_their_mean_over_the_siblings(tiny: Bundle, tiny_run: Path)
         own = trained[number][:members, slots]
         np.testing.assert_allclose(layers.common_weight[layer.prototypes], own.mean(0), atol=1e-6)
         np.testing.assert_allclose(layer.weight, own - own.mean(0), atol=1e-6)
+
+
+def test_the_energy_of_the_centred_graph_is_that_of_the_network_as_trained(
+    tiny: Bundle, tiny_run: Path, images: NDArray[np.uint8]
+) -> None:
+    """So thresholds that training fitted decide the same on the exported graph."""
+    network, _, _ = load_network(tiny_run / "model.pt")
+    table = novelty_table(network)
+    with torch.inference_mode():
+        features = network.features(torch.from_numpy(images))
+    expected = answer_features(network, features, table).novelty["energy"]
+    outputs, layers = Engine(tiny, device="cpu").run(images), layers_of(tiny)
+    centred = NoveltyTable.of(tiny.taxonomy, tiny.kind, table.prototype_child.tolist(), layers.common_weight)
+    arrays = outputs.log_probability, outputs.logit, outputs.similarity
+    np.testing.assert_allclose(centred.scores("energy", *arrays), expected, atol=1e-3)
+    assert np.abs(table.scores("energy", *arrays) - expected).max() > 0.1
 
 
 def test_a_bundle_without_weights_has_no_last_layers(tiny: Bundle) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from protoserve.errors import DeviceError
-from training.device import torch_device
+from protoserve.networks.device import torch_device
 
 
 @pytest.fixture(autouse=True)
