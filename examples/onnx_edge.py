@@ -4,13 +4,16 @@ python examples/onnx_edge.py model.int8.onnx PHOTO.jpg      (or any other .onnx 
 """
 
 import json
+import os
 import sys
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
+import onnxruntime
 
 
 def weights(length: int, part: float, size: int, target: int) -> NDArray[np.float64]:

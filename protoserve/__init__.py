@@ -8,8 +8,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from protoserve.telemetry import disable_telemetry
+
 if TYPE_CHECKING:
     from protoserve.inference.classifier import Classifier, load
+
+# Libraries read these variables when they are imported, and every module below imports this one first.
+disable_telemetry()
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "__version__", "load"]

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -91,6 +90,8 @@ def random_latent(batch: int, seed: int, form: str) -> NDArray[np.float32]:
 def session(file: Path) -> Session:
     """Load a file in onnxruntime, on threads shared by all sessions. A session's own threads would keep spinning after
     a run and slow down the next side."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
@@ -137,6 +138,8 @@ def ask_both(
 ) -> dict[str, float]:
     """The median seconds of both graphs in this process, and the share of pictures for which a routed one is
     certain."""
+    import onnxruntime
+
     onnxruntime.set_global_thread_pool_sizes(threads, 1)
     files = {"plain": plain, "explained": explained}
     sessions = {name: session(files[name]) for name in sorted(files, reverse=plain_first)}
@@ -309,6 +312,8 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=[*FORMS], choices=[*FORMS], help="measure only these")
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"], help="measure only these")
     options = parser.parse_args()
+    import onnxruntime
+
     onnxruntime.set_global_thread_pool_sizes(options.threads, 1)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         folder = Path(scratch)

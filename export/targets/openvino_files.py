@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ def write_openvino(source: Path, file: Path, metadata: dict[str, str]) -> None:
     Raises MissingExtraError if OpenVINO is not installed.
     """
     openvino = _openvino()
-    # OpenVINO's `convert_model` reports each use to Intel.
     model = openvino.Core().read_model(str(source))
     for name, text in metadata.items():
         model.set_rt_info(text, name)
@@ -54,6 +54,10 @@ def _compiled(file: Path) -> Any:
 
 
 def _openvino() -> Any:
+    # `import openvino` itself reports to Intel's account at an analytics host. It has no variable against that, but
+    # works without the package that reports.
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError as error:

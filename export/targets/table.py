@@ -113,7 +113,7 @@ TARGETS: Final[dict[str, Target]] = {
         checked="parity, where its certificate holds",
         write=_routed,
         run=onnx_files.run_routed,
-        next_step='python -c "import onnxruntime; '
+        next_step='ORT_DISABLE_TELEMETRY=1 python -c "import onnxruntime; '
         "print([output.name for output in onnxruntime.InferenceSession('FILE').get_outputs()])\"",
         routed=True,
     ),
