@@ -31,15 +31,17 @@ from service.app import create_app  # noqa: E402
 from service.model.holder import ModelHolder, watch  # noqa: E402
 from service.operations import metrics  # noqa: E402
 from service.operations.logs import configure_logs  # noqa: E402
-from service.server.process import end_with_parent  # noqa: E402
-from service.server.protocol import install_strict_protocol  # noqa: E402
+from service.server.process import allow_connections, end_with_parent  # noqa: E402
+from service.server.protocol import ConnectionLimits, install_strict_protocol  # noqa: E402
 
 LOG = logging.getLogger("protoserve.service")
 IS_WORKER = server_context.worker_index is not None
 
 if IS_WORKER:
     end_with_parent()
-    install_strict_protocol(SETTINGS.header_seconds)
+    install_strict_protocol(
+        ConnectionLimits(SETTINGS.header_seconds, SETTINGS.write_seconds, allow_connections(SETTINGS.max_connections))
+    )
     metrics.remove_dead_workers()
 else:
     # In a container, BentoML does not restart a worker that ends and relies on the container's restart. With several

@@ -86,8 +86,21 @@ class Settings(BaseSettings):
     header_seconds: float = Field(
         default=10.0, gt=0, description="longest time to receive a request's headers, in seconds"
     )
+    write_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="longest time that a client may take no part of its answer, in seconds; then its connection is "
+        "closed",
+    )
 
     # Back-pressure.
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="most connections per worker; above it, the one that is idle for longest is closed, and if none "
+        "is, requests other than probes get 503",
+    )
     max_queue: int = Field(
         default=128, ge=1, description="most images per worker that are received but not yet answered; above it, 503"
     )

@@ -47,7 +47,7 @@ _BODY_CODES: Final = (
     "unsupported_encoding",
     "unsupported_media_type",
 )
-_ANY_ROUTE_CODES: Final = ("internal_error", "malformed_request")
+_ANY_ROUTE_CODES: Final = ("headers_too_large", "internal_error", "malformed_request")
 _KEY_CODES: Final = ("invalid_key",)
 _IMAGE_CODES: Final = ("broken_image", "image_too_large", "unsupported_image")
 

@@ -21,6 +21,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 STATUS_OF: Final[Mapping[str, int]] = {
     "answer_timeout": 504,
     "broken_image": 422,
+    "headers_too_large": 431,
     "image_too_large": 413,
     "internal_error": 500,
     "invalid_key": 401,

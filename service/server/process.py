@@ -1,4 +1,4 @@
-"""Ends a worker process together with its supervisor."""
+"""The worker process: ends with its supervisor, and may open enough files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+from typing import Final
 
 _SET_PARENT_DEATH_SIGNAL = 1
+# Files of the model, libraries, metrics and threads, beside connections.
+_OTHER_FILES: Final = 256
 
 
 def end_with_parent() -> None:
@@ -22,3 +25,17 @@ def end_with_parent() -> None:
     if os.getppid() != parent:
         # The parent ended before the call took effect.
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def allow_connections(count: int) -> int:
+    """Raise this process's limit of open files for `count` connections. Returns how many connections it allows."""
+    if sys.platform == "win32":
+        return count
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return count if soft == resource.RLIM_INFINITY else max(1, min(count, soft - _OTHER_FILES))

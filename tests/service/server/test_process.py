@@ -1,4 +1,4 @@
-"""A worker ends with its supervisor."""
+"""A worker ends with its supervisor, and may open enough files."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def test_a_process_ends_when_its_parent_is_killed() -> None:
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("soft", "hard", "allowed"), [(300, 4096, 1000), (300, 500, 244), (2000, 4096, 1000)])
+def test_the_limit_of_open_files_is_raised_as_far_as_allowed(soft: int, hard: int, allowed: int) -> None:
+    code = (
+        "import resource as r; from service.server.process import allow_connections; "
+        f"r.setrlimit(r.RLIMIT_NOFILE, ({soft}, {hard})); "
+        "print(allow_connections(1000), r.getrlimit(r.RLIMIT_NOFILE)[0])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(allowed), str(max(soft, min(1256, hard)))]
