@@ -10,10 +10,13 @@ or the connection fails, after `Retry-After` or with exponential backoff, whiche
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import tenacity
@@ -38,8 +41,13 @@ class _Busy(Exception):
         self.response = response
 
 
-# Predictions have no side effects, so a retry is always safe.
-_RETRYABLE = tenacity.retry_if_exception_type((_Busy, httpx.TransportError))
+# Predictions have no side effects, so a retry is always safe. Of a request that cannot be sent, it is useless.
+_FINAL: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_RETRYABLE = tenacity.retry_if_exception(
+    lambda error: isinstance(error, _Busy | httpx.TransportError) and not isinstance(error, _FINAL)
+)
+# What an answer raises that is not a document of the service, for example of a proxy.
+_STRANGE: Final = (ValueError, KeyError, TypeError, RecursionError)
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=_MAX_WAIT)
 
 
@@ -48,6 +56,8 @@ class Client:
 
     `key` is the API key, if the service requires one. `retries` is the number of retries per request, 0 for none.
     `timeout` is the limit of one attempt in seconds. Use the client in `with`, or `close` it; threads may share it.
+
+    Raises InputError for an address or a key that can't be sent.
     """
 
     def __init__(
@@ -59,7 +69,11 @@ class Client:
         timeout: float = TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=address, headers=_headers(key), timeout=timeout, transport=transport)
+        self._proxied = transport is None
+        with _input_errors(address):
+            self._http = httpx.Client(
+                base_url=_address(address), headers=_headers(key), timeout=timeout, transport=transport
+            )
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(retries + 1), retry=_RETRYABLE, wait=_wait, reraise=True
         )
@@ -90,7 +104,7 @@ class Client:
         """
         files = [("image", (str(index), _content(image))) for index, image in enumerate(images)]
         query = _query(top_k, alternatives, maps)
-        return _items(self._send("POST", "/v1/predict/batch", params=query, files=files))
+        return _items(self._send("POST", "/v1/predict/batch", params=query, files=files), len(files))
 
     def model(self) -> dict[str, Any]:
         """Request the description of the model: name, version, input, limits, scores (`GET /v1/model`)."""
@@ -100,7 +114,7 @@ class Client:
         """Return whether the service reports that it is ready; never retries."""
         try:
             return self._http.get("/readyz").status_code == httpx.codes.OK
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
     def close(self) -> None:
@@ -121,8 +135,8 @@ class Client:
 
         try:
             return self._retrying(attempt)
-        except (_Busy, httpx.TransportError) as error:
-            raise _last_failure(error, str(self._http.base_url)) from error
+        except (_Busy, httpx.RequestError) as error:
+            raise _last_failure(error, str(self._http.base_url), self._proxied) from error
 
 
 class AsyncClient:
@@ -137,7 +151,11 @@ class AsyncClient:
         timeout: float = TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=address, headers=_headers(key), timeout=timeout, transport=transport)
+        self._proxied = transport is None
+        with _input_errors(address):
+            self._http = httpx.AsyncClient(
+                base_url=_address(address), headers=_headers(key), timeout=timeout, transport=transport
+            )
         self._retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(retries + 1), retry=_RETRYABLE, wait=_wait, reraise=True
         )
@@ -161,7 +179,7 @@ class AsyncClient:
         """As `Client.predict_batch`."""
         files = [("image", (str(index), _content(image))) for index, image in enumerate(images)]
         query = _query(top_k, alternatives, maps)
-        return _items(await self._send("POST", "/v1/predict/batch", params=query, files=files))
+        return _items(await self._send("POST", "/v1/predict/batch", params=query, files=files), len(files))
 
     async def model(self) -> dict[str, Any]:
         """As `Client.model`."""
@@ -171,7 +189,7 @@ class AsyncClient:
         """As `Client.is_ready`."""
         try:
             return (await self._http.get("/readyz")).status_code == httpx.codes.OK
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
 
     async def close(self) -> None:
@@ -193,15 +211,37 @@ class AsyncClient:
         retrying: Callable[[Callable[[], Awaitable[httpx.Response]]], Awaitable[httpx.Response]] = self._retrying
         try:
             return await retrying(attempt)
-        except (_Busy, httpx.TransportError) as error:
-            raise _last_failure(error, str(self._http.base_url)) from error
+        except (_Busy, httpx.RequestError) as error:
+            raise _last_failure(error, str(self._http.base_url), self._proxied) from error
 
 
 _BINARY: Final = {"Content-Type": "application/octet-stream"}
 
 
+def _address(address: str) -> str:
+    parts = urlsplit(address)
+    # `port` raises ValueError above 65535.
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise InputError(f"{address!r} is not the address of a service; give one such as http://127.0.0.1:3000")
+    return address
+
+
 def _headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable() and key.strip() == key and key):
+        # The message does not repeat the key, which is a secret.
+        raise InputError("the API key is empty or holds characters that HTTP can't send; give it as it was made")
+    return {"Authorization": f"Bearer {key}"}
+
+
+@contextmanager
+def _input_errors(address: str) -> Iterator[None]:
+    """Turn httpx's errors about the address or the environment's proxies into InputError."""
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError, ImportError) as error:
+        raise InputError(f"{address!r}: can't make a client of it ({error}); correct it, or the proxy settings") from None
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -237,41 +277,77 @@ def _checked(response: httpx.Response) -> httpx.Response:
 def _refusal(response: httpx.Response) -> ServiceError:
     """Make the error for a failed response; that of a proxy has no problem document."""
     try:
-        document = response.json()
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or "code" not in document:
-        return ServiceError(
-            f"{response.url}: responded {response.status_code} without a problem document; is this a ProtoServe "
-            "service?",
-            "unknown",
-            response.status_code,
-        )
-    return _problem(document)
+        return _problem(response.json(), response.status_code)
+    except _STRANGE:
+        return _strange(response, "without a problem document")
 
 
-def _problem(document: Mapping[str, Any]) -> ServiceError:
-    return ServiceError(str(document.get("detail")), str(document["code"]), int(document.get("status", 0)))
+def _strange(response: httpx.Response, what: str) -> ServiceError:
+    return ServiceError(
+        f"{response.url}: responded {response.status_code} {what}; is this a ProtoServe service?{_proxy_of(response.url)}",
+        "unknown",
+        response.status_code,
+    )
 
 
-def _last_failure(error: _Busy | httpx.TransportError, address: str) -> ServiceError:
+def _problem(document: Any, status: int) -> ServiceError:
+    """Make the error of a problem document. Raises one of `_STRANGE` for anything else."""
+    code, detail, status = document["code"], document.get("detail"), document.get("status", status)
+    if not isinstance(code, str) or not isinstance(status, int):
+        raise TypeError("not a problem document")
+    return ServiceError(str(detail), code, status)
+
+
+def _last_failure(error: _Busy | httpx.RequestError, address: str, proxied: bool) -> ServiceError:
     if isinstance(error, _Busy):
         return _refusal(error.response)
-    reason = error or type(error).__name__
-    return ServiceError(f"{address}: no response ({reason}); is the service running?", "unreachable", 0)
+    reason = str(error) or type(error).__name__
+    if not isinstance(error, httpx.TransportError):
+        return ServiceError(f"{address}: can't read its response ({reason}); is this a ProtoServe service?", "unknown", 0)
+    hint = _proxy_of(httpx.URL(address)) if proxied else ""
+    return ServiceError(f"{address}: no response ({reason}); is the service running?{hint}", "unreachable", 0)
+
+
+def _proxy_of(url: httpx.URL) -> str:
+    """Name the proxy that the environment sets for a URL, without the password that its address may hold."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.host):
+        return ""
+    shown = urlsplit(proxy if "://" in proxy else f"//{proxy}")
+    return (
+        f" Requests to it go through the proxy {shown.hostname}:{shown.port or 80} ({url.scheme.upper()}_PROXY); to ask it "
+        f"directly, set NO_PROXY={url.host}"
+    )
 
 
 def _prediction(response: httpx.Response) -> Prediction:
-    return Prediction.model_validate_json(response.content)
+    try:
+        return Prediction.model_validate_json(response.content)
+    except _STRANGE as error:
+        raise _strange(response, "without a prediction") from error
 
 
-def _items(response: httpx.Response) -> list[Prediction | ServiceError]:
-    return [
-        Prediction.model_validate(item["prediction"]) if item["problem"] is None else _problem(item["problem"])
-        for item in response.json()["results"]
-    ]
+def _items(response: httpx.Response, count: int) -> list[Prediction | ServiceError]:
+    try:
+        results = [
+            Prediction.model_validate(item["prediction"])
+            if item["problem"] is None
+            else _problem(item["problem"], response.status_code)
+            for item in response.json()["results"]
+        ]
+    except _STRANGE as error:
+        raise _strange(response, "without predictions") from error
+    if len(results) != count:
+        raise _strange(response, f"with {len(results)} predictions for {count} pictures")
+    return results
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
-    document: dict[str, Any] = response.json()
+    try:
+        document = response.json()
+    except _STRANGE as error:
+        raise _strange(response, "without a document") from error
+    if not isinstance(document, dict):
+        raise _strange(response, "without a document")
     return document

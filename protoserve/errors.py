@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Iterable
+from itertools import islice
+from os.path import commonprefix
+from typing import Final
+
+# What `nearest` reads and compares at most, so that a hint costs little however many names there are.
+_READ: Final = 100_000
+_COMPARED: Final = 64
+_LETTERS: Final = 80
 
 
 class ProtoServeError(Exception):
@@ -71,5 +80,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["epochs", "seed"])
     ''
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    wanted = name[:_LETTERS]
+    backwards, letters = wanted[::-1], frozenset(wanted)
+
+    def rough(candidate: str) -> float:
+        ends = len(commonprefix((wanted, candidate))) + len(commonprefix((backwards, candidate[::-1])))
+        return ends + len(letters.intersection(candidate[:_LETTERS])) - abs(len(candidate) - len(name)) / 4
+
+    # Comparing is slow: choose what to compare by ends, letters and length.
+    compared = heapq.nlargest(_COMPARED, islice(known, _READ), key=rough)
+    shortened = {candidate[:_LETTERS]: candidate for candidate in reversed(compared)}
+    close = difflib.get_close_matches(wanted, shortened, n=1, cutoff=0.5)
+    return f"; did you mean {shortened[close[0]][: 4 * _LETTERS]!r}?" if close else ""

@@ -5,6 +5,7 @@ Only bytes are accepted. BentoML's own file fields would fetch a URL that a clie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +20,8 @@ from service.contract.problems import Problem
 FIELD: Final = "image"
 FORM: Final = "multipart/form-data"
 BINARY: Final = "application/octet-stream"
+# `filename`, also as RFC 5987 writes names that are not ASCII, which the parser of options leaves out.
+_FILE_NAME: Final = re.compile(rb";\s*filename\*?[0-9]*\*?\s*=", re.IGNORECASE)
 
 
 async def read_body(
@@ -106,11 +109,11 @@ class _PartCollector:
         self.ended = False
         self._header = bytearray()
         self._value = bytearray()
-        self._disposition = b""
+        self._disposition = self._type = b""
         self._data: list[bytes] = []
 
     def on_part_begin(self) -> None:
-        self._disposition = b""
+        self._disposition = self._type = b""
         self._data = []
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -122,6 +125,8 @@ class _PartCollector:
     def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
+        elif self._header.lower() == b"content-type":
+            self._type = bytes(self._value).strip().lower()
         self._header.clear()
         self._value.clear()
 
@@ -133,7 +138,8 @@ class _PartCollector:
                 "unexpected_part",
                 f"the form has a field {name[:80]!r}; only {FIELD!r} is supported{nearest(name[:80], [FIELD])}",
             )
-        if b"filename" not in options:
+        is_file = _FILE_NAME.search(self._disposition) or self._type.startswith((b"image/", BINARY.encode()))
+        if not is_file:
             raise Problem(
                 "unexpected_part",
                 f"the field {FIELD!r} holds text; send the image itself as a file part; URLs are not fetched",
@@ -172,10 +178,16 @@ def _parse_form(boundary: bytes, body: bytes, limit: int) -> list[bytes]:
                 "on_end": collector.on_end,
             },
         )
-        parser.write(body)
+        parser.write(_without_preamble(boundary, body))
         parser.finalize()
     except FormParserError as error:
         raise Problem("invalid_multipart", f"the form cannot be parsed ({error}); send it again") from error
     if body and not collector.ended:
         raise Problem("invalid_multipart", "the form ends before its last boundary; send it again")
     return collector.parts
+
+
+def _without_preamble(boundary: bytes, body: bytes) -> bytes:
+    """Return the form from its first boundary on. RFC 2046 allows text before it, which is to be ignored."""
+    first = re.search(rb"(?:\A|\r\n)(--" + re.escape(boundary) + rb")(?=[ \t]*\r\n|--)", body)
+    return body[first.start(1) :] if first is not None and first.start(1) else body

@@ -49,9 +49,25 @@ class TextFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
         fields = merge_record_extra(record, {}, reserved=_RESERVED)
         _drop_bentoml_fields(fields, record)
-        facts = " ".join(f"{name}={value}" for name, value in fields.items())
-        line = f"{time} {record.levelname.lower():7} {record.getMessage()}" + (f"  {facts}" if facts else "")
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        facts = " ".join(f"{name}={printable(str(value))}" for name, value in fields.items())
+        line = f"{time} {record.levelname.lower():7} {printable(record.getMessage())}" + (f"  {facts}" if facts else "")
+        if not record.exc_info:
+            return line
+        # A traceback has lines of its own; none of them can pass for the start of a record.
+        traceback = "\n".join(f"  {printable(part)}" for part in self.formatException(record.exc_info).split("\n"))
+        return f"{line}\n{traceback}"
+
+
+def printable(text: str) -> str:
+    """Escape what is not printable, so that text from outside can neither start a line nor steer a terminal.
+
+    >>> printable("a\\nb\\x1b[2J ü")
+    'a\\\\nb\\\\x1b[2J ü'
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def configure_logs(form: Literal["json", "text"], level: str) -> None:

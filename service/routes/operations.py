@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -45,5 +46,11 @@ class OperationsRoutes:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        document = openapi_document(self.current_model().classifier.table.top_k, self.settings.max_images)
-        return Response(json.dumps(document), headers=REVALIDATE, media_type="application/json")
+        content = _openapi(self.current_model().classifier.table.top_k, self.settings.max_images)
+        return Response(content, headers=REVALIDATE, media_type="application/json")
+
+
+@lru_cache(maxsize=8)
+def _openapi(top_k: int, images: int) -> bytes:
+    """Build the document once for each model's limits; it takes milliseconds of the event loop."""
+    return json.dumps(openapi_document(top_k, images)).encode()

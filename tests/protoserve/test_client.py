@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +157,105 @@ def test_the_key_is_sent(holder: ModelHolder, photograph: Path) -> None:
     with Client(ADDRESS, transport=Bridge(app)) as client, pytest.raises(ServiceError) as raised:
         client.predict(photograph)
     assert (raised.value.code, raised.value.status) == ("invalid_key", 401)
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>Log in</html>"),
+        httpx.Response(200, content=b""),
+        httpx.Response(200, json={"results": [{}]}),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, content=DEEP),
+        httpx.Response(200, content=b"\xff\xfe"),
+        httpx.Response(204),
+        httpx.Response(301, headers={"location": "https://elsewhere/"}),
+        httpx.Response(404, content=DEEP),
+        httpx.Response(400, json={"code": 7, "detail": None, "status": 400}),
+        httpx.Response(400, json={"code": "x", "status": "many"}),
+        httpx.Response(400, json={"code": None}),
+        httpx.Response(500, json="sorry"),
+        httpx.Response(503, headers={"retry-after": "9" * 400}, json={"code": "x", "status": None}),
+    ],
+)
+def test_a_strange_answer_is_a_service_error(app: ASGIApp, photograph: Path, answer: httpx.Response) -> None:
+    with Client(ADDRESS, retries=0, transport=Bridge(app, lambda: answer)) as client:
+        for ask in (lambda: client.predict(photograph), lambda: client.predict_batch([photograph])):
+            with pytest.raises(ServiceError, match=str(answer.status_code)) as raised:
+                ask()
+            assert (raised.value.code, raised.value.status) == ("unknown", answer.status_code)
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[1]", b"", DEEP])
+def test_a_strange_description_of_the_model_is_a_service_error(app: ASGIApp, content: bytes) -> None:
+    with (
+        Client(ADDRESS, transport=Bridge(app, lambda: httpx.Response(200, content=content))) as client,
+        pytest.raises(ServiceError, match="is this a ProtoServe service"),
+    ):
+        client.model()
+
+
+def test_an_answer_to_another_batch_is_a_service_error(app: ASGIApp, photograph: Path) -> None:
+    with (
+        Client(ADDRESS, transport=Bridge(app, lambda: httpx.Response(200, json={"results": []}))) as client,
+        pytest.raises(ServiceError, match="0 predictions for 1 pictures"),
+    ):
+        client.predict_batch([photograph])
+
+
+def test_an_answer_that_cannot_be_unpacked_is_a_service_error(app: ASGIApp, photograph: Path) -> None:
+    def torn() -> httpx.Response:
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, content=b"no gzip")
+
+    with Client(ADDRESS, transport=Bridge(app, torn)) as client:
+        with pytest.raises(ServiceError):
+            client.predict(photograph)
+        assert not client.is_ready()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "", "ftp://a", "http://", "127.0.0.1:3000", "http://a:99999999", "http://[::"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_impossible_address_is_bad_input(kind: type[Client] | type[AsyncClient], address: str) -> None:
+    with pytest.raises(InputError):
+        kind(address)
+
+
+@pytest.mark.parametrize("key", ["", "sec\nret", " secret", "ключ"])
+def test_an_impossible_key_is_bad_input_and_not_repeated(key: str) -> None:
+    with pytest.raises(InputError, match="API key") as raised:
+        Client(ADDRESS, key=key)
+    assert not key or key not in str(raised.value)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def test_a_refused_connection_mentions_the_proxy_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    with Client(f"http://127.0.0.1:{free_port()}", retries=0) as client, pytest.raises(ServiceError) as raised:
+        client.model()
+    assert "proxy" not in str(raised.value)
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{port}")
+    with Client("http://model.example:3000", retries=0) as client, pytest.raises(ServiceError) as raised:
+        client.model()
+    assert raised.value.code == "unreachable"
+    assert f"through the proxy 127.0.0.1:{port} (HTTP_PROXY)" in str(raised.value)
+    assert "NO_PROXY=model.example" in str(raised.value)
+    assert "secret" not in str(raised.value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Client(f"http://127.0.0.1:{port}", retries=0) as client, pytest.raises(ServiceError) as raised:
+        client.model()
+    assert "proxy" not in str(raised.value)
+
+
+def test_an_impossible_proxy_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(InputError, match="proxy"):
+        Client(ADDRESS)

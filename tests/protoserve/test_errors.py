@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from protoserve import errors
@@ -38,3 +40,17 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
 def test_a_hint_names_the_nearest_known_name(given: str, hint: str) -> None:
     assert nearest(given, ["epochs", "seed"]) == hint
     assert nearest(given, []) == ""
+
+
+def test_a_hint_among_very_many_names_is_still_the_nearest() -> None:
+    names = [f"Fruit/Apple/Variety-{number:05d}" for number in range(50_000)]
+    assert nearest("Fruit/Apple/Variety-4999", names).endswith("4999'?")
+    assert nearest("Fruit/Appel/Granny-Smith", [*names, "Fruit/Apple/Granny-Smith"]).endswith("Granny-Smith'?")
+
+
+def test_a_hint_costs_little_however_long_the_names_are() -> None:
+    """Comparing them all takes more than a minute."""
+    names = ["ab" * 100 + "x" * (number % 50) for number in range(20_000)]
+    begun = time.process_time()
+    nearest("ba" * 100, names)
+    assert time.process_time() - begun < 5

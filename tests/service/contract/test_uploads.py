@@ -214,3 +214,32 @@ def test_every_chunk_is_reserved_before_it_is_kept() -> None:
     sizes: list[int] = []
     assert anyio.run(lambda: read_body(request_of(chunks()), limit=95, seconds=5, reserve=sizes.append)) == b"abcdefgh"
     assert [size for size in sizes if size] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Disposition: form-data; name=\"image\"; filename*=UTF-8''gr%C3%BCn.jpg",
+        b"Content-Disposition: form-data; name=\"image\"; FILENAME*0=\"a\"; filename*1=\"b\"",
+        b'Content-Disposition: form-data; name="image"\r\nContent-Type: image/jpeg',
+        b'content-type: IMAGE/PNG\r\ncontent-disposition: form-data; name="image"',
+        b'Content-Disposition: form-data; name="image"\r\nContent-Type: application/octet-stream',
+    ],
+)
+def test_a_part_with_any_form_of_file_name_or_an_image_type_is_a_file(headers: bytes) -> None:
+    body = b"--x\r\n" + headers + b"\r\n\r\nbytes\r\n--x--\r\n"
+    assert form_images("multipart/form-data; boundary=x", body, limit=1) == [b"bytes"]
+
+
+@pytest.mark.parametrize("content_type", [b"", b"\r\nContent-Type: text/plain; charset=utf-8"])
+def test_a_part_without_file_name_or_image_type_is_text(content_type: bytes) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="image"' + content_type + b"\r\n\r\nbytes\r\n--x--\r\n"
+    with pytest.raises(Problem, match="holds text"):
+        form_images("multipart/form-data; boundary=x", body, limit=1)
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"This is a message in MIME format.\r\n", b"--xy\r\na: b\r\n"])
+@pytest.mark.parametrize("after", [b"", b"\r\n", b"\r\nThe end.\r\n"])
+def test_text_before_and_after_the_form_is_ignored(before: bytes, after: bytes) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nbytes\r\n--x--'
+    assert form_images("multipart/form-data; boundary=x", before + part + after, limit=1) == [b"bytes"]

@@ -94,3 +94,29 @@ def test_configured_logs_go_to_standard_error() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     [line] = ended.stderr.splitlines()
     assert (json.loads(line)["message"], json.loads(line)["a"], ended.stdout) == ("kept", 1, "")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["/a\n2026-01-01T00:00:00+00:00 info    request  status=200", "/a\rb", "/\x1b]0;title\x07\x1b[2J", "/\x85\u2028\u202e"],
+)
+def test_text_from_outside_stays_within_its_field(hostile: str) -> None:
+    record = make_record(path=hostile, nested={"name": hostile})
+    record.args = (hostile,)
+    line = TextFormatter().format(record)
+    assert line.splitlines() == [line]
+    assert line.isprintable()
+    # JSON escapes line breaks and control characters, too.
+    assert json.loads(JsonLineFormatter().format(record))["path"] == hostile
+    assert "\n" not in JsonLineFormatter().format(record) and "\x1b" not in JsonLineFormatter().format(record)
+
+
+def test_a_traceback_cannot_start_a_record_of_its_own() -> None:
+    try:
+        raise ValueError("why\n2026-01-01T00:00:00+00:00 info    forged\x1b[2J")
+    except ValueError:
+        record = make_record()
+        record.exc_info = sys.exc_info()
+    first, *rest = TextFormatter().format(record).split("\n")
+    assert "it broke" in first
+    assert rest and all(line.startswith("  ") and line.isprintable() for line in rest)

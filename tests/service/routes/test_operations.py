@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.contract.openapi import openapi_document
 from service.model.holder import LoadedModel, ModelHolder
+from service.routes import operations
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
 
@@ -41,3 +42,10 @@ def test_metrics_are_in_prometheus_text_format(client: TestClient) -> None:
 def test_the_openapi_document_states_the_limits_of_this_service(run_app: RunApp, holder: ModelHolder) -> None:
     served = run_app(max_images=7).get("/openapi.json").json()
     assert served == openapi_document(top_k=holder.current().classifier.table.top_k, images=7)
+
+
+def test_the_openapi_document_is_built_once(run_app: RunApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = run_app(max_images=9)
+    first = client.get("/openapi.json")
+    monkeypatch.setattr(operations, "openapi_document", lambda *_: pytest.fail("built again"))
+    assert client.get("/openapi.json").content == first.content
