@@ -241,7 +241,9 @@ def _input_errors(address: str) -> Iterator[None]:
     try:
         yield
     except (httpx.InvalidURL, ValueError, ImportError) as error:
-        raise InputError(f"{address!r}: can't make a client of it ({error}); correct it, or the proxy settings") from None
+        raise InputError(
+            f"{address!r}: can't make a client of it ({error}); correct it, or the proxy settings"
+        ) from None
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -283,8 +285,9 @@ def _refusal(response: httpx.Response) -> ServiceError:
 
 
 def _strange(response: httpx.Response, what: str) -> ServiceError:
+    hint = _proxy_of(response.url)
     return ServiceError(
-        f"{response.url}: responded {response.status_code} {what}; is this a ProtoServe service?{_proxy_of(response.url)}",
+        f"{response.url}: responded {response.status_code} {what}; is this a ProtoServe service?{hint}",
         "unknown",
         response.status_code,
     )
@@ -303,7 +306,9 @@ def _last_failure(error: _Busy | httpx.RequestError, address: str, proxied: bool
         return _refusal(error.response)
     reason = str(error) or type(error).__name__
     if not isinstance(error, httpx.TransportError):
-        return ServiceError(f"{address}: can't read its response ({reason}); is this a ProtoServe service?", "unknown", 0)
+        return ServiceError(
+            f"{address}: can't read its response ({reason}); is this a ProtoServe service?", "unknown", 0
+        )
     hint = _proxy_of(httpx.URL(address)) if proxied else ""
     return ServiceError(f"{address}: no response ({reason}); is the service running?{hint}", "unreachable", 0)
 
@@ -316,8 +321,8 @@ def _proxy_of(url: httpx.URL) -> str:
         return ""
     shown = urlsplit(proxy if "://" in proxy else f"//{proxy}")
     return (
-        f" Requests to it go through the proxy {shown.hostname}:{shown.port or 80} ({url.scheme.upper()}_PROXY); to ask it "
-        f"directly, set NO_PROXY={url.host}"
+        f" Requests to it go through the proxy {shown.hostname}:{shown.port or 80} ({url.scheme.upper()}_PROXY); to "
+        f"ask it directly, set NO_PROXY={url.host}"
     )
 
 

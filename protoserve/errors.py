@@ -6,7 +6,6 @@ import difflib
 import heapq
 from collections.abc import Iterable
 from itertools import islice
-from os.path import commonprefix
 from typing import Final
 
 # What `nearest` reads and compares at most, so that a hint costs little however many names there are.
@@ -84,7 +83,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     backwards, letters = wanted[::-1], frozenset(wanted)
 
     def rough(candidate: str) -> float:
-        ends = len(commonprefix((wanted, candidate))) + len(commonprefix((backwards, candidate[::-1])))
+        ends = _shared_start(wanted, candidate) + _shared_start(backwards, candidate[::-1])
         return ends + len(letters.intersection(candidate[:_LETTERS])) - abs(len(candidate) - len(name)) / 4
 
     # Comparing is slow: choose what to compare by ends, letters and length.
@@ -92,3 +91,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     shortened = {candidate[:_LETTERS]: candidate for candidate in reversed(compared)}
     close = difflib.get_close_matches(wanted, shortened, n=1, cutoff=0.5)
     return f"; did you mean {shortened[close[0]][: 4 * _LETTERS]!r}?" if close else ""
+
+
+def _shared_start(first: str, second: str) -> int:
+    return next((index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))

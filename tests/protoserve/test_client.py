@@ -216,7 +216,9 @@ def test_an_answer_that_cannot_be_unpacked_is_a_service_error(app: ASGIApp, phot
         assert not client.is_ready()
 
 
-@pytest.mark.parametrize("address", ["nonsense", "", "ftp://a", "http://", "127.0.0.1:3000", "http://a:99999999", "http://[::"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "", "ftp://a", "http://", "127.0.0.1:3000", "http://a:99999999", "http://[::"]
+)
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_an_impossible_address_is_bad_input(kind: type[Client] | type[AsyncClient], address: str) -> None:
     with pytest.raises(InputError):

@@ -220,7 +220,7 @@ def test_every_chunk_is_reserved_before_it_is_kept() -> None:
     "headers",
     [
         b"Content-Disposition: form-data; name=\"image\"; filename*=UTF-8''gr%C3%BCn.jpg",
-        b"Content-Disposition: form-data; name=\"image\"; FILENAME*0=\"a\"; filename*1=\"b\"",
+        b'Content-Disposition: form-data; name="image"; FILENAME*0="a"; filename*1="b"',
         b'Content-Disposition: form-data; name="image"\r\nContent-Type: image/jpeg',
         b'content-type: IMAGE/PNG\r\ncontent-disposition: form-data; name="image"',
         b'Content-Disposition: form-data; name="image"\r\nContent-Type: application/octet-stream',
