@@ -9,15 +9,14 @@ from typing import Annotated
 import typer
 
 from protoserve.cli.options import DeviceOption, JsonOption
+from protoserve.cli.output import console, say
 
 
 def _list_targets(requested: bool) -> None:
     if requested:
-        from rich.console import Console
-
         from export.targets.listing import listing
 
-        Console(highlight=False, width=140).print(listing())
+        console(width=140).print(listing())
         raise typer.Exit
 
 
@@ -58,7 +57,7 @@ def export(
 
     Example: protoserve export runs/grocery --to onnx,onnx-int8 --data grocery-store --bundle bundles/grocery
     """
-    from rich.console import Console
+    from rich.markup import escape
 
     from export.bundling import export_bundle
     from export.records import read_parity
@@ -69,7 +68,7 @@ def export(
 
     if name is not None and not name.strip():
         raise InputError("--name is empty; give a name, or omit the option to use the folder's name")
-    screen = Console(stderr=True, highlight=False)
+    screen = console(error=True)
     targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
     with screen.status("reading the run") as status:
         written = export_bundle(
@@ -81,7 +80,7 @@ def export(
             options=EdgeOptions(fixed_batch, resize_in_graph),
             size=None if image_size is None else parse_size(image_size),
             overwrite=overwrite,
-            report=lambda message: status.update(message),
+            report=lambda message: status.update(escape(message)),
         )
     parity = read_parity(bundle)
     if all(record.usual is None for record in written.manifest.prototypes):
@@ -92,8 +91,8 @@ def export(
             markup=False,
         )
     for target in targets:
-        typer.echo(summary(written, target, parity[target]))
-    typer.echo(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
+        say(summary(written, target, parity[target]))
+    say(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
     screen.print("Next:")
     for line in next_steps(written, data):
         screen.print(f"  {line}", soft_wrap=True, markup=False)
@@ -118,12 +117,11 @@ def centre(
 
     Example: protoserve centre runs/grocery --data grocery-store
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from export import centring
 
-    screen = Console(stderr=True, highlight=False)
+    screen = console(error=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("measuring similarities", total=None)
 
@@ -132,7 +130,7 @@ def centre(
 
         centred = centring.centre(path, data, device=device, advance=advance)
     found = centred.separation
-    typer.echo(
+    say(
         f"{path}: usual similarities of {found.prototypes} prototypes on {centred.images} images; {found.telling} tell "
         f"their class from its siblings, {found.always_on} are always on"
     )
@@ -155,15 +153,15 @@ def validate(
 
     Example: protoserve validate bundles/grocery --data grocery-store --split test --json
     """
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     from export import validating
     from protoserve.cli.terminal import scores_report
 
-    screen = Console(stderr=True, highlight=False)
+    screen = console(error=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(f"scoring {split}", total=None)
+        task = progress.add_task(f"scoring {escape(split)}", total=None)
 
         def advance(done: int, total: int) -> None:
             progress.update(task, advance=done, total=total)
@@ -172,6 +170,6 @@ def validate(
             [bundle, *others] if others else bundle, data, split, device=device, advance=advance
         )
     if as_json:
-        typer.echo(json.dumps(evaluation.model_dump()))
+        say(json.dumps(evaluation.model_dump()))
         return
-    Console(highlight=False).print(*scores_report(evaluation), sep="\n")
+    console(width=200).print(*scores_report(evaluation), sep="\n")

@@ -6,12 +6,14 @@ leaves the old file unchanged.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from ruamel.yaml import YAML
 
 DRAFT: Final = ".draft-"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What the place refuses; other errors of the operating system come from what is read or from a mistake of ours.
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG})
+# Libraries in C++ and `shutil.copytree` report a full disk without its number. Then a disk with less space than this,
+# in bytes, is full.
+_LEFT_ON_A_FULL_DISK: Final = 100_000
 
 
 @contextmanager
@@ -30,6 +38,8 @@ def new_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Several processes may write the same file at the same time: each has its own draft, and the last one wins. With
     `durable`, the content is flushed to the disk before the draft is renamed, so that it survives a power failure.
+
+    Raises InputError if the file can't be written, for example to a full disk.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,13 +50,16 @@ def new_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     draft = _draft(file)
     try:
-        yield draft
-        if durable:
-            with draft.open("rb+") as stream:
-                os.fsync(stream.fileno())
-        draft.replace(file)
+        with writing(file, draft):
+            yield draft
+            if durable:
+                with draft.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+            draft.replace(file)
     finally:
-        draft.unlink(missing_ok=True)
+        # Where the draft could not be made, its removal fails for the same reason.
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -65,7 +78,7 @@ def new_folder(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Pat
     """Yield an empty draft folder to fill; on leaving without an error, it is renamed to `directory`.
 
     With `overwrite`, it replaces an existing folder if that folder contains the file `marker`, which identifies its
-    kind. Raises InputError if anything else exists under that name.
+    kind. Raises InputError if anything else exists under that name, and if the folder can't be written.
     """
     if directory.exists() and not overwrite:
         raise InputError(f"{directory} exists; give another place or allow --overwrite")
@@ -73,19 +86,56 @@ def new_folder(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Pat
         raise InputError(f"{directory} exists and holds no {marker}; it is not overwritten, so give another place")
     make_folder(directory.parent)
     draft = _draft(directory)
-    draft.mkdir()
     try:
-        yield draft
-        if directory.exists():
-            old = _draft(directory)
-            directory.rename(old)
-            draft.rename(directory)
-            shutil.rmtree(old)
-        else:
-            draft.rename(directory)
+        with writing(directory, draft):
+            draft.mkdir()
+            yield draft
+            if directory.exists():
+                old = _draft(directory)
+                directory.rename(old)
+                draft.rename(directory)
+                shutil.rmtree(old)
+            else:
+                draft.rename(directory)
     finally:
-        if draft.exists():
-            shutil.rmtree(draft)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path, draft: Path | None = None) -> Iterator[None]:
+    """Raise InputError where the disk is full, or where the block may not write to `target` or to its `draft`.
+
+    Other errors pass. The block may write files below these paths.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        full = _full_disk(target)
+        if number in _FULL or (number is None and full is not None):
+            # Temporary files may be removed by now.
+            place = f"there or in {tempfile.gettempdir()}" if full is None else f"on the disk of {full}"
+            reason = f"{os.strerror(number or errno.ENOSPC)}); free some space {place}"
+        elif number in _REFUSED and isinstance(error, OSError) and _is_at(error, target, draft):
+            reason = f"{os.strerror(number)}); give this user the right to it"
+        else:
+            raise
+        raise InputError(f"{target}: can't write it ({reason}, or give another place") from error
+
+
+def _full_disk(target: Path) -> Path | None:
+    """Return the folder whose disk is full: that of `target`, or the one for temporary files; None if neither is."""
+    beside = next(folder for folder in (*target.parents, Path()) if folder.is_dir())
+    folders = (beside, Path(tempfile.gettempdir()))
+    return next((folder for folder in folders if shutil.disk_usage(folder).free < _LEFT_ON_A_FULL_DISK), None)
+
+
+def _is_at(error: OSError, target: Path, draft: Path | None) -> bool:
+    """Return whether an error came from `target`, its folder or its draft; those of calls on an open file have no
+    name."""
+    places = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+    roots = [root for root in (target, draft) if root is not None]
+    return not places or any(place == target.parent or place.is_relative_to(root) for place in places for root in roots)
 
 
 def make_folder(directory: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from protoserve.cli.options import DataOption, DeviceOption, JsonOption
+from protoserve.cli.output import say
 from protoserve.errors import InputError
+from protoserve.files import writing
 
 
 def render(
@@ -26,7 +28,7 @@ def render(
     from training.rendered import count_pictures, render_dataset
 
     screen = console()
-    with tracked(screen, "drawing", count_pictures(per_leaf)) as advance:
+    with writing(directory), tracked(screen, "drawing", count_pictures(per_leaf)) as advance:
         render_dataset(directory, per_leaf=per_leaf, seed=seed, size=size, advance=lambda: advance(1))
     screen.print(f"{directory}: {count_pictures(per_leaf)} pictures. Next:")
     screen.print(
@@ -124,10 +126,10 @@ def train(
     if metrics is None:
         return
     if as_json:
-        typer.echo(json.dumps(metrics.model_dump()))
+        say(json.dumps(metrics.model_dump()))
         return
     for split, scores in metrics.of().items():
-        typer.echo(f"{split:<11}{scores_line(scores)}")
+        say(f"{split:<11}{scores_line(scores)}")
     screen.print(f"{run}: finished in {metrics.seconds:.0f} s. Next:", highlight=False)
     if head == "prototypes":
         screen.print(f"  protoserve export {run} --to onnx,torchscript --bundle bundles/{run.name}", soft_wrap=True)
@@ -160,17 +162,16 @@ def evaluate(
 
     Example: protoserve evaluate runs/grocery --data grocery-store --split test --novel other-fruit --json
     """
-    from rich.console import Console
-
+    from protoserve.cli.output import console as output_console
     from protoserve.cli.terminal import scores_report
     from training.outcome import evaluating
     from training.progress import console
 
     evaluation = evaluating.evaluate(run, data, split, novel=novel, device=device, console=console())
     if as_json:
-        typer.echo(json.dumps(evaluation.model_dump()))
+        say(json.dumps(evaluation.model_dump()))
         return
-    Console(highlight=False).print(*scores_report(evaluation), sep="\n")
+    output_console(width=200).print(*scores_report(evaluation), sep="\n")
 
 
 def ablate(
@@ -208,7 +209,7 @@ def ablate(
     changed = read if epochs is None else ablation.with_epochs(read, epochs)
     screen = console()
     rows = ablation.ablate(changed, data, out, device=device, console=screen)
-    typer.echo(json.dumps(rows) if as_json else ablation.markdown(rows).rstrip())
+    say(json.dumps(rows) if as_json else ablation.markdown(rows).rstrip())
     screen.print(f"{out}: ablation.md, ablation.csv, ablation.json and prototypes.png", soft_wrap=True)
 
 
@@ -228,4 +229,4 @@ def report(
 
     file = run / "report.html" if output is None else output
     size = write_report(run, file)
-    typer.echo(f"{file}: {size / 1e6:.1f} MB")
+    say(f"{file}: {size / 1e6:.1f} MB")

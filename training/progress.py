@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from protoserve.cli import output
+
 # In a log, tasks shorter than FIRST_SECONDS print no line; longer ones print a line every LINE_SECONDS.
 FIRST_SECONDS = 5.0
 LINE_SECONDS = 30.0
@@ -68,4 +70,4 @@ def _plain_lines(
 
 def console() -> Console:
     """A console that prints to standard error."""
-    return Console(stderr=True, highlight=False)
+    return output.console(error=True)

@@ -78,8 +78,8 @@ def train(
     """Train a run from a data set and return its metrics; with `resume`, continue from its last checkpoint.
 
     Runs share features through `cache` (see `Feed`). Under `torchrun`, the first process returns the metrics and the
-    others return None. Raises InputError if `run` holds another run, DeviceError if the device is not available, and
-    MissingExtraError if `tensorboard` is not installed.
+    others return None. Raises InputError if `run` holds another run or `cache` is not writable, DeviceError if the
+    device is not available, and MissingExtraError if `tensorboard` is not installed.
     """
     chosen = torch_device(device)
     with joined_processes(cuda=chosen.type == "cuda") as processes:
@@ -95,6 +95,8 @@ def train(
             if dataset is not None:
                 note_renamed(dataset, console)
         make_folder(run)
+        if cache is not None:
+            make_folder(cache.directory)
         # No process may still be checking the folder when the first one starts to write.
         processes.wait()
         if resume and processes.first:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from protoserve.cli.options import DataOption, DeviceOption, JsonOption
+from protoserve.cli.output import console, say
 from protoserve.errors import InputError
 
 
@@ -85,13 +86,11 @@ def audit(
     if write:
         opened = rewrite_manifest(opened, truth=card)
     if as_json:
-        typer.echo(card.model_dump_json(indent=2))
+        say(json.dumps(card.model_dump(mode="json"), indent=2, allow_nan=False))
         return
-    from rich.console import Console
-
     # Output into a pipe is read by programs, so its lines are not wrapped.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    screen = console(width=200)
     for part in audit_report(card, opened):
-        console.print(part)
+        screen.print(part)
     if write:
-        typer.echo(f"{bundle}: keeps this truth card; its version is now {opened.version[:19]}")
+        say(f"{bundle}: keeps this truth card; its version is now {opened.version[:19]}")

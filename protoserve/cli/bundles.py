@@ -6,13 +6,13 @@ Each imports numpy, onnxruntime, Pillow and pydantic inside its function, so tha
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from protoserve.cli.options import BundleArgument, DeviceOption, JsonOption, TopKOption, WithOption, chosen_model
+from protoserve.cli.output import console, say
 from protoserve.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def explain(
             figure.save(draft)
     except OSError as error:
         raise InputError(f"{output}: can't write it ({error}); give another --output") from error
-    typer.echo(f"{' › '.join(prediction.path)} ({prediction.levels[-1].probability:.1%}): wrote {output}")
+    say(f"{' › '.join(prediction.path)} ({prediction.levels[-1].probability:.1%}): wrote {output}")
 
 
 def inspect(bundle: BundleArgument, others: WithOption = None, as_json: JsonOption = False) -> None:
@@ -132,16 +132,14 @@ def ensemble(
     if name is not None and not name.strip():
         raise InputError("--name is empty; give the model a name, or omit the option")
     written = write_ensemble([read_bundle(bundle) for bundle in bundles], directory, name=name, overwrite=overwrite)
-    typer.echo(f"{directory}   {written.name} {written.version[:19]}, {len(written.members)} members")
+    say(f"{directory}   {written.name} {written.version[:19]}, {len(written.members)} members")
 
 
 def _print_json(document: Any, indent: int | None = 2) -> None:
     # json.dumps escapes non-ASCII characters, because not every terminal's encoding has all characters of the labels.
-    typer.echo(json.dumps(document, indent=indent, allow_nan=False))
+    say(json.dumps(document, indent=indent, allow_nan=False))
 
 
 def _print(part: RenderableType) -> None:
-    from rich.console import Console
-
     # Output into a pipe is read by programs, so its lines are not wrapped.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(part)
+    console(width=10_000).print(part)

@@ -7,6 +7,7 @@ extra, a group and the command, `train.data.render`.
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typer.core import TyperGroup
 from protoserve import __version__
 from protoserve.cli.audit import audit
 from protoserve.cli.bundles import ensemble, explain, inspect, predict
+from protoserve.cli.output import prepare_streams, say, say_line
 from protoserve.cli.score import score
 from protoserve.errors import MissingExtraError, ProtoServeError
 
@@ -31,6 +33,14 @@ GROUPS: Final = {"data": "Make data sets."}
 _OWN_PACKAGES = frozenset({"protoserve", "training", "export", "service"})
 _FAILED = 2
 _INTERRUPTED = 130
+# What the machine refuses, and what to do about it. A write that names its file has failed earlier, as InputError.
+_REFUSALS: Final = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, or give another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give this user the right to it, or give another place"),
+    **dict.fromkeys((errno.ELOOP, errno.ENAMETOOLONG), "give another path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files: ulimit -n 4096"),
+    errno.EIO: "check the disk",
+}
 
 
 class _RootCommand(TyperGroup):
@@ -49,14 +59,20 @@ class _RootCommand(TyperGroup):
                 raise
             feature = f"'protoserve {context.invoked_subcommand}' (which imports {error.name})"
             _fail(str(MissingExtraError(feature, extra)))
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            place = "a file" if error.filename is None else str(error.filename)
+            _fail(f"{place}: {error.strerror}; {_REFUSALS[error.errno]}")
         except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+            say("interrupted", error=True)
             raise SystemExit(_INTERRUPTED) from None
         return result
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line `protoserve …`. Raises SystemExit: 0, or 2 for every error that a user can correct."""
+    prepare_streams()
     build_app()(args=arguments, prog_name="protoserve")
     raise SystemExit(0)
 
@@ -107,7 +123,7 @@ def _root(
 
 def _version(requested: bool) -> None:
     if requested:
-        typer.echo(f"protoserve {__version__}")
+        say(f"protoserve {__version__}")
         raise typer.Exit
 
 
@@ -152,7 +168,7 @@ def _is_third_party(error: ModuleNotFoundError) -> bool:
 
 def _fail(message: str) -> NoReturn:
     # A message that quotes another library may span several lines.
-    typer.echo("error: " + re.sub(r"\s*\n\s*", " ", message.strip()), err=True)
+    say_line("error: " + re.sub(r"\s*\n\s*", " ", message.strip()), error=True)
     raise SystemExit(_FAILED)
 
 

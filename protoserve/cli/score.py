@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from protoserve.cli.options import BundleArgument, DeviceOption, JsonOption
+from protoserve.cli.output import say
 from protoserve.cli.progress import progress
 from protoserve.cores import usable_cores
 from protoserve.errors import InputError, MissingExtraError
@@ -92,6 +93,6 @@ def score(
                 scoring.write_part(scoring.score_part(job, part_index, classifier, advance), directory, part_index)
     rows, errors = scoring.join_parts(job, directory, output)
     if as_json:
-        typer.echo(json.dumps({"output": str(output), "rows": rows, "errors": errors, "model": version}))
+        say(json.dumps({"output": str(output), "rows": rows, "errors": errors, "model": version}))
     else:
-        typer.echo(f"{output}   {rows:,} pictures, {errors:,} of them could not be read")
+        say(f"{output}   {rows:,} pictures, {errors:,} of them could not be read")

@@ -14,6 +14,7 @@ from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
 from protoserve.cli.wording import likeness, sum_line, terms
+from protoserve.names import one_line
 from protoserve.run.records import Evaluation, Scores
 from protoserve.schema import Evidence, Prediction
 from protoserve.taxonomy import ROOT
@@ -31,7 +32,7 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
     size = prediction.image
     tree = branch = Tree(
         Text.assemble(
-            (str(image), "bold"),
+            (one_line(str(image)), "bold"),
             f"  {size.width} × {size.height} pixels  ",
             (f"{prediction.model.name} {_short(prediction.model.version)}", "dim"),
         )
@@ -70,7 +71,7 @@ def _evidence_line(evidence: Evidence, colour: str) -> Text:
     if evidence.member is not None:
         line.append(f" of member {evidence.member}", "dim")
     if evidence.source is not None:
-        line.append(f", {_corners(evidence.source.box)} of {evidence.source.image}")
+        line.append(f", {_corners(evidence.source.box)} of {one_line(evidence.source.image)}")
     return line
 
 
@@ -264,6 +265,6 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
 def _add_values(tree: Tree, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
-            _add_values(tree.add(Text(key)), value)
+            _add_values(tree.add(Text(one_line(key))), value)
         else:
-            tree.add(Text(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}"))
+            tree.add(Text(one_line(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import resource
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +26,7 @@ from protoserve.files import (
     remove_drafts,
     write_bytes,
     write_text,
+    writing,
     yaml_text,
 )
 
@@ -214,3 +220,75 @@ def test_yaml_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
     with pytest.raises(MissingExtraError, match=r"reading c\.yaml needs the extra 'train'"):
         parse_yaml("a: 1", "c.yaml")
+
+
+# ---- places that refuse a write --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no file larger than `size` bytes; the system then fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_that_finds_no_space_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.write_bytes(b"old")
+    with (
+        pytest.raises(InputError, match=r"state: can't write it \(File too large\); free some space"),
+        largest_file(10),
+    ):
+        write_bytes(file, bytes(1000))
+    assert file.read_bytes() == b"old" and names(tmp_path) == ["state"]
+
+
+def test_a_folder_that_finds_no_space_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "bundle"
+    with (
+        pytest.raises(InputError, match=r"bundle: can't write it .*; free some space"),
+        largest_file(10),
+        new_folder(directory, marker="m", overwrite=False) as draft,
+    ):
+        (draft / "part").write_bytes(bytes(1000))
+    assert names(tmp_path) == []
+
+
+def test_a_copy_of_a_folder_that_finds_no_space_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shutil.copytree` and libraries in C++ give no error number, so the free space tells."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    for error in (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), RuntimeError("write failed")):
+        with (
+            pytest.raises(InputError, match=r"run: can't write it \(No space left on device\); free some space on the"),
+            writing(tmp_path / "run"),
+        ):
+            raise error
+
+
+def test_a_missing_right_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            InputError, match=r"report\.html: can't write it \(Permission denied\); give this user the right"
+        ),
+        writing(tmp_path / "report.html"),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "report.html"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "/another/place"),
+        FileNotFoundError(errno.ENOENT, "No such file", "gone"),
+        RuntimeError("a mistake"),
+    ],
+)
+def test_other_errors_pass(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised, writing(tmp_path / "report.html"):
+        raise error
+    assert raised.value is error
