@@ -47,9 +47,10 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
         Route("/livez", operations.live),
         Route("/healthz", operations.live),
         Route("/readyz", operations.ready),
-        Route("/metrics", operations.metrics),
         Route("/openapi.json", operations.openapi),
     ]
+    if settings.metrics_port is None:
+        routes.append(Route("/metrics", operations.metrics))
     templates: dict[object, str] = {route.endpoint: route.path for route in routes}
     templates[operations.live] = "/livez"
     middleware = [Middleware(ResponseMiddleware, routes=templates)]

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ import typer
 
 from protoserve.cli.options import DeviceOption, JsonOption
 from protoserve.errors import InputError, MissingExtraError
+from protoserve.files import make_folder
 
 GRACE_SECONDS = 10
 _TARGET = "service.service:ProtoServe"
@@ -26,7 +28,7 @@ _TARGET = "service.service:ProtoServe"
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle or an ensemble.", show_default=False)],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address or name to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of worker processes.")] = 1,
     device: DeviceOption = "auto",
 ) -> None:
@@ -38,30 +40,32 @@ def serve(
     from protoserve.inference.classifier import load
     from service.settings import read_settings
 
-    read_settings()
+    settings = read_settings()
+    if settings.metrics_directory is not None:
+        make_folder(settings.metrics_directory)
     # Load it here, where an error ends the command with a clear message; in a worker it would cause a restart loop.
     classifier = load(bundle, device=device)
     name = classifier.bundle.name
     del classifier
-    _check_address(host, port)
+    address = _free_address(host, port)
     # Import it now, because the new process must not import anything between fork and exec.
     import service.server.process  # noqa: F401
 
-    with tempfile.TemporaryDirectory(prefix="protoserve-metrics-") as metrics_directory:
+    with _scratch_folder() as scratch:
         environment = {
             **os.environ,
             "BENTOML_DO_NOT_TRACK": "true",
+            # BentoML makes folders there, and a service account may have no home. A bundle needs no model store.
+            "BENTOML_HOME": str(scratch),
             # Keep a link unresolved, so that it can be moved to another bundle.
             "PROTOSERVE_BUNDLE": str(bundle.absolute()),
             "PROTOSERVE_DEVICE": device,
             "PROTOSERVE_WORKERS": str(workers),
-            "PROTOSERVE_METRICS_DIRECTORY": metrics_directory,
         }
         environment.pop("PROTOSERVE_MODEL", None)
         environment.setdefault("PROTOSERVE_LOG_FORMAT", "text" if sys.stderr.isatty() else "json")
-        shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
-        typer.echo(f"serving {name} at http://{shown}:{port} (Ctrl-C stops it)", err=True)
-        code = _run(_server_command(host, port), environment)
+        typer.echo(f"serving {name} at {_shown_address(host, port)} (Ctrl-C stops it)", err=True)
+        code = _run(_server_command(address, port), environment)
     if code != 0:
         raise InputError(f"the server ended with exit code {code}; its messages above say why")
 
@@ -115,17 +119,46 @@ def _require(command: str) -> None:
     os.environ["BENTOML_DO_NOT_TRACK"] = "true"
 
 
-def _check_address(host: str, port: int) -> None:
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
     try:
-        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        folder = tempfile.TemporaryDirectory(prefix="protoserve-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the folder for temporary files ({error.strerror or error}); make room, or set TMPDIR to "
+            "another folder"
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _free_address(host: str, port: int) -> str:
+    """Return the numeric address of `host`, which BentoML requires: IPv4 if it has one.
+
+    Raises InputError if it has none, or the port is taken.
+    """
+    try:
+        # IPv4 first, which is what "localhost" means to most programs.
+        found = sorted(
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda entry: entry[0] != socket.AF_INET
+        )
+        family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}); stop the program that uses it, or give "
-            "another --port or --host"
+            f"cannot listen on {host} port {port} ({reason}); stop the program that uses it, or give another --port or "
+            "--host"
         ) from error
+    return str(address[0])
+
+
+def _shown_address(host: str, port: int) -> str:
+    """Return an address that a browser on this machine can open."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _server_command(host: str, port: int) -> list[str]:

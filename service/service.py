@@ -20,22 +20,30 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from protoserve.bundle.ensemble import read_model
 from protoserve.errors import InputError, ProtoServeError
 from service.model.store import bundle_directory, published_model
+from service.operations.metrics_folder import DIRECTORY, claim_folder, use_folder
 from service.settings import read_settings
 
 SETTINGS = read_settings()
-if SETTINGS.metrics_directory is not None:
-    # Replaces BentoML's value. It must be set before prometheus_client declares the first metric.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(SETTINGS.metrics_directory)
+IS_WORKER = server_context.worker_index is not None
+# Before the first metric is declared, by one of the imports below.
+if IS_WORKER:
+    use_folder()
+else:
+    # Only workers count. A folder that the environment names may be missing, or another server's.
+    os.environ.pop(DIRECTORY, None)
 
 from service.app import create_app  # noqa: E402
 from service.model.holder import ModelHolder, watch  # noqa: E402
 from service.operations import metrics  # noqa: E402
 from service.operations.logs import configure_logs  # noqa: E402
-from service.server.process import allow_connections, end_with_parent  # noqa: E402
+from service.server.process import (  # noqa: E402
+    allow_connections,
+    end_with_parent,
+    stop_listening_before_workers_stop,
+)
 from service.server.protocol import ConnectionLimits, install_strict_protocol  # noqa: E402
 
 LOG = logging.getLogger("protoserve.service")
-IS_WORKER = server_context.worker_index is not None
 
 if IS_WORKER:
     end_with_parent()
@@ -159,18 +167,23 @@ class ProtoServe:
         # Loads and warms up the model before the worker accepts requests.
         model = model_holder().current()
         _application()
-        if IS_WORKER:
-            metrics.reserve_disk()
         LOG.info("ready", extra={"model": model.version, "device": model.classifier.engine.device, "pid": os.getpid()})
 
     # BentoML does not annotate this decorator.
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def verify() -> None:
-        """Verify the bundle once, in the supervisor. Otherwise BentoML would restart failing workers forever."""
+        """Verify the bundle and open what all workers share, once, in the supervisor.
+
+        Otherwise BentoML would restart failing workers forever.
+        """
         configure_logs(SETTINGS.log_format, SETTINGS.log_level)
+        stop_listening_before_workers_stop()
         try:
             read_model(bundle_in_use())
+            folder = claim_folder(SETTINGS.metrics_directory)
+            if SETTINGS.metrics_port is not None:
+                metrics.serve_metrics(folder, SETTINGS.metrics_port)
         except ProtoServeError as error:
             raise BentoMLException(str(error)) from error
         LOG.info("settings", extra={"settings": SETTINGS.for_log()})

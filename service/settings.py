@@ -133,8 +133,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level to log")
     metrics_directory: Path | None = Field(
         default=None,
-        description="folder where the workers of one server keep their metrics; BentoML's default folder is shared by "
-        "all servers of a BENTOML_HOME and emptied whenever one starts",
+        description="folder in which every server makes one of its own for its workers' metrics; the default is the "
+        "folder for temporary files",
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="port for Prometheus alone, on all addresses and without API keys; /metrics is then not among the "
+        "service's routes",
     )
     otlp_endpoint: str | None = Field(
         default=None,

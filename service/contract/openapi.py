@@ -59,11 +59,11 @@ class _ResponseSchema(GenerateJsonSchema):
         return True
 
 
-def openapi_document(top_k: int | None = None, images: int | None = None) -> dict[str, Any]:
+def openapi_document(top_k: int | None = None, images: int | None = None, *, metrics: bool = True) -> dict[str, Any]:
     """Build the OpenAPI 3.1 document of the service: all its routes, parameters, responses and problem codes.
 
     `top_k` is the most evidence that the model keeps per level, `images` the most images of a batch request. A running
-    service knows both limits.
+    service knows both limits. `metrics` says whether /metrics is a route, or has a port of its own.
     """
     _, definitions = models_json_schema(
         [(model, "serialization") for model in _DOCUMENTS],
@@ -77,6 +77,8 @@ def openapi_document(top_k: int | None = None, images: int | None = None) -> dic
             "version": __version__,
             "description": "Image classification at every level of a taxonomy, with the evidence for each level.",
         },
+        # Relative to this document, so that it is true behind a proxy that adds a prefix, too.
+        "servers": [{"url": "./"}],
         "paths": {
             "/v1/predict": {"post": _predict(top_k)},
             "/v1/predict/batch": {"post": _predict_batch(top_k, images)},
@@ -97,7 +99,7 @@ def openapi_document(top_k: int | None = None, images: int | None = None) -> dic
             "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
             "/healthz": {"get": _plain("Whether the process is alive, as /livez", "text/plain")},
             "/readyz": {"get": _plain("Whether the model is loaded and warmed up", "text/plain", codes=("not_ready",))},
-            "/metrics": {"get": _plain("Metrics for Prometheus", "text/plain", keyed=True)},
+            **({"/metrics": {"get": _plain("Metrics for Prometheus", "text/plain", keyed=True)}} if metrics else {}),
             "/openapi.json": {"get": _plain("This document", "application/json", {"type": "object"})},
             "/": {"get": _plain("A page to try the model", "text/html")},
         },

@@ -13,30 +13,25 @@ from typing import Final, Literal
 
 import numpy as np
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, mmap_dict
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from protoserve.errors import InputError
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import EvidenceTable
 from protoserve.schema import Prediction
+from service.operations.metrics_folder import DIRECTORY
 
 Stage = Literal["read", "decode", "queue", "infer", "evidence", "encode"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 # Levels with one label per node; deeper levels may have tens of thousands of nodes.
 COUNTED_LEVELS: Final = 2
 # The most nodes of a level, and the most parents, that have their own label; the others share one.
 MAX_LABELS: Final = 200
 OTHER: Final = "(other)"
 ROOT: Final = "(root)"
-
-# With several workers, prometheus_client keeps metrics in memory-mapped files. On a full disk, the kernel kills a
-# process that writes to a page without disk space. So each file starts large enough for all labels, and `reserve_disk`
-# allocates it.
-_FILE_BYTES: Final = 1 << 20
-mmap_dict._INITIAL_MMAP_SIZE = _FILE_BYTES
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -141,20 +136,19 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def reserve_disk() -> None:
-    """Allocate the disk space that this process's metrics may need. Raises InputError when there is too little."""
-    if DIRECTORY not in os.environ or not hasattr(os, "posix_fallocate"):
-        return
-    directory = Path(os.environ[DIRECTORY])
-    for file in directory.glob(f"*_{os.getpid()}.db"):
-        try:
-            with file.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, _FILE_BYTES)
-        except OSError as error:
-            raise InputError(
-                f"{directory}: no space for a worker's metrics ({error.strerror}); free {_FILE_BYTES >> 18} MiB per "
-                "worker, or set another PROTOSERVE_METRICS_DIRECTORY"
-            ) from error
+def serve_metrics(folder: Path, port: int) -> None:
+    """Serve the metrics of all workers, which `folder` holds, on a port of all addresses until this process ends.
+
+    Raises InputError where the port can't be opened.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+    try:
+        start_http_server(port, registry=registry)
+    except OSError as error:
+        raise InputError(
+            f"PROTOSERVE_METRICS_PORT={port}: cannot listen there ({error.strerror or error}); give another port"
+        ) from error
 
 
 class PredictionCounts:

@@ -46,11 +46,13 @@ class OperationsRoutes:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        content = _openapi(self.current_model().classifier.table.top_k, self.settings.max_images)
+        settings = self.settings
+        top_k = self.current_model().classifier.table.top_k
+        content = _openapi(top_k, settings.max_images, settings.metrics_port is None)
         return Response(content, headers=REVALIDATE, media_type="application/json")
 
 
 @lru_cache(maxsize=8)
-def _openapi(top_k: int, images: int) -> bytes:
+def _openapi(top_k: int, images: int, metrics: bool) -> bytes:
     """Build the document once for each model's limits; it takes milliseconds of the event loop."""
-    return json.dumps(openapi_document(top_k, images)).encode()
+    return json.dumps(openapi_document(top_k, images, metrics=metrics)).encode()

@@ -1,16 +1,19 @@
-"""The worker process: ends with its supervisor, and may open enough files."""
+"""The processes of a server: how they start and end, and how many files they may open."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import socket
 import sys
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 _SET_PARENT_DEATH_SIGNAL = 1
 # Files of the model, libraries, metrics and threads, beside connections.
 _OTHER_FILES: Final = 256
+_NOTICE_SECONDS: Final = 0.5
 
 
 def end_with_parent() -> None:
@@ -39,3 +42,26 @@ def allow_connections(count: int) -> int:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return count if soft == resource.RLIM_INFINITY else max(1, min(count, soft - _OTHER_FILES))
+
+
+def stop_listening_before_workers_stop() -> None:
+    """Make this process's supervisor (circus) refuse new connections once it stops, while workers finish their work.
+
+    Workers share the listening socket. It would go on to take connections that no worker accepts any more, and their
+    clients would wait until the last worker has ended.
+    """
+    from circus.arbiter import Arbiter  # type: ignore[import-untyped]
+
+    stop = Arbiter.stop
+
+    def stop_listening_first(arbiter: Any) -> Any:
+        def refuse() -> None:
+            for listener in arbiter.sockets.values():
+                with suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+
+        # After the workers have noticed the signal; an event loop that still listens would report an error.
+        arbiter.loop.call_later(_NOTICE_SECONDS, refuse)
+        return stop(arbiter)
+
+    Arbiter.stop = stop_listening_first

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,15 @@ class Server:
         found = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in found if line["logger"] == "protoserve.access"]
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, missing: float | None = None) -> float:
+        """The sum of a metric's samples. A metric without samples is an error, except where `missing` gives its value:
+        metrics with labels have none until something happens."""
         text = httpx.get(f"{self.address}/metrics").text
-        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, flags=re.MULTILINE))
+        found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, flags=re.MULTILINE)
+        if not found and missing is not None:
+            return missing
+        assert found, f"no samples of {name} in:\n{text}"
+        return sum(map(float, found))
 
 
 def command_of(process: psutil.Process) -> list[str]:
@@ -63,15 +69,21 @@ def command_of(process: psutil.Process) -> list[str]:
     return found
 
 
+def serving(bundle: Path, home: Path, *options: str, **settings: str) -> AbstractContextManager[Server]:
+    """Run `protoserve serve` with settings as environment variables."""
+    return running((*SERVE, str(bundle), "--device", "cpu", *options), home, **settings)
+
+
 @contextmanager
-def serving(bundle: Path, home: Path, *options: str, **settings: str) -> Iterator[Server]:
+def running(command: tuple[str, ...], home: Path, **settings: str) -> Iterator[Server]:
+    """Run a command that serves on `--port`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROTOSERVE_", "PROMETHEUS_"))}
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*SERVE, str(bundle), "--port", str(port), "--device", "cpu", *options],
+            [*command, "--port", str(port)],
             cwd=ROOT,
             env={
                 **kept,

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.serving import Server, serving, wait_until
+from tests.e2e.serving import ROOT, SERVE, Server, running, serving, wait_until
 from tests.service.bundles import rename_bundle
 
 CLIENTS = 8
@@ -170,11 +171,11 @@ def test_a_torn_bundle_is_refused_and_a_good_one_taken_under_load(
             torn = rename_bundle(tiny_bundle, tmp_path / "torn")
             (torn / "model.onnx").write_bytes((torn / "model.onnx").read_bytes()[:1000])
             move(torn)
-            wait_until(lambda: server.metric(r"protoserve_reloads_total") >= 2, 30, server.log)
+            wait_until(lambda: server.metric("protoserve_reloads_total", missing=0) >= 2, 30, server.log)
             answered(seen, 30)
             assert len(seen.versions) == 1
             move(rename_bundle(tiny_bundle, tmp_path / "next"))
-            wait_until(lambda: server.metric(r"protoserve_reloads_total") >= 4, 60, server.log)
+            wait_until(lambda: server.metric("protoserve_reloads_total", missing=0) >= 4, 60, server.log)
             answered(seen, 50)
         assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
         assert len(seen.versions) == 2
@@ -227,31 +228,77 @@ def test_clients_that_disconnect_leave_nothing_behind(tiny_bundle: Path, photogr
 
 
 def test_a_full_disk_for_temporary_files_costs_nothing(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        serving(tiny_bundle, tmp_path, "--workers", "2", TMPDIR=str(disk)) as server,
+    ):
+        with load(server, photograph) as seen:
+            answered(seen, 20)
+            fill(disk)
+            before = {worker.pid for worker in server.workers()}
+            answered(seen, 100)
+            # Use every route and refusal, so that new counters are written.
+            for path in ("/v1/model", "/v1/taxonomy", "/v1/prototypes", "/v1/prototypes/0/image", "/", "/nope"):
+                for method in ("GET", "PUT", "POST", "DELETE"):
+                    httpx.request(method, f"{server.address}{path}", headers={"connection": "close"})
+            answered(seen, 30)
+        assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
+        assert {worker.pid for worker in server.workers()} == before
+        assert server.metric("protoserve_rejected_total") >= 18
+        assert server.metric("protoserve_requests_total") >= 150
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of 16 MB, mounted at `folder`."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
-        with serving(tiny_bundle, tmp_path, "--workers", "2", TMPDIR=str(disk)) as server:
-            with load(server, photograph) as seen:
-                answered(seen, 20)
-                with pytest.raises(OSError, match="space"), (disk / "filler").open("wb") as filler:
-                    while True:
-                        filler.write(bytes(65536))
-                        filler.flush()
-                before = {worker.pid for worker in server.workers()}
-                answered(seen, 100)
-                # Use every route and refusal, so that new counters are written.
-                for path in ("/v1/model", "/v1/taxonomy", "/v1/prototypes", "/v1/prototypes/0/image", "/", "/nope"):
-                    for method in ("GET", "PUT", "POST", "DELETE"):
-                        httpx.request(method, f"{server.address}{path}", headers={"connection": "close"})
-                answered(seen, 30)
-            assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
-            assert {worker.pid for worker in server.workers()} == before
-            assert httpx.get(f"{server.address}/metrics").status_code == 200
+        yield folder
     finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with pytest.raises(OSError, match="space"), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(bytes(65536))
+            filler.flush()
+
+
+def test_a_full_disk_under_bentoml_home_costs_nothing(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    """As `bentoml serve` runs in a container whose model store is full; workers kept their metrics there, and died."""
+    command = (sys.executable, "-m", "bentoml", "serve", "service.service:ProtoServe")
+    with small_disk(tmp_path / "disk") as disk:
+        settings = {"BENTOML_HOME": str(disk), "PROTOSERVE_BUNDLE": str(tiny_bundle), "PROTOSERVE_WORKERS": "2"}
+        with running(command, tmp_path, PROTOSERVE_DEVICE="cpu", **settings) as server:
+            wait_until(lambda: len(server.workers()) == 2, 60, server.log)
+            fill(disk)
+            killed = server.workers()[0]
+            killed.kill()
+            wait_until(lambda: killed.pid not in {worker.pid for worker in server.workers()}, 60, server.log)
+            wait_until(lambda: server.log.read_text().count('"message": "ready"') == 3, 60, server.log)
+            with load(server, photograph) as seen:
+                answered(seen, 50)
+            assert (seen.unanswered, seen.refused, set(seen.statuses)) == ([], 0, {200})
+            assert server.metric("protoserve_requests_total") >= 50
+
+
+def test_a_disk_that_is_full_from_the_start_is_said_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        ended = subprocess.run(
+            [*SERVE, str(tiny_bundle), "--port", "1"],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(disk)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") <= 2
+    assert "space" in ended.stderr
 
 
 @pytest.mark.skipif(not FAKETIME, reason="libfaketime sets the clock: apt-get install faketime")

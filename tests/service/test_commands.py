@@ -53,6 +53,26 @@ def test_serve_refuses_an_address_of_another_machine(tmp_path: Path, tiny_bundle
     refused(run("serve", str(tiny_bundle), "--host", "192.0.2.1", home=tmp_path), "192.0.2.1", "--host")
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 70 + ".example", "256.1.1.1"])
+def test_serve_refuses_a_host_that_has_no_address(tmp_path: Path, tiny_bundle: Path, host: str) -> None:
+    refused(run("serve", str(tiny_bundle), "--host", host, home=tmp_path), f"cannot listen on {host}", "--host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", socket.gethostname()])
+def test_serve_finds_the_port_of_a_named_host_in_use(tmp_path: Path, tiny_bundle: Path, host: str) -> None:
+    address = socket.gethostbyname(host)
+    with socket.create_server((address, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        answer = run("serve", str(tiny_bundle), "--host", host, "--port", port, home=tmp_path)
+    refused(answer, f"cannot listen on {host} port {port}")
+
+
+def test_serve_refuses_a_folder_for_metrics_that_cannot_be_made(tmp_path: Path, tiny_bundle: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "metrics")
+    refused(run("serve", str(tiny_bundle), home=tmp_path, PROTOSERVE_METRICS_DIRECTORY=folder), folder)
+
+
 def test_serve_refuses_invalid_settings(tmp_path: Path, tiny_bundle: Path) -> None:
     answer = run("serve", str(tiny_bundle), home=tmp_path, PROTOSERVE_MAX_BYTES="much")
     refused(answer, "PROTOSERVE_MAX_BYTES='much'")

@@ -1,4 +1,4 @@
-"""The BentoML service: its imports and the folder of its metrics. tests/e2e runs the service itself."""
+"""The BentoML service: its imports and the folders of its metrics. tests/e2e runs the service itself."""
 
 from __future__ import annotations
 
@@ -32,20 +32,33 @@ def test_the_service_imports_no_training_libraries() -> None:
     assert not modules & {"torch", "torchvision", "matplotlib", "sklearn", "onnx", "training", "export"}
 
 
-def test_all_metrics_are_kept_in_the_directory_of_the_setting(tmp_path: Path) -> None:
+WORKER = "from bentoml._internal.context import server_context; server_context.worker_index = 1; "
+
+
+def test_all_metrics_of_a_worker_are_kept_in_the_folder_of_its_supervisor(tmp_path: Path) -> None:
     ours, bentomls = tmp_path / "ours", tmp_path / "bentoml"
-    for directory in (ours, bentomls):
-        directory.mkdir()
+    bentomls.mkdir()
     ended = run_python(
-        "import service.service as s; s.metrics.IN_FLIGHT.inc(); s.metrics.REQUESTS.labels('/', 'GET', 200).inc()",
+        # As the supervisor does, then as a worker of it does.
+        "from pathlib import Path; from service.operations.metrics_folder import claim_folder; "
+        f"folder = claim_folder(Path({str(ours)!r})); {WORKER}"
+        "import service.service as s; s.metrics.IN_FLIGHT.inc(); s.metrics.REQUESTS.labels('/', 'GET', 200).inc(); "
+        "print(sorted(file.name.partition('_')[0] for file in folder.glob('*.db')))",
         PROTOSERVE_BUNDLE="anything",
-        PROTOSERVE_METRICS_DIRECTORY=str(ours),
         PROMETHEUS_MULTIPROC_DIR=str(bentomls),
     )
     assert ended.returncode == 0, ended.stderr
-    names = {file.name.partition("_")[0] for file in ours.glob("*.db")}
-    assert {"counter", "gauge", "histogram"} <= names
+    assert ended.stdout.strip() == "['counter', 'gauge', 'gauge', 'histogram']"
     assert list(bentomls.glob("*.db")) == []
+
+
+def test_a_folder_for_metrics_that_does_not_exist_costs_nothing(tmp_path: Path) -> None:
+    ended = run_python(
+        "import service.service as s; s.metrics.IN_FLIGHT.inc()",
+        PROTOSERVE_BUNDLE="anything",
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "missing"),
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_an_invalid_setting_is_named() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier
 from service.model.holder import ModelHolder
 from service.operations import metrics
@@ -130,14 +133,18 @@ def test_metrics_of_ended_workers_leave_the_gauges(tmp_path: Path) -> None:
     assert counter.exists()
 
 
-def test_disk_space_is_allocated_for_every_file(tmp_path: Path) -> None:
-    code = "from service.operations.metrics import IN_FLIGHT, reserve_disk; IN_FLIGHT.inc(); reserve_disk()"
+def test_a_port_of_its_own_serves_the_metrics_of_all_workers(tmp_path: Path) -> None:
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
-    files = list(tmp_path.glob("*.db"))
-    assert files
-    # `st_blocks` counts units of 512 bytes that the disk really holds.
-    assert all(file.stat().st_blocks * 512 >= file.stat().st_size >= 1 << 20 for file in files)
+    count = "from service.operations.metrics import RELOADS; RELOADS.labels('done').inc()"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", count], cwd=ROOT, env=environment, check=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    metrics.serve_metrics(tmp_path, port)
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert 'protoserve_reloads_total{outcome="done"} 2.0' in text
+    with pytest.raises(InputError, match=f"PROTOSERVE_METRICS_PORT={port}"):
+        metrics.serve_metrics(tmp_path, port)
 
 
 def expressions() -> list[str]:

@@ -47,5 +47,11 @@ def test_the_openapi_document_states_the_limits_of_this_service(run_app: RunApp,
 def test_the_openapi_document_is_built_once(run_app: RunApp, monkeypatch: pytest.MonkeyPatch) -> None:
     client = run_app(max_images=9)
     first = client.get("/openapi.json")
-    monkeypatch.setattr(operations, "openapi_document", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(operations, "openapi_document", lambda *_, **__: pytest.fail("built again"))
     assert client.get("/openapi.json").content == first.content
+
+
+def test_metrics_on_a_port_of_their_own_are_no_route(run_app: RunApp) -> None:
+    client = run_app(metrics_port=9100)
+    check_problem(client.get("/metrics"), "not_found")
+    assert "/metrics" not in client.get("/openapi.json").json()["paths"]
