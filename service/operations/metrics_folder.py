@@ -21,7 +21,8 @@ from protoserve.files import make_folder
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 # How the supervisor names the folder to its workers. BentoML sets prometheus_client's own variable to its own folder.
 _GIVEN: Final = "_PROTOSERVE_METRICS_FOLDER"
-_PREFIX: Final = "protoserve-metrics-"
+# No other program names its folders so; they may not be locked.
+_PREFIX: Final = "protoserve-server-metrics-"
 # The kinds of files that prometheus_client keeps for the metrics of `service.operations.metrics`.
 _KINDS: Final = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
 # Large enough for all labels, so that no file grows later.

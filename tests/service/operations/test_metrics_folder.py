@@ -43,6 +43,7 @@ def test_every_server_has_a_folder_of_its_own_and_removes_it(tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uses locks of POSIX systems")
 def test_the_folder_of_a_killed_server_is_removed_by_the_next_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "protoserve-metrics-of-version-0.1").mkdir()
     with start(tmp_path) as living, start(tmp_path) as killed:
         assert living.stdout is not None and killed.stdout is not None
         kept, left = Path(living.stdout.readline().strip()), Path(killed.stdout.readline().strip())
@@ -52,6 +53,7 @@ def test_the_folder_of_a_killed_server_is_removed_by_the_next_and_no_other(tmp_p
         with start(tmp_path, "pass") as next_one:
             next_one.communicate()
         assert kept.is_dir() and not left.exists()
+        assert (tmp_path / "protoserve-metrics-of-version-0.1").is_dir()
         living.communicate("\n")
 
 
