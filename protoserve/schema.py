@@ -58,7 +58,9 @@ class EvidenceSource(Contract):
     image: str
     box: Box
     href: str | None = Field(
-        default=None, description="the path of the picture on the service that answered; null without a service"
+        default=None,
+        description="the address of the picture, relative to that of the service (not to that of the request); null "
+        "without a service",
     )
 
 

@@ -24,7 +24,7 @@ from tests.bundles import (
 from tests.idx import idx_bytes
 
 # prometheus_client reads this at import; every test process gets a directory of its own.
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="protoserve-metrics-")
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="protoserve-test-metrics-")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 # torch's threads wait by spinning, which starves the servers and commands that tests start beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

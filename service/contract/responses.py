@@ -19,6 +19,10 @@ NO_STORE: Final = {"Cache-Control": "no-store"}
 REVALIDATE: Final = {"Cache-Control": "no-cache"}
 
 
+_TILE: Final = "side in the model's pixels of the square from which each cell is computed alone; null without tiles"
+_TILE_STEP: Final = "the model's pixels from one tile to the next; null without tiles"
+
+
 class LimitsDocument(Contract):
     """Limits of a request."""
 
@@ -37,6 +41,8 @@ class MemberDocument(Contract):
     prototypes: int
     rows: int = Field(description="rows of its feature map and of its evidence maps")
     columns: int
+    tile: int | None = Field(default=None, description=_TILE)
+    tile_step: int | None = Field(default=None, description=_TILE_STEP)
     metrics: dict[str, object] = Field(description="its scores on its own validation and test data")
     truth: TruthCard | None = Field(description="its truth card; null if it was not audited")
 
@@ -55,6 +61,8 @@ class ModelDocument(Contract):
     top_k: int = Field(description="the most evidence per level that a request can ask for")
     rows: int = Field(description="rows of the feature map and of evidence maps; in an ensemble, the largest member's")
     columns: int
+    tile: int | None = Field(default=None, description=f"{_TILE}; in an ensemble, see `members`")
+    tile_step: int | None = Field(default=None, description=_TILE_STEP)
     input: InputRule
     formats: list[str]
     limits: LimitsDocument
@@ -134,6 +142,8 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
         top_k=bundle.top_k,
         rows=rows,
         columns=columns,
+        tile=None if isinstance(bundle, Ensemble) else bundle.manifest.graph.tile,
+        tile_step=None if isinstance(bundle, Ensemble) else bundle.manifest.graph.tile_step,
         input=bundle.input,
         formats=list(settings.formats),
         limits=LimitsDocument(
@@ -157,6 +167,8 @@ def _members(ensemble: Ensemble) -> list[MemberDocument]:
             prototypes=len(member.prototypes),
             rows=member.manifest.graph.rows,
             columns=member.manifest.graph.columns,
+            tile=member.manifest.graph.tile,
+            tile_step=member.manifest.graph.tile_step,
             metrics=member.manifest.metrics.model_dump(),
             truth=member.manifest.truth,
         )
@@ -203,5 +215,8 @@ def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
 
 
 def prototype_href(prototype: int) -> str:
-    """Return the URL path of the image of the prototype with the id `prototype`."""
-    return f"/v1/prototypes/{prototype}/image"
+    """Return the address of the image of the prototype with the id `prototype`, relative to the service's own.
+
+    Relative, because a proxy may put a prefix before it.
+    """
+    return f"v1/prototypes/{prototype}/image"

@@ -158,7 +158,11 @@ def test_files_that_are_mounted_or_named_exist_and_prometheus_asks_services_that
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     [job] = prometheus["scrape_configs"]
     targets = [target for entry in job["static_configs"] for target in entry["targets"]]
-    assert {target.removesuffix(":3000") for target in targets} == {"protoserve", "protoserve-gpu"}
+    ports = {
+        f"{name}:{COMPOSE['services'][name]['environment']['PROTOSERVE_METRICS_PORT']}"
+        for name in ("protoserve", "protoserve-gpu")
+    }
+    assert set(targets) == ports
     assert prometheus["rule_files"] == [
         mount.split(":")[1] for mount in COMPOSE["services"]["prometheus"]["volumes"] if "alerts" in mount
     ]

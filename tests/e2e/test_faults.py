@@ -273,7 +273,7 @@ def test_a_full_disk_under_bentoml_home_costs_nothing(tiny_bundle: Path, photogr
     with small_disk(tmp_path / "disk") as disk:
         settings = {"BENTOML_HOME": str(disk), "PROTOSERVE_BUNDLE": str(tiny_bundle), "PROTOSERVE_WORKERS": "2"}
         with running(command, tmp_path, PROTOSERVE_DEVICE="cpu", **settings) as server:
-            wait_until(lambda: len(server.workers()) == 2, 60, server.log)
+            wait_until(lambda: server.log.read_text().count('"message": "ready"') == 2, 60, server.log)
             fill(disk)
             killed = server.workers()[0]
             killed.kill()

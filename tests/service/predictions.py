@@ -11,5 +11,5 @@ def as_served(prediction: Prediction) -> Prediction:
     for level in document["levels"]:
         for item in [*level["evidence"], *level["against"]]:
             if item["source"] is not None:
-                item["source"]["href"] = f"/v1/prototypes/{item['prototype']}/image"
+                item["source"]["href"] = f"v1/prototypes/{item['prototype']}/image"
     return Prediction.model_validate(document)

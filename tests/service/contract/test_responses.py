@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from protoserve.bundle.folder import read_bundle
 from service.contract.responses import model_document, prototype_document, taxonomy_document
 from service.model.holder import ModelHolder
 from service.settings import Settings
+from tests.bundles import BundleFactory
 
 
 def test_the_model_document_states_the_bundle_and_the_limits(holder: ModelHolder) -> None:
@@ -23,6 +25,15 @@ def test_the_model_document_states_the_bundle_and_the_limits(holder: ModelHolder
     assert (document.rows, document.columns, document.members) == (8, 12, None)
 
 
+def test_the_model_document_states_the_tiles(bundle: BundleFactory) -> None:
+    """With them, clients can lay evidence maps over the picture."""
+    tiled = read_bundle(bundle("tiled", tile=32, tile_step=16))
+    document = model_document(tiled, "cpu", Settings())
+    assert (document.tile, document.tile_step, document.rows, document.columns) == (32, 16, 3, 5)
+    whole = read_bundle(bundle("tiny", ("onnx", "torchscript")))
+    assert model_document(whole, "cpu", Settings()).tile is None
+
+
 def test_the_taxonomy_document_counts_every_prototype_once(holder: ModelHolder) -> None:
     bundle = holder.current().classifier.bundle
     document = taxonomy_document(bundle)
@@ -39,5 +50,5 @@ def test_a_prototype_document_has_the_record_and_the_url_of_its_image(holder: Mo
         document = prototype_document(bundle, prototype)
         assert (document.id, document.node, document.weight) == (prototype, record.child, record.weight)
         assert document.parent == (record.parent or None)
-        assert document.source.href == f"/v1/prototypes/{prototype}/image"
+        assert document.source.href == f"v1/prototypes/{prototype}/image"
         assert (document.source.image, document.source.box) == (record.source_image, record.source_box)
