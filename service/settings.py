@@ -102,7 +102,10 @@ class Settings(BaseSettings):
         "is, requests other than probes get 503",
     )
     max_queue: int = Field(
-        default=128, ge=1, description="most images per worker that are received but not yet answered; above it, 503"
+        default=128,
+        ge=1,
+        description="most images per worker that are received but not yet answered; above it, 503. "
+        "One client (an API key, or else an address) gets at most three quarters of what the others leave",
     )
     max_memory: int = Field(
         default=256_000_000,

@@ -61,7 +61,8 @@ class ResponseMiddleware:
                     headers.setdefault(name, value)
             await send(message)
 
-        with bind_context(RequestContext(_request_id(scope))) as context:
+        address = scope["client"][0] if scope.get("client") else ""
+        with bind_context(RequestContext(_request_id(scope), address)) as context:
             metrics.IN_FLIGHT.inc()
             try:
                 await self.app(scope, receive, send_with_headers)
@@ -88,7 +89,7 @@ class ResponseMiddleware:
             "route": route,
             "status": status,
             "seconds": round(seconds, 6),
-            "client": scope["client"][0] if scope.get("client") else None,
+            "client": context.address or None,
         }
         if route == "none":
             fields["path"] = str(scope["path"])[:200]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from ipaddress import IPv6Network
 from time import perf_counter
 
 from service.operations import metrics
@@ -17,6 +18,8 @@ class RequestContext:
     """Facts about one request. Holds nothing of an image except its size."""
 
     id: str
+    address: str = ""
+    """Network address of the client, or of the last proxy before the service."""
     key: str | None = None
     """Name of the API key that the request presented."""
     code: str | None = None
@@ -29,6 +32,16 @@ class RequestContext:
     """Size of the request body."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds in each stage, summed over the request's images."""
+
+    @property
+    def client(self) -> str:
+        """Who shares the service's capacity as one: an API key, an IPv4 address, or the IPv6 addresses of one site."""
+        if self.key is not None:
+            return f"key {self.key}"
+        if ":" in self.address:
+            with suppress(ValueError):
+                return str(IPv6Network((self.address.partition("%")[0], 64), strict=False))
+        return self.address
 
     def add_stage_seconds(self, stage: Stage, seconds: float) -> None:
         """Add the duration of one stage, here and in the metrics."""

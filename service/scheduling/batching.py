@@ -47,6 +47,7 @@ class _QueueEntry:
     job: _ImageJob | Callable[[], Any]
     answer: asyncio.Future[Any]
     context: RequestContext
+    client: str
     queued_at: float
     started: bool = False
 
@@ -67,6 +68,9 @@ class Batcher:
         self._lock = threading.Lock()
         self._idle_threads = threads
         self._queue: deque[_QueueEntry] = deque()
+        # When each client in the queue was last served, as a count of entries taken.
+        self._served: dict[str, int] = {}
+        self._taken = 0
 
     async def run(self, classifier: Classifier, image: NDArray[np.uint8]) -> Outputs:
         """Return the graph's outputs for one image, uint8 RGB [height, width, 3] at model size.
@@ -88,7 +92,8 @@ class Batcher:
 
     async def _enqueue(self, job: _ImageJob | Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()
-        entry = _QueueEntry(job, loop.create_future(), current_context(), time.perf_counter())
+        context = current_context()
+        entry = _QueueEntry(job, loop.create_future(), context, context.client, time.perf_counter())
         metrics.QUEUED.inc()
         with self._lock:
             self._queue.append(entry)
@@ -133,13 +138,26 @@ class Batcher:
                     self._idle_threads += 1
 
     def _next_batch(self) -> list[_QueueEntry]:
-        """Take the oldest entries that can share an inference. The caller holds the lock."""
+        """Take the next entries that can share an inference. The caller holds the lock."""
         batch: list[_QueueEntry] = []
-        while self._queue and len(batch) < self.max_batch and (not batch or _can_share(batch[0], self._queue[0])):
-            entry = self._queue.popleft()
+        while self._queue and len(batch) < self.max_batch:
+            entry = self._next_entry()
+            if batch and not _can_share(batch[0], entry):
+                break
+            self._queue.remove(entry)
+            self._taken += 1
+            self._served[entry.client] = self._taken
             entry.started = True
             batch.append(entry)
+        if len(self._served) > len(self._queue):
+            waiting = {entry.client for entry in self._queue}
+            self._served = {client: turn for client, turn in self._served.items() if client in waiting}
         return batch
+
+    def _next_entry(self) -> _QueueEntry:
+        """Return the oldest entry of the client that was served the longest ago. Clients take turns, so that none waits
+        for all images of another."""
+        return min(self._queue, key=lambda entry: self._served.get(entry.client, 0))
 
 
 def _can_share(first: _QueueEntry, second: _QueueEntry) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -11,6 +13,10 @@ import anyio
 import anyio.to_thread
 
 from service.contract.problems import Problem
+from service.operations.request_context import current_context
+
+# The most of a budget that one client holds while no other holds any.
+CLIENT_SHARE: Final = 0.75
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,13 +46,26 @@ class ConcurrencyLimiter:
             self._semaphore.release()
 
 
+@dataclass
+class _Holding:
+    """What one client holds of a budget."""
+
+    reservations: int = 0
+    units: int = 0
+
+
 class CapacityBudget:
-    """A budget of `capacity` units (images, bytes) in one process. Use it in the event loop only."""
+    """A budget of `capacity` units (images, bytes) in one process. Use it in the event loop only.
+
+    No client (`RequestContext.client`) takes all of it: beside its other requests, a request is refused if its client
+    would hold more than `CLIENT_SHARE` of what the others leave. So a client that comes next always finds room.
+    """
 
     def __init__(self, capacity: int, unit: str) -> None:
         self.capacity = capacity
         self.unit = unit
         self.used = 0
+        self._holdings: defaultdict[str, _Holding] = defaultdict(_Holding)
 
     @contextmanager
     def reserve(self, count: int = 0) -> Iterator[Callable[[int], None]]:
@@ -55,6 +74,9 @@ class CapacityBudget:
         Yields a function that reserves more. Both raise Problem `overloaded` when the budget is exhausted.
         """
         reserved = 0
+        client = current_context().client
+        holding = self._holdings[client]
+        holding.reservations += 1
 
         def reserve_more(more: int) -> None:
             nonlocal reserved
@@ -64,7 +86,16 @@ class CapacityBudget:
                     f"the service is at its limit of {self.capacity:,} {self.unit}; try again later",
                     _RETRY,
                 )
+            share = CLIENT_SHARE * (self.capacity - self.used + holding.units)
+            if more and holding.reservations > 1 and holding.units + more > share:
+                raise Problem(
+                    "overloaded",
+                    f"your other requests hold {holding.units:,} of {self.capacity:,} {self.unit}, and the rest is "
+                    "for other clients; try again later, with fewer requests at a time",
+                    _RETRY,
+                )
             self.used += more
+            holding.units += more
             reserved += more
 
         try:
@@ -72,6 +103,10 @@ class CapacityBudget:
             yield reserve_more
         finally:
             self.used -= reserved
+            holding.units -= reserved
+            holding.reservations -= 1
+            if not holding.reservations:
+                del self._holdings[client]
 
 
 def queue_timeout(seconds: float) -> Problem:

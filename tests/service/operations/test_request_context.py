@@ -52,3 +52,20 @@ def test_stages_add_up_here_and_in_the_metrics_also_when_they_fail(client: TestC
     after = read_samples(client)
     assert growth(before, after, "protoserve_stage_seconds_count", stage="decode") == 2
     assert growth(before, after, "protoserve_stage_seconds_sum", stage="infer") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("address", "key", "client"),
+    [
+        ("192.0.2.7", None, "192.0.2.7"),
+        ("192.0.2.7", "camera", "key camera"),
+        ("2001:db8:1:2:3:4:5:6", None, "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", None, "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", None, "fe80::/64"),
+        ("testclient", None, "testclient"),
+        ("a:b", None, "a:b"),
+        ("", None, ""),
+    ],
+)
+def test_a_client_is_a_key_or_an_address(address: str, key: str | None, client: str) -> None:
+    assert RequestContext("r", address, key).client == client

@@ -16,6 +16,7 @@ from protoserve.errors import DeviceError
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
 from service.contract.problems import Problem
+from service.operations.request_context import RequestContext, bind_context
 from service.scheduling.batching import Batcher
 
 Picture = NDArray[np.uint8]
@@ -229,3 +230,26 @@ def test_threads_run_inferences_concurrently(watched: Classifier, pictures: list
         await asyncio.gather(*asked)
 
     run(work)
+
+
+def test_clients_take_turns() -> None:
+    order: list[str] = []
+    gate = threading.Event()
+
+    async def work() -> None:
+        batcher = Batcher(threads=1, max_batch=1, timeout=30)
+
+        def ask(client: str, number: int) -> asyncio.Task[None]:
+            with bind_context(RequestContext("r", key=client)):
+                return asyncio.create_task(batcher.call(lambda: order.append(f"{client}{number}")))
+
+        blocker = asyncio.create_task(batcher.call(lambda: gate.wait(30)))
+        await asyncio.sleep(0)
+        asked = [ask("a", number) for number in range(5)] + [ask("b", number) for number in range(2)] + [ask("c", 0)]
+        await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(blocker, *asked)
+        assert not batcher._queue and not batcher._served
+
+    run(work)
+    assert order == ["a0", "b0", "c0", "a1", "b1", "a2", "a3", "a4"]

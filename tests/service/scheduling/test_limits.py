@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 
 import anyio
 import pytest
 
 from service.contract.problems import Problem
+from service.operations.request_context import RequestContext, bind_context
 from service.scheduling.limits import CapacityBudget, ConcurrencyLimiter
 
 
@@ -75,3 +77,46 @@ def test_a_budget_is_returned_whatever_happens() -> None:
     with pytest.raises(ZeroDivisionError), budget.reserve(3):
         1 / 0  # noqa: B018
     assert budget.used == 0
+
+
+def fill(budget: CapacityBudget, stack: ExitStack, client: str, count: int = 1) -> int:
+    """Reserve for one client, one unit a request, until it is refused; return how much it holds."""
+    for held in range(1000):
+        with bind_context(RequestContext("r", key=client)):
+            try:
+                stack.enter_context(budget.reserve(count))
+            except Problem as problem:
+                assert problem.code == "overloaded"
+                return held * count
+    raise AssertionError("never refused")
+
+
+def test_one_client_cannot_take_all_of_a_budget() -> None:
+    budget = CapacityBudget(128, "images")
+    with ExitStack() as first:
+        assert fill(budget, first, "greedy") == 96
+        with ExitStack() as second:
+            # Each finds three quarters of what the others leave.
+            assert fill(budget, second, "next") == 24
+            assert fill(budget, second, "third") == 6
+    assert (budget.used, len(budget._holdings)) == (0, 0)
+
+
+def test_a_single_request_may_take_all_of_a_budget() -> None:
+    budget = CapacityBudget(10, "bytes of requests")
+    with bind_context(RequestContext("r", key="only")), budget.reserve(6) as reserve_more:
+        reserve_more(3)
+        with pytest.raises(Problem, match="your other requests hold 9 of 10"), budget.reserve(1):
+            pass
+        reserve_more(0)
+        assert budget.used == 9
+
+
+def test_a_refusal_of_a_client_costs_it_nothing() -> None:
+    budget = CapacityBudget(4, "images")
+    with ExitStack() as stack:
+        assert fill(budget, stack, "a") == 3
+        assert fill(budget, stack, "a") == 0
+        assert budget.used == 3
+    with ExitStack() as stack:
+        assert fill(budget, stack, "a") == 3
