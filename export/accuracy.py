@@ -48,7 +48,8 @@ def judging_data(run: Run, data: Path, taxonomy: Taxonomy) -> JudgingData:
     """
     learned, held_out = learned_images(run, data, taxonomy)
     if holds_split(data, "val"):
-        validation = read_split(data, "val", taxonomy, left_out=run.provenance().left_out)
+        provenance = run.provenance()
+        validation = read_split(data, "val", taxonomy, left_out=provenance.left_out).without(provenance.broken)
     elif len(held_out):
         validation = held_out
     else:
@@ -77,7 +78,7 @@ def learned_images(run: Run, data: Path, taxonomy: Taxonomy) -> tuple[Dataset, D
     if provenance.data is None:
         raise InputError(f"{run.directory}: provenance.json does not name the run's data set; train again")
     fingerprint, left_out = provenance.data.fingerprint, provenance.left_out
-    everything = read_split(data, "train", taxonomy, left_out=left_out)
+    everything = read_split(data, "train", taxonomy, left_out=left_out).without(provenance.broken)
     if everything.fingerprint() != fingerprint:
         raise InputError(
             f"{data}: this is not the data set that {run.directory} learned from, or its train split has changed; give "

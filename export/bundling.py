@@ -32,7 +32,8 @@ from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription,
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import parent_names
 from protoserve.run.folder import Run
-from protoserve.run.records import ExportRecord, Metrics
+from protoserve.run.provenance import ExportRecord
+from protoserve.run.records import Metrics
 from protoserve.taxonomy import competing_groups
 
 TOP_K = 10

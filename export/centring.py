@@ -132,6 +132,7 @@ def centre_bundle(
         )
     compare_taxonomies(taxonomy, data, bundle.left_out, str(bundle.directory))
     train = read_split(data, "train", taxonomy, left_out=bundle.left_out, every_leaf=True)
+    train = train.without(manifest.provenance.broken)
     engine = Engine(bundle, device=device)
     statistics = measure(train, table, lambda pictures: engine.run(pictures).similarity, bundle.input, advance)
     # An audit measured the evidence as it was before.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from protoserve.cli.options import DeviceOption, JsonOption
+from protoserve.cli.options import DeviceOption, JsonOption, SkipBrokenOption
 from protoserve.cli.output import console, say
 
 
@@ -146,6 +146,7 @@ def validate(
         list[Path] | None,
         typer.Option("--with", metavar="BUNDLE", help="Another bundle, to form an ensemble; repeatable."),
     ] = None,
+    skip_broken: SkipBrokenOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -158,6 +159,7 @@ def validate(
 
     from export import validating
     from protoserve.cli.terminal import scores_report
+    from protoserve.data.folders import told
 
     screen = console(error=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -167,8 +169,15 @@ def validate(
             progress.update(task, advance=done, total=total)
 
         evaluation = validating.validate(
-            [bundle, *others] if others else bundle, data, split, device=device, advance=advance
+            [bundle, *others] if others else bundle,
+            data,
+            split,
+            skip_broken=skip_broken,
+            device=device,
+            advance=advance,
         )
+    if evaluation.passed_over:
+        screen.print(f"note: {split}: {told(evaluation.passed_over)}", soft_wrap=True)
     if as_json:
         say(json.dumps(evaluation.model_dump()))
         return

@@ -197,6 +197,24 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise InputError(f"{origin}: not valid YAML: {error}") from error
 
 
+def plain_scalars(file: Path) -> list[tuple[str, int]]:
+    """Return the scalars of a YAML file that are written without quotes and not read as text, each with its line."""
+    composed = _yaml(f"reading {file}").compose(file.read_text(encoding="utf-8"))
+    found: list[tuple[str, int]] = []
+    waiting, seen = [composed], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node.value, str):
+            if node.value and node.style is None and node.tag != "tag:yaml.org,2002:str":
+                found.append((node.value, node.start_mark.line + 1))
+        else:
+            waiting += [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    return sorted(found, key=lambda scalar: scalar[1])
+
+
 def yaml_text(content: Any) -> str:
     """Format plain data as YAML, one key per line, in the given order."""
     buffer = StringIO()

@@ -15,6 +15,19 @@ _INVISIBLE: Final = re.compile(
 )
 
 
+# What file managers leave in folders.
+_SYSTEM_FILES: Final = frozenset({".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".localized"})
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether a file manager left a file of this name, which nobody means.
+
+    >>> is_system_file(".DS_Store"), is_system_file("._photo.jpg"), is_system_file("photo.jpg")
+    (True, True, False)
+    """
+    return name in _SYSTEM_FILES or name.startswith("._")
+
+
 def visible(text: str) -> str:
     r"""Return the text with escapes in place of characters that a terminal obeys, other than newline and tab.
 
@@ -42,6 +55,19 @@ def is_plain(text: str) -> bool:
     (True, False, False)
     """
     return one_line(text) == text
+
+
+def is_utf8(text: str) -> bool:
+    r"""Return whether a file's name is UTF-8, so that records can hold it.
+
+    >>> is_utf8("café"), is_utf8("caf\udce9")
+    (True, False)
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def normal(name: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.errors import TaxonomyError, nearest
+from protoserve.names import is_plain
 
 ROOT = -1
 # The kinds of network, which differ in the nodes that compete with each other.
@@ -223,10 +224,15 @@ def competing_groups(taxonomy: Taxonomy, kind: Kind) -> tuple[Group, ...]:
     return taxonomy.groups if kind == "hierarchical" else (taxonomy.leaf_group,)
 
 
+def check_name(name: str, place: str) -> None:
+    """Raise TaxonomyError, which names the `place`, for a text that can't be the name of a class."""
+    if not name or name != name.strip() or name in {".", ".."} or "/" in name or "\\" in name or not is_plain(name):
+        raise TaxonomyError(
+            f"{name!r} in {place} is not a class name; a name is not empty, '.' or '..', and has no '/' or '\\', no "
+            "line breaks or control characters, and no spaces at its ends"
+        )
+
+
 def _check_names(path: tuple[str, ...]) -> None:
     for name in path:
-        if not name or name != name.strip() or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
-            raise TaxonomyError(
-                f"{name!r} in {'/'.join(path)!r} is not a class name; a name is not empty, '.' or '..', and has no "
-                "'/', '\\' or NUL and no spaces at its ends"
-            )
+        check_name(name, repr("/".join(path)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from protoserve.cli.options import DataOption, DeviceOption, JsonOption
+from protoserve.cli.options import DataOption, DeviceOption, JsonOption, SkipBrokenOption
 from protoserve.cli.output import say
 from protoserve.errors import InputError
 from protoserve.files import writing
@@ -87,6 +87,7 @@ def train(
         float,
         typer.Option(metavar="GB", min=0, help="Size limit of --cache; above it, evicts the least recently used."),
     ] = 50,
+    skip_broken: SkipBrokenOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network and write a run folder: checkpoint, metrics per level, curves, prototype pictures.
@@ -121,6 +122,7 @@ def train(
         console=screen,
         tensorboard=tensorboard,
         cache=None if cache is None else SharedCache(cache, int(cache_limit * GIGABYTE)),
+        skip_broken=skip_broken,
     )
     # Under torchrun, only the first process gets the metrics.
     if metrics is None:
@@ -155,6 +157,7 @@ def evaluate(
             "ancestor in the class tree. For a run trained with --leave-out: the data set itself."
         ),
     ] = None,
+    skip_broken: SkipBrokenOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -167,7 +170,9 @@ def evaluate(
     from training.outcome import evaluating
     from training.progress import console
 
-    evaluation = evaluating.evaluate(run, data, split, novel=novel, device=device, console=console())
+    evaluation = evaluating.evaluate(
+        run, data, split, novel=novel, skip_broken=skip_broken, device=device, console=console()
+    )
     if as_json:
         say(json.dumps(evaluation.model_dump()))
         return

@@ -14,7 +14,7 @@ from protoserve.files import make_folder, remove_drafts
 from protoserve.networks.device import torch_device
 from protoserve.run.records import Metrics
 from training.config import Config
-from training.data.splits import note_renamed, read_splits
+from training.data.splits import read_splits
 from training.features.shared_cache import SharedCache
 from training.loop.checkpoints import CHECKPOINT
 from training.loop.plan import Stage
@@ -74,12 +74,14 @@ def train(
     console: Console,
     tensorboard: bool = False,
     cache: SharedCache | None = None,
+    skip_broken: bool = False,
 ) -> Metrics | None:
     """Train a run from a data set and return its metrics; with `resume`, continue from its last checkpoint.
 
-    Runs share features through `cache` (see `Feed`). Under `torchrun`, the first process returns the metrics and the
-    others return None. Raises InputError if `run` holds another run or `cache` is not writable, DeviceError if the
-    device is not available, and MissingExtraError if `tensorboard` is not installed.
+    Runs share features through `cache` (see `Feed`). With `skip_broken`, pictures that can't be read are left out.
+    Under `torchrun`, the first process returns the metrics and the others return None. Raises InputError if `run` holds
+    another run or `cache` is not writable, DeviceError if the device is not available, and MissingExtraError if
+    `tensorboard` is not installed.
     """
     chosen = torch_device(device)
     with joined_processes(cuda=chosen.type == "cuda") as processes:
@@ -90,10 +92,9 @@ def train(
         _check_run_folder(run, resume)
         if config.model.kind == "autoencoder":
             _check_autoencoder(linear, processes.count, cache)
-        splits = read_splits(config, data)
-        for dataset in (splits.validation, splits.test):
-            if dataset is not None:
-                note_renamed(dataset, console)
+        splits = read_splits(config, data, skip_broken=skip_broken, console=console)
+        for note in splits.notes:
+            console.print(note, markup=False, soft_wrap=True)
         make_folder(run)
         if cache is not None:
             make_folder(cache.directory)

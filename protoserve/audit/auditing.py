@@ -23,6 +23,7 @@ from protoserve.audit.subject import Subject, SupportsRun, pieces_of
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.truth_card import BoxEffect, PartHits, PrototypeFlags, Stability, TruthCard
 from protoserve.data.dataset import holds_split, read_split
+from protoserve.data.folders import PassedOver
 from protoserve.errors import InputError
 from protoserve.similarity_statistics import SimilarityStatistics
 
@@ -75,7 +76,8 @@ def audit(
         measured.statistics,
         prototype_flags(bundle.prototypes, measured),
         data=data.name,
-        split=split,
+        split=dataset.split,
+        passed_over=dataset.passed_over,
         seed=seed,
         masks=masks,
         quick=quick,
@@ -91,6 +93,7 @@ def audit_sample(
     *,
     data: str,
     split: str,
+    passed_over: PassedOver | None = None,
     seed: int,
     masks: Masks | None = None,
     quick: bool = False,
@@ -128,6 +131,7 @@ def audit_sample(
         data=data,
         split=split,
         images=len(sample),
+        passed_over=dict(passed_over or {}),
         seed=seed,
         resamples=RESAMPLES,
         audited_with=__version__,

@@ -7,7 +7,6 @@ contains `ensemble.json` and a copy of every member below `members/`; it may be 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import Any, Final, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from protoserve.bundle.folder import Bundle, read_bundle
-from protoserve.bundle.manifest import PrototypeRecord
+from protoserve.bundle.folder import Bundle, check_path, first_problem, read_bundle, read_json
+from protoserve.bundle.manifest import PlainText, PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.files import new_folder
 from protoserve.images.geometry import InputRule
@@ -43,7 +42,7 @@ class EnsembleFile(Contract):
     """The content of `ensemble.json`."""
 
     format: int
-    name: str = Field(min_length=1)
+    name: PlainText = Field(min_length=1)
     members: list[MemberRecord] = Field(min_length=1)
 
 
@@ -159,10 +158,10 @@ def read_ensemble(directory: Path) -> Ensemble:
     another version or is outside the folder; otherwise as `read_bundle` and `ensemble_of` do.
     """
     file = directory / ENSEMBLE
+    content: Any = read_json(file, "a description of an ensemble")
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
         version = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise BundleError(f"{file}: not a description of an ensemble ({error!r}); make it again") from error
     if not isinstance(version, int) or version > ENSEMBLE_FORMAT:
         raise BundleError(
@@ -171,13 +170,12 @@ def read_ensemble(directory: Path) -> Ensemble:
     try:
         stored = EnsembleFile.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {key}: {first['msg']}; make the ensemble again") from error
+        raise BundleError(f"{file}: {first_problem(error)}; make the ensemble again") from error
     members = []
     for record in stored.members:
+        check_path(record.directory, str(file))
         folder = directory / record.directory
-        if not folder.resolve().is_relative_to(directory.resolve()):
+        if folder.is_symlink() or not folder.resolve().is_relative_to(directory.resolve()):
             raise BundleError(f"{file}: {record.directory!r} points outside the ensemble; don't use it")
         member = read_bundle(folder)
         if member.version != record.version:

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
-from protoserve.errors import BundleError, InputError
+from protoserve.errors import BundleError, InputError, TaxonomyError
 from protoserve.files import file_hash, new_folder
 from protoserve.images.geometry import InputRule
+from protoserve.names import is_plain, is_system_file, one_line
 from protoserve.run.records import Metrics
 from protoserve.taxonomy import Kind, Taxonomy
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+# The longest name of a file that common file systems hold, in bytes, and how much of a longer one an error shows.
+_LONGEST_NAME: Final = 255
+_SHOWN: Final = 80
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ class Bundle:
 def read_bundle(directory: Path | str) -> Bundle:
     """Open and verify a bundle.
 
-    Raises InputError if there is no such folder, and BundleError for a file that is missing, added, altered or outside
-    the folder, for an invalid manifest and for a format newer than this version reads.
+    Files that a file manager left, such as `.DS_Store`, are ignored. Raises InputError if there is no such folder, and
+    BundleError for a file that is missing, added, altered, not a regular file or outside the folder, for an invalid
+    manifest and for a format newer than this version reads.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -117,6 +123,19 @@ def read_bundle(directory: Path | str) -> Bundle:
     for required in (MANIFEST, SUMS):
         if not (directory / required).is_file():
             raise BundleError(f"{directory}: {required} is missing, so this is not a bundle; export it again")
+    try:
+        _verify(directory)
+        bundle = Bundle(directory, _read_manifest(directory))
+    except OSError as error:
+        raise BundleError(
+            f"{one_line(str(error.filename or directory))}: can't read it ({error.strerror}); copy the bundle again"
+        ) from error
+    _check_prototypes(bundle)
+    return bundle
+
+
+def _verify(directory: Path) -> None:
+    """Raise BundleError unless the folder holds exactly the files of its checksums, unchanged."""
     sums = _read_sums(directory / SUMS)
     present = {
         file.relative_to(directory).as_posix()
@@ -125,15 +144,17 @@ def read_bundle(directory: Path | str) -> Bundle:
     }
     if missing := sorted(set(sums) - present):
         raise BundleError(f"{directory}: {missing[0]} is missing; export or copy the bundle again")
-    if added := sorted(present - set(sums) - {SUMS}):
-        raise BundleError(f"{directory}: {added[0]} is not listed in {SUMS}; remove it or export again")
+    left = (name for name in present - set(sums) - {SUMS} if not is_system_file(PurePosixPath(name).name))
+    if added := sorted(left):
+        raise BundleError(f"{directory}: {one_line(added[0])} is not listed in {SUMS}; remove it or export again")
     for name, expected in sums.items():
         file = directory / name
         if not _inside(directory, file):
             raise BundleError(f"{directory}: {name} points outside the bundle; don't use this bundle")
+        if not file.is_file():
+            raise BundleError(f"{directory}: {name} is a pipe, a socket or a device; don't use this bundle")
         if file_hash(file) != expected:
             raise BundleError(f"{directory}: {name} does not match {SUMS}; copy or export the bundle again")
-    return Bundle(directory, _read_manifest(directory))
 
 
 @contextmanager
@@ -179,33 +200,60 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
 
 
 def _content(directory: Path) -> list[tuple[str, Path]]:
-    files = (file for file in directory.rglob("*") if file.is_file() and file.name != SUMS)
+    files = (
+        file for file in directory.rglob("*") if file.is_file() and file.name != SUMS and not is_system_file(file.name)
+    )
     return sorted((file.relative_to(directory).as_posix(), file) for file in files)
 
 
 def _inside(directory: Path, file: Path) -> bool:
-    return file.resolve().is_relative_to(directory.resolve()) and not file.is_symlink()
+    # A link is looked at before it is resolved, because a loop of links can't be.
+    return not file.is_symlink() and file.resolve().is_relative_to(directory.resolve())
+
+
+def check_path(name: str, origin: str) -> None:
+    """Raise BundleError, which names the `origin`, for a path that can't be that of a file inside a bundle: absolute,
+    upwards, overlong or with control characters."""
+    path = PurePosixPath(name)
+    if not name or not is_plain(name) or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        raise BundleError(f"{origin}: {shown!r} can't be a file's name; don't use this bundle")
+    if path.is_absolute() or ".." in path.parts:
+        raise BundleError(
+            f"{origin}: {name!r} points outside the bundle, so is not a file of this bundle; don't use it"
+        )
+
+
+def read_json(file: Path, kind: str) -> Any:
+    """Read a JSON file of a bundle; raises BundleError, which says that it is not `kind`, for anything else."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise BundleError(f"{file}: not {kind} (it is nested too deeply); don't use it") from error
+    except ValueError as error:
+        raise BundleError(f"{file}: not {kind} ({one_line(str(error))}); make it again") from error
 
 
 def _read_sums(file: Path) -> dict[str, str]:
     sums: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    # Not `splitlines`, which also splits at characters that may be in names.
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+        if not line:
+            continue
         digest, separator, name = line.partition("  ")
-        path = PurePosixPath(name)
         if not separator or len(digest) != 64 or not name:
-            raise BundleError(f"{file}, line {number}: {line!r} is not a checksum; export the bundle again")
-        if path.is_absolute() or ".." in path.parts:
-            raise BundleError(f"{file}, line {number}: {name!r} points outside the bundle; don't use this bundle")
+            raise BundleError(f"{file}, line {number}: {line[:_SHOWN]!r} is not a checksum; export the bundle again")
+        check_path(name, f"{file}, line {number}")
         sums[name] = digest
     return sums
 
 
 def _read_manifest(directory: Path) -> Manifest:
     file = directory / MANIFEST
+    content = read_json(file, "a manifest")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         version = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise BundleError(f"{file}: not a manifest ({error!r}); export the bundle again") from error
     if not isinstance(version, int) or version > FORMAT:
         raise BundleError(
@@ -214,11 +262,34 @@ def _read_manifest(directory: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {key}: {first['msg']}; export the bundle again") from error
+        raise BundleError(f"{file}: {first_problem(error)}; export the bundle again") from error
     weights = () if manifest.weights is None else (manifest.weights,)
     for name in (*manifest.files.values(), *weights, *(record.picture for record in manifest.prototypes)):
+        check_path(name, str(file))
         if not _inside(directory, directory / name) or not (directory / name).is_file():
             raise BundleError(f"{file}: {name!r} is not a file of this bundle; export the bundle again")
     return manifest
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem that pydantic found, as `key: what is wrong`, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return one_line(f"{key}: {first['msg']}" if key else first["msg"])
+
+
+def _check_prototypes(bundle: Bundle) -> None:
+    """Raise BundleError unless the class tree is one, and every prototype and figure names nodes of it."""
+    file, manifest = bundle.directory / MANIFEST, bundle.manifest
+    try:
+        index = bundle.taxonomy.index
+    except (TaxonomyError, RecursionError) as error:
+        raise BundleError(f"{file}: taxonomy: {error}; export the bundle again") from error
+    named = [
+        (f"prototypes.{record.id}", name) for record in manifest.prototypes for name in (record.child, record.parent)
+    ]
+    named += [("temperature", name) for name in manifest.temperature] + [("prior", name) for name in manifest.prior]
+    for key, name in named:
+        # The root has no name.
+        if name and name not in index:
+            raise BundleError(f"{file}: {key}: the taxonomy has no node {name!r}; export the bundle again")

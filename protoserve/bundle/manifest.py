@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field, FiniteFloat
 
 from protoserve.bundle.truth_card import TruthCard
 from protoserve.images.geometry import Cells, InputRule
-from protoserve.run.records import Metrics, Provenance
+from protoserve.names import is_plain
+from protoserve.run.provenance import Provenance
+from protoserve.run.records import Metrics
 from protoserve.schema import Box, Contract, NoveltyRecord
 
 FORMAT = 2
+
+
+def _plain(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError("has line breaks or control characters")
+    return text
+
+
+# Text that is shown and logged.
+PlainText: TypeAlias = Annotated[str, AfterValidator(_plain)]
+Temperature: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PrototypeRecord(Contract):
@@ -23,8 +36,8 @@ class PrototypeRecord(Contract):
     source_image: str
     source_box: Box
     source_cell: tuple[int, int] = Field(description="row and column of the cell in the source's feature map")
-    weight: float = Field(description="for its own child, less its mean over the nodes that compete with that")
-    usual: float | None = Field(
+    weight: FiniteFloat = Field(description="for its own child, less its mean over the nodes that compete with that")
+    usual: FiniteFloat | None = Field(
         default=None,
         description="its mean similarity over training pictures below the parent, each child counting the same; null "
         "where it was not measured",
@@ -35,13 +48,13 @@ class PrototypeRecord(Contract):
 class GraphRecord(Contract):
     """The graph's sizes (cells of the feature map, prototypes, evidence per level) and its similarity."""
 
-    rows: int
-    columns: int
-    prototypes: int
-    top_k: int
+    rows: int = Field(ge=1)
+    columns: int = Field(ge=1)
+    prototypes: int = Field(ge=1)
+    top_k: int = Field(ge=1)
     similarity: str
-    epsilon: float
-    zero: float | None = Field(default=None, description="squared distance at which the similarity is 0")
+    epsilon: FiniteFloat
+    zero: FiniteFloat | None = Field(default=None, description="squared distance at which the similarity is 0")
     centred: bool = Field(
         default=False,
         description="whether the graph's own contributions are centred, and it gives evidence against; bundles of "
@@ -76,9 +89,9 @@ class GraphRecord(Contract):
 class Manifest(Contract):
     """Everything that a reader needs in addition to the graph. `version` is a hash of the bundle's other content."""
 
-    format: int
-    name: str
-    version: str
+    format: int = Field(ge=1)
+    name: PlainText
+    version: PlainText
     kind: Literal["hierarchical", "flat", "autoencoder"]
     taxonomy: dict[str, Any]
     input: InputRule
@@ -90,8 +103,8 @@ class Manifest(Contract):
         description="a NumPy file, float32: for each prototype in turn, its last-layer weights for all nodes of its "
         "child's group, in the taxonomy's order",
     )
-    prior: dict[str, float] = Field(default={}, description="node → its logit where every similarity is usual")
-    temperature: dict[str, float] = Field(default={}, description="parent → softmax temperature")
+    prior: dict[str, FiniteFloat] = Field(default={}, description="node → its logit where every similarity is usual")
+    temperature: dict[str, Temperature] = Field(default={}, description="parent → softmax temperature")
     novelty: NoveltyRecord | None = None
     truth: TruthCard | None = Field(default=None, description="what `protoserve audit --write` measured")
     metrics: Metrics = Field(default_factory=Metrics)

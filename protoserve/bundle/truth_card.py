@@ -142,6 +142,7 @@ class TruthCard(Contract):
     data: str = Field(description="name of the data set's folder or table")
     split: str
     images: int
+    passed_over: dict[str, int] = Field(default={}, description="files of the split that are not pictures, by reason")
     seed: int
     resamples: int = Field(description="bootstrap resamples of every interval")
     audited_with: str = Field(description="the version of ProtoServe")

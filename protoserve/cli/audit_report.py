@@ -11,6 +11,7 @@ from rich.text import Text
 
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.truth_card import BoxEffect, Comparison, Estimate, TruthCard
+from protoserve.data.folders import told
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,6 +32,8 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
         f"  {card.images} pictures of {card.data}/{card.split}, seed {card.seed}, 95 % intervals of "
         f"{card.resamples} resamples",
     )
+    if card.passed_over:
+        yield Text(told(card.passed_over))
     yield _additivity(card)
     yield _comparisons(
         "Locality: change when the pixels outside the box are replaced, beside inside",

@@ -31,6 +31,9 @@ DataOption: TypeAlias = Annotated[
         "columns image, split, and path (Fruit/Apple) or level_1, level_2, …",
     ),
 ]
+SkipBrokenOption: TypeAlias = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out pictures that can't be read, and count them.")
+]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 TopKOption: TypeAlias = Annotated[
     int | None,

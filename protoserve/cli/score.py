@@ -47,7 +47,8 @@ def score(
 ) -> None:
     """Score many pictures into one Parquet file. An interrupted run resumes after its last complete part.
 
-    A picture that can't be read becomes a row with an error; the others are scored.
+    A picture that can't be read becomes a row with an error; the others are scored. Files that are not pictures are
+    counted.
 
     Example: protoserve score bundles/grocery photos/ -o scores.parquet
     """
@@ -57,12 +58,13 @@ def score(
         if error.name != "pyarrow":
             raise
         raise MissingExtraError("'protoserve score'", "score") from None
+    from protoserve.data.folders import told
     from protoserve.inference.classifier import load
     from protoserve.inference.evidence import checked_top_k
 
     if output.is_dir():
         raise InputError(f"{output} is a folder; give the Parquet file to write")
-    root, images = scoring.find_images(source)
+    root, images, passed_over = scoring.find_images(source)
     classifier = load(bundle, device=device)
     version = classifier.bundle.version
     job = scoring.Job(str(root), images, version, checked_top_k(classifier.table, top_k), part)
@@ -91,8 +93,10 @@ def score(
         else:
             for part_index in left:
                 scoring.write_part(scoring.score_part(job, part_index, classifier, advance), directory, part_index)
-    rows, errors = scoring.join_parts(job, directory, output)
+    rows, errors = scoring.join_parts(job, directory, output, passed_over)
     if as_json:
-        say(json.dumps({"output": str(output), "rows": rows, "errors": errors, "model": version}))
+        result = {"output": str(output), "rows": rows, "errors": errors, "passed_over": dict(passed_over)}
+        say(json.dumps({**result, "model": version}))
     else:
-        say(f"{output}   {rows:,} pictures, {errors:,} of them could not be read")
+        others = f"; {told(passed_over)}" if passed_over else ""
+        say(f"{output}   {rows:,} pictures, {errors:,} of them could not be read{others}")

@@ -7,8 +7,8 @@ per image, or a folder of IDX files such as MNIST's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -16,13 +16,25 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.data.folders import image_files, taxonomy_of_folders, without_only_parents
+from protoserve.data.class_names import hint
+from protoserve.data.folders import (
+    PassedOver,
+    added,
+    check_utf8,
+    find_pictures,
+    split_folder,
+    split_named,
+    taxonomy_of_folders,
+    told,
+    without_only_parents,
+)
 from protoserve.data.idx import holds_idx, holds_idx_split, read_idx_labels, read_idx_split
 from protoserve.data.tables import Table, is_table, read_table
 from protoserve.data.taxonomy_file import TAXONOMY_FILE, read_taxonomy_file
 from protoserve.errors import InputError, TaxonomyError, nearest
 from protoserve.images.decoding import DecodedImage, decode
 from protoserve.images.geometry import Geometry, InputRule, geometry_of
+from protoserve.names import normal
 from protoserve.taxonomy import Taxonomy
 
 # Marks the images that a split skips.
@@ -37,6 +49,7 @@ class Dataset:
     `images` are paths relative to `root`, in a fixed order; each identifies its image. `leaves` int64 [images] are
     indices of `taxonomy.leaves`. `renamed` lists folders that were read as a leaf with another path (see `read_split`).
     `pixels` uint8 [images, rows, columns] are the grey pictures themselves, or None if each picture is a file.
+    `passed_over` counts the files that are not among the images, by reason (see `protoserve.data.folders.REASONS`).
     """
 
     root: Path
@@ -46,6 +59,7 @@ class Dataset:
     leaves: NDArray[np.int64]
     renamed: tuple[tuple[str, str], ...] = ()
     pixels: NDArray[np.uint8] | None = None
+    passed_over: PassedOver = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,6 +90,17 @@ class Dataset:
         pixels = None if self.pixels is None else self.pixels[chosen]
         return replace(self, images=tuple(self.images[i] for i in chosen), leaves=self.leaves[chosen], pixels=pixels)
 
+    def without(self, images: Collection[str], reason: str = "broken") -> Dataset:
+        """Return the data set without these images, which count as passed over for `reason`."""
+        left = [index for index, image in enumerate(self.images) if image not in images]
+        dropped = len(self) - len(left)
+        return replace(self.subset(left), passed_over=added(self.passed_over, {reason: dropped} if dropped else {}))
+
+    def notes(self) -> list[str]:
+        """Say which folders were read as a leaf with another path, and how many files were passed over and why."""
+        lines = [f"note: {self.split}/{folder} is read as the leaf {leaf}" for folder, leaf in self.renamed]
+        return lines + ([f"note: {self.split}: {told(self.passed_over)}"] if self.passed_over else [])
+
     def joined(self, other: Dataset) -> Dataset:
         """Append the other data set's images; both must have the same root and taxonomy."""
         pixels = None
@@ -89,9 +114,18 @@ class Dataset:
         digest = hashlib.sha256()
         for index, image in enumerate(self.images):
             digest.update(f"{image}\0{self.leaves[index]}\0".encode())
-            content = self.file(index).read_bytes() if self.pixels is None else self.pixels[index].tobytes()
-            digest.update(hashlib.sha256(content).digest())
+            digest.update(self.content_hash(index))
         return f"sha256:{digest.hexdigest()}"
+
+    def content_hash(self, index: int) -> bytes:
+        """Return the SHA-256 of an image's file, or of its pixels if it is not a file; raises InputError if the file
+        can't be read."""
+        if self.pixels is not None:
+            return hashlib.sha256(self.pixels[index].tobytes()).digest()
+        try:
+            return hashlib.sha256(self.file(index).read_bytes()).digest()
+        except OSError as error:
+            raise InputError(f"{self.file(index)}: can't read the image ({error.strerror})") from error
 
 
 def read_taxonomy(root: Path) -> Taxonomy:
@@ -120,10 +154,11 @@ def read_taxonomy(root: Path) -> Taxonomy:
 
 
 def holds_split(root: Path, split: str) -> bool:
-    """Return whether a data set has the split: a folder of that name, rows of a table, or IDX files."""
+    """Return whether a data set has the split: a folder of that name (for val also `valid` and `validation`), rows of a
+    table, or IDX files."""
     if is_table(root):
-        return split in read_table(root).splits
-    return (root / split).is_dir() or holds_idx_split(root, split)
+        return split_named(split) in read_table(root).splits
+    return split_folder(root, split) is not None or holds_idx_split(root, split)
 
 
 def read_split(
@@ -146,11 +181,12 @@ def read_split(
     Raises InputError for a split that does not exist, and TaxonomyError for images of a class that the taxonomy does
     not contain.
     """
+    split = split_named(split)
     if is_table(root):
         return _read_rows(read_table(root), split, taxonomy, left_out, every_leaf)
     if holds_idx(root):
         return _read_idx(root, split, taxonomy, left_out, every_leaf)
-    if not (root / split).is_dir():
+    if split_folder(root, split) is None:
         present = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
         raise InputError(
             f"{root}: no split {split!r}{nearest(split, present)}; it holds {', '.join(present) or 'none'}"
@@ -180,16 +216,19 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
 
 def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
     """Read a split of class folders."""
-    folder = root / split
-    leaf_of = {name: leaf for leaf, name in enumerate(taxonomy.folders)}
-    leaf_of |= dict.fromkeys(left_out.values(), LEFT_OUT)
+    folder = split_folder(root, split)
+    assert folder is not None  # `read_split` has checked it
+    leaf_of = {normal(name): leaf for leaf, name in enumerate(taxonomy.folders)}
+    leaf_of |= dict.fromkeys(map(normal, left_out.values()), LEFT_OUT)
+    found = find_pictures(folder)
+    check_utf8(found.files, root)
     images: list[str] = []
     leaves: list[int] = []
     renamed: dict[str, str] = {}
     unknown: dict[str, None] = {}
-    for file in image_files(folder):
+    for file in found.files:
         class_folder = file.parent.relative_to(folder)
-        name = class_folder.as_posix()
+        name = normal(class_folder.as_posix())
         if name not in leaf_of and name not in renamed and name not in unknown:
             shorter = without_only_parents(class_folder, folder, taxonomy)
             if shorter in leaf_of and not (folder / shorter).is_dir():
@@ -202,16 +241,26 @@ def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[
     if unknown:
         name = next(iter(unknown))
         raise TaxonomyError(
-            f"{folder / name}: holds images, but the taxonomy has no leaf {name!r}{nearest(name, leaf_of)}; "
+            f"{folder / name}: holds images, but the taxonomy has no leaf {name!r}{hint(name, leaf_of)}; "
             "remove the folder or add the leaf"
         )
     if not images:
-        raise InputError(f"{folder}: holds no images of the taxonomy's {len(taxonomy.leaves)} leaves")
+        others = told(found.passed_over)
+        brackets = f" ({others})" if others else ""
+        raise InputError(f"{folder}: holds no images of the taxonomy's {len(taxonomy.leaves)} leaves{brackets}")
     if every_leaf and (missing := sorted(set(range(len(taxonomy.leaves))) - set(leaves))):
         name = taxonomy.names[taxonomy.leaves[missing[0]]]
         raise TaxonomyError(f"leaf {name!r} has no images under {folder / taxonomy.folders[missing[0]]}; add some")
     kept = tuple((name, shorter) for name, shorter in renamed.items() if leaf_of[shorter] != LEFT_OUT)
-    return Dataset(root, split, taxonomy, tuple(images), np.array(leaves, dtype=np.int64), kept)
+    return Dataset(
+        root,
+        split,
+        taxonomy,
+        tuple(images),
+        np.array(leaves, dtype=np.int64),
+        kept,
+        passed_over=found.passed_over,
+    )
 
 
 def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
@@ -244,15 +293,16 @@ def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str,
 
 def _read_rows(table: Table, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
     """Read a split of a table, in the order of its rows."""
-    leaf_of = {taxonomy.names[node]: leaf for leaf, node in enumerate(taxonomy.leaves)}
+    leaf_of = {normal(taxonomy.names[node]): leaf for leaf, node in enumerate(taxonomy.leaves)}
+    skipped = {normal(path) for path in left_out}
     images, leaves = [], []
     for row in table.rows(split):
         path = table.paths[row]
-        if path in left_out:
+        if path in skipped:
             continue
         if path not in leaf_of:
             raise TaxonomyError(
-                f"{table.cell(row, 'path')}: the taxonomy has no leaf {path!r}{nearest(path, leaf_of)}; correct the "
+                f"{table.cell(row, 'path')}: the taxonomy has no leaf {path!r}{hint(path, leaf_of)}; correct the "
                 "class, or remove the row"
             )
         images.append(table.images[row])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.data.dataset import NOTHING_LEFT_OUT
-from protoserve.data.folders import image_files, without_only_parents
+from protoserve.data.folders import PassedOver, check_utf8, find_pictures, split_folder, told, without_only_parents
 from protoserve.data.taxonomy_file import TAXONOMY_FILE, read_taxonomy_file
 from protoserve.errors import InputError
 from protoserve.images.decoding import DecodedImage, decode
+from protoserve.names import normal
 from protoserve.taxonomy import ROOT, Taxonomy
 
 
@@ -22,16 +23,22 @@ class NovelImages:
     """Images of classes that are missing from a taxonomy.
 
     `images` are paths relative to `root`. `ancestor` int64 [images] is the deepest node of the taxonomy above each
-    image's class, or `ROOT`. `passed_over` is the number of images of known classes that were skipped.
+    image's class, or `ROOT`. `passed_over` is the number of images of known classes that were skipped, and
+    `other_files` counts the files that are not pictures, by reason.
     """
 
     root: Path
     images: tuple[str, ...]
     ancestor: NDArray[np.int64]
     passed_over: int
+    other_files: PassedOver = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def notes(self) -> list[str]:
+        """Say how many files were passed over and why."""
+        return [f"note: {self.root}: {told(self.other_files)}"] if self.other_files else []
 
     def picture(self, index: int) -> DecodedImage:
         """Decode an image to upright RGB; raises ImageError as `protoserve.images.decoding.decode` does."""
@@ -52,17 +59,19 @@ def read_novel(
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; --novel takes a folder of class folders")
-    folder = directory / split if (directory / split).is_dir() else directory
+    folder = split_folder(directory, split) or directory
+    found = find_pictures(folder)
+    check_utf8(found.files, directory)
     path_of_folder = _paths_of_folders(directory, taxonomy, left_out)
     ancestors: dict[Path, int | None] = {}
     images: list[str] = []
     image_ancestors: list[int] = []
     passed_over = 0
-    for file in image_files(folder):
+    for file in found.files:
         class_folder = file.parent.relative_to(folder)
         if class_folder not in ancestors:
             shorter = without_only_parents(class_folder, folder, taxonomy)
-            name = class_folder.as_posix()
+            name = normal(class_folder.as_posix())
             ancestors[class_folder] = _ancestor(path_of_folder.get(name, path_of_folder.get(shorter, name)), taxonomy)
         ancestor = ancestors[class_folder]
         if ancestor is None:
@@ -75,7 +84,9 @@ def read_novel(
             f"{folder}: holds no image of a class that the taxonomy lacks ({passed_over} of known classes); give a "
             "folder with other classes, or train with --leave-out LEAF"
         )
-    return NovelImages(directory, tuple(images), np.array(image_ancestors, dtype=np.int64), passed_over)
+    return NovelImages(
+        directory, tuple(images), np.array(image_ancestors, dtype=np.int64), passed_over, found.passed_over
+    )
 
 
 def _paths_of_folders(directory: Path, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> dict[str, str]:
@@ -88,7 +99,7 @@ def _paths_of_folders(directory: Path, taxonomy: Taxonomy, left_out: Mapping[str
     path_of_folder |= {
         folder: taxonomy.names[leaf] for leaf, folder in zip(taxonomy.leaves, taxonomy.folders, strict=True)
     }
-    return path_of_folder
+    return {normal(folder): path for folder, path in path_of_folder.items()}
 
 
 def _ancestor(path: str, taxonomy: Taxonomy) -> int | None:

@@ -1,22 +1,30 @@
 """Data sets as a table: a CSV or Parquet file with one row per image.
 
-Columns: `image`, a path relative to the table's folder or absolute; `split`, one of train, val and test; and the class,
-either as `path` (`Fruit/Apple/Granny-Smith`) or as `level_1`, `level_2`, … (empty below the level of the leaf). Other
-columns are ignored. Errors number the rows from 1, without the header.
+A CSV file has commas, semicolons or tabs between its cells. Columns: `image`, a path relative to the table's folder or
+absolute; `split`, one of train, val (or valid, validation) and test; and the class, either as `path`
+(`Fruit/Apple/Granny-Smith`) or as `level_1`, `level_2`, … (empty below the level of the leaf). Other columns are
+ignored. Errors number the rows from 1, without the header.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Final
 
-from protoserve.errors import InputError, MissingExtraError, nearest
+from protoserve.data.class_names import class_name
+from protoserve.data.folders import split_named
+from protoserve.errors import InputError, MissingExtraError, TaxonomyError, nearest
+from protoserve.names import is_plain, normal
+from protoserve.taxonomy import check_name
 
 SUFFIXES = (".csv", ".parquet")
 SPLITS = ("train", "val", "test")
+# What separates the cells of a CSV file; the header tells which.
+_SEPARATORS: Final = (",", ";", "\t")
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Table:
 
         Raises InputError for a split without rows, and for an image that does not exist.
         """
+        split = split_named(split)
         chosen = [row for row, row_split in enumerate(self.splits) if row_split == split]
         if not chosen:
             present = list(dict.fromkeys(self.splits))
@@ -46,8 +55,10 @@ class Table:
             )
         for row in chosen:
             if not (self.root / self.images[row]).is_file():
+                image = self.images[row]
+                slashes = "; write '/' instead of '\\'" if "\\" in image else ""
                 raise InputError(
-                    f"{self.cell(row, 'image')}: there is no file {self.images[row]!r}; give a path relative to "
+                    f"{self.cell(row, 'image')}: there is no file {image!r}{slashes}; give a path relative to "
                     f"{self.root}, or absolute"
                 )
         return chosen
@@ -94,9 +105,12 @@ def _read(file: Path, changed: int) -> Table:
     count = len(columns["image"])
     if not count:
         raise InputError(f"{file}: holds no rows; add one per image")
-    table = Table(file, tuple(columns["image"]), ("",) * count, tuple(columns["split"]))
+    splits = tuple(map(split_named, columns["split"]))
+    table = Table(file, tuple(columns["image"]), ("",) * count, splits)
     paths = columns["path"] if "path" in columns else list(_paths(table, {name: columns[name] for name in levels}))
-    first_row: dict[str, int] = {}
+    first_row: dict[Path, int] = {}
+    resolved = _resolver(table.root)
+    read = _ClassPaths()
     for row, (image, path, split) in enumerate(zip(table.images, paths, table.splits, strict=True)):
         for column, cell in (("image", image), (levels[0] if levels else "path", path), ("split", split)):
             if not cell:
@@ -104,12 +118,59 @@ def _read(file: Path, changed: int) -> Table:
         if split not in SPLITS:
             hint = nearest(split, SPLITS)
             raise InputError(f"{table.cell(row, 'split')}: {split!r} is not one of {', '.join(SPLITS)}{hint}")
-        if (earlier := first_row.setdefault(image, row)) != row:
+        if not is_plain(image):
+            raise InputError(f"{table.cell(row, 'image')}: {image!r} has characters that can't be seen; remove them")
+        if (earlier := first_row.setdefault(resolved(image), row)) != row:
+            other = table.images[earlier]
+            named = f"{image!r}" if other == image else f"{image!r} is the file {other!r}, which"
             raise InputError(
-                f"{table.cell(row, 'image')}: {image!r} is in row {earlier + 1} already; an image has one class and "
+                f"{table.cell(row, 'image')}: {named} is in row {earlier + 1} already; an image has one class and "
                 "one split"
             )
+        paths[row] = read.name(path, table.cell(row, levels[0] if levels else "path"))
     return Table(file, table.images, tuple(paths), table.splits)
+
+
+class _ClassPaths:
+    """Checks the class paths of a table's rows, each once, and brings them into one form."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._siblings: dict[str, dict[str, str]] = {}
+
+    def name(self, path: str, cell: str) -> str:
+        """Return the path in composed form; raises TaxonomyError, which names the cell, for one that can't be a class
+        or looks like another."""
+        if path not in self._names:
+            parts = path.split("/")
+            if "\\" in path:
+                raise TaxonomyError(f"{cell}: {path!r} has '\\' in it; write '/' between the names of a class")
+            if parts != [part.strip() for part in parts] or not all(parts):
+                tidy = "/".join(part.strip() for part in parts if part.strip())
+                raise TaxonomyError(
+                    f"{cell}: {path!r} has a name that is empty or has spaces around it; write {tidy!r}"
+                )
+            for part in parts:
+                check_name(part, cell)
+            for depth, part in enumerate(parts):
+                class_name(part, self._siblings.setdefault("/".join(parts[:depth]), {}), cell)
+            self._names[path] = normal(path)
+        return self._names[path]
+
+
+def _resolver(root: Path) -> Callable[[str], Path]:
+    """Make a function that maps an image to the file that it names, whichever way: `a.jpg`, `./a.jpg`, a link."""
+
+    @cache
+    def folder(given: Path) -> Path:
+        return given.resolve()
+
+    def resolved(image: str) -> Path:
+        given = root / image
+        file = folder(given.parent) / given.name
+        return file.resolve() if file.is_symlink() or given.name == ".." else file
+
+    return resolved
 
 
 def table_columns(file: Path) -> dict[str, list[str]]:
@@ -143,11 +204,13 @@ def _paths(table: Table, levels: Mapping[str, list[str]]) -> Iterator[str]:
 
 
 def _csv(file: Path) -> dict[str, list[str]]:
-    """Read the columns of a comma-separated UTF-8 file with a header."""
+    """Read the columns of a UTF-8 file with a header, whose cells are separated by commas, semicolons or tabs."""
     try:
         # `utf-8-sig` drops the byte-order mark that spreadsheets write before the first name.
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
+            separator = _separator(stream.readline())
+            stream.seek(0)
+            reader = csv.reader(stream, strict=True, delimiter=separator)
             header = [name.strip() for name in next(reader, [])]
             rows = [[cell.strip() for cell in row] for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -158,9 +221,16 @@ def _csv(file: Path) -> dict[str, list[str]]:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise InputError(
-                f"{file}, row {number}: {len(row)} cells under {len(header)} columns; quote cells with commas"
+                f"{file}, row {number}: {len(row)} cells under {len(header)} columns; quote cells with "
+                f"{'a tab' if separator == chr(9) else repr(separator)} in them"
             )
     return {name: [row[column] for row in rows] for column, name in enumerate(header)}
+
+
+def _separator(header: str) -> str:
+    """Return what separates the cells of a CSV file: that which gives a column `image`, else the most frequent one."""
+    cells = {separator: next(csv.reader([header], delimiter=separator), []) for separator in _SEPARATORS}
+    return max(_SEPARATORS, key=lambda mark: ("image" in [cell.strip() for cell in cells[mark]], len(cells[mark])))
 
 
 def _parquet(file: Path) -> dict[str, list[str]]:

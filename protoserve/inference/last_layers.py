@@ -68,12 +68,17 @@ def read_last_layers(bundle: Bundle, table: NoveltyTable) -> LastLayers | None:
     groups = np.array([group_of[index[record.child]] for record in manifest.prototypes], dtype=np.int64)
     sizes = table.sizes[groups]
     file = bundle.directory / manifest.weights
-    weights = np.load(file, allow_pickle=False)
+    try:
+        weights = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise BundleError(f"{file}: not an array of weights ({error}); export the bundle again") from error
     if weights.shape != (sizes.sum(),) or weights.dtype != np.float32:
         raise BundleError(
             f"{file}: holds {weights.dtype} {list(weights.shape)}, but the prototypes need float32 [{sizes.sum()}]; "
             "export the bundle again"
         )
+    if not np.isfinite(weights).all():
+        raise BundleError(f"{file}: holds weights that are not finite numbers; export the bundle again")
     centred = manifest.graph.centred or any(record.usual is not None for record in manifest.prototypes)
     usual = np.array([record.usual or 0.0 for record in manifest.prototypes])
     starts = np.cumsum(sizes) - sizes

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from protoserve.errors import InputError
-from protoserve.run.records import Analysis, Confusion, Metrics, Provenance, Record
+from protoserve.run.provenance import Provenance
+from protoserve.run.records import Analysis, Confusion, Metrics, Record
 
 R = TypeVar("R", bound=Record)
 

@@ -1,4 +1,4 @@
-"""The records in the JSON files of a run: `Metrics`, `Provenance`, `Analysis`, `Confusion` and `Counts`.
+"""The records in the JSON files of a run: `Metrics`, `Analysis`, `Confusion` and `Counts`.
 
 A record writes only the fields that were set. So a skipped stage does not appear in the file, and a file of an older
 version, which had fewer fields, is rewritten unchanged.
@@ -247,9 +247,11 @@ class Scores(Record):
 
 class Evaluation(Scores):
     """The result of scoring a model on a split: its scores, those on `novel` images (see
-    `training.outcome.novelty_report`), if it was given any, and the duration in seconds."""
+    `training.outcome.novelty_report`), if it was given any, the number of files `passed_over` by reason, and the
+    duration in seconds."""
 
     novel: dict[str, Any] | None = None
+    passed_over: dict[str, int] = Field(default_factory=dict)
     seconds: float
 
 
@@ -272,44 +274,6 @@ class Metrics(StageRecords, SplitScores):
     model_config = ConfigDict(frozen=True)
 
     seconds: float | None = None
-
-
-# ---- provenance.json -------------------------------------------------------------------------------------------------
-
-
-class DataReference(Record):
-    """The data set of a run: its folder's name and the fingerprint of its training split."""
-
-    root: str
-    fingerprint: str
-
-
-class ImageNumbers(Record):
-    """The numbers of images that a run was fitted and selected on."""
-
-    fit: int
-    selection: int
-
-
-class ExportRecord(Record):
-    """The export that wrote a bundle: package → version."""
-
-    versions: dict[str, str] = Field(default_factory=dict)
-
-
-class Provenance(Record):
-    """`provenance.json`: configuration, data and versions of a run. `left_out` maps the leaves left out of training to
-    their folders; it is needed to read the run's data set. A bundle's manifest adds `export`."""
-
-    config: dict[str, Any] = Field(default_factory=dict)
-    seed: int | None = None
-    data: DataReference | None = None
-    left_out: dict[str, str] = Field(default_factory=dict)
-    images: ImageNumbers | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    python: str | None = None
-    device: str | None = None
-    export: ExportRecord | None = None
 
 
 # ---- analysis.json and confusion.json --------------------------------------------------------------------------------

@@ -14,19 +14,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow
 from pyarrow import parquet
 
 from protoserve.cores import usable_cores
-from protoserve.data.folders import image_files
+from protoserve.data.folders import PassedOver, find_pictures, told
 from protoserve.data.tables import is_table, table_columns
 from protoserve.errors import InputError, nearest
-from protoserve.files import make_folder, new_file, remove_drafts, write_text
-from protoserve.images.decoding import IMAGE_SUFFIXES
+from protoserve.files import DRAFT, make_folder, new_file, remove_drafts, write_text
 from protoserve.images.fitting import FittedImage
+from protoserve.images.formats import picture_suffixes
 from protoserve.inference.classifier import Classifier
+from protoserve.names import visible
 from protoserve.schema import Prediction
 
 PART: Final = 1000
@@ -98,18 +99,30 @@ class Job:
         return self.images[index * self.part : (index + 1) * self.part]
 
 
-def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
+class Found(NamedTuple):
+    """The pictures to score: `images` are paths relative to `root`, or absolute; `passed_over` counts the files that
+    are not among them, by reason (see `protoserve.data.folders.REASONS`)."""
+
+    root: Path
+    images: tuple[str, ...]
+    passed_over: PassedOver
+
+
+def find_images(source: Path) -> Found:
     """Find the pictures to score: all picture files below a folder, sorted, or the column `image` of a CSV or Parquet
     file.
 
-    Returns the folder that the names are relative to, and the names. Raises InputError if there are no pictures or the
-    table can't be read.
+    Raises InputError if there are no pictures, for a loop of links, and if the table can't be read.
     """
     if source.is_dir():
-        images = tuple(sorted(file.relative_to(source).as_posix() for file in image_files(source)))
+        found = find_pictures(source)
+        images = tuple(sorted(file.relative_to(source).as_posix() for file in found.files))
         if not images:
-            raise InputError(f"{source}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
-        return source.resolve(), images
+            others = f" ({told(found.passed_over)})" if found.passed_over else ""
+            raise InputError(
+                f"{source}: holds no pictures{others}; give a folder with {', '.join(sorted(picture_suffixes()))}"
+            )
+        return Found(source.resolve(), images, found.passed_over)
     if not is_table(source):
         raise InputError(f"{source}: is neither a folder nor a table; give a folder, a .csv or a .parquet file")
     columns = table_columns(source)
@@ -121,7 +134,7 @@ def find_images(source: Path) -> tuple[Path, tuple[str, ...]]:
     if "" in columns["image"]:
         row = columns["image"].index("") + 1
         raise InputError(f"{source}, row {row}, column 'image': is empty; fill it or remove the row")
-    return source.parent.resolve(), tuple(columns["image"])
+    return Found(source.parent.resolve(), tuple(columns["image"]), {})
 
 
 def score_part(
@@ -140,7 +153,8 @@ def score_part(
             if isinstance(picture, FittedImage):
                 rows.append(_row(name, next(predictions)))
             else:
-                rows.append({"image": name, "error": str(picture), "code": getattr(picture, "code", "unreadable_file")})
+                code = getattr(picture, "code", "unreadable_file")
+                rows.append({"image": visible(name), "error": visible(str(picture)), "code": code})
         advance(len(batch))
     return pyarrow.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -159,12 +173,13 @@ def part_file(directory: Path, index: int) -> Path:
 def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, list[int]]:
     """Open or make the folder of a job's parts, beside its output; returns it and the indices of the missing parts.
 
-    With `restart`, removes all parts first. Raises InputError if the folder contains another job's parts.
+    With `restart`, removes all parts first. Raises InputError if the folder contains another job's parts, or, with
+    `restart`, anything that is not a job's.
     """
     directory = output.with_name(output.name + ".parts")
     description = directory / JOB
-    if restart:
-        shutil.rmtree(directory, ignore_errors=True)
+    if restart and directory.is_dir():
+        _remove_parts(directory)
     if directory.is_dir() and any(not file.name.startswith(".") for file in directory.iterdir()):
         # The description is written first and atomically, so a folder without it is not a job's.
         stored = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
@@ -180,16 +195,34 @@ def open_parts(job: Job, output: Path, *, restart: bool = False) -> tuple[Path, 
     return directory, [index for index in job.parts if not part_file(directory, index).is_file()]
 
 
-def join_parts(job: Job, directory: Path, output: Path) -> tuple[int, int]:
+def _remove_parts(directory: Path) -> None:
+    """Remove a folder of parts; raises InputError if it holds anything that a job did not write."""
+    others = [
+        file.name
+        for file in sorted(directory.iterdir())
+        if file.is_dir() or not (file.name == JOB or file.suffix == ".parquet" or file.name.startswith(DRAFT))
+    ]
+    parts = [file for file in directory.iterdir() if file.suffix == ".parquet"]
+    if others or directory.is_symlink() or (parts and not (directory / JOB).is_file()):
+        stranger = others[0] if others else (parts[0].name if parts else "a link")
+        raise InputError(
+            f"{directory}: --restart removes only the parts of a job, and this folder holds {stranger!r}; move it away "
+            "or give another --output"
+        )
+    shutil.rmtree(directory)
+
+
+def join_parts(job: Job, directory: Path, output: Path, passed_over: PassedOver | None = None) -> tuple[int, int]:
     """Join all parts into one file, written atomically, and remove their folder; returns the numbers of rows and of
-    errors."""
+    errors. The file's metadata keep `passed_over` as JSON, under the key `protoserve.passed_over`."""
     rows = errors = 0
-    with new_file(output) as draft, parquet.ParquetWriter(draft, SCHEMA, compression="zstd") as writer:
+    schema = SCHEMA.with_metadata({"protoserve.passed_over": json.dumps(dict(passed_over or {}))})
+    with new_file(output) as draft, parquet.ParquetWriter(draft, schema, compression="zstd") as writer:
         for index in job.parts:
             table = parquet.read_table(part_file(directory, index), schema=SCHEMA)
             rows += table.num_rows
             errors += table.num_rows - table.column("error").null_count
-            writer.write_table(table)
+            writer.write_table(table.cast(schema))
     shutil.rmtree(directory)
     return rows, errors
 
@@ -199,8 +232,11 @@ def _decoded(job: Job, index: int, classifier: Classifier) -> Iterator[list[tupl
     root = Path(job.root)
 
     def read(name: str) -> FittedImage | InputError:
+        file = root / name
+        if file.exists() and not file.is_file() and not file.is_dir():
+            return InputError(f"{file} is a pipe, a socket or a device; give an image file")
         try:
-            return classifier.fit(root / name)
+            return classifier.fit(file)
         except InputError as error:
             return error
 
@@ -225,7 +261,8 @@ def _decoded(job: Job, index: int, classifier: Classifier) -> Iterator[list[tupl
 def _row(name: str, prediction: Prediction) -> dict[str, Any]:
     last = prediction.levels[-1]
     return {
-        "image": name,
+        # A table can't hold a name that is not UTF-8.
+        "image": visible(name),
         "model": prediction.model.version,
         "width": prediction.image.width,
         "height": prediction.image.height,

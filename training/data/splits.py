@@ -8,9 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from protoserve.data.checking import broken_pictures, copies, copies_note, refuse_broken, under_two_leaves
 from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split, read_taxonomy
-from protoserve.errors import InputError
+from protoserve.data.folders import PassedOver
+from protoserve.errors import InputError, TaxonomyError
+from protoserve.names import normal
 from training.config import Config
+from training.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,9 @@ class Splits:
 
     The run trains on `fit` and chooses weights on `selection`: images held out of train, together with val if there is
     one. `validation` and `test` are scored once, at the end. `left_out` maps the leaves of `data.leave_out` to their
-    folders.
+    folders. `broken` are the images left out because they can't be read. `passed_over` counts by split and reason the
+    files that are not images, `copies` by split the images that are in train, too, and as `two_classes` those of train
+    that are under two leaves. `notes` say all this in words.
     """
 
     fit: Dataset
@@ -28,29 +34,72 @@ class Splits:
     test: Dataset | None
     fingerprint: str
     left_out: Mapping[str, str] = field(default_factory=dict)
+    broken: tuple[str, ...] = ()
+    passed_over: Mapping[str, PassedOver] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def read_splits(config: Config, data: Path) -> Splits:
-    """Read a data set and hold out a part of train for selection.
+def read_splits(config: Config, data: Path, *, skip_broken: bool = False, console: Console | None = None) -> Splits:
+    """Read a data set, check every picture's header, and hold out a part of train for selection.
 
-    Raises InputError if there is nothing to select on.
+    Raises InputError if there is nothing to select on, and for pictures that can't be read; with `skip_broken`, those
+    are left out. Shows progress on `console`.
     """
     whole = read_taxonomy(data)
-    taxonomy = whole.without(config.data.leave_out) if config.data.leave_out else whole
+    leave_out = [normal(leaf) for leaf in config.data.leave_out]
+    taxonomy = whole.without(leave_out) if leave_out else whole
     left_out = {whole.names[leaf]: folder for leaf, folder in zip(whole.leaves, whole.folders, strict=True)}
-    left_out = {leaf: left_out[leaf] for leaf in config.data.leave_out}
-    everything = read_split(data, "train", taxonomy, left_out=left_out, every_leaf=True)
+    left_out = {leaf: left_out[leaf] for leaf in leave_out}
+    read = {"train": read_split(data, "train", taxonomy, left_out=left_out, every_leaf=True)}
+    for split in ("val", "test"):
+        if holds_split(data, split):
+            read[split] = read_split(data, split, taxonomy, left_out=left_out)
+    broken = _broken(read, console or Console(quiet=True))
+    if not skip_broken:
+        refuse_broken(broken)
+    if broken:
+        read = {split: dataset.without(broken) for split, dataset in read.items()}
+        _check_left(read)
+    everything, notes = read["train"], [note for dataset in read.values() for note in dataset.notes()]
+    found = {split: copies(everything, read[split]) for split in read if split != "train"}
+    notes += [copies_note(pairs, f"{split} are also in train") for split, pairs in found.items() if pairs]
+    if doubtful := under_two_leaves(everything):
+        notes.append(copies_note(doubtful, "train are under two classes"))
+    counts = {split: len(pairs) for split, pairs in found.items() if pairs}
     fit, held = hold_out(everything, config.data.hold_out, config.data_seed)
-    has_validation, has_test = holds_split(data, "val"), holds_split(data, "test")
-    if not has_validation and not len(held):
+    validation = read.get("val", held)
+    if not len(validation):
         raise InputError(f"{data}: no val split and data.hold_out is 0: nothing to select on; set data.hold_out to 0.1")
-    validation = read_split(data, "val", taxonomy, left_out=left_out) if has_validation else held
-    selection = held.joined(validation) if has_validation and len(held) else validation
-    test = read_split(data, "test", taxonomy, left_out=left_out) if has_test else None
-    return Splits(fit, selection, validation, test, everything.fingerprint(), left_out)
+    return Splits(
+        fit,
+        selection=held.joined(validation) if "val" in read and len(held) else validation,
+        validation=validation,
+        test=read.get("test"),
+        fingerprint=everything.fingerprint(),
+        left_out=left_out,
+        broken=tuple(broken),
+        passed_over={split: dataset.passed_over for split, dataset in read.items()},
+        copies={**counts, **({"two_classes": len(doubtful)} if doubtful else {})},
+        notes=tuple(notes),
+    )
 
 
-def note_renamed(dataset: Dataset, console: Console) -> None:
-    """Print which folders of a split were read as a leaf with another path."""
-    for folder, leaf in dataset.renamed:
-        console.print(f"note: {dataset.split}/{folder} is read as the leaf {leaf}", markup=False, soft_wrap=True)
+def _broken(read: Mapping[str, Dataset], console: Console) -> dict[str, str]:
+    """The pictures of all splits that can't be read, with reasons."""
+    broken: dict[str, str] = {}
+    with tracked(console, "reading headers", sum(map(len, read.values()))) as advance:
+        for dataset in read.values():
+            broken |= broken_pictures(dataset, advance)
+    return broken
+
+
+def _check_left(read: Mapping[str, Dataset]) -> None:
+    """Raise an error if leaving out broken pictures empties a split, or a leaf of train."""
+    for split, dataset in read.items():
+        if not len(dataset):
+            raise InputError(f"{dataset.root}: none of the pictures of {split!r} can be read; mend them")
+    train = read["train"]
+    if empty := sorted(set(range(len(train.taxonomy.leaves))) - set(train.leaves.tolist())):
+        name = train.taxonomy.names[train.taxonomy.leaves[empty[0]]]
+        raise TaxonomyError(f"leaf {name!r} has no picture that can be read; mend them or leave the class out")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from protoserve.data.checking import without_broken
 from protoserve.data.dataset import read_split
 from protoserve.data.novel import read_novel
 from protoserve.device import Device
@@ -17,16 +18,24 @@ from protoserve.run.folder import open_run
 from protoserve.run.records import Evaluation
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
-from training.data.splits import note_renamed
 from training.loop.answers import answer_dataset
 from training.outcome.novelty_report import evaluate_novelty
+from training.progress import tracked
 
 
 def evaluate(
-    run: Path, data: Path, split: str, *, novel: Path | None = None, device: Device, console: Console
+    run: Path,
+    data: Path,
+    split: str,
+    *,
+    novel: Path | None = None,
+    skip_broken: bool = False,
+    device: Device,
+    console: Console,
 ) -> Evaluation:
     """The scores of a finished run's network on one split (see `protoserve.scores.scores`), and the `seconds` it took.
 
+    Every picture's header is read first; with `skip_broken`, pictures that can't be read are left out and counted.
     With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the result also has
     `novel` (see `training.outcome.novelty_report.novelty_report`).
     """
@@ -36,8 +45,11 @@ def evaluate(
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     left_out = opened.provenance().left_out
     dataset = read_split(data, split, taxonomy, left_out=left_out)
-    note_renamed(dataset, console)
+    with tracked(console, "reading headers", len(dataset)) as advance:
+        dataset, _ = without_broken(dataset, skip=skip_broken, advance=advance)
     unknown = None if novel is None else read_novel(novel, split, taxonomy, left_out)
+    for note in (*dataset.notes(), *(() if unknown is None else unknown.notes())):
+        console.print(note, markup=False, soft_wrap=True)
     began = time.perf_counter()
     network = network.to(chosen)
     answers = answer_dataset(network, dataset, description.input, chosen, console)
@@ -48,4 +60,4 @@ def evaluate(
         result["novel"] = evaluate_novelty(
             network, answers, dataset, unknown, thresholds, description.input, chosen, console
         )
-    return Evaluation(**result, seconds=round(time.perf_counter() - began, 2))
+    return Evaluation(**result, passed_over=dict(dataset.passed_over), seconds=round(time.perf_counter() - began, 2))

@@ -24,16 +24,14 @@ from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import Network, NetworkDescription, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.run.folder import Run
+from protoserve.run.provenance import DataReference, ImageNumbers, Provenance
 from protoserve.run.records import (
     CalibrationChange,
     CalibrationRecord,
     Confusion,
-    DataReference,
-    ImageNumbers,
     KnownShares,
     Metrics,
     NoveltyThresholds,
-    Provenance,
     Split,
     StageRecords,
 )
@@ -252,6 +250,9 @@ def provenance(config: Config, splits: Splits, device: torch.device) -> Provenan
         seed=config.seed,
         data=DataReference(root=splits.fit.root.name, fingerprint=splits.fingerprint),
         left_out=dict(splits.left_out),
+        broken=list(splits.broken),
+        passed_over={split: dict(counts) for split, counts in splits.passed_over.items()},
+        copies=dict(splits.copies),
         images=ImageNumbers(fit=len(splits.fit), selection=len(splits.selection)),
         versions={name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         python=platform.python_version(),

@@ -154,10 +154,21 @@ def test_another_bundle_in_a_members_place_is_found(folder: Path) -> None:
         ({"format": 1, "name": "x", "members": []}, "members: List should have at least 1 item"),
         (
             {"format": 1, "name": "x", "members": [{"directory": "../tiny", "version": "v"}]},
-            "points outside the ensemble",
+            "points outside",
         ),
+        ("[" * 100_000, "nested too deeply"),
+        (
+            {"format": 1, "name": "x", "members": [{"directory": "a\0b", "version": "v"}]},
+            "can't be a file's name",
+        ),
+        (
+            {"format": 1, "name": "x", "members": [{"directory": "x" * 5000, "version": "v"}]},
+            "can't be a file's name",
+        ),
+        ({"format": 1, "name": "a\nb", "members": [{"directory": ".", "version": "v"}]}, "name: Value error, has line"),
+        ({"format": 1, "name": "x", "members": [{"directory": ".", "version": "v"}]}, r"manifest\.json is missing"),
     ],
-    ids=["torn", "list", "newer", "empty", "outside"],
+    ids=["torn", "list", "newer", "empty", "outside", "deep", "NUL", "overlong", "line break", "itself"],
 )
 def test_a_description_that_does_not_fit_is_refused(folder: Path, content: object, message: str) -> None:
     (folder / ENSEMBLE).write_text(content if isinstance(content, str) else json.dumps(content))

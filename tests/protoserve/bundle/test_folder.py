@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,85 @@ def test_a_truth_card_is_kept_and_changes_the_version(copy: Path) -> None:
 def test_a_bundle_without_a_card_is_read(copy: Path) -> None:
     edit_manifest(copy, lambda manifest: manifest.pop("truth"))
     assert read_bundle(copy).manifest.truth is None
+
+
+# ---- hostile bundles -------------------------------------------------------------------------------------------------
+
+
+def refuse(bundle: Path, *said: str) -> None:
+    """Reading the bundle ends in a BundleError of one line with these words."""
+    with pytest.raises(BundleError) as raised:
+        read_bundle(bundle)
+    message = str(raised.value)
+    assert "\n" not in message and len(message) < 1000
+    for words in said:
+        assert words in message
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "a\x1b[2J"], ids=["NUL", "overlong", "escape"])
+def test_a_name_that_no_file_has_is_refused(copy: Path, name: str) -> None:
+    edit_manifest(copy, lambda content: content["files"].update(onnx=name))
+    refuse(copy, "manifest.json", "name")
+    with (copy / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{'0' * 64}  {name}\n")
+    refuse(copy, "can't be a file's name", "SHA256SUMS, line")
+
+
+def test_a_manifest_that_is_nested_too_deeply_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").write_text("[" * 100_000)
+    seal(copy)
+    refuse(copy, "manifest.json: not a manifest (it is nested too deeply)")
+
+
+def test_a_pipe_in_a_file_s_place_does_not_hang_the_reader(copy: Path) -> None:
+    (copy / "model.onnx").unlink()
+    os.mkfifo(copy / "model.onnx")
+    refuse(copy, "model.onnx is a pipe, a socket or a device")
+    (copy / "manifest.json").unlink()
+    os.mkfifo(copy / "manifest.json")
+    refuse(copy, "manifest.json is missing")
+
+
+def test_loops_of_links_are_refused(copy: Path) -> None:
+    (copy / "model.onnx").unlink()
+    (copy / "model.onnx").symlink_to("model.onnx")
+    refuse(copy, "model.onnx points outside")
+    (copy / "model.onnx").unlink()
+    (copy / "again").symlink_to(copy, target_is_directory=True)
+    refuse(copy, "model.onnx is missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.update(version="sha256:0\nINFO forged"), "version: Value error, has line breaks"),
+        (lambda content: content.update(name="\x1b]0;owned\x07"), "name: Value error, has line breaks or control"),
+        (lambda content: content.update(format=0), "format: Input should be greater than or equal to 1"),
+        (lambda content: content["temperature"].update({"": 0.0}), "temperature"),
+        (lambda content: content["temperature"].update({"": float("nan")}), "temperature"),
+        (lambda content: content["temperature"].update({"Nowhere": 1.0}), "the taxonomy has no node 'Nowhere'"),
+        (lambda content: content["prototypes"][0].update(weight=float("nan")), "prototypes.0.weight"),
+        (lambda content: content["prototypes"][0].update(usual=float("inf")), "prototypes.0.usual"),
+        (lambda content: content["prototypes"][1].update(child="Nowhere"), "prototypes.1: the taxonomy has no node"),
+        (lambda content: content["prior"].update(Scuba=float("-inf")), "prior"),
+        (lambda content: content["graph"].update(rows=0), "graph.rows"),
+        (lambda content: content["taxonomy"]["nodes"].append(["Scuba"]), "taxonomy: "),
+        (lambda content: content["taxonomy"]["nodes"].__setitem__(0, ["Ani\nmal"]), "taxonomy: "),
+        (lambda content: content.update(taxonomy={"nodes": 7}), "taxonomy: not a stored taxonomy"),
+    ],
+)
+def test_values_that_no_export_writes_are_refused(
+    copy: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    edit_manifest(copy, change)
+    refuse(copy, "manifest.json", said)
+
+
+def test_what_file_managers_leave_is_ignored(copy: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", "prototypes/desktop.ini", "prototypes/._0000.webp"):
+        (copy / name).write_bytes(b"x")
+    bundle = read_bundle(copy)
+    # Nor do they enter a bundle that is written from this one.
+    assert rewrite_manifest(bundle, truth=None).version == bundle.version
+    (copy / ".hidden").write_bytes(b"x")
+    refuse(copy, ".hidden is not listed in SHA256SUMS")

@@ -26,10 +26,18 @@ def test_the_summary_counts_rows_and_errors(
     output = tmp_path / "scores.parquet"
     arguments = ("score", tiny_bundle, pictures, "-o", output, "--device", "cpu")
     code, out, _ = protoserve_command(*arguments)
-    assert code == 0 and out == f"{output}   9 pictures, 2 of them could not be read\n"
+    assert code == 0 and out == (
+        f"{output}   9 pictures, 2 of them could not be read; passed over 1 file: 1 without the suffix of a picture\n"
+    )
     code, out, _ = protoserve_command(*arguments, "--json")
     version = load(tiny_bundle, device="cpu").bundle.version
-    assert code == 0 and json.loads(out) == {"output": str(output), "rows": 9, "errors": 2, "model": version}
+    assert code == 0 and json.loads(out) == {
+        "output": str(output),
+        "rows": 9,
+        "errors": 2,
+        "passed_over": {"other_suffix": 1},
+        "model": version,
+    }
 
 
 def test_a_folder_as_output_is_refused(
@@ -60,7 +68,7 @@ def test_a_killed_run_resumes(tiny_bundle: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "another job" in refused.stderr
     # What was made is not made again.
-    root, images = find_images(pictures)
+    root, images, _ = find_images(pictures)
     version = load(tiny_bundle, device="cpu").bundle.version
     _, left = open_parts(Job(str(root), images, version, 1, 20), output)
     assert len(left) == 20 - len(made)

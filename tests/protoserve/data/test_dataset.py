@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,56 @@ def test_an_image_s_geometry_is_that_of_its_fitted_picture(root: Path) -> None:
     rule = InputRule(height=10, width=10, resize="crop")
     assert dataset.geometry(0, rule) == fit(dataset.picture(0), rule).geometry
     assert dataset.geometry(0, rule).cell_box(0, Cells(1, 1)) == (10, 0, 30, 20)
+
+
+# ---- names, links and files that are passed over ---------------------------------------------------------------------
+
+
+def test_a_class_is_found_whatever_the_composition_of_its_name(tmp_path: Path) -> None:
+    add_pictures(tmp_path, "train/Cr\u00e8me", 3)
+    add_pictures(tmp_path, "train/Garlic", 3)
+    add_pictures(tmp_path, "test/Cre\u0300me", 2)
+    dataset = read_split(tmp_path, "test", read_taxonomy(tmp_path))
+    assert len(dataset) == 2 and dataset.images[0] == "test/Cre\u0300me/0.png"
+    assert dataset.taxonomy.names[dataset.taxonomy.leaves[dataset.leaves[0]]] == "Cr\u00e8me"
+
+
+def test_an_unknown_class_that_looks_like_a_known_one_is_told_apart(root: Path) -> None:
+    add_pictures(root, "test/Gar\u200blic")
+    with pytest.raises(TaxonomyError, match=r"'Gar\\u200blic' looks like 'Garlic': write it as in train"):
+        read_split(root, "test", read_taxonomy(root))
+
+
+def test_a_linked_class_folder_counts(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    add_pictures(elsewhere, "pictures", 6)
+    (root / "test").mkdir()
+    (root / "test" / "Garlic").symlink_to(elsewhere / "pictures", target_is_directory=True)
+    dataset = read_split(root, "test", read_taxonomy(root))
+    assert len(dataset) == 6 and dataset.passed_over == {}
+    assert dataset.picture(1).picture.getpixel((0, 0)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_val_may_have_another_name(root: Path, name: str) -> None:
+    (root / "val").rename(root / name)
+    taxonomy = read_taxonomy(root)
+    for split in ("val", name):
+        dataset = read_split(root, split, taxonomy)
+        assert dataset.split == "val" and dataset.images == (f"{name}/Garlic/0.png", f"{name}/Garlic/1.png")
+
+
+def test_files_that_are_passed_over_are_counted_and_told(root: Path) -> None:
+    (root / "train" / "Garlic" / "notes.txt").touch()
+    dataset = read_split(root, "train", read_taxonomy(root))
+    assert dataset.passed_over == {"other_suffix": 1}
+    assert dataset.notes() == ["note: train: passed over 1 file: 1 without the suffix of a picture"]
+    left = dataset.without(["train/Garlic/0.png", "not among them"])
+    assert len(left) == len(dataset) - 1 and left.passed_over == {"other_suffix": 1, "broken": 1}
+
+
+def test_a_picture_s_name_that_is_not_utf8_is_shown(root: Path) -> None:
+    add_pictures(root, "train/Garlic", 1)
+    (root / "train/Garlic/0.png").rename(root / "train" / "Garlic" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(InputError, match=r"caf\\xe9\.png: the name is not UTF-8; rename it"):
+        read_split(root, "train", read_taxonomy(root))

@@ -12,6 +12,7 @@ from PIL import Image
 from protoserve.data.dataset import hold_out, holds_split, read_split, read_taxonomy
 from protoserve.data.tables import is_table, read_table
 from protoserve.errors import InputError, TaxonomyError
+from protoserve.taxonomy import Taxonomy
 
 PATHS = """image,path,split,remark
 a.png,Fruit/Apple/Gala,train,"red, ripe"
@@ -169,6 +170,76 @@ def test_a_table_is_distinguished_from_a_folder_and_read_again_after_changes(fol
         read_taxonomy(folder / "nothing.csv")
     table = write(folder, PATHS)
     assert len(read_table(table).images) == 4
-    table.write_text(PATHS + "deep/../d.png,Garlic,test,\n")
+    table.write_text(PATHS + "e.png,Garlic,test,\n")
     os.utime(table, ns=(1, 1))
     assert len(read_table(table).images) == 5
+
+
+# ---- cells as people write them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_semicolons_and_tabs_separate_cells_too(folder: Path, separator: str) -> None:
+    theirs = read_table(write(folder, PATHS))
+    ours = read_table(write(folder, PATHS.replace('"red, ripe"', "red").replace(",", separator), "other.csv"))
+    assert (ours.images, ours.paths, ours.splits) == (theirs.images, theirs.paths, theirs.splits)
+
+
+def test_val_may_have_another_name(folder: Path) -> None:
+    table = write(folder, PATHS.replace("Garlic,train", "Garlic,validation"))
+    assert read_table(table).splits == ("train", "train", "val", "test")
+    assert holds_split(table, "val") and holds_split(table, "valid")
+    taxonomy = Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Lemon", "Garlic"])
+    assert read_split(table, "validation", taxonomy).images == ("c.png",)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("Fruit\\Lemon", "has '\\' in it; write '/' between the names of a class"),
+        ("Fruit/Lemon/", "'Fruit/Lemon/' has a name that is empty or has spaces around it; write 'Fruit/Lemon'"),
+        ("/Fruit/Lemon", "write 'Fruit/Lemon'"),
+        ("Fruit / Lemon", "write 'Fruit/Lemon'"),
+        ("Fruit//Lemon", "write 'Fruit/Lemon'"),
+        ("Fruit/..", "column 'path' is not a class name"),
+        ("Fruit/Lem\x07on", "column 'path' is not a class name"),
+        ("Fruit/apple/Fuji", "'apple' looks like 'Apple'"),
+        ("Fruit/App\u200ble/Fuji", "'App\\u200ble' looks like 'Apple'"),
+    ],
+)
+def test_a_class_path_that_can_t_be_one_names_row_and_column(folder: Path, path: str, said: str) -> None:
+    with pytest.raises(TaxonomyError) as raised:
+        read_table(write(folder, PATHS.replace("Fruit/Lemon", path)))
+    assert "m.csv, row 2, column 'path'" in str(raised.value) and said in str(raised.value)
+
+
+def test_a_windows_path_says_what_to_write(folder: Path) -> None:
+    table = write(folder, PATHS.replace("deep/b.png", "deep\\b.png"))
+    with pytest.raises(InputError, match=r"row 2, column 'image': there is no file .*; write '/' instead of"):
+        read_taxonomy(table)
+
+
+@pytest.mark.parametrize("how", ["./a.png", "deep/../a.png", "absolute", "link.png", "linked/b.png"])
+def test_one_file_under_two_names_is_one_image(folder: Path, how: str) -> None:
+    (folder / "link.png").symlink_to(folder / "a.png")
+    (folder / "linked").symlink_to(folder / "deep", target_is_directory=True)
+    name = str(folder / "a.png") if how == "absolute" else how
+    first = "deep/b.png" if how == "linked/b.png" else "a.png"
+    with pytest.raises(InputError) as raised:
+        read_table(write(folder, PATHS.replace("d.png", name)))
+    row = 2 if how == "linked/b.png" else 1
+    assert f"row 4, column 'image': {name!r} is the file {first!r}, which is in row {row} already" in str(raised.value)
+
+
+def test_a_class_is_one_whatever_the_composition_of_its_name(folder: Path) -> None:
+    table = write(folder, PATHS.replace("Garlic,train", "Cre\u0300me,train"))
+    taxonomy = read_taxonomy(table)
+    assert "Cr\u00e8me" in taxonomy.names
+    other = write(folder, PATHS.replace("Fruit/Apple/Gala,test", "Cr\u00e8me,test"), "other.csv")
+    assert read_split(other, "test", taxonomy).images == ("d.png",)
+
+
+def test_a_table_that_is_not_utf8_is_named(folder: Path) -> None:
+    (folder / "latin.csv").write_bytes(PATHS.replace("Garlic", "Cr\u00e8me").encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.csv: can't read it as CSV in UTF-8"):
+        read_table(folder / "latin.csv")

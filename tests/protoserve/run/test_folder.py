@@ -11,7 +11,8 @@ import pytest
 
 from protoserve.errors import InputError
 from protoserve.run.folder import Run, open_run
-from protoserve.run.records import Metrics, Provenance
+from protoserve.run.provenance import Provenance
+from protoserve.run.records import Metrics
 
 
 def test_the_records_of_a_run_are_read(tiny_run: Path) -> None:

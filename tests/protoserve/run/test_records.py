@@ -13,7 +13,6 @@ from protoserve.run.records import (
     BestEpochRecord,
     Metrics,
     NoveltyThresholds,
-    Provenance,
     PurityRecord,
     SelectionAccuracy,
     StageRecords,
@@ -118,10 +117,3 @@ def test_a_bundle_holds_the_thresholds_alone() -> None:
         "true_positive_rate": 0.9,
         "thresholds": {"": 0.25},
     }
-
-
-def test_provenance_of_any_version_reads_and_the_left_out_leaves_have_a_field() -> None:
-    assert Provenance.model_validate({"seed": 0}).left_out == {}
-    assert Provenance.model_validate({"left_out": {"A/b": "A/b"}}).left_out == {"A/b": "A/b"}
-    content = {"config": {"name": "x"}, "seed": 0, "data": {"root": "d", "fingerprint": "f"}, "python": "3.11.7"}
-    assert Provenance.model_validate(content).model_dump() == content

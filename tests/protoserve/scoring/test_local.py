@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from protoserve.scoring.local import Job, find_images, join_parts, open_parts, s
 
 def score_all(model: Classifier, source: Path, output: Path, *, top_k: int = 1, part: int = 1000) -> tuple[int, int]:
     """Score `source` part by part into `output`; the numbers of rows and of errors."""
-    root, images = find_images(source)
+    root, images, _ = find_images(source)
     job = Job(str(root), images, model.bundle.version, top_k, part)
     directory, missing = open_parts(job, output)
     for index in missing:
@@ -111,7 +113,7 @@ def test_only_hidden_entries_below_the_folder_are_skipped(pictures: Path, monkey
     (pictures / ".thumbnails").mkdir()
     shutil.copy(pictures / "0.png", pictures / ".thumbnails" / "0.png")
     monkeypatch.chdir(pictures / "more")
-    _, above = find_images(Path(".."))
+    above = find_images(Path("..")).images
     assert above == find_images(pictures)[1]
     assert len(above) == 9
     hidden = pictures.rename(pictures.parent / ".pictures")
@@ -127,3 +129,76 @@ def test_a_run_killed_before_its_first_part_begins_anew(tmp_path: Path) -> None:
     assert [file.name for file in directory.iterdir()] == ["job.json"]
     (directory / "job.json").unlink()
     assert open_parts(job, output) == (directory, [0])
+
+
+# ---- files that are not pictures, odd names, folders of others -------------------------------------------------------
+
+
+def test_files_that_are_passed_over_are_counted_and_kept_in_the_result(pictures: Path, tmp_path: Path) -> None:
+    os.mkfifo(pictures / "pipe.jpg")
+    (pictures / ".DS_Store").touch()
+    found = find_images(pictures)
+    assert found.passed_over == {"other_suffix": 1, "not_a_file": 1} and len(found.images) == 9
+    job, output = Job(str(found.root), (), "sha256:0", 1), tmp_path / "scores.parquet"
+    directory, _ = open_parts(job, output)
+    join_parts(job, directory, output, found.passed_over)
+    assert json.loads(parquet.read_schema(output).metadata[b"protoserve.passed_over"]) == found.passed_over
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"holds no pictures \(passed over 1 file: 1 without the suffix"):
+        find_images(tmp_path)
+
+
+def test_a_linked_folder_is_scored_and_a_loop_is_an_error(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "pictures").symlink_to(pictures, target_is_directory=True)
+    assert len(find_images(tmp_path / "links").images) == 9
+    (pictures / "more" / "loop").symlink_to(pictures, target_is_directory=True)
+    with pytest.raises(InputError, match="leads back to a folder above it"):
+        find_images(pictures)
+
+
+def test_a_name_that_is_not_utf8_and_a_pipe_are_rows(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    (pictures / "0.png").rename(pictures / odd)
+    os.mkfifo(pictures / "pipe")
+    model, output = load(tiny_bundle, device="cpu"), tmp_path / "scores.parquet"
+    job = Job(str(pictures), (odd, "2.png", "pipe"), model.bundle.version, 1)
+    directory, _ = open_parts(job, output)
+    write_part(score_part(job, 0, model), directory, 0)
+    assert join_parts(job, directory, output) == (3, 1)
+    rows = parquet.read_table(output).to_pylist()
+    assert [(row["image"], row["error"] is None) for row in rows] == [
+        ("caf\\xe9.png", True),
+        ("2.png", True),
+        ("pipe", False),
+    ]
+    assert "pipe is a pipe, a socket or a device" in rows[2]["error"]
+
+
+@pytest.mark.parametrize("stranger", ["thesis.docx", "folder", "orphan.parquet"])
+def test_restart_removes_only_a_job_s_parts(tmp_path: Path, stranger: str) -> None:
+    job, output = Job("/", ("a.png",), "sha256:0", 1), tmp_path / "scores.parquet"
+    directory = tmp_path / "scores.parquet.parts"
+    if stranger == "orphan.parquet":
+        directory.mkdir()
+    else:
+        open_parts(job, output)
+    if stranger == "folder":
+        (directory / stranger).mkdir()
+    else:
+        (directory / stranger).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"removes only the parts of a job, and this folder holds '{stranger}'"):
+        open_parts(job, output, restart=True)
+    assert (directory / stranger).exists()
+
+
+def test_restart_begins_anew(tmp_path: Path) -> None:
+    output = tmp_path / "scores.parquet"
+    directory, _ = open_parts(Job("/", ("a.png",), "sha256:0", 1), output)
+    (directory / "000000.parquet").write_bytes(b"")
+    (directory / ".draft-01234567.000001.parquet").write_bytes(b"")
+    _, left = open_parts(Job("/", ("b.png",), "sha256:0", 1), output, restart=True)
+    assert left == [0] and not (directory / "000000.parquet").exists()

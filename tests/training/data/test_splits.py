@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 from training.config import Config, parse_config
-from training.data.splits import note_renamed, read_splits
+from training.data.splits import read_splits
 
 LEAVES = ("A/x", "A/y", "B")
 IMAGES = {"train": 4, "val": 2, "test": 3}
@@ -131,10 +129,70 @@ def test_folders_read_as_another_leaf_are_noted_as_they_are_spelled(data: Path) 
     dataset = Dataset(
         data, "val", read_taxonomy(data), (), np.empty(0, dtype=np.int64), (("[red]/x", "x"), ("y/z", "z"))
     )
-    console = Console(file=io.StringIO(), width=20)
-    note_renamed(dataset, console)
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().splitlines() == [
-        "note: val/[red]/x is read as the leaf x",
-        "note: val/y/z is read as the leaf z",
-    ]
+    assert dataset.notes() == ["note: val/[red]/x is read as the leaf x", "note: val/y/z is read as the leaf z"]
+
+
+# ---- pictures that are broken, passed over or in the data twice ------------------------------------------------------
+
+
+def whole(data: Path, folder: Path) -> Path:
+    return part_of(data, folder, "train", "val", "test")
+
+
+def test_every_broken_picture_of_every_split_is_listed_before_training(data: Path, tmp_path: Path) -> None:
+    folder = whole(data, tmp_path / "data")
+    (folder / "test/B/2.png").write_bytes(b"")
+    (folder / "train/A/x/0.png").write_bytes(b"text")
+    (folder / "val/B/1.png").unlink()
+    (folder / "val/B/1.png").symlink_to("gone.png")
+    with pytest.raises(InputError) as raised:
+        read_splits(config(), folder)
+    assert str(raised.value) == (
+        "3 pictures can't be read: train/A/x/0.png (not a picture), val/B/1.png (no such file), "
+        "test/B/2.png (empty); mend or remove them, or leave them out with --skip-broken"
+    )
+
+
+def test_broken_pictures_are_left_out_on_request_and_counted(data: Path, tmp_path: Path) -> None:
+    folder = whole(data, tmp_path / "data")
+    (folder / "test/B/2.png").write_bytes(b"")
+    (folder / "train/A/x/0.png").write_bytes(b"text")
+    splits = read_splits(config(), folder, skip_broken=True)
+    assert splits.test is not None and len(splits.test) == 8
+    assert splits.broken == ("train/A/x/0.png", "test/B/2.png")
+    assert splits.passed_over == {"train": {"broken": 1}, "val": {}, "test": {"broken": 1}}
+    assert "note: test: passed over 1 file: 1 that can't be read" in splits.notes
+    # The fingerprint is that of the pictures that are left, so that the same data set is found again.
+    kept = read_split(folder, "train", read_taxonomy(folder)).without(splits.broken)
+    assert splits.fingerprint == kept.fingerprint()
+
+
+def test_a_leaf_that_only_has_broken_pictures_is_named(data: Path, tmp_path: Path) -> None:
+    folder = whole(data, tmp_path / "data")
+    for file in (folder / "train/B").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(TaxonomyError, match="leaf 'B' has no picture that can be read"):
+        read_splits(config(), folder, skip_broken=True)
+
+
+def test_files_that_are_not_pictures_are_counted(data: Path, tmp_path: Path) -> None:
+    folder = whole(data, tmp_path / "data")
+    (folder / "train/B/notes.txt").write_text("red")
+    (folder / "train/B/.hidden.png").write_bytes(b"")
+    (folder / "train/B/.DS_Store").write_bytes(b"")
+    splits = read_splits(config(), folder)
+    assert splits.passed_over == {"train": {"other_suffix": 1, "hidden": 1}, "val": {}, "test": {}}
+    assert splits.notes == ("note: train: passed over 2 files: 1 without the suffix of a picture, 1 hidden",)
+
+
+def test_the_same_picture_in_two_splits_or_classes_is_warned_of(data: Path, tmp_path: Path) -> None:
+    folder = whole(data, tmp_path / "data")
+    shutil.copy(folder / "train/A/x/0.png", folder / "test/A/x/copy.png")
+    shutil.copy(folder / "train/A/x/1.png", folder / "train/B/copy.png")
+    splits = read_splits(config(), folder)
+    assert splits.copies == {"test": 1, "two_classes": 1}
+    assert splits.notes == (
+        "warning: 1 picture of test are also in train, for example test/A/x/copy.png = train/A/x/0.png",
+        "warning: 1 picture of train are under two classes, for example train/B/copy.png = train/A/x/1.png",
+    )
+    assert read_splits(config(), data).copies == {}

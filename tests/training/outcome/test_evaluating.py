@@ -81,6 +81,7 @@ def test_evaluate_reports_on_the_left_out_leaves(
     document = json.loads(ended.stdout)
     novel = document.pop("novel")
     document.pop("seconds")
+    assert document.pop("passed_over") == {}
     assert document == json.loads((left_out_run / "metrics.json").read_text())["test"]
     whole = read_taxonomy(rendered_data)
     test = read_split(rendered_data, "test", whole)

@@ -1,0 +1,50 @@
+"""The record in a run's `provenance.json`, which bundles repeat: what a model was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from protoserve.run.records import Record
+
+
+class DataReference(Record):
+    """The data set of a run: its folder's name and the fingerprint of its training split."""
+
+    root: str
+    fingerprint: str
+
+
+class ImageNumbers(Record):
+    """The numbers of images that a run was fitted and selected on."""
+
+    fit: int
+    selection: int
+
+
+class ExportRecord(Record):
+    """The export that wrote a bundle: package → version."""
+
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class Provenance(Record):
+    """`provenance.json`: configuration, data and versions of a run. `left_out` maps the leaves left out of training to
+    their folders, and `broken` names the pictures left out because they can't be read; both are needed to read the
+    run's data set. `passed_over` counts, by split and reason, the files that are not among the images; `copies` counts,
+    by split, the pictures that are in train, too, and as `two_classes` those of train that are under two classes. A
+    bundle's manifest adds `export`."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    data: DataReference | None = None
+    left_out: dict[str, str] = Field(default_factory=dict)
+    broken: list[str] = Field(default_factory=list)
+    passed_over: dict[str, dict[str, int]] = Field(default_factory=dict)
+    copies: dict[str, int] = Field(default_factory=dict)
+    images: ImageNumbers | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    python: str | None = None
+    device: str | None = None
+    export: ExportRecord | None = None
