@@ -46,6 +46,10 @@ class DeviceError(ProtoServeError):
     """The requested device can't be used, or it failed."""
 
 
+class OutOfMemoryError(ProtoServeError):
+    """This machine has too little free memory for a piece of work that is otherwise allowed."""
+
+
 class ParityError(ProtoServeError):
     """An exported graph whose outputs differ from those of its network."""
 

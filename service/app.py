@@ -34,7 +34,7 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
     """
     predict = PredictRoutes(settings, current_model)
     model = ModelRoutes(settings, current_model)
-    operations = OperationsRoutes(settings, current_model)
+    operations = OperationsRoutes(settings, current_model, predict.is_stalled)
     routes = [
         Route("/", operations.page),
         Route("/v1/predict", predict.predict, methods=["POST"]),

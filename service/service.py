@@ -36,6 +36,7 @@ from service.app import create_app  # noqa: E402
 from service.model.holder import ModelHolder, watch  # noqa: E402
 from service.operations import metrics  # noqa: E402
 from service.operations.logs import configure_logs  # noqa: E402
+from service.scheduling.decoding import hide_main_module  # noqa: E402
 from service.server.process import (  # noqa: E402
     allow_connections,
     end_with_parent,
@@ -47,6 +48,7 @@ LOG = logging.getLogger("protoserve.service")
 
 if IS_WORKER:
     end_with_parent()
+    hide_main_module()
     install_strict_protocol(
         ConnectionLimits(SETTINGS.header_seconds, SETTINGS.write_seconds, allow_connections(SETTINGS.max_connections))
     )

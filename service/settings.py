@@ -10,13 +10,21 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from protoserve.cores import usable_cores
+from protoserve.cores import usable_cores, usable_memory
 from protoserve.device import Device
 from protoserve.errors import InputError
-from protoserve.images.decoding import DEFAULT_LIMITS, FORMATS
+from protoserve.images.formats import readable_formats
+from protoserve.images.signatures import WEB_FORMATS
 from service.api_keys import ApiKey, parse_key
 
 PREFIX: Final = "PROTOSERVE_"
+# The memory in which a worker's threads decode small images, in bytes.
+THREAD_MEMORY: Final = 100_000_000
+# Measured beside a model of 14 MB (docs/decisions/0004-decoding.md): BentoML's supervisor, and a worker with its model
+# and two decoding processes.
+_SUPERVISOR_MEMORY: Final = 150_000_000
+_WORKER_MEMORY: Final = 330_000_000
+_MOST_DECODING: Final = 1_000_000_000
 # docs/decisions/0002-batching.md gives the reasons.
 DEFAULT_BATCH: Final = {"cpu": 1, "cuda": 16}
 
@@ -70,12 +78,12 @@ class Settings(BaseSettings):
     )
 
     # Uploads.
-    max_bytes: int = Field(default=DEFAULT_LIMITS.bytes, ge=1, description="largest request body, in bytes")
-    max_pixels: int = Field(default=DEFAULT_LIMITS.pixels, ge=1, description="largest image, in pixels")
-    max_side: int = Field(default=DEFAULT_LIMITS.side, ge=1, description="longest side of an image, in pixels")
+    max_bytes: int = Field(default=20_000_000, ge=1, description="largest request body, in bytes")
+    max_pixels: int = Field(default=200_000_000, ge=1, description="largest image, in pixels")
+    max_side: int = Field(default=20_000, ge=1, description="longest side of an image, in pixels")
     max_images: int = Field(default=16, ge=1, le=64, description="most images in one batch request")
     formats: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=FORMATS, description="accepted image formats, separated by commas"
+        default=WEB_FORMATS, description="accepted image formats, separated by commas"
     )
     jpeg_draft: bool = Field(
         default=False,
@@ -108,9 +116,19 @@ class Settings(BaseSettings):
         "One client (an API key, or else an address) gets at most three quarters of what the others leave",
     )
     max_memory: int = Field(
-        default=256_000_000,
+        default=128_000_000,
         ge=1,
         description="most bytes of request bodies that a worker holds at a time; above it, 503",
+    )
+    max_decoding: int | None = Field(
+        default=None,
+        ge=2 * THREAD_MEMORY,
+        description="most bytes of memory in which a worker decodes images at a time: 100,000,000 for small ones, "
+        "the rest for large ones, which also bounds the largest. The default is what the container's memory limit "
+        f"leaves beside the processes and PROTOSERVE_MAX_MEMORY, at most {_MOST_DECODING:,}",
+    )
+    decode_seconds: float = Field(
+        default=10.0, gt=0, description="longest time to decode a large image once it has started, in seconds; then 504"
     )
     wait_seconds: float = Field(
         default=10.0,
@@ -166,8 +184,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         formats = tuple(name.upper() for name in value)
-        if not formats or not set(formats) <= set(FORMATS):
-            raise ValueError(f"choose formats from {', '.join(FORMATS)}")
+        if not formats or not set(formats) <= set(readable_formats()):
+            raise ValueError(f"choose formats from {', '.join(readable_formats())}")
         return formats
 
     @model_validator(mode="after")
@@ -191,6 +209,19 @@ class Settings(BaseSettings):
     def inference_threads(self) -> int:
         """Return the CPU threads of one inference."""
         return self.threads or max(1, usable_cores() // self.workers)
+
+    def decoding_budget(self, memory: int | None = None) -> int:
+        """Return the bytes of memory in which a worker decodes images, in a container of `memory` bytes.
+
+        By default, the container is this process's own, if it has a limit.
+        """
+        if self.max_decoding is not None:
+            return self.max_decoding
+        memory = usable_memory() if memory is None else memory
+        if memory is None:
+            return _MOST_DECODING
+        share = (memory - _SUPERVISOR_MEMORY) // self.workers - _WORKER_MEMORY - self.max_memory
+        return min(max(share, 2 * THREAD_MEMORY), _MOST_DECODING)
 
     def for_log(self) -> dict[str, Any]:
         """Return all settings for a log line, with the names of API keys but not their hashes."""

@@ -82,7 +82,7 @@ class Dataset:
     def geometry(self, index: int, rule: InputRule) -> Geometry:
         """Return the geometry of an image under `rule`; decodes the image for its size, but does not resize it."""
         picture = self.picture(index)
-        return geometry_of(picture.width, picture.height, rule)
+        return geometry_of(picture.width, picture.height, rule, picture.reduced)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         """Return the data set of the images at `indices`, in that order."""

@@ -5,6 +5,7 @@ Training, export and serving read every picture with `decode`, so a network gets
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import struct
@@ -19,23 +20,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from protoserve.errors import ImageError, InputError
+from protoserve.errors import ImageError, InputError, OutOfMemoryError
+from protoserve.images.colour import to_srgb, wide_gamut
+from protoserve.images.formats import readable_formats
 from protoserve.images.geometry import InputRule
+from protoserve.images.headers import Header, read_header
+from protoserve.images.signatures import description, format_of, listed
 
-ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | NDArray[np.uint8]
-
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # The suffixes of picture files; `decode` itself looks only at the content.
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
-# The first bytes of each format, to distinguish a damaged picture from other content.
-_SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "WEBP": (b"RIFF",),
-    "BMP": (b"BM",),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "GIF": (b"GIF8",),
+ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | NDArray[np.uint8]
+
+# A JPEG with more pixels is decoded at a half, a quarter or an eighth of its size, which is then below this.
+FULL_JPEG_PIXELS: Final = 50_000_000
+# Memory beside the decoded picture: strips of it, the picture at model size, the library's buffers.
+_WORKING_MEMORY: Final = 24_000_000
+_WORKING_BYTES_PER_PIXEL: Final = 20
+
+_PLUGINS: Final[Mapping[str, tuple[str, str]]] = {
+    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
+    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+    "HEIF": ("pillow_heif", "HeifImageFile"),
 }
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 # Pillow's `exif_transpose` also rewrites all metadata, so it fails on a picture with a single malformed tag.
@@ -63,7 +75,6 @@ _PILLOW_ERRORS = (
     AssertionError,
     NotImplementedError,
     RecursionError,
-    MemoryError,
     Image.DecompressionBombWarning,
 )
 # Pillow warns about unusual metadata in pictures that it reads correctly. A server can't change a sender's metadata,
@@ -73,11 +84,14 @@ _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest picture allowed: its encoded bytes, its number of pixels, and its longer side in pixels."""
+    """The largest picture allowed: its encoded bytes, its number of pixels, and its longer side in pixels.
 
-    bytes: int = 20_000_000
-    pixels: int = 50_000_000
-    side: int = 20_000
+    The defaults are for data of one's own; the service sets narrower ones for what strangers send.
+    """
+
+    bytes: int = 2_000_000_000
+    pixels: int = 1_000_000_000
+    side: int = 200_000
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -85,144 +99,255 @@ DEFAULT_LIMITS: Final = Limits()
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An upright 8-bit RGB picture: EXIF orientation applied, transparency blended with white.
+    """A decoded picture: its pixels as `stored`, in any mode with a defined 8-bit RGB form, and how to read them.
 
-    If it was decoded at 1/`reduced` of its size, `full` is its original width and height; otherwise `full` is None.
+    If it was decoded at 1/`reduced` of its size, `full` is its original upright width and height; otherwise `full` is
+    None. `orientation` is that of EXIF, 1 to 8; `white` the value of white in a 16-bit picture; `profile` the colour
+    profile to apply, if any.
     """
 
-    picture: Image.Image
+    stored: Image.Image
     reduced: int = 1
     full: tuple[int, int] | None = None
+    orientation: int = 1
+    white: int = 65_535
+    profile: bytes | None = None
 
     @property
     def width(self) -> int:
         """The width of the sender's picture in pixels."""
-        return self.picture.width if self.full is None else self.full[0]
+        return self.decoded_size[0] if self.full is None else self.full[0]
 
     @property
     def height(self) -> int:
         """The height of the sender's picture in pixels."""
-        return self.picture.height if self.full is None else self.full[1]
+        return self.decoded_size[1] if self.full is None else self.full[1]
+
+    @property
+    def decoded_size(self) -> tuple[int, int]:
+        """The width and the height of `picture`."""
+        width, height = self.stored.size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+    @property
+    def picture(self) -> Image.Image:
+        """The upright 8-bit RGB picture in sRGB, transparency blended with white. Made anew on each access."""
+        rgb = self.rows(0, self.decoded_size[1])
+        return rgb if self.profile is None else to_srgb(rgb, self.profile)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `stored` is upright RGB without transparency already."""
+        return self.orientation == 1 and self.stored.mode == "RGB" and not self.stored.has_transparency_data
+
+    def rows(self, first: int, last: int) -> Image.Image:
+        """Return the rows from `first` to `last` (exclusive) of the upright RGB picture, without the profile applied.
+
+        Only these rows are converted, so that a large picture needs no second copy.
+        """
+        width, height = self.stored.size
+        if self.is_plain and (first, last) == (0, height):
+            return self.stored
+        # The first upright row is the last stored row or column for these orientations.
+        limit = height if self.orientation < 5 else width
+        start, end = (limit - last, limit - first) if self.orientation in (3, 4, 7, 8) else (first, last)
+        box = (0, start, width, end) if self.orientation < 5 else (start, 0, end, height)
+        part = self.stored if box == (0, 0, width, height) else self.stored.crop(box)
+        rgb = _rgb(part, self.white)
+        transposition = _UPRIGHT.get(self.orientation)
+        return rgb if transposition is None else rgb.transpose(transposition)
+
+
+@dataclass(frozen=True)
+class DecodingCost:
+    """Upper bounds for decoding a picture and resizing it to model size: bytes of memory and seconds of one core.
+
+    `bounded` is False where a format's decoder has limits that we don't know.
+    """
+
+    memory: int
+    seconds: float
+    bounded: bool
 
 
 def decode(
     source: ImageSource,
     *,
     limits: Limits = DEFAULT_LIMITS,
-    formats: tuple[str, ...] = FORMATS,
+    formats: tuple[str, ...] | None = None,
     draft_for: InputRule | None = None,
 ) -> DecodedImage:
     """Decode a picture: a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] (RGB) or [H, W] (grey).
 
-    The format is detected from the content, never from a name: JPEG, PNG, WebP, BMP, TIFF or GIF; `formats` restricts
-    the choice. Only the first frame is read. EXIF orientation is applied, transparency is blended with white, 16-bit
-    grey is scaled to 8 bits, and colour profiles are ignored. The `limits` are checked on the header, before any pixel
-    is decoded.
+    The format is detected from the content, never from a name: one of `formats`, by default all that this installation
+    reads. Only the first frame is read. EXIF orientation is applied (that of XMP is not, as in browsers), and
+    transparency is blended with white. 16-bit grey is scaled to 8 bits, from 12 or 8 bits where the file says so or
+    holds no larger value. RGB profiles of a matrix and curves are converted to sRGB, others are ignored. The `limits`
+    are checked on the header, before any pixel is decoded.
 
-    With `draft_for`, an encoded JPEG that this rule would shrink by a factor of 4 or more is decoded at a half, a
-    quarter or an eighth of its size, with at least two pixels per pixel of the model's input. That is much faster, and
-    the pixels differ slightly from those of a full decoding.
+    A JPEG of more than `FULL_JPEG_PIXELS` is decoded at a half, a quarter or an eighth of its size. With `draft_for`,
+    so is one that this rule would shrink by a factor of 4 or more, with at least two pixels per pixel of the model's
+    input. That is much faster, and the pixels differ slightly from those of a full decoding.
 
-    Raises InputError for a path that is not a readable file, and ImageError with the code `unsupported_image`
-    (not a picture, or a kind without a defined 8-bit form), `broken_image` (damaged or truncated) or
-    `image_too_large`.
+    Raises InputError for a path that is not a readable file, OutOfMemoryError if this machine has too little memory,
+    and ImageError with the code `unsupported_image` (not a picture, or a kind without a defined 8-bit form),
+    `broken_image` (damaged or truncated) or `image_too_large`.
 
     >>> decode(np.zeros((20, 30, 3), dtype=np.uint8)).width
     30
     """
+    formats = readable_formats() if formats is None else formats
     if isinstance(source, str | Path):
-        return _decode_file(Path(source), limits, formats, draft_for)
+        path = Path(source)
+        return _decode_bytes(_content(path, limits), limits, str(path), formats, draft_for)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode_bytes(bytes(source), limits, "the image", formats, draft_for)
     if isinstance(source, np.ndarray):
         return DecodedImage(_from_array(source, limits))
     if isinstance(source, Image.Image):
         _check_size(source.size, limits, "the image")
-        return _upright_rgb(source, limits, "the image")
+        return _loaded(source, None, limits, "the image")
     raise ImageError(
         f"{type(source).__name__} is not a picture; give a path, bytes, a Pillow image or a uint8 array",
         "unsupported_image",
     )
 
 
-def _decode_file(path: Path, limits: Limits, formats: tuple[str, ...], draft_for: InputRule | None) -> DecodedImage:
+def decoding_cost(
+    data: bytes,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    formats: tuple[str, ...] | None = None,
+    draft_for: InputRule | None = None,
+) -> DecodingCost:
+    """Return what `decode` and `fitting.fit` take for encoded bytes, from the headers alone.
+
+    Raises ImageError as `decode` does for whatever the headers tell.
+    """
+    header = _examined(data, limits, "the image", readable_formats() if formats is None else formats)
+    reduced = _reduction(header, draft_for)
+    memory = (header.memory - header.coefficients) // reduced**2 + header.coefficients
+    working = min(_WORKING_MEMORY, 2_000_000 + _WORKING_BYTES_PER_PIXEL * header.pixels)
+    return DecodingCost(memory + len(data) + working, header.seconds, header.bounded)
+
+
+def _content(path: Path, limits: Limits) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file")
     try:
         with path.open("rb") as stream:
             # Reading one byte more than allowed reveals a file (or a pipe) that is too large without reading all of it.
-            data = stream.read(limits.bytes + 1)
+            return stream.read(limits.bytes + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r}: can't read the image ({error})") from error
-    return _decode_bytes(data, limits, str(path), formats, draft_for)
+
+
+def _examined(data: bytes, limits: Limits, name: str, formats: tuple[str, ...]) -> Header:
+    """Check all that can be checked without decoding, and return the header."""
+    if not data:
+        raise ImageError(f"{name} is empty; give a picture as {listed(formats)}", "unsupported_image")
+    if len(data) > limits.bytes:
+        raise ImageError(
+            f"{name} has more than the {limits.bytes:,} bytes allowed; send a smaller one", "image_too_large"
+        )
+    kind = format_of(data)
+    if kind is None or kind not in formats:
+        raise _unsupported(data, name, formats)
+    header = read_header(data, kind, name)
+    _check_size((header.width, header.height), limits, name)
+    return header
+
+
+def _unsupported(data: bytes, name: str, formats: tuple[str, ...]) -> ImageError:
+    known = description(data)
+    if known is None:
+        return ImageError(f"{name} is not a picture as {listed(formats)}; convert it", "unsupported_image")
+    what, cure = known
+    return ImageError(f"{name} is {what}, not a picture as {listed(formats)}; {cure}", "unsupported_image")
 
 
 def _decode_bytes(
     data: bytes, limits: Limits, name: str, formats: tuple[str, ...], draft_for: InputRule | None
 ) -> DecodedImage:
-    if not data:
-        raise ImageError(f"{name} is empty; give a picture as {_listed(formats)}", "unsupported_image")
-    if len(data) > limits.bytes:
-        raise ImageError(
-            f"{name} has more than the {limits.bytes:,} bytes allowed; send a smaller one", "image_too_large"
-        )
+    header = _examined(data, limits, name, formats)
     _silence_pillow_warnings()
+    module, plugin = _PLUGINS[header.format]
     try:
-        picture = Image.open(io.BytesIO(data), formats=formats)
+        # Not `Image.open`: it would try every plugin, treat some JPEGs as another format, and apply a limit of its own.
+        picture: Image.Image = getattr(importlib.import_module(module), plugin)(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has too many pixels ({error}); send a smaller one", "image_too_large") from error
+    except MemoryError as error:
+        raise _out_of_memory(name) from error
     except _PILLOW_ERRORS as error:
-        if _looks_like(data, formats):
-            raise ImageError(f"{name} is damaged or truncated; send it again", "broken_image") from error
-        raise ImageError(f"{name} is not a picture as {_listed(formats)}; convert it", "unsupported_image") from error
-    with picture:
-        _check_size(picture.size, limits, name)
-        full = picture.size
-        reduced = 1 if draft_for is None or picture.format != "JPEG" else _reduction(full, draft_for)
-        if reduced == 1:
-            return _upright_rgb(picture, limits, name)
-        picture.draft(None, (full[0] // reduced, full[1] // reduced))
-        upright = _upright_rgb(picture, limits, name).picture
-        # The decoder rounds sides up. If the picture was rotated by 90°, its sides are swapped.
-        decoded = (-(-full[0] // reduced), -(-full[1] // reduced))
-        return DecodedImage(upright, reduced, full if upright.size == decoded else full[::-1])
+        raise ImageError(f"{name} is damaged or truncated; send it again", "broken_image") from error
+    _check_size(picture.size, limits, name)
+    if picture.width * picture.height > header.pixels:
+        raise ImageError(f"{name} states several sizes; send it again", "broken_image")
+    full, reduced = picture.size, _reduction(header, draft_for)
+    if reduced == 1:
+        return _loaded(picture, header, limits, name)
+    picture.draft(None, (full[0] // reduced, full[1] // reduced))
+    decoded = _loaded(picture, header, limits, name)
+    upright = full[::-1] if decoded.orientation >= 5 else full
+    return DecodedImage(decoded.stored, reduced, upright, decoded.orientation, decoded.white, decoded.profile)
 
 
-def _reduction(size: tuple[int, int], rule: InputRule) -> int:
-    """Return the factor, 8, 4, 2 or 1, by which a JPEG may be reduced while decoding; see `draft_for` of `decode`."""
+def _reduction(header: Header, rule: InputRule | None) -> int:
+    """Return the factor, 8, 4, 2 or 1, by which a picture is reduced while decoding; see `decode`."""
+    if header.format != "JPEG":
+        return 1
+    needed = next((factor for factor in (1, 2, 4) if header.pixels <= FULL_JPEG_PIXELS * factor**2), 8)
+    if rule is None:
+        return needed
     # The picture may still be rotated, so this assumes the worse orientation.
-    shrinkage = rule.share * min(size) / max(rule.width, rule.height)
-    return next((factor for factor in (8, 4, 2) if shrinkage >= 2 * factor), 1)
+    shrinkage = rule.share * min(header.width, header.height) / max(rule.width, rule.height)
+    return max(needed, next((factor for factor in (8, 4, 2) if shrinkage >= 2 * factor), 1))
 
 
-def _looks_like(data: bytes, formats: tuple[str, ...]) -> bool:
-    """Return whether the data starts with the signature of one of the formats."""
-    matching = [name for name in formats if data.startswith(_SIGNATURES[name])]
-    return bool(matching) and (matching != ["WEBP"] or data[8:12] == b"WEBP")
-
-
-def _listed(formats: tuple[str, ...]) -> str:
-    *others, last = ("WebP" if name == "WEBP" else name for name in formats)
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _upright_rgb(picture: Image.Image, limits: Limits, name: str) -> DecodedImage:
+def _loaded(picture: Image.Image, header: Header | None, limits: Limits, name: str) -> DecodedImage:
+    """Decode the pixels of a picture; `header` is that of its file, None for a Pillow image of the caller's."""
     _silence_pillow_warnings()
     try:
         picture.load()
         # The size of some formats is known only after loading.
         _check_size(picture.size, limits, name)
         # Read after loading, because Pillow rotates a TIFF itself and then removes its orientation.
-        transposition = _UPRIGHT.get(_orientation(picture))
-        rgb = _rgb(picture, name)
-        return DecodedImage(rgb.transpose(transposition) if transposition is not None else rgb)
+        orientation = _orientation(picture) if header is None or not header.bounded else header.orientation
+        if header is not None:
+            # Leaves behind what only the file's decoder needs, such as the canvases of a WebP.
+            picture = picture._new(picture.im)
+    except MemoryError as error:
+        raise _out_of_memory(name) from error
     except _PILLOW_ERRORS as error:
+        if "memory" in str(error):
+            raise _out_of_memory(name) from error
         raise ImageError(f"{name} is damaged or truncated ({error}); send it again", "broken_image") from error
+    if picture.mode not in _EIGHT_BIT_MODES and not picture.mode.startswith("I;16"):
+        raise ImageError(
+            f"{name} has samples of mode {picture.mode!r}, whose range is unknown; save it with 8 or 16 bits",
+            "unsupported_image",
+        )
+    white = _white(picture) if picture.mode.startswith("I;16") else 65_535
+    profile = picture.info.get("icc_profile") if picture.mode in ("RGB", "RGBA", "RGBX", "P") else None
+    return DecodedImage(
+        picture,
+        orientation=orientation if orientation in _UPRIGHT else 1,
+        white=white,
+        profile=wide_gamut(profile) if isinstance(profile, bytes) else None,
+    )
+
+
+def _out_of_memory(name: str) -> OutOfMemoryError:
+    return OutOfMemoryError(f"{name} needs more memory to decode than is free; try again later, or free some")
 
 
 def _orientation(picture: Image.Image) -> int:
+    if "exif" not in picture.info and any("xmp" in str(key).lower() for key in picture.info):
+        # Pillow would look for an orientation in XMP; browsers don't.
+        return 1
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except _PILLOW_ERRORS:
@@ -231,24 +356,25 @@ def _orientation(picture: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _rgb(picture: Image.Image, name: str) -> Image.Image:
+def _rgb(picture: Image.Image, white: int) -> Image.Image:
     if picture.mode.startswith("I;16"):
-        return _eight_bits(picture).convert("RGB")
-    if picture.mode not in _EIGHT_BIT_MODES:
-        raise ImageError(
-            f"{name} has samples of mode {picture.mode!r}, whose range is unknown; save it with 8 or 16 bits",
-            "unsupported_image",
-        )
+        return _eight_bits(picture, white).convert("RGB")
     if picture.has_transparency_data:
         colours = picture.convert("RGBA")
-        white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, colours).convert("RGB")
-    return picture.convert("RGB")
+        backdrop = Image.new("RGBA", colours.size, (255, 255, 255, 255))
+        return Image.alpha_composite(backdrop, colours).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _white(picture: Image.Image) -> int:
+    """Return the value of white in a 16-bit picture: the largest of as many bits as its values need, 8, 12 or 16."""
+    greatest = int(np.asarray(picture).max())
+    return next(white for white in (255, 4095, 65_535) if greatest <= white)
+
+
+def _eight_bits(picture: Image.Image, white: int) -> Image.Image:
     wide = np.asarray(picture).astype(np.uint32)
-    grey = ((wide + 128) // 257).astype(np.uint8)
+    grey = ((wide * 255 + white // 2) // white).astype(np.uint8)
     if (transparent := picture.info.get("transparency")) is not None:
         grey[wide == transparent] = 255
     return Image.fromarray(grey)

@@ -19,7 +19,7 @@ from protoserve.bundle.ensemble import Ensemble, Model, ensemble_of, read_model
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.device import Device
 from protoserve.errors import ImageError, InputError
-from protoserve.images.decoding import DEFAULT_LIMITS, FORMATS, ImageSource, Limits, decode
+from protoserve.images.decoding import DEFAULT_LIMITS, ImageSource, Limits, decode
 from protoserve.images.fitting import FittedImage, fit
 from protoserve.inference.engine import Engine
 from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
@@ -90,7 +90,7 @@ class Classifier:
         image: ImageSource,
         *,
         limits: Limits = DEFAULT_LIMITS,
-        formats: tuple[str, ...] = FORMATS,
+        formats: tuple[str, ...] | None = None,
         draft: bool = False,
     ) -> FittedImage:
         """Decode one untrusted image and resize it to model size: the part of `predict` before the engine.

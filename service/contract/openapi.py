@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from protoserve import __version__
-from protoserve.images.decoding import FORMATS
+from protoserve.images.signatures import WEB_FORMATS
 from protoserve.schema import Prediction
 from service.contract.example import EXAMPLE
 from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
@@ -131,7 +131,7 @@ def _predict(top_k: int | None) -> dict[str, Any]:
         "parameters": _predict_parameters(top_k),
         "requestBody": {
             "required": True,
-            "description": f"The image's bytes ({', '.join(FORMATS)}), or a form that holds them.",
+            "description": f"The image's bytes ({', '.join(WEB_FORMATS)}), or a form that holds them.",
             "content": {
                 "image/*": {"schema": _BYTES},
                 BINARY: {"schema": _BYTES},

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from service.contract.openapi import openapi_document
+from service.contract.problems import Problem
 from service.contract.responses import NO_STORE, REVALIDATE
 from service.model.holder import LoadedModel
 from service.operations import metrics
@@ -19,11 +20,15 @@ from service.settings import Settings
 
 
 class OperationsRoutes:
-    """Handlers of these routes. `current_model` returns the model for a new request."""
+    """Handlers of these routes. `current_model` returns the model for a new request, `is_stalled` whether predictions
+    have come to a halt."""
 
-    def __init__(self, settings: Settings, current_model: Callable[[], LoadedModel]) -> None:
+    def __init__(
+        self, settings: Settings, current_model: Callable[[], LoadedModel], is_stalled: Callable[[], bool]
+    ) -> None:
         self.settings = settings
         self.current_model = current_model
+        self.is_stalled = is_stalled
 
     async def page(self, request: Request) -> Response:
         """`GET /`: a page to try the model."""
@@ -35,8 +40,10 @@ class OperationsRoutes:
         return PlainTextResponse("alive\n", headers=NO_STORE)
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: the model is loaded and warmed up."""
+        """`GET /readyz`: the model is loaded and warmed up, and predictions go on."""
         self.current_model()
+        if self.is_stalled():
+            raise Problem("not_ready", "predictions have come to a halt; restart this worker if it lasts")
         return PlainTextResponse("ready\n", headers=NO_STORE)
 
     async def metrics(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -20,8 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from protoserve.cores import usable_cores
-from protoserve.errors import ImageError, ProtoServeError
-from protoserve.images.decoding import Limits
+from protoserve.errors import ImageError, OutOfMemoryError, ProtoServeError
 from protoserve.images.fitting import FittedImage
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
@@ -35,8 +35,12 @@ from service.model.holder import LoadedModel
 from service.operations import metrics
 from service.operations.request_context import current_context, measure_stage
 from service.scheduling.batching import Batcher
-from service.scheduling.limits import CapacityBudget, ConcurrencyLimiter
+from service.scheduling.decoding import LOOP_BYTES, Decoder, Upload
+from service.scheduling.limits import RETRY_SOON, CapacityBudget
 from service.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOG = logging.getLogger("protoserve.service")
 
@@ -58,15 +62,28 @@ class PredictRoutes:
     def __init__(self, settings: Settings, current_model: Callable[[], LoadedModel]) -> None:
         self.settings = settings
         self.current_model = current_model
-        self.limits = Limits(bytes=settings.max_bytes, pixels=settings.max_pixels, side=settings.max_side)
         self.body_budget = CapacityBudget(settings.max_memory, "bytes of requests")
         self.image_budget = CapacityBudget(settings.max_queue, "images")
-        self.decoding = ConcurrencyLimiter(usable_cores(), settings.wait_seconds)
+        self.decoder = Decoder(settings)
         batch_limit = current_model().batch_limit
         self.batcher = Batcher(settings.lanes, batch_limit, settings.wait_seconds)
         # Separate threads for each step gain nothing where decoding has no more threads than inference and images
         # are not batched.
         self.single_thread = batch_limit == 1 and settings.lanes * settings.workers >= usable_cores()
+
+    def is_stalled(self) -> bool:
+        """Whether requests can't be answered in time: a step has outlasted every request's time limit, or all threads
+        of a kind have been busy with one step each for longer than a request waits."""
+        settings = self.settings
+        for ages, threads in (
+            (self.batcher.ages(), self.batcher.threads),
+            (self.decoder.threads.ages(), self.decoder.threads.limit),
+        ):
+            if max(ages, default=0.0) > settings.answer_seconds:
+                return True
+            if len(ages) >= threads and min(ages) > settings.wait_seconds:
+                return True
+        return False
 
     async def predict(self, request: Request) -> Response:
         """`POST /v1/predict`: one image, as the raw body or as the only part of a form."""
@@ -77,22 +94,21 @@ class PredictRoutes:
             body = await self._read(request, reserve_bytes)
             with self.image_budget.reserve(1):
                 async with self._deadline(request):
-                    if self.single_thread:
-                        return await self._predict_in_one_thread(model, content_type, body, query)
-                    image = await self._decode(model.classifier, lambda: single_image(content_type, body))
+                    upload = await self._examine(model.classifier, body, partial(single_image, content_type, body))
+                    if self.single_thread and upload.is_small:
+                        return await self._predict_in_one_thread(model, upload, query)
+                    image = await self._decode(model.classifier, upload)
                     outputs = await self.batcher.run(model.classifier, image.array)
-                    return await anyio.to_thread.run_sync(_predict_response, model, _Inference(image, outputs), query)
+                    return await _in_thread(_predict_response, model, _Inference(image, outputs), query)
 
-    async def _predict_in_one_thread(
-        self, model: LoadedModel, content_type: str, body: bytes, query: PredictQuery
-    ) -> Response:
+    async def _predict_in_one_thread(self, model: LoadedModel, upload: Upload, query: PredictQuery) -> Response:
         """Run all steps of one image in one inference thread."""
         cancelled = False
 
         def run_steps() -> Response:
             classifier = model.classifier
             with measure_stage("decode"):
-                image = self._fit(classifier, single_image(content_type, body))
+                image = self._fit(classifier, upload.data)
             if cancelled:
                 raise _RequestCancelled
             with measure_stage("infer"):
@@ -102,7 +118,7 @@ class PredictRoutes:
             return _predict_response(model, _Inference(image, outputs), query)
 
         try:
-            return await self.batcher.call(run_steps)
+            return await self.decoder.in_thread(upload, self.batcher.call, run_steps)
         finally:
             cancelled = True
 
@@ -113,13 +129,15 @@ class PredictRoutes:
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
             body = await self._read(request, reserve_bytes)
-            parts = await self.decoding.run(form_images, content_type, body, limit=self.settings.max_images)
-            with self.image_budget.reserve(len(parts)):
-                async with self._deadline(request):
+            async with self._deadline(request):
+                parts = await self._extract(
+                    body, partial(form_images, content_type, body, limit=self.settings.max_images)
+                )
+                with self.image_budget.reserve(len(parts)):
                     items = await self._infer_parts(model.classifier, parts)
-                    return await anyio.to_thread.run_sync(_batch_response, model, items, query)
+                    return await _in_thread(_batch_response, model, items, query)
 
-    async def _infer_parts(self, classifier: Classifier, parts: list[bytes]) -> list[_Inference | Problem]:
+    async def _infer_parts(self, classifier: Classifier, parts: list[memoryview]) -> list[_Inference | Problem]:
         """Run each image of a batch; a problem with one does not affect the others."""
         items: list[Problem | asyncio.Task[_Inference | Problem]] = []
         try:
@@ -127,9 +145,11 @@ class PredictRoutes:
                 # One at a time, so that a batch uses no more decoding threads than a single image. The engine works
                 # on the first images meanwhile.
                 try:
-                    image = await self._decode(classifier, partial(bytes, part))
+                    image = await self._decode(classifier, await self._examine(classifier, part, partial(bytes, part)))
                 except (ImageError, Problem) as error:
                     items.append(as_problem(error))
+                except (MemoryError, OutOfMemoryError):
+                    items.append(out_of_memory())
                 else:
                     items.append(asyncio.create_task(self._infer_part(classifier, image)))
             return [item if isinstance(item, Problem) else await item for item in items]
@@ -151,7 +171,8 @@ class PredictRoutes:
     async def _deadline(self, request: Request) -> AsyncIterator[None]:
         """Cancel the work when the time is up (Problem `answer_timeout`) or the client disconnects.
 
-        A thread finishes the step that it has started, which is at most one step of one image.
+        The request ends at once. A thread finishes the step that it has started, which is at most one step of one
+        image; a decoding process is killed. Too little memory becomes Problem `overloaded`.
         """
         disconnected = False
 
@@ -166,6 +187,9 @@ class PredictRoutes:
             watcher = asyncio.create_task(watch(scope))
             try:
                 yield
+            except (MemoryError, OutOfMemoryError):
+                _LOG.exception("too little memory for a request")
+                raise out_of_memory() from None
             finally:
                 watcher.cancel()
         if disconnected:
@@ -187,14 +211,37 @@ class PredictRoutes:
         current_context().bytes = len(body)
         return body
 
-    async def _decode(self, classifier: Classifier, extract: Callable[[], bytes]) -> FittedImage:
+    async def _extract(self, body: bytes | memoryview, extract: Callable[[], T]) -> T:
+        """Do what takes time in proportion to a body, in a thread if the body is large."""
+        return extract() if len(body) <= LOOP_BYTES else await self.decoder.threads.run(extract)
+
+    async def _examine(self, classifier: Classifier, body: bytes | memoryview, extract: Callable[[], bytes]) -> Upload:
+        """Extract an image from a body and read its headers."""
+        rule = classifier.bundle.input
+        return await self._extract(body, lambda: self.decoder.examine(rule, extract()))
+
+    async def _decode(self, classifier: Classifier, upload: Upload) -> FittedImage:
         with measure_stage("decode"):
-            return await self.decoding.run(lambda: self._fit(classifier, extract()))
+            image = await self.decoder.fit(classifier.bundle.input, upload, partial(self._fit, classifier))
+        if not upload.is_small:
+            _count_pixels(image)
+        return image
 
     def _fit(self, classifier: Classifier, data: bytes) -> FittedImage:
-        image = classifier.fit(data, limits=self.limits, formats=self.settings.formats, draft=self.settings.jpeg_draft)
-        metrics.IMAGE_PIXELS.observe(image.geometry.picture_width * image.geometry.picture_height)
+        image = classifier.fit(
+            data, limits=self.decoder.limits, formats=self.settings.formats, draft=self.settings.jpeg_draft
+        )
+        _count_pixels(image)
         return image
+
+
+def _count_pixels(image: FittedImage) -> None:
+    metrics.IMAGE_PIXELS.observe(image.geometry.picture_width * image.geometry.picture_height)
+
+
+async def _in_thread(function: Callable[P, Response], *arguments: P.args, **named: P.kwargs) -> Response:
+    """Call a function that takes some milliseconds. A caller that is cancelled leaves at once."""
+    return await anyio.to_thread.run_sync(partial(function, *arguments, **named), abandon_on_cancel=True)
 
 
 def _predict_query(request: Request, classifier: Classifier) -> PredictQuery:
@@ -227,6 +274,11 @@ def _explain(model: LoadedModel, inference: _Inference, query: PredictQuery) -> 
     context.model = model.version
     context.images += 1
     return prediction
+
+
+def out_of_memory() -> Problem:
+    """Build the problem for a request that this machine has too little memory for now."""
+    return Problem("overloaded", "the service has too little free memory for this image; try again later", RETRY_SOON)
 
 
 class _RequestCancelled(Exception):

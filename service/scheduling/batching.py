@@ -61,6 +61,7 @@ class Batcher:
     """
 
     def __init__(self, threads: int, max_batch: int, timeout: float) -> None:
+        self.threads = threads
         self.max_batch = max_batch
         self.timeout = timeout
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
@@ -71,6 +72,8 @@ class Batcher:
         # When each client in the queue was last served, as a count of entries taken.
         self._served: dict[str, int] = {}
         self._taken = 0
+        # When each thread started what it is running.
+        self._started: dict[int, float] = {}
 
     async def run(self, classifier: Classifier, image: NDArray[np.uint8]) -> Outputs:
         """Return the graph's outputs for one image, uint8 RGB [height, width, 3] at model size.
@@ -89,6 +92,11 @@ class Batcher:
         """
         result: T = await self._enqueue(partial(copy_context().run, function))
         return result
+
+    def ages(self) -> list[float]:
+        """Return for how many seconds each inference in progress has been running."""
+        now = time.monotonic()
+        return [now - start for start in list(self._started.values())]
 
     async def _enqueue(self, job: _ImageJob | Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()
@@ -131,7 +139,10 @@ class Batcher:
             for entry in batch:
                 metrics.QUEUED.dec()
                 entry.context.add_stage_seconds("queue", now - entry.queued_at)
+            thread = threading.get_ident()
+            self._started[thread] = time.monotonic()
             _answer(batch)
+            self._started.pop(thread)
             with self._lock:
                 batch = self._next_batch()
                 if not batch:

@@ -1,16 +1,20 @@
-"""Admission limits: concurrent work in threads, queue length, memory for request bodies. Excess requests get 503."""
+"""Admission limits: concurrent work in threads, queue length, memory. Excess requests get 503."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from service.contract.problems import Problem
 from service.operations.request_context import current_context
@@ -22,28 +26,132 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Long enough for a queue to drain a little, short enough for a person who is waiting.
-_RETRY: Final = {"Retry-After": "1"}
+RETRY_SOON: Final = {"Retry-After": "1"}
 
 
 class ConcurrencyLimiter:
-    """Runs at most `limit` calls at a time in worker threads. Further calls wait up to `timeout` seconds."""
+    """Runs at most `limit` calls at a time in worker threads. Further calls wait up to `timeout` seconds.
+
+    A caller that is cancelled leaves at once. Its call, if it has started, keeps its thread until it ends.
+    """
 
     def __init__(self, limit: int, timeout: float) -> None:
-        self.timeout = timeout
-        self._semaphore = anyio.Semaphore(limit)
-        self._threads = anyio.CapacityLimiter(limit)
+        self.limit = limit
+        self._threads = ThreadPoolExecutor(limit, thread_name_prefix="decoding")
+        self._places = WaitingBudget(limit, timeout)
+        self._started: dict[Future[Any], float] = {}
 
     async def run(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call `function` in a thread. Raises Problem `overloaded` when no thread becomes free in time."""
+        await self._places.acquire(1)
+        loop = asyncio.get_running_loop()
+        call: Future[T] = self._threads.submit(copy_context().run, partial(function, *arguments, **named))
+        self._started[call] = time.monotonic()
+
+        def end(call: Future[T]) -> None:
+            self._started.pop(call, None)
+            # The loop is closed when the server has stopped.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._places.release, 1)
+
+        call.add_done_callback(end)
+        return await asyncio.wrap_future(call)
+
+    def ages(self) -> list[float]:
+        """Return for how many seconds each call in progress has been running."""
+        now = time.monotonic()
+        return [now - start for start in list(self._started.values())]
+
+
+class WaitingBudget:
+    """A budget of `capacity` units for which callers wait, in their order, up to `timeout` seconds.
+
+    Use it in one event loop.
+    """
+
+    def __init__(self, capacity: int, timeout: float) -> None:
+        self.capacity = capacity
+        self.timeout = timeout
+        self.used = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def reserve(self, count: int) -> AsyncIterator[None]:
+        """Hold `count` units, at most `capacity`, until the end of the `with` block.
+
+        Raises Problem `overloaded` when they do not become free in time.
+        """
+        await self.acquire(count)
+        try:
+            yield
+        finally:
+            self.release(count)
+
+    async def hold(self, count: int, start: Callable[[Callable[[], T]], Awaitable[T]], work: Callable[[], T]) -> T:
+        """Hold `count` units while `work` runs in a thread, to its end even if this caller is cancelled before.
+
+        `start` runs a function in a thread and returns its result. Raises as `reserve` does.
+        """
+        await self.acquire(count)
+        loop, lock = asyncio.get_running_loop(), threading.Lock()
+        started = abandoned = False
+
+        def held() -> T:
+            nonlocal started
+            with lock:
+                if abandoned:
+                    raise RuntimeError("the caller has left")
+                started = True
+            try:
+                return work()
+            finally:
+                # The loop is closed when the server has stopped.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self.release, count)
+
+        try:
+            return await start(held)
+        finally:
+            with lock:
+                abandoned = not started
+            if abandoned:
+                self.release(count)
+
+    async def acquire(self, count: int) -> None:
+        """Take `count` units, to be given back by `release`. Raises as `reserve` does."""
+        assert count <= self.capacity
+        if not self._waiting and self.used + count <= self.capacity:
+            self.used += count
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (count, turn)
+        self._waiting.append(entry)
         try:
             with anyio.fail_after(self.timeout):
-                await self._semaphore.acquire()
-        except TimeoutError:
-            raise queue_timeout(self.timeout) from None
-        try:
-            return await anyio.to_thread.run_sync(partial(function, *arguments, **named), limiter=self._threads)
-        finally:
-            self._semaphore.release()
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                # The units came at the same moment.
+                self.release(count)
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+                self._admit()
+            if isinstance(error, TimeoutError):
+                raise queue_timeout(self.timeout) from None
+            raise
+
+    def release(self, count: int) -> None:
+        """Give `count` units back."""
+        self.used -= count
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self.used + self._waiting[0][0] <= self.capacity:
+            count, turn = self._waiting.popleft()
+            # Its caller may just have been cancelled.
+            if not turn.done():
+                self.used += count
+                turn.set_result(None)
 
 
 @dataclass
@@ -84,7 +192,7 @@ class CapacityBudget:
                 raise Problem(
                     "overloaded",
                     f"the service is at its limit of {self.capacity:,} {self.unit}; try again later",
-                    _RETRY,
+                    RETRY_SOON,
                 )
             share = CLIENT_SHARE * (self.capacity - self.used + holding.units)
             if more and holding.reservations > 1 and holding.units + more > share:
@@ -92,7 +200,7 @@ class CapacityBudget:
                     "overloaded",
                     f"your other requests hold {holding.units:,} of {self.capacity:,} {self.unit}, and the rest is "
                     "for other clients; try again later, with fewer requests at a time",
-                    _RETRY,
+                    RETRY_SOON,
                 )
             self.used += more
             holding.units += more
@@ -112,5 +220,7 @@ class CapacityBudget:
 def queue_timeout(seconds: float) -> Problem:
     """Build the problem for a request that was not started within `seconds`."""
     return Problem(
-        "overloaded", f"the service could not start on this request within {seconds:g} seconds; try again later", _RETRY
+        "overloaded",
+        f"the service could not start on this request within {seconds:g} seconds; try again later",
+        RETRY_SOON,
     )

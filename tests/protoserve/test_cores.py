@@ -1,4 +1,4 @@
-"""The cores that a process may use."""
+"""The cores and the memory that a process may use."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ def test_no_more_are_used_than_there_are() -> None:
     assert 1 <= int(subprocess.check_output([sys.executable, "-c", COUNT])) <= (os.cpu_count() or 1)
 
 
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of /sys/fs/cgroup, for a process with eight cores in no group."""
+    monkeypatch.setattr(cores, "_GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    return tmp_path
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
 @pytest.mark.parametrize(
     ("quota", "expected"),
     [
@@ -36,11 +50,47 @@ def test_no_more_are_used_than_there_are() -> None:
         (None, 8),
     ],
 )
-def test_a_containers_quota_bounds_them(
-    quota: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_containers_quota_bounds_the_cores(quota: str | None, expected: int, groups: Path) -> None:
     if quota is not None:
-        (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(cores, "Path", lambda _: tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        write(groups / "cpu.max", quota)
     assert cores.usable_cores() == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("250000\n", 2), ("-1\n", 8), ("0\n", 8), ("50000\n", 1)])
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize("inside", ["", "docker/abc"])
+def test_a_quota_of_version_1_bounds_the_cores(
+    inside: str, controllers: str, quota: str, expected: int, groups: Path
+) -> None:
+    write(groups / "membership", f"5:memory:/other\n4:{controllers}:/{inside}\n")
+    folder = groups / (controllers if inside else "cpu") / inside
+    write(folder / "cpu.cfs_quota_us", quota)
+    write(folder / "cpu.cfs_period_us", "100000\n")
+    assert cores.usable_cores() == expected
+
+
+def test_the_groups_above_bound_a_process_too(groups: Path) -> None:
+    write(groups / "membership", "0::/slice/service/worker\n")
+    write(groups / "slice/cpu.max", "300000 100000\n")
+    write(groups / "slice/memory.max", "2000000000\n")
+    write(groups / "slice/service/cpu.max", "max 100000\n")
+    write(groups / "slice/service/memory.max", "1073741824\n")
+    write(groups / "slice/service/worker/memory.max", "max\n")
+    assert (cores.usable_cores(), cores.usable_memory()) == (3, 1_073_741_824)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("memory.max", "1073741824\n", 1_073_741_824),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "1073741824\n", 1_073_741_824),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+        ("memory/docker/abc/memory.limit_in_bytes", "536870912\n", 536_870_912),
+        ("other", "1\n", None),
+    ],
+)
+def test_the_memory_limit_is_read_in_both_versions(file: str, text: str, expected: int | None, groups: Path) -> None:
+    write(groups / "membership", "9:name=systemd:/\n4:memory:/docker/abc\n0::/\n")
+    write(groups / file, text)
+    assert cores.usable_memory() == expected

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from protoserve.cores import usable_cores
@@ -53,15 +53,21 @@ class Views:
     def _crop(self, picture: DecodedImage, generator: np.random.Generator) -> DecodedImage:
         side = self.rule.share * float(generator.uniform(*self.zoom))
         stretch = float(np.exp(generator.uniform(-0.15, 0.15)))
-        width = max(1, min(picture.width, round(picture.width * side * stretch)))
-        height = max(1, min(picture.height, round(picture.height * side / stretch)))
-        left = int(generator.integers(0, picture.width - width + 1))
-        top = int(generator.integers(0, picture.height - height + 1))
-        return replace(picture, picture=picture.picture.crop((left, top, left + width, top + height)))
+        whole_width, whole_height = picture.decoded_size
+        width = max(1, min(whole_width, round(whole_width * side * stretch)))
+        height = max(1, min(whole_height, round(whole_height * side / stretch)))
+        left = int(generator.integers(0, whole_width - width + 1))
+        top = int(generator.integers(0, whole_height - height + 1))
+        return _changed(picture, picture.rows(0, whole_height).crop((left, top, left + width, top + height)))
 
 
 def _mirrored(picture: DecodedImage) -> DecodedImage:
-    return replace(picture, picture=ImageOps.mirror(picture.picture))
+    return _changed(picture, ImageOps.mirror(picture.rows(0, picture.decoded_size[1])))
+
+
+def _changed(picture: DecodedImage, upright: Image.Image) -> DecodedImage:
+    """A picture with other pixels, upright RGB, in the same colours."""
+    return DecodedImage(upright, profile=picture.profile)
 
 
 def fitted(dataset: Dataset, number: int, rule: InputRule) -> FittedImage:

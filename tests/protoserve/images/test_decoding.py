@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import struct
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from protoserve.errors import ImageError, InputError
-from protoserve.images.decoding import FORMATS, IMAGE_SUFFIXES, DecodedImage, Limits, decode
+from protoserve.errors import ImageError, InputError, OutOfMemoryError
+from protoserve.images.decoding import DecodedImage, Limits, decode, decoding_cost
+from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
+from tests.protoserve.images.test_colour import DISPLAY_P3, expected, profile
 
 
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -182,7 +185,7 @@ def test_a_bomb_is_refused_on_its_header() -> None:
     assert caught.value.code == "image_too_large"
     header[18:26] = (9_000).to_bytes(4, "little") * 2  # 81 MP: Pillow itself would go on
     with pytest.raises(ImageError, match="9000 × 9000") as caught:
-        decode(bytes(header))
+        decode(bytes(header), limits=Limits(pixels=50_000_000))
     assert caught.value.code == "image_too_large"
 
 
@@ -241,6 +244,145 @@ def test_small_jpegs_and_other_formats_are_never_reduced() -> None:
         assert decode(target.getvalue(), draft_for=rule).reduced == 1
 
 
-def test_every_suffix_is_of_a_format_that_is_read() -> None:
-    known = Image.registered_extensions()
-    assert {known[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)
+# ---- colours and values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("greatest", "white"), [(4095, 4095), (900, 4095), (255, 255), (60, 255), (4096, 65_535)])
+def test_twelve_and_eight_bits_in_sixteen_are_not_read_as_black(kind: str, greatest: int, white: int) -> None:
+    values = np.linspace(0, greatest, 40).astype(np.uint16).reshape(4, 10)
+    found = pixels(encode(Image.fromarray(values), kind))
+    assert found[..., 0].tolist() == np.floor(values.astype(float) * 255 / white + 0.5).astype(int).tolist()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_of_a_wide_profile_become_those_of_srgb(kind: str) -> None:
+    lossless: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    colour = (200, 40, 60)
+    data = encode(Image.new("RGB", (16, 16), colour), kind, icc_profile=profile(DISPLAY_P3), **lossless)
+    wanted = expected(np.array([colour], dtype=float), DISPLAY_P3)[0]
+    decoded = decode(data)
+    assert np.abs(np.asarray(decoded.picture)[8, 8] - wanted).max() <= 3
+    # The model sees the same colours.
+    fitted = fit(decoded, InputRule(height=8, width=8, resize="stretch"))
+    assert np.abs(fitted.array[4, 4] - wanted).max() <= 3
+
+
+def test_profiles_of_srgb_grey_and_cmyk_change_no_pixel() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for mode, icc in (("RGB", srgb), ("L", profile(DISPLAY_P3)), ("CMYK", profile(DISPLAY_P3))):
+        picture = photograph().convert(mode)
+        data, plain = encode(picture, "TIFF", icc_profile=icc), encode(picture, "TIFF")
+        assert (pixels(data) == pixels(plain)).all(), mode
+
+
+# ---- orientation --------------------------------------------------------------------------------------------
+
+
+def xmp(orientation: int) -> bytes:
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+        % orientation
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_an_orientation_that_only_xmp_states_is_ignored_as_in_browsers(kind: str) -> None:
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp(6).decode())
+        data = encode(photograph(), kind, pnginfo=text)
+    else:
+        data = encode(photograph(), kind, xmp=xmp(6))
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.getexif()[0x0112] == 6
+        assert decode(picture).width == 80
+    assert (decode(data).width, decode(data).height) == (80, 60)
+    if kind != "PNG":
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        assert decode(encode(photograph(), kind, xmp=xmp(1), exif=exif)).width == 60
+
+
+# ---- large pictures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("limit", "reduced"), [(4800, 1), (4799, 2), (1200, 2), (1199, 4), (300, 4), (299, 8), (9, 8)])
+def test_a_very_large_jpeg_is_reduced_and_keeps_its_size(
+    limit: int, reduced: int, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protoserve.images.decoding.FULL_JPEG_PIXELS", limit)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encode(photograph(), "JPEG", exif=exif))
+    sides = [-(-side // reduced) for side in ((80, 60) if orientation == 1 else (60, 80))]
+    assert (decoded.reduced, list(decoded.picture.size)) == (reduced, sides)
+    assert (decoded.width, decoded.height) == ((80, 60) if orientation == 1 else (60, 80))
+    # A picture with several frames, as phones write them, is still a JPEG.
+    assert decode(encode(photograph(), "MPO", save_all=True, append_images=[photograph()])).reduced == reduced
+
+
+def test_other_formats_are_never_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protoserve.images.decoding.FULL_JPEG_PIXELS", 9)
+    assert decode(encode(photograph(), "PNG")).reduced == 1
+
+
+def test_the_limits_of_local_data_hold_the_pictures_of_every_phone() -> None:
+    assert Limits().pixels >= 200_000_000
+    assert Limits().bytes >= 500_000_000
+
+
+def test_memory_that_runs_out_is_not_the_senders_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(self: Image.Image) -> None:
+        raise MemoryError
+
+    data = encode(photograph(), "PNG")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", exhaust)
+    with pytest.raises(OutOfMemoryError, match="more memory to decode than is free"):
+        decode(data)
+
+
+@pytest.mark.parametrize("make", [lambda: encode(photograph(), "TIFF", tiffinfo={274: 6}), lambda: photograph()])
+def test_a_cost_is_told_without_decoding(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make()
+    if isinstance(source, Image.Image):
+        source = encode(source, "JPEG")
+    monkeypatch.setattr("protoserve.images.decoding.importlib", None)
+    cost = decoding_cost(source)
+    assert cost.bounded and 80 * 60 * 4 < cost.memory < 10_000_000 and 0 < cost.seconds < 0.1
+    with pytest.raises(ImageError) as caught:
+        decoding_cost(source, limits=Limits(pixels=4799))
+    assert caught.value.code == "image_too_large"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (base64.b64encode(encode(photograph(), "JPEG")), "is the base64 text of a JPEG, not a picture as .*; send the"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "is the text of a data URL, not a picture as .*; send the decoded"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic", "is HEIC, not a picture as JPEG or PNG; convert it"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf", "is AVIF, not a picture as JPEG or PNG; convert it"),
+        (encode(photograph(), "GIF"), "is GIF, not a picture as JPEG or PNG; convert it"),
+    ],
+)
+def test_content_in_another_form_is_named_as_what_it_is(content: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        decode(content, formats=("JPEG", "PNG"))
+    assert caught.value.code == "unsupported_image"
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_other_formats_that_pillow_reads_are_read(kind: str) -> None:
+    smooth = Image.new("RGB", (40, 30), (200, 40, 60))
+    assert np.abs(pixels(encode(smooth, kind)).astype(int) - (200, 40, 60)).max() <= 4
+
+
+def test_heic_is_read_with_its_extra() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    stream = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 60))).save(stream)
+    decoded = decode(stream.getvalue())
+    assert (decoded.width, decoded.height) == (64, 48)
+    assert np.abs(np.asarray(decoded.picture).astype(int) - (200, 40, 60)).max() <= 6

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoserve.images.decoding import decode
+from protoserve.images.decoding import DecodedImage, decode
 from protoserve.images.fitting import PAD_COLOUR, fit
-from protoserve.images.geometry import Cells, InputRule
+from protoserve.images.geometry import Cells, InputRule, placement_of
 
+BILINEAR = Image.Resampling.BILINEAR
 RESIZES = ("stretch", "crop", "pad")
 
 
@@ -170,3 +171,56 @@ def test_a_jpeg_reduced_while_decoding_keeps_its_places(size: tuple[int, int], r
     difference = np.abs(one.array.astype(int) - other.array.astype(int))
     assert difference.mean() < 1.0
     assert difference.max() <= 12
+
+
+# ---- strips -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16"])
+def test_a_picture_prepared_in_strips_has_the_pixels_of_one_prepared_whole(
+    mode: str, orientation: int, resize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (97, 61, 4), dtype=np.uint8)
+    if mode == "I;16":
+        stored = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    else:
+        stored = Image.fromarray(noise, "RGBA").convert(mode)
+    decoded = DecodedImage(stored, orientation=orientation)
+    model = rule(resize, height=40, width=56).model_copy(update={"share": 0.875 if resize == "crop" else 1.0})
+    small = fit(decoded, model)
+    assert (small.array == fit(DecodedImage(decoded.picture), model).array).all()
+    if decoded.is_plain:
+        return
+    # Pillow may shorten a picture before it narrows it; strips are always narrowed first.
+    left, top, right, bottom = placement_of(decoded.width, decoded.height, model).region
+    width, height = placement_of(decoded.width, decoded.height, model).size
+    narrow = decoded.picture.resize((width, decoded.height), BILINEAR, box=(left, 0, right, decoded.height))
+    expected = np.asarray(narrow.resize((width, height), BILINEAR, box=(0, top, width, bottom)))
+    monkeypatch.setattr("protoserve.images.fitting._WHOLE_PIXELS", 0)
+    for pixels in (1, 500, 2000):
+        monkeypatch.setattr("protoserve.images.fitting._STRIP_PIXELS", pixels)
+        stripped = fit(decoded, model)
+        (column, row), (columns, rows) = placement_of(decoded.width, decoded.height, model).origin, (width, height)
+        assert (stripped.array[row : row + rows, column : column + columns] == expected).all()
+        assert stripped.geometry == small.geometry
+        assert np.abs(stripped.array.astype(int) - small.array).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_boxes_lie_right_in_a_jpeg_reduced_for_its_size(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protoserve.images.decoding.FULL_JPEG_PIXELS", 100_000)
+    upright = np.full((600, 900, 3), 30, dtype=np.uint8)
+    upright[420:440, 630:650] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sent = encode(Image.fromarray(as_stored(upright, orientation)), "JPEG", exif=exif, quality=95)
+    decoded = decode(sent)
+    assert (decoded.reduced, decoded.width, decoded.height) == (4, 900, 600)
+    fitted = fit(decoded, rule("stretch"))
+    cells = fitted.array.astype(float).mean(axis=2).reshape(8, 12, 8, 12).sum(axis=(1, 3))
+    tiles = Cells(8, 8, tile=12, step=12)
+    left, top, right, bottom = fitted.geometry.cell_box(int(cells.argmax()), tiles)
+    assert left <= 640 <= right and top <= 430 <= bottom
+    assert (right - left) * (bottom - top) < 900 * 600 / 30

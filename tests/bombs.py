@@ -1,0 +1,154 @@
+"""Pictures that cost far more to decode than their bytes or their pixels suggest, at any size up to the full one."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture's bytes in a format."""
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG of `scans` scans; each costs a walk over all blocks."""
+    data = encode(Image.new("RGB", (side, side), (90, 60, 30)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def progressive(side: int) -> bytes:
+    """A progressive JPEG of one colour without subsampled colours: its coefficients take 6 bytes a pixel."""
+    return encode(Image.new("RGB", (side, side), (90, 60, 30)), "JPEG", progressive=True, subsampling=0)
+
+
+def many_segments(count: int) -> bytes:
+    """A JPEG with `count` empty comments before its frame."""
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    return data[:2] + b"\xff\xfe\0\2" * count + data[2:]
+
+
+def junk_between_segments(count: int) -> bytes:
+    """A JPEG with `count` bytes between two segments, which Pillow skips one by one."""
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    return data[:20] + bytes(count) + data[20:]
+
+
+def padding_between_segments(count: int) -> bytes:
+    """A JPEG with `count` bytes of padding before a marker."""
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    return data[:20] + b"\xff" * count + data[20:]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def many_chunks(count: int) -> bytes:
+    """A PNG with `count` texts of one letter."""
+    data = encode(Image.new("RGB", (8, 8)), "PNG")
+    return data[:33] + chunk(b"tEXt", b"a\0") * count + data[33:]
+
+
+def interlaced(side: int) -> bytes:
+    """An interlaced PNG of noise: seven passes over the picture."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for column, row, step_x, step_y in (
+        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+    ):  # fmt: skip
+        width, height = -(-(side - column) // step_x), -(-(side - row) // step_y)
+        for _ in range(height if width > 0 else 0):
+            rows.append(b"\4" + draw.integers(0, 256, 3 * width, dtype=np.uint8).tobytes())
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 1)
+    content = chunk(b"IDAT", zlib.compress(b"".join(rows), 1))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + content + chunk(b"IEND", b"")
+
+
+def many_webp_chunks(count: int) -> bytes:
+    """A WebP with `count` empty chunks of an unknown kind."""
+    plain = encode(Image.new("RGB", (8, 8)), "WEBP")
+    body = b"WEBPVP8X" + struct.pack("<IB3x", 10, 0) + b"\7\0\0\7\0\0" + b"ABCD\0\0\0\0" * count + plain[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def flat_webp(side: int) -> bytes:
+    """A lossless WebP of one colour: some kilobytes that take 20 bytes a pixel."""
+    return encode(Image.new("RGB", (side, side), (9, 9, 9)), "WEBP", lossless=True, method=0)
+
+
+def many_comments(count: int) -> bytes:
+    """A GIF with a comment in `count` blocks of one letter."""
+    return (
+        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + b"!\xfe" + b"\1a" * count + b"\0,"
+        + struct.pack("<HHHHB", 0, 0, 8, 8, 0) + b"\2\2\x4c\1\0;"
+    )  # fmt: skip
+
+
+def run_lengths(width: int, height: int) -> bytes:
+    """A run-length coded BMP whose rows end after one pixel; Pillow fills each in a loop of Python."""
+    rows = b"\1\5\0\0" * height + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + bytes(range(256)) * 4 + rows
+
+
+def tiff(entries: dict[int, tuple[int, int, int]], rest: bytes = b"") -> bytes:
+    """A TIFF of one directory, tag → type, count, value; `rest` follows it."""
+    tags = b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in sorted(entries.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4) + rest
+
+
+def many_strips(count: int) -> bytes:
+    """A TIFF of 8 × 8 pixels that lists `count` strips, all at the same place."""
+    start = 8 + 2 + 12 * 9 + 4
+    return tiff(
+        {
+            256: (4, 1, 8), 257: (4, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
+            273: (4, count, start), 277: (3, 1, 1), 278: (4, 1, 1), 279: (4, count, start),
+        },
+        struct.pack("<I", 8) * count,
+    )  # fmt: skip
+
+
+def stated_tile(side: int, tile: int) -> bytes:
+    """A TIFF of `side` × `side` pixels whose only tile is stated as `tile` × `tile`, with no data."""
+    return tiff(
+        {
+            256: (4, 1, side), 257: (4, 1, side), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 1),
+            277: (3, 1, 1), 322: (4, 1, tile), 323: (4, 1, tile), 324: (4, 1, 8), 325: (4, 1, 100),
+        }
+    )  # fmt: skip
+
+
+def large_tile(tile: int, side: int = 64) -> bytes:
+    """A TIFF of at most 64 × 64 pixels with one compressed tile of `tile` × `tile`: megabytes for a stamp."""
+    side = min(side, tile)
+    squeezer = zlib.compressobj(6)
+    parts = [squeezer.compress(bytes(tile)) for _ in range(tile)]
+    content = b"".join([*parts, squeezer.flush()])
+    start = 8 + 2 + 12 * 10 + 4
+    return tiff(
+        {
+            256: (4, 1, side), 257: (4, 1, side), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 1),
+            277: (3, 1, 1), 322: (4, 1, tile), 323: (4, 1, tile), 324: (4, 1, start), 325: (4, 1, len(content)),
+        },
+        content,
+    )  # fmt: skip
+
+
+def portrait(width: int, height: int) -> bytes:
+    """An ordinary photograph held upright: a baseline JPEG that EXIF rotates."""
+    texture = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(texture).resize((width, height), Image.Resampling.BICUBIC)
+    return encode(picture, "JPEG", exif=exif, quality=85)
