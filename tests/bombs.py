@@ -145,6 +145,23 @@ def large_tile(tile: int, side: int = 64) -> bytes:
     )  # fmt: skip
 
 
+def stated_jpeg(width: int, height: int, size: int) -> bytes:
+    """A baseline JPEG that states a size, in a file of `size` bytes: enough for its headers, not for its pixels."""
+    data = bytearray(encode(Image.new("RGB", (16, 16)), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data) + bytes(size - len(data))
+
+
+def stated_png(width: int, height: int) -> bytes:
+    """A PNG that states a size, with no pixels."""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IEND", b"")
+    )
+
+
 def portrait(width: int, height: int) -> bytes:
     """An ordinary photograph held upright: a baseline JPEG that EXIF rotates."""
     texture = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)

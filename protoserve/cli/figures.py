@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.cli.wording import is_absence, likeness, sum_line, terms
-from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.decoded import DecodedImage
+from protoserve.images.decoding import decode
 from protoserve.images.geometry import Cells, Geometry, geometry_of
 from protoserve.schema import Box, Evidence, Level, Prediction
 

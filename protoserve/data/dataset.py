@@ -32,7 +32,8 @@ from protoserve.data.idx import holds_idx, holds_idx_split, read_idx_labels, rea
 from protoserve.data.tables import Table, is_table, read_table
 from protoserve.data.taxonomy_file import TAXONOMY_FILE, read_taxonomy_file
 from protoserve.errors import InputError, TaxonomyError, nearest
-from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.decoded import DecodedImage
+from protoserve.images.decoding import decode
 from protoserve.images.geometry import Geometry, InputRule, geometry_of
 from protoserve.names import normal
 from protoserve.taxonomy import Taxonomy

@@ -13,7 +13,8 @@ from protoserve.data.dataset import NOTHING_LEFT_OUT
 from protoserve.data.folders import PassedOver, check_utf8, find_pictures, split_folder, told, without_only_parents
 from protoserve.data.taxonomy_file import TAXONOMY_FILE, read_taxonomy_file
 from protoserve.errors import InputError
-from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.decoded import DecodedImage
+from protoserve.images.decoding import decode
 from protoserve.names import normal
 from protoserve.taxonomy import ROOT, Taxonomy
 

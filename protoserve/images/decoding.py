@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from protoserve.errors import ImageError, InputError, OutOfMemoryError
-from protoserve.images.colour import to_srgb, wide_gamut
+from protoserve.images.colour import wide_gamut
+from protoserve.images.decoded import EIGHT_BIT_MODES, UPRIGHT, DecodedImage, white_of
 from protoserve.images.formats import readable_formats
 from protoserve.images.geometry import InputRule
 from protoserve.images.headers import Header, read_header
@@ -48,17 +49,6 @@ _PLUGINS: Final[Mapping[str, tuple[str, str]]] = {
     "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
     "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
     "HEIF": ("pillow_heif", "HeifImageFile"),
-}
-_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
-# Pillow's `exif_transpose` also rewrites all metadata, so it fails on a picture with a single malformed tag.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 # Pillow's parsers raise all of these on malformed input; its documentation names only the first few.
 _PILLOW_ERRORS = (
@@ -95,67 +85,6 @@ class Limits:
 
 
 DEFAULT_LIMITS: Final = Limits()
-
-
-@dataclass(frozen=True)
-class DecodedImage:
-    """A decoded picture: its pixels as `stored`, in any mode with a defined 8-bit RGB form, and how to read them.
-
-    If it was decoded at 1/`reduced` of its size, `full` is its original upright width and height; otherwise `full` is
-    None. `orientation` is that of EXIF, 1 to 8; `white` the value of white in a 16-bit picture; `profile` the colour
-    profile to apply, if any.
-    """
-
-    stored: Image.Image
-    reduced: int = 1
-    full: tuple[int, int] | None = None
-    orientation: int = 1
-    white: int = 65_535
-    profile: bytes | None = None
-
-    @property
-    def width(self) -> int:
-        """The width of the sender's picture in pixels."""
-        return self.decoded_size[0] if self.full is None else self.full[0]
-
-    @property
-    def height(self) -> int:
-        """The height of the sender's picture in pixels."""
-        return self.decoded_size[1] if self.full is None else self.full[1]
-
-    @property
-    def decoded_size(self) -> tuple[int, int]:
-        """The width and the height of `picture`."""
-        width, height = self.stored.size
-        return (height, width) if self.orientation >= 5 else (width, height)
-
-    @property
-    def picture(self) -> Image.Image:
-        """The upright 8-bit RGB picture in sRGB, transparency blended with white. Made anew on each access."""
-        rgb = self.rows(0, self.decoded_size[1])
-        return rgb if self.profile is None else to_srgb(rgb, self.profile)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether `stored` is upright RGB without transparency already."""
-        return self.orientation == 1 and self.stored.mode == "RGB" and not self.stored.has_transparency_data
-
-    def rows(self, first: int, last: int) -> Image.Image:
-        """Return the rows from `first` to `last` (exclusive) of the upright RGB picture, without the profile applied.
-
-        Only these rows are converted, so that a large picture needs no second copy.
-        """
-        width, height = self.stored.size
-        if self.is_plain and (first, last) == (0, height):
-            return self.stored
-        # The first upright row is the last stored row or column for these orientations.
-        limit = height if self.orientation < 5 else width
-        start, end = (limit - last, limit - first) if self.orientation in (3, 4, 7, 8) else (first, last)
-        box = (0, start, width, end) if self.orientation < 5 else (start, 0, end, height)
-        part = self.stored if box == (0, 0, width, height) else self.stored.crop(box)
-        rgb = _rgb(part, self.white)
-        transposition = _UPRIGHT.get(self.orientation)
-        return rgb if transposition is None else rgb.transpose(transposition)
 
 
 @dataclass(frozen=True)
@@ -325,16 +254,16 @@ def _loaded(picture: Image.Image, header: Header | None, limits: Limits, name: s
         if "memory" in str(error):
             raise _out_of_memory(name) from error
         raise ImageError(f"{name} is damaged or truncated ({error}); send it again", "broken_image") from error
-    if picture.mode not in _EIGHT_BIT_MODES and not picture.mode.startswith("I;16"):
+    if picture.mode not in EIGHT_BIT_MODES and not picture.mode.startswith("I;16"):
         raise ImageError(
             f"{name} has samples of mode {picture.mode!r}, whose range is unknown; save it with 8 or 16 bits",
             "unsupported_image",
         )
-    white = _white(picture) if picture.mode.startswith("I;16") else 65_535
+    white = white_of(picture) if picture.mode.startswith("I;16") else 65_535
     profile = picture.info.get("icc_profile") if picture.mode in ("RGB", "RGBA", "RGBX", "P") else None
     return DecodedImage(
         picture,
-        orientation=orientation if orientation in _UPRIGHT else 1,
+        orientation=orientation if orientation in UPRIGHT else 1,
         white=white,
         profile=wide_gamut(profile) if isinstance(profile, bytes) else None,
     )
@@ -354,30 +283,6 @@ def _orientation(picture: Image.Image) -> int:
         # The picture itself is intact. Like browsers, ignore metadata that can't be read.
         return 1
     return orientation if isinstance(orientation, int) else 1
-
-
-def _rgb(picture: Image.Image, white: int) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return _eight_bits(picture, white).convert("RGB")
-    if picture.has_transparency_data:
-        colours = picture.convert("RGBA")
-        backdrop = Image.new("RGBA", colours.size, (255, 255, 255, 255))
-        return Image.alpha_composite(backdrop, colours).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def _white(picture: Image.Image) -> int:
-    """Return the value of white in a 16-bit picture: the largest of as many bits as its values need, 8, 12 or 16."""
-    greatest = int(np.asarray(picture).max())
-    return next(white for white in (255, 4095, 65_535) if greatest <= white)
-
-
-def _eight_bits(picture: Image.Image, white: int) -> Image.Image:
-    wide = np.asarray(picture).astype(np.uint32)
-    grey = ((wide * 255 + white // 2) // white).astype(np.uint8)
-    if (transparent := picture.info.get("transparency")) is not None:
-        grey[wide == transparent] = 255
-    return Image.fromarray(grey)
 
 
 def _from_array(array: NDArray[np.uint8], limits: Limits) -> Image.Image:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoserve.images.colour import to_srgb
-from protoserve.images.decoding import DecodedImage
+from protoserve.images.decoded import DecodedImage
 from protoserve.images.geometry import Geometry, InputRule, Region, geometry_of, placement_of
 
 # A picture of more pixels is prepared in strips of about so many.

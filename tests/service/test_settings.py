@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 
 from protoserve.errors import InputError
+from protoserve.images.geometry import InputRule
 from service.api_keys import create_key, match_key
+from service.scheduling.decoding import Decoder
 from service.settings import Settings, read_settings, settings_table
+from tests import bombs
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "settings.md"
 
 
 def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +121,78 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.settings.usable_cores", lambda: 8)
     assert [Settings(workers=workers).inference_threads() for workers in (1, 3, 8, 20)] == [8, 2, 1, 1]
     assert Settings(workers=3, threads=5).inference_threads() == 5
+
+
+@pytest.mark.parametrize(
+    ("memory", "workers", "expected"),
+    [
+        (None, 1, 1_000_000_000),
+        (1 << 30, 1, 465_741_824),
+        (2 << 30, 2, 540_741_824),
+        (1 << 29, 1, 200_000_000),
+        (64 << 30, 1, 1_000_000_000),
+    ],
+)
+def test_the_memory_for_decoding_is_what_the_container_leaves(
+    memory: int | None, workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.settings.usable_memory", lambda: memory)
+    assert Settings(workers=workers).decoding_budget() == expected
+    assert Settings(workers=workers, max_decoding=300_000_000).decoding_budget() == 300_000_000
+
+
+def shipped() -> dict[str, tuple[int, dict[str, str]]]:
+    """The memory limit in bytes and the settings of each deployment that we ship."""
+    found = {}
+    units = {"g": 1 << 30, "m": 1 << 20, "Gi": 1 << 30, "Mi": 1 << 20}
+
+    def number(text: str) -> int:
+        digits = text.rstrip("gmiGM")
+        return int(digits) * units[text[len(digits) :]]
+
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    for name, service in compose["services"].items():
+        if "mem_limit" in service:
+            environment = {key: value.partition(":-")[2].rstrip("}") for key, value in service["environment"].items()}
+            found[f"compose {name}"] = (number(service["mem_limit"]), environment)
+    for variant in ("cpu", "gpu"):
+        folder = ROOT / "deploy/kubernetes" / variant
+        documents = [
+            document
+            for source in (ROOT / "deploy/kubernetes/cpu", folder)
+            for file in sorted(source.glob("*.yaml"))
+            for document in yaml.safe_load_all(file.read_text())
+            if document
+        ]
+        settings: dict[str, str] = {}
+        memory = 0
+        for document in documents:
+            if document.get("kind") == "ConfigMap":
+                settings |= document["data"]
+            if document.get("kind") == "Deployment":
+                for container in document["spec"]["template"]["spec"]["containers"]:
+                    if limit := container.get("resources", {}).get("limits", {}).get("memory"):
+                        memory = number(limit)
+        found[f"kubernetes {variant}"] = (memory, settings)
+    return found
+
+
+@pytest.mark.parametrize("deployment", shipped())
+def test_the_shipped_limits_hold_the_photographs_of_todays_phones(
+    deployment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, variables = shipped()[deployment]
+    for name, value in variables.items():
+        if value and name.startswith("PROTOSERVE_"):
+            monkeypatch.setenv(name, value)
+    settings = read_settings()
+    budget = settings.decoding_budget(memory)
+    # Bodies, decoding and processes together fit.
+    assert budget + settings.max_memory + 480_000_000 * settings.workers <= memory
+    decoder = Decoder(settings.model_copy(update={"max_decoding": budget}))
+    rule = InputRule(height=224, width=224, resize="crop")
+    # 50 megapixels, decoded whole; 108 and 200, at half their size; 24 megapixels without loss.
+    for width, height in ((8160, 6120), (12_000, 9000), (16_320, 12_240)):
+        decoder.examine(rule, bombs.stated_jpeg(width, height, 19_000_000))
+    decoder.examine(rule, bombs.stated_png(6000, 4000) + bytes(19_000_000))
+    assert decoder.examine(rule, bombs.stated_jpeg(4032, 3024, 6_000_000)).is_small

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
-from protoserve.images.decoding import DecodedImage
+from protoserve.images.decoded import DecodedImage
 from protoserve.images.fitting import FittedImage, fit
 from protoserve.images.geometry import InputRule
 

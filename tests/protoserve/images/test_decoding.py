@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from protoserve.errors import ImageError, InputError, OutOfMemoryError
-from protoserve.images.decoding import DecodedImage, Limits, decode, decoding_cost
+from protoserve.images.decoded import DecodedImage
+from protoserve.images.decoding import Limits, decode, decoding_cost
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
 from tests.protoserve.images.test_colour import DISPLAY_P3, expected, profile

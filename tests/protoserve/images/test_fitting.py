@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.decoded import DecodedImage
+from protoserve.images.decoding import decode
 from protoserve.images.fitting import PAD_COLOUR, fit
 from protoserve.images.geometry import Cells, InputRule, placement_of
 

@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from protoserve.errors import InputError
-from protoserve.images.decoding import DecodedImage, decode
+from protoserve.images.decoded import DecodedImage
+from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import Cells, Geometry, InputRule, geometry_of, placement_of, tile_grid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import threading
@@ -13,11 +14,13 @@ from typing import Any
 import anyio
 import pytest
 
+from protoserve.errors import OutOfMemoryError
 from protoserve.inference.classifier import Classifier
 from protoserve.schema import Prediction
 from service.app import create_app
 from service.model.holder import ModelHolder
 from service.settings import Settings
+from tests import bombs
 from tests.service.predictions import as_served
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
@@ -244,3 +247,130 @@ def test_a_client_that_disconnects_while_it_waits_costs_no_inference(
 
     anyio.run(work)
     assert ran == [1]
+
+
+def slow_engine(monkeypatch: pytest.MonkeyPatch, classifier: Classifier, gate: threading.Event) -> None:
+    """Let inferences wait for the gate."""
+    run = classifier.engine.run
+
+    def run_slowly(images: Any) -> Any:
+        gate.wait(30)
+        return run(images)
+
+    monkeypatch.setattr(classifier.engine, "run", run_slowly)
+
+
+@one_thread_and_several
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/predict/batch"])
+@pytest.mark.parametrize("step", ["fit", "infer"])
+def test_the_deadline_holds_on_every_path_while_a_thread_works_on(
+    step: str,
+    path: str,
+    cores: int,
+    run_app: RunApp,
+    classifier: Classifier,
+    photograph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.routes.predict.usable_cores", lambda: cores)
+    gate, fit = threading.Event(), classifier.fit
+    if step == "infer":
+        slow_engine(monkeypatch, classifier, gate)
+    else:
+        monkeypatch.setattr(classifier, "fit", lambda *args, **named: gate.wait(30) and fit(*args, **named))
+    client = run_app(answer_seconds=0.2, lanes=2)
+    files = [("image", ("a.jpg", photograph.read_bytes())), ("image", ("b.jpg", photograph.read_bytes()))]
+    start = time.monotonic()
+    try:
+        response = client.post(path, files=files if path.endswith("batch") else files[:1])
+        assert time.monotonic() - start < 5
+    finally:
+        gate.set()
+    check_problem(response, "answer_timeout")
+
+
+def test_memory_that_runs_out_is_ours(
+    run_app: RunApp, classifier: Classifier, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = run_app()
+    files = [("image", ("a.jpg", photograph.read_bytes()))]
+    for error in (MemoryError(), OutOfMemoryError("none left")):
+
+        def exhaust(*arguments: Any, failure: Exception = error, **named: Any) -> Any:
+            raise failure
+
+        monkeypatch.setattr(classifier, "fit", exhaust)
+        response = client.post("/v1/predict", files=files)
+        check_problem(response, "overloaded")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        [item] = client.post("/v1/predict/batch", files=files).json()["results"]
+        assert item["problem"]["code"] == "overloaded"
+    # Nothing of it stays reserved.
+    monkeypatch.undo()
+    assert client.post("/v1/predict", files=files).status_code == 200
+
+
+@one_thread_and_several
+def test_readiness_follows_the_lanes(
+    cores: int, run_app: RunApp, classifier: Classifier, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.routes.predict.usable_cores", lambda: cores)
+    gate = threading.Event()
+    slow_engine(monkeypatch, classifier, gate)
+    client = run_app(answer_seconds=60, wait_seconds=0.3, lanes=2)
+    data = photograph.read_bytes()
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(client.post, "/v1/predict", content=data)
+            time.sleep(0.5)
+            # One lane is free.
+            assert client.get("/readyz").status_code == 200
+            second = pool.submit(client.post, "/v1/predict", content=data)
+            deadline = time.monotonic() + 20
+            while (response := client.get("/readyz")).status_code == 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            check_problem(response, "not_ready")
+            assert client.get("/livez").status_code == 200
+        finally:
+            gate.set()
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_lane_that_outlasts_every_deadline_is_not_ready(
+    run_app: RunApp, classifier: Classifier, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    slow_engine(monkeypatch, classifier, gate)
+    client = run_app(answer_seconds=0.2, lanes=2)
+    try:
+        check_problem(client.post("/v1/predict", content=photograph.read_bytes()), "answer_timeout")
+        time.sleep(0.1)
+        check_problem(client.get("/readyz"), "not_ready")
+    finally:
+        gate.set()
+    while client.get("/readyz").status_code != 200:
+        time.sleep(0.02)
+
+
+def test_a_large_picture_gets_the_prediction_of_the_python_interface(run_app: RunApp, classifier: Classifier) -> None:
+    data = bombs.portrait(3200, 2400) + bytes(4_000_000)
+    lossless = bombs.flat_webp(2300)
+    client = run_app()
+    for sent in (data, lossless):
+        response = client.post("/v1/predict", content=sent)
+        assert response.text == as_served(classifier.predict(sent)).model_dump_json()
+    [item] = client.post("/v1/predict/batch", files=[("image", ("a", lossless))]).json()["results"]
+    assert item["prediction"] == json.loads(as_served(classifier.predict(lossless)).model_dump_json())
+
+
+def test_content_in_another_form_is_named_to_the_sender(client: TestClient, photograph: Path) -> None:
+    for content, named in (
+        (base64.b64encode(photograph.read_bytes()), "base64 text of a JPEG"),
+        (b"data:image/jpeg;base64," + base64.b64encode(photograph.read_bytes()), "text of a data URL"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic", "is HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf", "is AVIF"),
+    ):
+        document = check_problem(client.post("/v1/predict", content=content), "unsupported_image")
+        assert named in document["detail"]

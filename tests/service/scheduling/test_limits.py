@@ -11,7 +11,7 @@ import pytest
 
 from service.contract.problems import Problem
 from service.operations.request_context import RequestContext, bind_context
-from service.scheduling.limits import CapacityBudget, ConcurrencyLimiter
+from service.scheduling.limits import CapacityBudget, ConcurrencyLimiter, WaitingBudget
 
 
 def test_no_more_calls_than_the_limit_run_at_a_time() -> None:
@@ -120,3 +120,84 @@ def test_a_refusal_of_a_client_costs_it_nothing() -> None:
         assert budget.used == 3
     with ExitStack() as stack:
         assert fill(budget, stack, "a") == 3
+
+
+def test_a_caller_that_is_cancelled_leaves_at_once_and_its_call_keeps_its_place() -> None:
+    async def work() -> None:
+        limiter = ConcurrencyLimiter(1, timeout=0.05)
+        gate = threading.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(limiter.run, gate.wait)
+            await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+        assert [age > 0 for age in limiter.ages()] == [True]
+        with pytest.raises(Problem):
+            await limiter.run(int, "1")
+        gate.set()
+        limiter = ConcurrencyLimiter(1, timeout=5)
+        assert await limiter.run(int, "1") == 1
+        assert limiter.ages() == []
+
+    anyio.run(work)
+
+
+def test_callers_wait_for_a_budget_in_their_order() -> None:
+    async def work() -> None:
+        budget, order = WaitingBudget(10, timeout=30), []
+
+        async def take(name: str, count: int) -> None:
+            async with budget.reserve(count):
+                order.append(name)
+                await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as group:
+            for name, count in (("first", 6), ("large", 10), ("small", 1)):
+                group.start_soon(take, name, count)
+                await anyio.sleep(0)
+            await anyio.sleep(0.001)
+            # The small one would fit, but the large one came before.
+            assert (order, budget.used) == (["first"], 6)
+        assert (order, budget.used) == (["first", "large", "small"], 0)
+
+    anyio.run(work)
+
+
+def test_a_caller_that_gives_up_lets_the_next_one_in() -> None:
+    async def work() -> None:
+        budget = WaitingBudget(10, timeout=0.05)
+        async with budget.reserve(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(expect_refusal, budget, 6)
+                await anyio.sleep(0.01)
+                async with budget.reserve(5):
+                    assert budget.used == 10
+            assert budget.used == 5
+        assert budget.used == 0
+
+    async def expect_refusal(budget: WaitingBudget, count: int) -> None:
+        with pytest.raises(Problem) as caught:
+            async with budget.reserve(count):
+                pass
+        assert caught.value.code == "overloaded"
+
+    anyio.run(work)
+
+
+def test_a_cancelled_caller_returns_what_it_was_given() -> None:
+    async def take(budget: WaitingBudget) -> None:
+        async with budget.reserve(4):
+            await anyio.sleep(10)
+
+    async def work() -> None:
+        for delay in (0.0, 0.001, 0.005):
+            budget = WaitingBudget(10, timeout=30)
+            async with anyio.create_task_group() as group:
+                await budget.acquire(10)
+                group.start_soon(take, budget)
+                await anyio.sleep(delay)
+                budget.release(10)
+                # Its turn has come, and it is cancelled before it notices.
+                group.cancel_scope.cancel()
+            assert budget.used == 0
+
+    anyio.run(work)
