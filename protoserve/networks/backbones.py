@@ -7,7 +7,9 @@ dictionary and has a second graph for training; export and the cut for fine-tuni
 
 from __future__ import annotations
 
+import logging
 import math
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,9 @@ from torch import Tensor, fx, nn
 from protoserve.errors import InputError, nearest
 from protoserve.images.geometry import tile_grid
 from protoserve.networks.tiles import Tiles, mean_cells, on_tiles
+from protoserve.networks.weights_file import FileWeights, note, read_weights
+
+_LOG = logging.getLogger(__name__)
 
 # Pictures are normalised with the statistics that torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -59,26 +64,30 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
     """Make a torchvision classification model up to its last feature map before pooling.
 
     `weights` is None (random), the name of torchvision weights such as `DEFAULT` (torchvision downloads them), or a
-    file with a state dict of the whole classifier, read with `weights_only=True`. With `stride` (pixels per cell), the
+    file with a state dict of the classifier, read with `weights_only=True`. It may be wrapped in a checkpoint, lack the
+    head or have another one; a log line then says what was taken. With `stride` (pixels per cell), the
     model ends at the last feature map of that stride: finer cells, smaller receptive fields.
 
     Models that only take pictures of 224 pixels (MaxViT, vision transformers) work at that size. The feature map of a
     vision transformer is the grid of its patch tokens.
 
-    Raises InputError for an unknown name, for weights that can't be read or don't fit, for a stride that the model
-    does not have, and for a model without a feature map.
+    Raises InputError for an unknown name, for weights that can't be downloaded, can't be read or don't fit, for a
+    stride that the model does not have, and for a model without a feature map.
     """
     known = names()
     if name not in known:
         raise InputError(f"no torchvision model {name!r}{nearest(name, known)}")
-    model = _with_weights(name, weights)
+    model, given = _with_weights(name, weights)
     model.eval()
     try:
         traced = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise InputError(f"backbone {name!r} can't be traced by torch.fx ({error}); choose another") from error
     feature = _feature_node(traced, name, stride)
-    return Backbone(name, _cut(traced, feature), feature.channels, feature.stride)
+    body = _cut(traced, feature)
+    if given is not None:
+        _check_weights(Path(str(weights)), name, model, body, given)
+    return Backbone(name, body, feature.channels, feature.stride)
 
 
 @torch.inference_mode()
@@ -106,31 +115,53 @@ def in_tiles(whole: Backbone, tile: int, step: int | None, height: int, width: i
     return Backbone(whole.name, whole.body, whole.channels, whole.stride, tiles)
 
 
-def _with_weights(name: str, weights: str | Path | None) -> nn.Module:
+def _check_weights(file: Path, name: str, model: nn.Module, body: nn.Module, given: FileWeights) -> None:
+    """Raise InputError if a file lacks tensors of the backbone, else say in the log what was taken from it."""
+    # Tracing adds constants; and many files lack the counters of batch normalisation, which only training reads.
+    own = [key for key in body.state_dict() if key in model.state_dict() and not key.endswith("num_batches_tracked")]
+    if missing := [key for key in own if key not in given.fitting]:
+        raise InputError(
+            f"{file}: these are not weights of {name}: {len(missing)} of its {len(own)} tensors are missing or have "
+            f"another shape, the first {missing[0]!r}; give weights of {name}, or --weights none for random ones"
+        )
+    if told := note(file, name, given):
+        _LOG.warning("%s", told)
+
+
+def _with_weights(name: str, weights: str | Path | None) -> tuple[nn.Module, FileWeights | None]:
+    """Return torchvision's classifier with these weights, and what was read if they are a file."""
     # By default Inception and GoogLeNet draw their weights from a truncated normal distribution, which is slow.
     options = {"init_weights": False} if name in {"inception_v3", "googlenet"} else {}
     model: nn.Module
     if weights is None:
         model = torchvision.models.get_model(name, weights=None, **options)
-        return model
+        return model, None
     file = Path(weights)
     if not file.is_file():
         enumeration = torchvision.models.get_model_weights(name)
         if str(weights) not in [*(member.name for member in enumeration), "DEFAULT"]:
             offered = ", ".join(["DEFAULT", *(member.name for member in enumeration)])
             raise InputError(f"weights {str(weights)!r} are neither a file nor weights of {name}; it has {offered}")
-        model = torchvision.models.get_model(name, weights=str(weights))
-        return model
+        return _downloaded(name, str(weights)), None
     model = torchvision.models.get_model(name, weights=None, **options)
+    given = read_weights(file, model.state_dict())
+    model.load_state_dict(given.fitting, strict=False)
+    return model, given
+
+
+def _downloaded(name: str, weights: str) -> nn.Module:
+    """Return a model with torchvision's weights, from its cache or the network."""
+    cure = "give --weights FILE, or --weights none for random ones"
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A damaged file raises almost any type. The message leaves out torch's own, which recommends unpickling code.
-        raise InputError(f"{file}: can't read the weights; give a state dict of tensors saved by torch.save") from error
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: these are not weights of {name}: {str(error)[:300]}") from error
+        model: nn.Module = torchvision.models.get_model(name, weights=weights)
+    except (OSError, HTTPException, RuntimeError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise InputError(
+                f"weights {weights!r}: can't keep them in {error.filename} ({error.strerror}); set TORCH_HOME to a "
+                f"folder that is writable, or {cure}"
+            ) from error
+        reason = getattr(error, "reason", None) or error
+        raise InputError(f"weights {weights!r} of {name}: can't download them ({reason}); {cure}") from error
     return model
 
 

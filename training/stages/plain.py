@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from protoserve.errors import InputError
 from training.features.building import freeze_all_but, trainable_modules, trainable_parameters
 from training.loop.epoch import epoch, images_in, shared_batches, with_inputs
 from training.loop.trainer import Trainer
@@ -24,10 +25,16 @@ def finetune(trainer: Trainer) -> dict[str, float]:
     plain.dropout.train()
     for part in trainable_modules(body, setting.train_from):
         part.train(not (isinstance(part, nn.BatchNorm2d) and setting.batch_norm == "fixed"))
-    batches = shared_batches(trainer)
-    maps = trainer.feed.maps((batch.numbers for batch in batches), trainer.state.step)
     # Skip a last batch that leaves a process fewer than two pictures: batch normalisation needs two.
-    pairs = (pair for pair in with_inputs(batches, maps) if pair[0].size >= 2 * trainer.processes.count)
+    least = 2 * trainer.processes.count
+    batches = [batch for batch in shared_batches(trainer) if batch.size >= least]
+    if not batches:
+        raise InputError(
+            f"batch: {trainer.config.batch} for {len(trainer.splits.fit)} training images leaves batch normalisation "
+            f"fewer than 2 pictures per process; set batch to at least {least}, with as many images"
+        )
+    maps = trainer.feed.maps((batch.numbers for batch in batches), trainer.state.step)
+    pairs = with_inputs(batches, maps)
 
     def objective(numbers: NDArray[np.int64], maps: Tensor) -> dict[str, Tensor]:
         logits = plain.leaf_logits(plain.from_maps(maps))

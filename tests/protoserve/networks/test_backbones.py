@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from http.client import RemoteDisconnected
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -104,3 +106,54 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(InputError, match="these are not weights of resnet18"):
         backbone("resnet18", tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("head", ["absent", "of 7 classes"])
+def test_a_wrapped_file_with_another_head_gives_the_backbone_and_says_so(
+    head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    model = torchvision.models.squeezenet1_1(num_classes=7)
+    state = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    if head == "absent":
+        state = {key: tensor for key, tensor in state.items() if "classifier" not in key}
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": state, "epoch": 9}, file)
+    found = backbone("squeezenet1_1", file)
+    torch.testing.assert_close(found.state_dict()["body.features.0.weight"], model.features[0].weight)
+    left = "; left out module.classifier.1.weight, module.classifier.1.bias" if head != "absent" else ""
+    assert caplog.messages == [
+        f"{file}: took the backbone of squeezenet1_1, found under 'state_dict' after 'module.'{left}"
+    ]
+
+
+def test_weights_that_lack_a_part_of_the_backbone_are_refused(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    del state["layer3.0.conv1.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"1 of its 100 tensors are missing .*, the first 'layer3\.0\.conv1\.weight'"):
+        backbone("resnet18", tmp_path / "weights.pth")
+    # It is not needed above that layer.
+    assert backbone("resnet18", tmp_path / "weights.pth", stride=8).channels == 128
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (URLError(OSError(-3, "Temporary failure in name resolution")), r"can't download them \(.*name resolution\)"),
+        (RemoteDisconnected("closed"), r"can't download them \(closed\)"),
+        (RuntimeError("invalid hash value"), r"can't download them \(invalid hash value\)"),
+        (PermissionError(13, "Permission denied", "/home/x/.cache/torch"), r"can't keep them in /home/x/\.cache/torch"),
+    ],
+)
+def test_weights_that_do_not_arrive_end_in_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
+    with pytest.raises(InputError, match=said) as raised:
+        backbone("resnet18", "DEFAULT")
+    assert "--weights FILE, or --weights none" in str(raised.value) and "\n" not in str(raised.value)

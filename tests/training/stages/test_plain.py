@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from protoserve.errors import InputError
 from training.config import Config
 from training.data.batches import epoch_batches
 from training.loop.trainer import Trainer
@@ -169,3 +170,17 @@ def test_fine_tuning_learns_classes_of_colour(
     assert len(losses) == 6
     # Chance is log 3.
     assert losses[-1] < 0.7 * math.log(3)
+
+
+def test_a_last_picture_alone_does_not_end_training(
+    small_config: Callable[..., Config], trainer_at: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Its map is 1 × 1, from which batch normalisation can learn no statistics."""
+    setting = {"epochs": 1, "batch_norm": "learned", "fresh": True}
+    images = len(trainer_at(small_config(data=PLAIN_VIEW), tmp_path / "counted").splits.fit)
+    given = {"data": PLAIN_VIEW, "finetune": setting, "image": {"height": 8, "width": 8}}
+    trainer = trainer_at(small_config(**given, batch=images - 1), tmp_path / "run")
+    assert math.isfinite(finetune(trainer)["loss"])
+    trainer = trainer_at(small_config(**given, batch=1), tmp_path / "single")
+    with pytest.raises(InputError, match=r"batch: 1 for \d+ training images .*; set batch to at least 2"):
+        finetune(trainer)
