@@ -122,6 +122,11 @@ class Ensemble:
         member = self.member_of(prototype)
         return self.members[member].picture(prototype - self.first_prototypes[member])
 
+    def read_picture(self, prototype: int) -> bytes:
+        """As `Bundle.read_picture`, for the member's prototype."""
+        member = self.member_of(prototype)
+        return self.members[member].read_picture(prototype - self.first_prototypes[member])
+
 
 # Code that describes or displays a model accepts either.
 Model: TypeAlias = Bundle | Ensemble

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -40,6 +40,8 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
+    sums: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """File → its SHA-256 when the bundle was opened."""
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
@@ -105,6 +107,21 @@ class Bundle:
         """Return the file of a prototype's picture, which shows its source patch in context."""
         return self.directory / self.manifest.prototypes[prototype].picture
 
+    def read_picture(self, prototype: int) -> bytes:
+        """Return a prototype's picture as it was when the bundle was opened.
+
+        Raises BundleError if the file is missing or has changed since.
+        """
+        file = self.picture(prototype)
+        try:
+            # A pipe would keep the reader waiting.
+            content = file.read_bytes() if file.is_file() else b""
+        except OSError as error:
+            raise BundleError(f"{file}: can't read it ({error.strerror}); open the bundle again") from error
+        if hashlib.sha256(content).hexdigest() != self.sums.get(self.manifest.prototypes[prototype].picture):
+            raise BundleError(f"{file}: the bundle has changed since it was opened; open it again")
+        return content
+
     def member_of(self, prototype: int) -> int | None:
         """Return None: a bundle has no members; see `Ensemble.member_of`."""
         return None
@@ -124,8 +141,8 @@ def read_bundle(directory: Path | str) -> Bundle:
         if not (directory / required).is_file():
             raise BundleError(f"{directory}: {required} is missing, so this is not a bundle; export it again")
     try:
-        _verify(directory)
-        bundle = Bundle(directory, _read_manifest(directory))
+        sums = _verify(directory)
+        bundle = Bundle(directory, _read_manifest(directory), sums)
     except OSError as error:
         raise BundleError(
             f"{one_line(str(error.filename or directory))}: can't read it ({error.strerror}); copy the bundle again"
@@ -134,8 +151,8 @@ def read_bundle(directory: Path | str) -> Bundle:
     return bundle
 
 
-def _verify(directory: Path) -> None:
-    """Raise BundleError unless the folder holds exactly the files of its checksums, unchanged."""
+def _verify(directory: Path) -> dict[str, str]:
+    """Return the checksums of the folder's files. Raises BundleError unless it holds exactly these, unchanged."""
     sums = _read_sums(directory / SUMS)
     present = {
         file.relative_to(directory).as_posix()
@@ -155,6 +172,7 @@ def _verify(directory: Path) -> None:
             raise BundleError(f"{directory}: {name} is a pipe, a socket or a device; don't use this bundle")
         if file_hash(file) != expected:
             raise BundleError(f"{directory}: {name} does not match {SUMS}; copy or export the bundle again")
+    return sums
 
 
 @contextmanager

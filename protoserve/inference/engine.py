@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -79,10 +80,11 @@ class Engine:
         self._names = _check_signature(self._session, bundle)
         self._complete = None if self._names == OUTPUT_NAMES else Completion(bundle)
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
+    def run(self, images: NDArray[np.uint8], *, seconds: float | None = None) -> Outputs:
         """Run the graph on uint8 RGB images [N, height, width, 3] at model size, N ≥ 1.
 
-        Raises InputError for another shape or dtype, DeviceError if the device fails (for example, out of memory).
+        Raises InputError for another shape or dtype, DeviceError if the device fails (for example, out of memory) or
+        the graph has not ended after `seconds`, as one with an endless loop.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._image_shape or not len(images):
             height, width, _ = self._image_shape
@@ -90,9 +92,16 @@ class Engine:
                 f"the model takes uint8 images [N, {height}, {width}, 3], not {images.dtype} "
                 f"{list(images.shape)}; make them with protoserve.images.fitting.fit"
             )
+        options = None if seconds is None else onnxruntime.RunOptions()
         try:
-            arrays = self._session.run(list(self._names), {INPUT: np.ascontiguousarray(images)})
+            with _ended_after(seconds, options):
+                arrays = self._session.run(list(self._names), {INPUT: np.ascontiguousarray(images)}, options)
         except RUNTIME_ERRORS as error:
+            if options is not None and options.terminate:
+                raise DeviceError(
+                    f"the graph did not end within {seconds:g} seconds on {self.device} for {len(images)} images; "
+                    "export the bundle again"
+                ) from error
             raise DeviceError(
                 f"the graph failed on {self.device} for {len(images)} images ({error}); try fewer at a time"
             ) from error
@@ -154,6 +163,21 @@ class Engine:
         # The fallback would switch to another device silently in the middle of a run.
         session.disable_fallback()
         return session
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float | None, options: Any) -> Iterator[None]:
+    """End the run with these RunOptions after `seconds`, between two operators of its graph."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Completion:

@@ -48,9 +48,12 @@ class EnsembleEngine:
         """The device that the members run on."""
         return self.engines[0].device
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Run all members on uint8 RGB images [N, height, width, 3] at model size, N ≥ 1; raises as `Engine.run`."""
-        return self.combiner.combine([engine.run(images) for engine in self.engines])
+    def run(self, images: NDArray[np.uint8], *, seconds: float | None = None) -> Outputs:
+        """Run all members on uint8 RGB images [N, height, width, 3] at model size, N ≥ 1; raises as `Engine.run`.
+
+        `seconds` limits each member's time.
+        """
+        return self.combiner.combine([engine.run(images, seconds=seconds) for engine in self.engines])
 
 
 def open_engine(model: Model, device: Device = "auto", threads: int | None = None) -> Engine | EnsembleEngine:

@@ -8,15 +8,22 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 from PIL import Image
 
 from protoserve.bundle.ensemble import ENSEMBLE
-from protoserve.errors import ProtoServeError
+from protoserve.errors import BundleError, ProtoServeError
 from protoserve.inference.classifier import Classifier, load
+from protoserve.inference.evidence import predictions
 from service.operations import metrics
 from service.operations.metrics import PredictionCounts
 from service.settings import Settings
+
+# The longest time of an inference while a model is warmed up. A graph with an endless loop would otherwise hold the
+# thread that watches for new models for good.
+WARM_UP_SECONDS: Final = 120.0
 
 _LOG = logging.getLogger("protoserve.service")
 
@@ -61,7 +68,7 @@ class ModelHolder:
         self._lock = threading.Lock()
         self._last_refusal = ""
         self._state = _folder_state(locate())
-        self._current = self._load(self._state.directory)
+        self._current = self._load(self._state)
         _set_model_gauge(self._current, 1)
 
     def current(self) -> LoadedModel:
@@ -75,7 +82,7 @@ class ModelHolder:
                 state = _folder_state(self._locate())
                 if state == self._state:
                     return False
-                new = self._load(state.directory)
+                new = self._load(state)
             except (ProtoServeError, OSError) as error:
                 self._refuse(str(error))
                 return False
@@ -93,9 +100,12 @@ class ModelHolder:
             metrics.RELOADS.labels("refused").inc()
             _LOG.error("the new model cannot be used, the old one continues to answer: %s", reason)
 
-    def _load(self, directory: Path) -> LoadedModel:
+    def _load(self, state: _FolderState) -> LoadedModel:
         settings = self._settings
-        classifier = load(directory, device=settings.device, threads=settings.inference_threads())
+        classifier = load(state.directory, device=settings.device, threads=settings.inference_threads())
+        if _folder_state(state.directory) != state:
+            # The graph may be another than the one that was verified.
+            raise BundleError(f"{state.directory}: changed while it was loaded; move a link to a complete folder instead")
         batch_limit = settings.batch_limit(classifier.engine.device)
         warm_up(classifier, batch_limit)
         return LoadedModel(classifier, PredictionCounts(classifier.table), batch_limit)
@@ -104,14 +114,15 @@ class ModelHolder:
 def warm_up(classifier: Classifier, batch_limit: int) -> None:
     """Predict one image, then a batch of `batch_limit`, to allocate memory and select kernels before the first request.
 
-    Raises DeviceError when the device fails.
+    Raises DeviceError when the device fails, or the graph does not end within `WARM_UP_SECONDS`.
     """
     picture = io.BytesIO()
     Image.new("RGB", (64, 64), (124, 116, 104)).save(picture, "JPEG")
     fitted = classifier.fit(picture.getvalue())
-    classifier.predict_fitted([fitted])
+    outputs = classifier.engine.run(fitted.array[None], seconds=WARM_UP_SECONDS)
+    predictions(outputs, classifier.table, [fitted.geometry])
     if batch_limit > 1:
-        classifier.predict_fitted([fitted] * batch_limit)
+        classifier.engine.run(np.stack([fitted.array] * batch_limit), seconds=WARM_UP_SECONDS)
 
 
 def watch(holder: ModelHolder, seconds: float) -> threading.Event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from protoserve.bundle.ensemble import Model
-from protoserve.errors import nearest
+from protoserve.errors import BundleError, nearest
 from service.contract.problems import Problem
 from service.contract.queries import NoQuery, PrototypesQuery, parse_query
 from service.contract.responses import (
@@ -26,6 +27,7 @@ from service.model.holder import LoadedModel
 from service.scheduling.limits import ConcurrencyLimiter
 from service.settings import Settings
 
+_LOG: Final = logging.getLogger("protoserve.service")
 _THREADS: Final = 2
 _MEDIA_TYPES: Final = {".webp": "image/webp", ".png": "image/png"}
 
@@ -74,16 +76,18 @@ class ModelRoutes:
         cached = request.headers.get("if-none-match", "")
         if tag in (part.strip().removeprefix("W/") for part in cached.split(",")):
             return Response(status_code=304, headers=headers)
-        file = bundle.picture(prototype)
         try:
-            content = await self.limiter.run(file.read_bytes)
-        except FileNotFoundError:
+            content = await self.limiter.run(bundle.read_picture, prototype)
+        except BundleError as error:
+            _LOG.warning("an image of a prototype cannot be served: %s", error)
             raise Problem(
                 "not_ready",
-                f"the image of prototype {prototype} is missing, because the model is being replaced; try again",
+                f"the bundle's folder has changed since the model was loaded, so that the image of prototype {prototype} "
+                "is not the one that belongs to it; try again once the service has loaded the new bundle",
                 {"Retry-After": "1"},
             ) from None
-        return Response(content, headers=headers, media_type=_MEDIA_TYPES.get(file.suffix, BINARY))
+        media_type = _MEDIA_TYPES.get(bundle.picture(prototype).suffix, BINARY)
+        return Response(content, headers=headers, media_type=media_type)
 
 
 def _json_response(document: BaseModel) -> Response:

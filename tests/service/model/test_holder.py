@@ -56,9 +56,9 @@ def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
     run = Engine.run
 
-    def note_size(engine: Engine, images: NDArray[np.uint8]) -> Outputs:
+    def note_size(engine: Engine, images: NDArray[np.uint8], *, seconds: float | None = None) -> Outputs:
         sizes.append(len(images))
-        return run(engine, images)
+        return run(engine, images, seconds=seconds)
 
     monkeypatch.setattr(Engine, "run", note_size)
     yield sizes

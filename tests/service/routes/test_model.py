@@ -153,3 +153,29 @@ def test_a_missing_prototype_image_is_reported_as_not_ready(run_app: RunApp, tin
     response = client.get("/v1/prototypes/0/image")
     check_problem(response, "not_ready")
     assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("change", ["picture", "bundle"])
+def test_an_image_of_another_bundle_is_not_served_under_this_version(
+    run_app: RunApp, tiny_bundle: Path, twin_bundle: Path, tmp_path: Path, change: str
+) -> None:
+    """As after `export --overwrite` in the folder of a running service."""
+    served = rename_bundle(tiny_bundle, tmp_path / "served")
+    holder = ModelHolder(lambda: served, Settings(device="cpu", threads=1))
+    client = run_app(holder.current)
+    first = client.get("/v1/prototypes/0/image")
+    if change == "picture":
+        holder.current().classifier.bundle.picture(0).write_bytes(twin_bundle.joinpath("prototypes/0000.webp").read_bytes())
+    else:
+        shutil.rmtree(served)
+        shutil.copytree(twin_bundle, served)
+    response = client.get("/v1/prototypes/0/image")
+    assert "has changed since the model was loaded" in check_problem(response, "not_ready")["detail"]
+    # What a client has cached under this version stays right.
+    cached = client.get("/v1/prototypes/0/image", headers={"if-none-match": first.headers["etag"]})
+    assert cached.status_code == 304
+    if change == "bundle":
+        # Predictions come from memory, and the next check takes the new bundle.
+        assert client.get("/v1/model").json()["version"] == holder.current().version
+        assert holder.reload()
+        assert client.get("/v1/prototypes/0/image").status_code == 200
