@@ -183,7 +183,7 @@ class ProtoServe:
         stop_listening_before_workers_stop()
         try:
             read_model(bundle_in_use())
-            folder = claim_folder(SETTINGS.metrics_directory)
+            folder = claim_folder(SETTINGS.metrics_directory, SETTINGS.workers)
             if SETTINGS.metrics_port is not None:
                 metrics.serve_metrics(folder, SETTINGS.metrics_port)
         except ProtoServeError as error:

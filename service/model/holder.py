@@ -105,7 +105,7 @@ class ModelHolder:
         classifier = load(state.directory, device=settings.device, threads=settings.inference_threads())
         if _folder_state(state.directory) != state:
             # The graph may be another than the one that was verified.
-            raise BundleError(f"{state.directory}: changed while it was loaded; move a link to a complete folder instead")
+            raise BundleError(f"{state.directory}: changed while it was loaded; move a link instead")
         batch_limit = settings.batch_limit(classifier.engine.device)
         warm_up(classifier, batch_limit)
         return LoadedModel(classifier, PredictionCounts(classifier.table), batch_limit)

@@ -27,21 +27,29 @@ _PREFIX: Final = "protoserve-server-metrics-"
 _KINDS: Final = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
 # Large enough for all labels, so that no file grows later.
 _FILE_BYTES: Final = 1 << 20
+_WORKER_MIB: Final = len(_KINDS) * _FILE_BYTES >> 20
 # Keep the locks of this process's folders open until it ends.
 _LOCKS: Final[list[int]] = []
 
 
-def claim_folder(parent: Path | None) -> Path:
+def claim_folder(parent: Path | None, workers: int = 1) -> Path:
     """Make the folder of a server in `parent`, and name it to the workers that this process starts.
 
     `parent` is made where it is missing; None means the folder for temporary files. The folder is removed when this
-    process ends. Folders of killed servers are removed now. Raises InputError where `parent` can't be written.
+    process ends. Folders of killed servers are removed now. Raises InputError where `parent` can't be written, or has
+    too little room for `workers`.
     """
     if parent is not None:
         make_folder(parent)
     try:
         directory = parent or Path(tempfile.gettempdir())
         _remove_abandoned(directory)
+        free, needed = shutil.disk_usage(directory).free >> 20, workers * _WORKER_MIB
+        if free < needed:
+            raise InputError(
+                f"{directory}: has {free} MiB free, and the metrics of {workers} worker(s) need {needed}; make room "
+                "there, or set PROTOSERVE_METRICS_DIRECTORY to another folder"
+            )
         # Other servers don't touch it before it has its name, which is after it is locked.
         draft = Path(tempfile.mkdtemp(prefix=f".new-{_PREFIX}", dir=directory))
         _lock(draft)
@@ -75,8 +83,8 @@ def use_folder() -> None:
                     os.posix_fallocate(stream.fileno(), 0, _FILE_BYTES)
         except OSError as error:
             raise InputError(
-                f"{folder}: no space for a worker's metrics ({error.strerror}); free {len(_KINDS) * _FILE_BYTES >> 20} "
-                "MiB per worker, or set PROTOSERVE_METRICS_DIRECTORY to another folder"
+                f"{folder}: no space for a worker's metrics ({error.strerror}); free {_WORKER_MIB} MiB per worker, or "
+                "there, or set PROTOSERVE_METRICS_DIRECTORY to another folder"
             ) from error
 
 

@@ -82,8 +82,8 @@ class ModelRoutes:
             _LOG.warning("an image of a prototype cannot be served: %s", error)
             raise Problem(
                 "not_ready",
-                f"the bundle's folder has changed since the model was loaded, so that the image of prototype {prototype} "
-                "is not the one that belongs to it; try again once the service has loaded the new bundle",
+                f"the bundle's folder has changed since the model was loaded: the image of prototype {prototype} is "
+                "no longer the one that was verified; try again once the service has loaded the new bundle",
                 {"Retry-After": "1"},
             ) from None
         media_type = _MEDIA_TYPES.get(bundle.picture(prototype).suffix, BINARY)

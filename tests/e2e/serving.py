@@ -60,6 +60,12 @@ class Server:
         return sum(map(float, found))
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def command_of(process: psutil.Process) -> list[str]:
     """A process's command; empty when it has ended."""
     try:
@@ -77,8 +83,7 @@ def serving(bundle: Path, home: Path, *options: str, **settings: str) -> Abstrac
 @contextmanager
 def running(command: tuple[str, ...], home: Path, **settings: str) -> Iterator[Server]:
     """Run a command that serves on `--port`."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROTOSERVE_", "PROMETHEUS_"))}
     log = home / "server.log"
     with log.open("wb") as output:

@@ -1,4 +1,4 @@
-"""Copies of a bundle that pass for another model."""
+"""Copies of a bundle that pass for another model, or whose model never answers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,52 @@ def rename_bundle(bundle: Path, copy: Path, name: str | None = None) -> Path:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest |= {"name": name, "version": f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"}
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    digest = hashlib.sha256((copy / "manifest.json").read_bytes()).hexdigest()
-    lines = (copy / "SHA256SUMS").read_text().splitlines()
-    sums = [f"{digest}  manifest.json" if line.endswith("  manifest.json") else line for line in lines]
-    (copy / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    correct_sum(copy, "manifest.json")
+    return copy
+
+
+def correct_sum(bundle: Path, name: str) -> None:
+    """Make the checksum of a changed file fit."""
+    digest = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
+    lines = (bundle / "SHA256SUMS").read_text().splitlines()
+    sums = [f"{digest}  {name}" if line.endswith(f"  {name}") else line for line in lines]
+    (bundle / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+
+
+def endless_bundle(bundle: Path, copy: Path) -> Path:
+    """Copy a bundle with a graph that is valid and never ends: its logits wait for a loop without a condition."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    rename_bundle(bundle, copy)
+    model = onnx.load(copy / "model.onnx")
+    graph = model.graph
+    for node in graph.node:
+        node.output[:] = ["logit_before" if name == "logit" else name for name in node.output]
+        node.input[:] = ["logit_before" if name == "logit" else name for name in node.input]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["value"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, []),
+        ],
+    )
+    graph.initializer.append(helper.make_tensor("forever", TensorProto.BOOL, [], [True]))
+    graph.node.extend(
+        [
+            # It depends on the image, so that no optimiser computes it when the graph is loaded.
+            helper.make_node("Cast", ["image"], ["image_as_float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMax", ["image_as_float"], ["start"], keepdims=0),
+            helper.make_node("Loop", ["", "forever", "start"], ["end"], body=body),
+            helper.make_node("Add", ["logit_before", "end"], ["logit"]),
+        ]
+    )
+    onnx.save(model, copy / "model.onnx")
+    correct_sum(copy, "model.onnx")
     return copy

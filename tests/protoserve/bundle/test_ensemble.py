@@ -41,6 +41,7 @@ def test_prototypes_are_numbered_member_by_member(members: tuple[Bundle, Bundle]
         assert ensemble.member_of(number) == owner
         assert record.model_copy(update={"id": own.id}) == own
         assert ensemble.picture(number) == members[owner].picture(own.id)
+        assert ensemble.read_picture(number) == members[owner].picture(own.id).read_bytes()
 
 
 def test_its_version_follows_from_its_members_and_their_order(members: tuple[Bundle, Bundle]) -> None:

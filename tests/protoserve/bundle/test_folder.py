@@ -225,3 +225,22 @@ def test_what_file_managers_leave_is_ignored(copy: Path) -> None:
     assert rewrite_manifest(bundle, truth=None).version == bundle.version
     (copy / ".hidden").write_bytes(b"x")
     refuse(copy, ".hidden is not listed in SHA256SUMS")
+
+
+def test_a_picture_is_read_as_it_was_when_the_bundle_was_opened(copy: Path) -> None:
+    bundle = read_bundle(copy)
+    picture = bundle.picture(0)
+    content = picture.read_bytes()
+    assert bundle.read_picture(0) == content
+    picture.write_bytes(bundle.picture(1).read_bytes())
+    with pytest.raises(BundleError, match="has changed since it was opened"):
+        bundle.read_picture(0)
+    picture.unlink()
+    with pytest.raises(BundleError, match="has changed since it was opened"):
+        bundle.read_picture(0)
+    os.mkfifo(picture)
+    with pytest.raises(BundleError, match="has changed since it was opened"):
+        bundle.read_picture(0)
+    picture.unlink()
+    picture.write_bytes(content)
+    assert bundle.read_picture(0) == content

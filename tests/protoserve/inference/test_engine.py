@@ -14,6 +14,7 @@ from protoserve.errors import BundleError, DeviceError, InputError
 from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.inference.engine import Engine, Outputs
 from tests.protoserve.inference.wrong_images import CHANGES, Change
+from tests.service.bundles import endless_bundle
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +123,15 @@ def test_a_graph_that_differs_from_its_manifest_is_refused(bundle: Bundle) -> No
     rule = bundle.manifest.input.model_copy(update={"height": 65})
     with pytest.raises(BundleError, match="'image' is tensor"):
         Engine(Bundle(bundle.directory, bundle.manifest.model_copy(update={"input": rule})), device="cpu")
+
+
+def test_a_graph_that_does_not_end_is_ended_after_its_time(
+    tiny_bundle: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    endless = Engine(read_bundle(endless_bundle(tiny_bundle, tmp_path / "endless")), device="cpu", threads=1)
+    with pytest.raises(DeviceError, match=r"did not end within 0\.2 seconds on cpu for 5 images"):
+        endless.run(images, seconds=0.2)
+
+
+def test_a_limit_of_time_changes_no_answer(engine: Engine, images: NDArray[np.uint8]) -> None:
+    same(engine.run(images, seconds=60), engine.run(images))

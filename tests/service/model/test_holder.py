@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from protoserve.errors import BundleError
+import protoserve
+from protoserve.errors import BundleError, DeviceError
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Engine, Outputs
+from service.model import holder as holder_module
 from service.model.holder import ModelHolder, watch
 from service.settings import Settings
-from tests.service.bundles import rename_bundle
+from tests.service.bundles import endless_bundle, rename_bundle
 from tests.service.running import RunApp
 
 SETTINGS = Settings(device="cpu", threads=1)
@@ -207,3 +210,46 @@ def test_the_watch_reloads_by_itself(holder: ModelHolder, link: Path, tiny_bundl
         assert name_of(holder) == "watched"
     finally:
         stop.set()
+
+
+# ---- models that do not answer, or change while they are loaded
+
+
+def test_a_model_that_never_answers_is_refused_and_the_old_one_stays(
+    holder: ModelHolder, link: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(holder_module, "WARM_UP_SECONDS", 0.3)
+    before = holder.current()
+    move(link, endless_bundle(tiny_bundle, tmp_path / "endless"))
+    assert not holder.reload()
+    assert holder.current() is before
+    assert "did not end within 0.3 seconds" in caplog.text
+    # The thread that checks is free for the next model.
+    move(link, rename_bundle(tiny_bundle, tmp_path / "next"))
+    assert holder.reload()
+    assert name_of(holder) == "next"
+
+
+def test_a_first_model_that_never_answers_ends_the_start(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder_module, "WARM_UP_SECONDS", 0.3)
+    endless = endless_bundle(tiny_bundle, tmp_path / "endless")
+    with pytest.raises(DeviceError, match=r"did not end within 0\.3 seconds"):
+        ModelHolder(lambda: endless, SETTINGS)
+
+
+def test_a_bundle_that_changes_while_it_is_loaded_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = rename_bundle(tiny_bundle, tmp_path / "served")
+
+    def load_while_it_is_exported_again(directory: Path, **options: Any) -> Classifier:
+        classifier = protoserve.load(directory, **options)
+        shutil.rmtree(served)
+        rename_bundle(tiny_bundle, served, "another")
+        return classifier
+
+    monkeypatch.setattr(holder_module, "load", load_while_it_is_exported_again)
+    with pytest.raises(BundleError, match="changed while it was loaded"):
+        ModelHolder(lambda: served, SETTINGS)

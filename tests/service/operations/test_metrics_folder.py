@@ -97,3 +97,9 @@ def test_too_little_disk_space_is_said_in_one_line(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "no space for a worker's metrics" in ended.stdout and "4 MiB" in ended.stdout
+
+
+def test_too_little_room_for_all_workers_is_said_before_any_starts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"MiB free, and the metrics of 1000000000 worker\(s\) need 4000000000"):
+        claim_folder(tmp_path, workers=10**9)
+    assert list(tmp_path.iterdir()) == []

@@ -165,7 +165,9 @@ def test_an_image_of_another_bundle_is_not_served_under_this_version(
     client = run_app(holder.current)
     first = client.get("/v1/prototypes/0/image")
     if change == "picture":
-        holder.current().classifier.bundle.picture(0).write_bytes(twin_bundle.joinpath("prototypes/0000.webp").read_bytes())
+        holder.current().classifier.bundle.picture(0).write_bytes(
+            twin_bundle.joinpath("prototypes/0000.webp").read_bytes()
+        )
     else:
         shutil.rmtree(served)
         shutil.copytree(twin_bundle, served)
