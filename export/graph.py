@@ -18,7 +18,8 @@ from protoserve.networks.fused_head import FusedHead
 from protoserve.networks.model_file import ExplainedNetwork
 from protoserve.networks.routed_head import TRUNK, RoutedHead
 
-OPSET = 20
+# The lowest operator set that torch's exporter writes without a conversion.
+OPSET = 18
 
 
 class ExplainedGraph(nn.Module):

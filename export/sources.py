@@ -113,7 +113,33 @@ def finish_onnx(source: Source, file: Path) -> None:
         prefix = onnx.compose.add_prefix(prefix, "fit/", rename_inputs=False, rename_outputs=False)
         model = onnx.compose.merge_models(prefix, model, [(FITTED, INPUT)])
     onnx.helper.set_model_props(model, source.metadata)
+    lower_version(model)
     onnx.save_model(model, str(file))
+
+
+def lower_version(model: Any) -> None:
+    """Give an `onnx.ModelProto` the lowest version of the format that holds it, so that older runtimes read it.
+
+    Exporter and quantiser write their own newest version. Notes on nodes, such as the module that one came from, need
+    version 10, and no runtime reads them; they are removed.
+    """
+    import onnx
+
+    for part in (model.graph, *model.functions):
+        part.ClearField("metadata_props")
+        for entry in (*part.node, *part.value_info):
+            entry.ClearField("metadata_props")
+    for values in (model.graph.input, model.graph.output, model.graph.initializer):
+        for value in values:
+            value.ClearField("metadata_props")
+    lowest = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    newest = model.ir_version
+    model.ir_version = lowest
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError:
+        # A type of tensor that came with a later version.
+        model.ir_version = newest
 
 
 def file_metadata(

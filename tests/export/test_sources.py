@@ -6,9 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
-from export.sources import EdgeOptions, file_metadata, parse_size
+from export.graph import OPSET
+from export.sources import EdgeOptions, file_metadata, lower_version, parse_size
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError
 
@@ -53,3 +58,43 @@ def test_other_weights_or_another_manifest_are_another_version(tiny_bundle: Path
         for described, file in ((manifest, "one.pt"), (manifest, "two.pt"), (renamed, "one.pt"), (manifest, "one.pt"))
     ]
     assert len(set(versions)) == 3 and versions[0] == versions[3]
+
+
+def conv_free_model(ir_version: int, opset: int, *, four_bits: bool = False) -> onnx.ModelProto:
+    """A model that adds 1 to its input, with notes on its node; `four_bits` adds a tensor that needs version 10."""
+    node = helper.make_node("Add", ["x", "one"], ["y"])
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['network.backbone']")
+    tensors = [helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])]
+    if four_bits:
+        tensors.append(helper.make_tensor("four", TensorProto.INT4, [2], [1, 2]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], tensors)
+    return helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
+
+
+@pytest.mark.parametrize(("opset", "lowest"), [(18, 8), (20, 9)])
+def test_a_file_has_the_lowest_version_that_holds_it(opset: int, lowest: int, tmp_path: Path) -> None:
+    model = conv_free_model(10, opset)
+    lower_version(model)
+    assert model.ir_version == lowest and not model.graph.node[0].metadata_props
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, str(tmp_path / "m.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.array([2.0], dtype=np.float32)})[0] == 3.0
+
+
+def test_a_tensor_of_a_later_version_keeps_that_version() -> None:
+    model = conv_free_model(10, 21, four_bits=True)
+    lower_version(model)
+    assert model.ir_version == 10
+
+
+def test_every_onnx_file_of_a_bundle_is_for_older_runtimes(edge_bundle: Path) -> None:
+    """onnxruntime 1.14 of 2023 reads version 8 and operator set 18."""
+    files = sorted(edge_bundle.glob("*.onnx"))
+    assert len(files) == 5
+    for file in files:
+        model = onnx.load(str(file))
+        sets = {entry.domain: entry.version for entry in model.opset_import}
+        assert (model.ir_version, sets[""]) == (8, OPSET), file.name
+        assert not any(node.metadata_props for node in model.graph.node), file.name

@@ -52,6 +52,8 @@ LINEAR = 0.1
 MATRICES, COLUMNS = 24, 4
 # Above these numbers of children, a confusion matrix has no counts, and no labels, because they would be illegible.
 NUMBERED, NAMED = 20, 60
+# The longest name of a class that a confusion matrix shows whole.
+LONGEST = 48
 
 # Placeholder for `currentColor`, which matplotlib does not support.
 _INK = "#010203"
@@ -62,10 +64,11 @@ _RULES: dict[Rule, str] = {"duplicates": "near-duplicates merged", "purity": "im
 def write_figure(file: Path, draw: Callable[[], Figure], console: Console, *, dpi: int = 110) -> None:
     """Draw a figure and write it as a PNG file.
 
-    If drawing fails, prints a warning with the file and the cause instead, so that the run still finishes.
+    If it can't be drawn or written, prints a warning with the file and the cause instead, so that the run still
+    finishes.
     """
     try:
-        content = as_png(draw, dpi=dpi)
+        write_bytes(file, as_png(draw, dpi=dpi))
     # No error in matplotlib may cost hours of training.
     except Exception as error:  # noqa: BLE001
         console.print(
@@ -73,8 +76,6 @@ def write_figure(file: Path, draw: Callable[[], Figure], console: Console, *, dp
             markup=False,
             soft_wrap=True,
         )
-        return
-    write_bytes(file, content)
 
 
 def as_png(draw: Callable[[], Figure], *, dpi: int = 110) -> bytes:
@@ -85,6 +86,15 @@ def as_png(draw: Callable[[], Figure], *, dpi: int = 110) -> bytes:
     with matplotlib.rc_context({"text.parse_math": False}):
         draw().savefig(buffer, dpi=dpi, format="png")
     return buffer.getvalue()
+
+
+def svg_or_note(draw: Callable[[], Figure], name: str, description: str) -> str:
+    """Draw a figure as `as_svg` does; if that fails, return a paragraph that says why, so that the page is written."""
+    try:
+        return as_svg(draw, name, description)
+    # No error in matplotlib may cost the report.
+    except Exception as error:  # noqa: BLE001
+        return f"<p>This figure can't be drawn ({html.escape(f'{type(error).__name__}: {error}')}).</p>"
 
 
 def as_svg(draw: Callable[[], Figure], name: str, description: str) -> str:
@@ -283,14 +293,19 @@ def confusion_figure(confusion: Mapping[str, NDArray[np.int64]], taxonomy: Taxon
     panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, parent in zip(panels, shown, strict=False):
         node = taxonomy.index[parent] if parent else ROOT
-        labels = [taxonomy.nodes[child][-1] for child in taxonomy.children_of(node)]
-        title = f"{parent or 'the root'}: {mistakes[parent]} of {int(confusion[parent].sum())} mistaken"
+        labels = [_cut(taxonomy.nodes[child][-1]) for child in taxonomy.children_of(node)]
+        title = f"{_cut(parent) or 'the root'}: {mistakes[parent]} of {int(confusion[parent].sum())} mistaken"
         _draw_matrix(axes, confusion[parent], labels, title)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     more = f", the {MATRICES} of {len(confusion)} parents with the most mistakes" if len(confusion) > MATRICES else ""
     figure.suptitle(f"{name}: confusion between siblings{more}")
     return figure
+
+
+def _cut(name: str) -> str:
+    """A name, cut where it would leave no room for the figure."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _draw_matrix(axes: Axes, counts: NDArray[np.int64], labels: Sequence[str], title: str) -> None:

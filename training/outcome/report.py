@@ -25,7 +25,7 @@ from protoserve.run.records import (
     Split,
 )
 from protoserve.similarity_statistics import ALWAYS_ON, TELLING
-from training.outcome.charts import as_svg, counts_figure, losses_figure, selection_figure, separation_figure
+from training.outcome.charts import counts_figure, losses_figure, selection_figure, separation_figure, svg_or_note
 
 # Longer side of a prototype's source picture, in pixels.
 SOURCE_SIDE = 112
@@ -79,16 +79,16 @@ def render(run: Run) -> str:
     scores = metrics.of(("test", "validation", "selection"))
     main = next(iter(scores), None)
     charts = {
-        "selection": as_svg(lambda: selection_figure(history), "selection", "Accuracy over the steps of training"),
-        "losses": as_svg(lambda: losses_figure(history), "losses", "Terms of the loss over the steps of training"),
+        "selection": svg_or_note(lambda: selection_figure(history), "selection", "Accuracy over the steps of training"),
+        "losses": svg_or_note(lambda: losses_figure(history), "losses", "Terms of the loss over the steps of training"),
     }
     counts = metrics.counts
     if counts is not None:
         description = "Accuracy on the selection images against the number of prototypes"
-        charts["counts"] = as_svg(lambda: counts_figure(counts), "counts", description)
+        charts["counts"] = svg_or_note(lambda: counts_figure(counts), "counts", description)
     if analysis is not None and any(prototype.separation for prototype in analysis.prototypes):
         description = "Mean similarity of every prototype to its own class and to the siblings"
-        charts["separation"] = as_svg(lambda: separation_figure(analysis.prototypes), "separation", description)
+        charts["separation"] = svg_or_note(lambda: separation_figure(analysis.prototypes), "separation", description)
     return environment.get_template("report.html").render(
         name=provenance.config.get("name", run.directory.name),
         run=run.directory.name,

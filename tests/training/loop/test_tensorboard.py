@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,19 @@ def test_a_resumed_run_shows_every_row_once(tmp_path: Path) -> None:
         "last layers/loss": [(3, 1.0)],
         "selection_leaf": [(1, 0.25), (2, 0.5), (3, 0.75)],
     }
+
+
+# TensorBoard writes in a thread of its own, which fails first.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_costs_the_events_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    board = Board(tmp_path, [])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for row in HISTORY * 3:
+            board.add(row)
+        board.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [message for message in caplog.messages if "training goes on" in message] == caplog.messages
+    assert len(caplog.messages) == 1

@@ -29,6 +29,7 @@ from training.outcome.charts import (
     reliability_figure,
     selection_figure,
     separation_figure,
+    svg_or_note,
     write_figure,
 )
 
@@ -228,3 +229,27 @@ def test_a_figure_that_cannot_be_drawn_leaves_a_warning(tmp_path: Path) -> None:
 
     write_figure(tmp_path / "curves.png", lambda: curves_figure(PROTOTYPES, "run"), Console(file=screen))
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_a_figure_that_cannot_be_written_leaves_a_warning(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=200)
+    write_figure(tmp_path / "gone" / "curves.png", lambda: curves_figure(PROTOTYPES, "run"), console)
+    assert "curves.png: can't draw this figure (FileNotFoundError" in screen.getvalue()
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_a_note_on_the_page() -> None:
+    def fail() -> Figure:
+        raise ValueError("no <colour>")
+
+    note = svg_or_note(fail, "curves", "Curves")
+    assert note == "<p>This figure can't be drawn (ValueError: no &lt;colour&gt;).</p>"
+    assert svg_or_note(lambda: losses_figure(PROTOTYPES), "losses", "Losses").startswith("<svg")
+
+
+@pytest.mark.parametrize("name", ["$_{2$", "$$", "100 %", "{0}", "[/red]", "<b>", "a" * 300, "_x_", "^"])
+def test_no_name_of_a_class_keeps_a_figure_from_being_drawn(name: str) -> None:
+    taxonomy = Taxonomy.from_paths([f"{name}x/{name}1", f"{name}x/{name}2", f"{name}y"])
+    confusion = {"": np.eye(2, dtype=np.int64), f"{name}x": np.eye(2, dtype=np.int64)}
+    assert as_png(lambda: confusion_figure(confusion, taxonomy, name)).startswith(b"\x89PNG")
+    assert as_png(lambda: curves_figure(PROTOTYPES, name)).startswith(b"\x89PNG")
