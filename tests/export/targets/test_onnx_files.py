@@ -5,10 +5,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from export.graph import ExplainedGraph, write_onnx
 from export.targets.onnx_files import backbone_nodes, copy, run_onnx
 from protoserve.bundle.folder import Bundle
 from protoserve.errors import InputError
+from protoserve.networks.model_file import load_network
+from protoserve.networks.network import PrototypeNetwork
 
 
 def test_half_precision_stops_at_the_head(edge: Bundle) -> None:
@@ -29,8 +33,13 @@ def test_the_service_s_own_graph_takes_any_batch_all_the_same(small: Bundle) -> 
     assert run_onnx(small.file("onnx"))(pictures)["path"].shape[0] == 3
 
 
-def test_a_graph_without_a_backbone_is_refused(edge: Bundle) -> None:
-    model = onnx.load(edge.file("onnx"))
+def test_a_graph_without_a_backbone_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    """The exporter marks the nodes; the files of a bundle no longer hold these notes."""
+    network, _, _ = load_network(tiny_run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
+    example = torch.from_numpy(np.load(tiny_run / "samples.npy")[:2])
+    write_onnx(ExplainedGraph(network, 2, example).eval(), example, tmp_path / "plain.onnx", {})
+    model = onnx.load(str(tmp_path / "plain.onnx"))
     assert 0 < len(backbone_nodes(model)) < len(model.graph.node)
     for node in model.graph.node:
         node.ClearField("metadata_props")
