@@ -36,6 +36,40 @@ def many_segments(count: int) -> bytes:
     return data[:2] + b"\xff\xfe\0\2" * count + data[2:]
 
 
+def segments(marker: int, content: bytes, count: int) -> bytes:
+    """A JPEG with `count` equal segments before its frame."""
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    return data[:2] + (b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content) * count + data[2:]
+
+
+def exif_segments(count: int) -> bytes:
+    """A JPEG with `count` segments of EXIF, which Pillow joins one by one."""
+    return segments(0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(980), count)
+
+
+def photoshop_blocks(count: int) -> bytes:
+    """A JPEG with `count` segments of 5,000 empty blocks of Photoshop."""
+    return segments(0xED, b"Photoshop 3.0\0" + b"8BIM\0\1\0\0\0\0\0\0" * 5000, count)
+
+
+def many_tables(count: int) -> bytes:
+    """A JPEG with `count` segments of 1,000 quantisation tables."""
+    return segments(0xDB, (b"\0" + b"\1" * 64) * 1000, count)
+
+
+def many_texts(count: int) -> bytes:
+    """A PNG with `count` compressed texts of a megabyte and without a name, which Pillow expands and does not count."""
+    data = encode(Image.new("RGB", (8, 8)), "PNG")
+    return data[:33] + chunk(b"zTXt", b"\0\0" + zlib.compress(bytes(1_000_000), 9)) * count + data[33:]
+
+
+def named_texts(count: int) -> bytes:
+    """A PNG with `count` compressed texts of a megabyte, each of its own name, which Pillow keeps."""
+    data = encode(Image.new("RGB", (8, 8)), "PNG")
+    text = zlib.compress(bytes(1_000_000), 9)
+    return data[:33] + b"".join(chunk(b"zTXt", b"n%d\0\0" % one + text) for one in range(count)) + data[33:]
+
+
 def junk_between_segments(count: int) -> bytes:
     """A JPEG with `count` bytes between two segments, which Pillow skips one by one."""
     data = encode(Image.new("RGB", (8, 8)), "JPEG")

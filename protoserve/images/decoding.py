@@ -28,9 +28,6 @@ from protoserve.images.geometry import InputRule
 from protoserve.images.headers import Header, read_header
 from protoserve.images.signatures import description, format_of, listed
 
-# The suffixes of picture files; `decode` itself looks only at the content.
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
 ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | NDArray[np.uint8]
 
 # A JPEG with more pixels is decoded at a half, a quarter or an eighth of its size, which is then below this.
@@ -155,7 +152,7 @@ def decoding_cost(
     """
     header = _examined(data, limits, "the image", readable_formats() if formats is None else formats)
     reduced = _reduction(header, draft_for)
-    memory = (header.memory - header.coefficients) // reduced**2 + header.coefficients
+    memory = (header.memory - header.fixed) // reduced**2 + header.fixed
     working = min(_WORKING_MEMORY, 2_000_000 + _WORKING_BYTES_PER_PIXEL * header.pixels)
     return DecodingCost(memory + len(data) + working, header.seconds, header.bounded)
 

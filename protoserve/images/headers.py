@@ -31,6 +31,14 @@ _PER_BLOCK, _PER_BLOCK_AND_SCAN = 1.5e-6, 0.12e-6
 _PER_RLE_PIXEL, _PER_RLE_BYTE = 0.6e-6, 2e-6
 _PER_STRIP: Final = 60e-6
 _PER_PART: Final = 20e-6
+# Each strip is an object of Python in Pillow.
+_STRIP_BYTES: Final = 600
+# Tables, frames and Photoshop's blocks, which Pillow parses in loops of Python.
+_PARSED_SEGMENTS: Final = frozenset({0xED, 0xDB, 0xC4, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xD0)})
+_PER_PARSED_BYTE: Final = 1e-6
+_PER_COPIED_BYTE: Final = 1e-9
+# A compressed text of a PNG.
+_PER_TEXT, _TEXT_BYTES = 12e-3, 1_100_000
 # Decoders without a bound of ours: AVIF and HEIC, JPEG 2000, rare compressions of TIFF.
 _PER_RARE_PIXEL, _RARE_BYTES_PER_PIXEL = 2e-6, 32
 _ISPE: Final = re.compile(rb"ispe\0\0\0\0(.{8})", re.S)
@@ -43,8 +51,8 @@ class Header:
     """What a picture's headers state: its format, its size as stored (in pixels, before orientation), the EXIF
     orientation (1 to 8), and upper bounds for what decoding takes.
 
-    `memory` is in bytes and includes one whole decoded picture; `seconds` are of one core. `coefficients` is the part
-    of `memory` that decoding at a reduced size does not save. `bounded` is False where a format's decoder has limits
+    `memory` is in bytes and includes one whole decoded picture; `seconds` are of one core. `fixed` is the part of
+    `memory` that decoding at a reduced size does not save. `bounded` is False where a format's decoder has limits
     that we don't know.
     """
 
@@ -54,7 +62,7 @@ class Header:
     memory: int
     seconds: float
     orientation: int = 1
-    coefficients: int = 0
+    fixed: int = 0
     bounded: bool = True
 
     @property
@@ -88,6 +96,9 @@ def _count(parts: int, what: str) -> None:
 
 def _read_jpeg(data: bytes) -> Header:
     position, junk, segments, scans, orientation = 2, 0, 0, 0, 0
+    exif = 0
+    # The seconds that Pillow takes for segments alone.
+    parsing = 0.0
     frame: tuple[int, int, int, list[int]] | None = None
     while True:
         found = data.find(b"\xff", position)
@@ -111,8 +122,12 @@ def _read_jpeg(data: bytes) -> Header:
         (length,) = struct.unpack_from(">H", data, position)
         segment = data[position + 2 : position + length]
         position += max(length, 2)
-        if marker == 0xE1 and not orientation and segment.startswith(b"Exif\0"):
-            orientation = orientation_of(segment[6:])
+        parsing += _PER_PART + (_PER_PARSED_BYTE * length if marker in _PARSED_SEGMENTS else 0.0)
+        if marker == 0xE1 and segment.startswith(b"Exif\0"):
+            orientation = orientation or orientation_of(segment[6:])
+            # Pillow appends each to a copy of those before it.
+            exif += length
+            parsing += _PER_COPIED_BYTE * exif
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, components = struct.unpack_from(">HHB", segment, 1)
             factors = [segment[7 + 3 * index] for index in range(components)]
@@ -132,11 +147,18 @@ def _read_jpeg(data: bytes) -> Header:
             position = following.start()
     if frame is None:
         raise ValueError("no frame")
-    return _jpeg_cost(*frame, scans, len(data), segments, orientation or 1)
+    return _jpeg_cost(*frame, scans, parsing + _PER_BYTE * len(data), exif + len(data), orientation or 1)
 
 
 def _jpeg_cost(
-    marker: int, width: int, height: int, factors: list[int], scans: int, size: int, segments: int, orientation: int
+    marker: int,
+    width: int,
+    height: int,
+    factors: list[int],
+    scans: int,
+    parsing: float,
+    kept: int,
+    orientation: int,
 ) -> Header:
     across = max((factor >> 4 for factor in factors), default=0)
     down = max((factor & 15 for factor in factors), default=0)
@@ -146,32 +168,36 @@ def _jpeg_cost(
     blocks = units * sum((factor >> 4) * (factor & 15) for factor in factors)
     whole = marker not in (0xC0, 0xC1) or scans > 1
     coefficients = _BLOCK_BYTES * blocks if whole else 0
-    seconds = _PER_BLOCK * blocks + _PER_BLOCK_AND_SCAN * blocks * scans + _PER_BYTE * size + _PER_PART * segments
+    seconds = _PER_BLOCK * blocks + _PER_BLOCK_AND_SCAN * blocks * scans + parsing
     channels = 1 if len(factors) == 1 else 4
     # Arithmetic coding and lossless JPEG (which Pillow refuses) are no camera's.
     bounded = marker in (0xC0, 0xC1, 0xC2)
     pixels = width * height
-    return Header(
-        "JPEG", width, height, channels * pixels + coefficients, seconds, orientation, coefficients, bounded=bounded
-    )
+    # What reduction does not save.
+    fixed = coefficients + kept
+    return Header("JPEG", width, height, channels * pixels + fixed, seconds, orientation, fixed, bounded=bounded)
 
 
 def _read_png(data: bytes) -> Header:
     width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    position, chunks, orientation = 8, 0, 1
+    position, chunks, orientation, texts, kept = 8, 0, 1, 0, 0
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         chunks += 1
         _count(chunks, "chunks")
         if kind == b"eXIf":
             orientation = orientation_of(data[position + 8 : position + 8 + length])
+        # Pillow expands each to at most a megabyte, and keeps at most 64.
+        texts += kind in (b"zTXt", b"iTXt", b"iCCP")
+        kept += 0 if kind == b"IDAT" else length
         if kind == b"IEND":
             break
         position += 12 + length
     pixels = width * height
     channels = 1 if colour in (0, 3) and depth <= 8 else 2 if colour == 0 else 4
     seconds = _PER_PIXEL["PNG"] * pixels * (2 if interlaced else 1) + _PER_BYTE * len(data) + _PER_PART * chunks
-    return Header("PNG", width, height, channels * pixels, seconds, orientation)
+    memory = channels * pixels + 3 * min(kept, len(data)) + _TEXT_BYTES * min(texts, 66)
+    return Header("PNG", width, height, memory, seconds + _PER_TEXT * texts, orientation)
 
 
 def _read_webp(data: bytes) -> Header:
@@ -200,7 +226,7 @@ def _read_webp(data: bytes) -> Header:
     # libwebp keeps the canvas, the frame before it and the frame itself, and Pillow copies the canvas twice.
     pixels = width * height
     seconds = _PER_PIXEL["WEBP"] * pixels + _PER_BYTE * len(data) + _PER_PART * chunks
-    return Header("WEBP", width, height, 20 * pixels + 2 * len(data), seconds, orientation)
+    return Header("WEBP", width, height, 20 * pixels + 4 * len(data), seconds, orientation)
 
 
 def _read_gif(data: bytes) -> Header:
@@ -260,7 +286,12 @@ def _read_tiff(data: bytes) -> Header:
     channels = 4 if samples > 1 or bits > 16 else 2 if bits == 16 else 1
     # Pillow turns the picture itself, which takes a copy. Subsampled colours are decoded as RGBA.
     copies = 2 if orientation in range(2, 9) else 1
-    memory = channels * copies * pixels + (max(pixel_bytes, 4) * part if compression != 1 else 0)
+    memory = (
+        3 * len(data)
+        + _STRIP_BYTES * parts
+        + channels * copies * pixels
+        + (max(pixel_bytes, 4) * part if compression != 1 else 0)
+    )
     decoded = max(pixels, part * parts)
     seconds = _PER_PIXEL["TIFF"] * decoded * max(1, samples / 3) + _PER_BYTE * len(data) + _PER_STRIP * parts
     if compression not in _PLAIN_TIFF:
