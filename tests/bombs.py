@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
@@ -203,3 +204,51 @@ def portrait(width: int, height: int) -> bytes:
     exif[0x0112] = 6
     picture = Image.fromarray(texture).resize((width, height), Image.Resampling.BICUBIC)
     return encode(picture, "JPEG", exif=exif, quality=85)
+
+
+def flat(kind: str, width: int, height: int) -> bytes:
+    """A picture of one colour: as few bytes as a format has for so many pixels."""
+    return encode(Image.new("RGB", (width, height), (90, 60, 30)), kind)
+
+
+# Each as large as the service's limits of 20 MB and 200 megapixels allow, or enough to fill a gigabyte or a minute.
+FULL_SIZE: Final[Mapping[str, Callable[[], bytes]]] = {
+    "portrait of 48 megapixels": lambda: portrait(8064, 6048),
+    "portrait of 48 megapixels, again": lambda: portrait(8064, 6048),
+    "WebP of 50 megapixels in 2 KB": lambda: flat_webp(7071),
+    "WebP of 16 megapixels": lambda: flat_webp(4000),
+    "TIFF stamp of one tile of 400 megapixels": lambda: large_tile(20_000),
+    "TIFF stamp of one tile of 49 megapixels": lambda: large_tile(7000),
+    "TIFF stamp that states a tile of 900 megapixels": lambda: stated_tile(64, 30_000),
+    "TIFF of a million strips": lambda: many_strips(1_000_000),
+    "TIFF of 4 million strips": lambda: many_strips(4_000_000),
+    "BMP of run lengths, 50 megapixels": lambda: run_lengths(20_000, 2500),
+    "BMP of run lengths, 30 megapixels": lambda: run_lengths(6000, 5000),
+    "BMP of run lengths, 16 megapixels": lambda: run_lengths(6000, 2700),
+    "JPEG of 2,000 scans": lambda: many_scans(4000, 2000),
+    "JPEG of 100 scans, 49 megapixels": lambda: many_scans(7000, 100),
+    "JPEG of 100 scans, 16 megapixels": lambda: many_scans(4000, 100),
+    "progressive JPEG of 48 megapixels, 4:4:4": lambda: progressive(6900),
+    "JPEG of 108 megapixels": lambda: flat("JPEG", 12_000, 9000),
+    "JPEG of 4 million segments": lambda: many_segments(4_000_000),
+    "JPEG with 19 MB of junk": lambda: junk_between_segments(19_000_000),
+    "JPEG with 19 MB of padding": lambda: padding_between_segments(19_000_000),
+    "JPEG of 19,000 segments of EXIF": lambda: exif_segments(19_000),
+    "JPEG of 1.5 million blocks of Photoshop": lambda: photoshop_blocks(300),
+    "JPEG of 290,000 tables": lambda: many_tables(290),
+    "PNG of 49 megapixels": lambda: flat("PNG", 7000, 7000),
+    "PNG of 196 megapixels": lambda: flat_png(14_000),
+    "PNG, interlaced": lambda: interlaced(2500),
+    "PNG of a million chunks": lambda: many_chunks(1_000_000),
+    "PNG of 15,000 texts of a megabyte": lambda: many_texts(15_000),
+    "PNG of 1,000 texts of a megabyte": lambda: many_texts(1000),
+    "PNG of 60 named texts of a megabyte": lambda: named_texts(60),
+    "WebP of 2 million chunks": lambda: many_webp_chunks(2_000_000),
+    "GIF of 9 million blocks of comment": lambda: many_comments(9_000_000),
+    "GIF of 49 megapixels": lambda: flat("GIF", 7000, 7000),
+}
+
+
+def flat_png(side: int) -> bytes:
+    """A PNG of one bit a pixel, all black: 24 KB for 196 megapixels."""
+    return encode(Image.new("1", (side, side)), "PNG")

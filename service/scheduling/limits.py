@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -43,7 +43,7 @@ class ConcurrencyLimiter:
 
     async def run(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call `function` in a thread. Raises Problem `overloaded` when no thread becomes free in time."""
-        await self._places.acquire(1)
+        place = await self._places.acquire(1)
         loop = asyncio.get_running_loop()
         call: Future[T] = self._threads.submit(copy_context().run, partial(function, *arguments, **named))
         self._started[call] = time.monotonic()
@@ -52,7 +52,7 @@ class ConcurrencyLimiter:
             self._started.pop(call, None)
             # The loop is closed when the server has stopped.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._places.release, 1)
+                loop.call_soon_threadsafe(self._places.release, place)
 
         call.add_done_callback(end)
         return await asyncio.wrap_future(call)
@@ -63,17 +63,28 @@ class ConcurrencyLimiter:
         return [now - start for start in list(self._started.values())]
 
 
-class WaitingBudget:
-    """A budget of `capacity` units for which callers wait, in their order, up to `timeout` seconds.
+@dataclass(eq=False)
+class Claim:
+    """The units that a caller has of a `WaitingBudget`, or waits for."""
 
-    Use it in one event loop.
+    client: str
+    count: int
+    turn: asyncio.Future[None] | None = None
+
+
+class WaitingBudget:
+    """A budget of `capacity` units for which callers wait up to `timeout` seconds. Use it in one event loop.
+
+    The next one is the first caller of the client (`RequestContext.client`) that holds the least, so that none waits
+    for all pictures of another.
     """
 
     def __init__(self, capacity: int, timeout: float) -> None:
         self.capacity = capacity
         self.timeout = timeout
         self.used = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: list[Claim] = []
+        self._held: Counter[str] = Counter()
 
     @asynccontextmanager
     async def reserve(self, count: int) -> AsyncIterator[None]:
@@ -81,18 +92,18 @@ class WaitingBudget:
 
         Raises Problem `overloaded` when they do not become free in time.
         """
-        await self.acquire(count)
+        claim = await self.acquire(count)
         try:
             yield
         finally:
-            self.release(count)
+            self.release(claim)
 
     async def hold(self, count: int, start: Callable[[Callable[[], T]], Awaitable[T]], work: Callable[[], T]) -> T:
         """Hold `count` units while `work` runs in a thread, to its end even if this caller is cancelled before.
 
         `start` runs a function in a thread and returns its result. Raises as `reserve` does.
         """
-        await self.acquire(count)
+        claim = await self.acquire(count)
         loop, lock = asyncio.get_running_loop(), threading.Lock()
         started = abandoned = False
 
@@ -107,7 +118,7 @@ class WaitingBudget:
             finally:
                 # The loop is closed when the server has stopped.
                 with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self.release, count)
+                    loop.call_soon_threadsafe(self.release, claim)
 
         try:
             return await start(held)
@@ -115,43 +126,54 @@ class WaitingBudget:
             with lock:
                 abandoned = not started
             if abandoned:
-                self.release(count)
+                self.release(claim)
 
-    async def acquire(self, count: int) -> None:
+    async def acquire(self, count: int) -> Claim:
         """Take `count` units, to be given back by `release`. Raises as `reserve` does."""
         assert count <= self.capacity
+        claim = Claim(current_context().client, count)
         if not self._waiting and self.used + count <= self.capacity:
-            self.used += count
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (count, turn)
-        self._waiting.append(entry)
+            self._grant(claim)
+            return claim
+        claim.turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(claim)
         try:
             with anyio.fail_after(self.timeout):
-                await turn
+                await claim.turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                # The units came at the same moment.
-                self.release(count)
-            elif entry in self._waiting:
-                self._waiting.remove(entry)
+            if claim in self._waiting:
+                self._waiting.remove(claim)
                 self._admit()
+            else:
+                # The units came at the same moment.
+                self.release(claim)
             if isinstance(error, TimeoutError):
                 raise queue_timeout(self.timeout) from None
             raise
+        return claim
 
-    def release(self, count: int) -> None:
-        """Give `count` units back."""
-        self.used -= count
+    def release(self, claim: Claim) -> None:
+        """Give a claim's units back."""
+        self.used -= claim.count
+        self._held[claim.client] -= claim.count
+        if not self._held[claim.client]:
+            del self._held[claim.client]
         self._admit()
 
+    def _grant(self, claim: Claim) -> None:
+        self.used += claim.count
+        self._held[claim.client] += claim.count
+
     def _admit(self) -> None:
-        while self._waiting and self.used + self._waiting[0][0] <= self.capacity:
-            count, turn = self._waiting.popleft()
-            # Its caller may just have been cancelled.
-            if not turn.done():
-                self.used += count
-                turn.set_result(None)
+        while self._waiting:
+            claim = min(self._waiting, key=lambda waiting: self._held[waiting.client])
+            if self.used + claim.count > self.capacity:
+                # A small one behind it does not pass, or it would wait forever.
+                return
+            self._waiting.remove(claim)
+            self._grant(claim)
+            if claim.turn is not None and not claim.turn.done():
+                claim.turn.set_result(None)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Hostile uploads: mutated, truncated, mislabelled and malicious files in every format, as many as wanted.
 
-`python tests/service/corpus.py DIR 100` writes some to look at. Everything is drawn from a numbered seed, so that a
-failure is found again by its number.
+`python -m tests.service.corpus DIR 100` writes some to look at, and the bombs at full size. Everything is drawn from a
+numbered seed, so that a failure is found again by its number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests import bombs
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MEDIA_TYPES = (
@@ -264,6 +266,30 @@ def deep_bomb(draw: random.Random) -> bytes:
     return target.getvalue()
 
 
+def structure_bomb(draw: random.Random) -> bytes:
+    """A picture of few pixels whose structure costs more than they do; `bombs.FULL_SIZE` has them at full size."""
+    makers: tuple[Callable[[], bytes], ...] = (
+        lambda: bombs.many_scans(draw.choice([64, 900]), draw.choice([20, 100, 101, 400])),
+        lambda: bombs.run_lengths(draw.choice([50, 900]), draw.choice([50, 900])),
+        lambda: bombs.large_tile(draw.choice([300, 3000])),
+        lambda: bombs.stated_tile(draw.choice([1, 64]), draw.choice([100, 65_000, 2**31])),
+        lambda: bombs.many_strips(draw.choice([8, 9, 20_000])),
+        lambda: bombs.many_segments(draw.choice([100, 21_000])),
+        lambda: bombs.junk_between_segments(draw.choice([100, 70_000])),
+        lambda: bombs.padding_between_segments(draw.choice([100, 70_000])),
+        lambda: bombs.exif_segments(draw.choice([2, 150])),
+        lambda: bombs.photoshop_blocks(2),
+        lambda: bombs.many_tables(2),
+        lambda: bombs.many_chunks(draw.choice([100, 12_000])),
+        lambda: bombs.many_texts(draw.choice([3, 100])),
+        lambda: bombs.named_texts(draw.choice([3, 70])),
+        lambda: bombs.many_webp_chunks(draw.choice([10, 21_000])),
+        lambda: bombs.many_comments(draw.choice([100, 21_000])),
+        lambda: bombs.flat_webp(draw.choice([900, 1100])),
+    )
+    return draw.choice(makers)()
+
+
 BOMBS: tuple[Callable[[random.Random], bytes], ...] = (
     png_bomb,
     png_text_bomb,
@@ -273,6 +299,7 @@ BOMBS: tuple[Callable[[random.Random], bytes], ...] = (
     tiff_bomb,
     webp_bomb,
     deep_bomb,
+    structure_bomb,
 )
 MAKERS: tuple[Callable[[random.Random], bytes], ...] = (
     whole,
@@ -310,3 +337,5 @@ if __name__ == "__main__":
     for seed in range(int(sys.argv[2])):
         sample = upload(seed)
         (folder / f"{seed:05d}-{sample.kind}").write_bytes(sample.body)
+    for kind, make in bombs.FULL_SIZE.items():
+        (folder / f"full size, {kind}").write_bytes(make())

@@ -23,6 +23,7 @@ from protoserve.inference.evidence import EvidenceTable
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.schema import NoveltyRecord, Prediction
+from tests.protoserve.inference.wrong_images import CHANGES, Change
 
 TEMPERATURES = ({"": 2.0, "Animal": 0.5}, {"Animal/Ape": 3.0})
 
@@ -268,6 +269,14 @@ def test_a_level_is_known_where_half_of_those_that_can_say_so_know_it(
     np.testing.assert_array_equal(known(alone), expected)
     both = [with_thresholds(0, never), with_thresholds(1, never if strict else always)]
     np.testing.assert_array_equal(known(both), expected)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[change.__name__ for change in CHANGES])
+def test_other_shapes_and_types_and_an_empty_batch_are_refused(
+    classifier: Classifier, images: NDArray[np.uint8], change: Change
+) -> None:
+    with pytest.raises(InputError, match=r"takes uint8 images \[N, 64, 96, 3\], not"):
+        classifier.engine.run(change(images))
 
 
 def test_load_takes_a_list_and_answers_the_same_in_any_batch(

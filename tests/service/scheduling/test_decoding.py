@@ -130,13 +130,13 @@ def test_errors_of_a_process_are_those_of_a_thread(monkeypatch: pytest.MonkeyPat
 
 def test_a_picture_that_takes_too_long_is_stopped_and_the_next_one_decoded() -> None:
     async def work() -> None:
-        decoder = Decoder(Settings(decode_seconds=1.0))
-        slow = decoding.Upload(bombs.run_lengths(4000, 4000), decoder.examine(RULE, bombs.run_lengths(1500, 1500)).cost)
+        decoder = Decoder(Settings(decode_seconds=3.0))
+        slow = decoding.Upload(bombs.run_lengths(8000, 8000), decoder.examine(RULE, bombs.run_lengths(1500, 1500)).cost)
         start = time.monotonic()
-        with pytest.raises(Problem, match="decoding the image took more than 1 seconds") as caught:
+        with pytest.raises(Problem, match="decoding the image took more than 3 seconds") as caught:
             await decoder.fit(RULE, slow, refuse)
         assert caught.value.code == "answer_timeout"
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 10
         assert not children()
         assert (await decoder.fit(RULE, decoder.examine(RULE, bombs.flat_webp(2500)), refuse)).array.shape == (
             64,

@@ -162,6 +162,26 @@ def test_callers_wait_for_a_budget_in_their_order() -> None:
     anyio.run(work)
 
 
+def test_clients_take_turns_for_a_budget() -> None:
+    async def work() -> None:
+        budget, order = WaitingBudget(2, timeout=30), []
+
+        async def take(client: str) -> None:
+            with bind_context(RequestContext("id", address=client)):
+                async with budget.reserve(1):
+                    order.append(client)
+                    await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as group:
+            for client in "aaaaab":
+                group.start_soon(take, client)
+                await anyio.sleep(0)
+        # Two start at once; then the other client comes before the rest of the first one's.
+        assert "".join(order) == "aabaaa"
+
+    anyio.run(work)
+
+
 def test_a_caller_that_gives_up_lets_the_next_one_in() -> None:
     async def work() -> None:
         budget = WaitingBudget(10, timeout=0.05)
@@ -192,10 +212,10 @@ def test_a_cancelled_caller_returns_what_it_was_given() -> None:
         for delay in (0.0, 0.001, 0.005):
             budget = WaitingBudget(10, timeout=30)
             async with anyio.create_task_group() as group:
-                await budget.acquire(10)
+                claim = await budget.acquire(10)
                 group.start_soon(take, budget)
                 await anyio.sleep(delay)
-                budget.release(10)
+                budget.release(claim)
                 # Its turn has come, and it is cancelled before it notices.
                 group.cancel_scope.cancel()
             assert budget.used == 0
