@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -113,6 +115,36 @@ def running(command: tuple[str, ...], home: Path, **settings: str) -> Iterator[S
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.kill()
                 process.kill()
+
+
+@contextmanager
+def proxied(server: Server, prefix: str) -> Iterator[str]:
+    """A proxy that passes what is below `prefix` on to the server, without the prefix; yields its address."""
+
+    class Pass(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(prefix):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            answer = httpx.request(self.command, server.address + self.path.removeprefix(prefix), content=body)
+            self.send_response(answer.status_code)
+            for name in ("content-type", "content-security-policy"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pass) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}"
+        proxy.shutdown()
 
 
 def is_ready(server: Server) -> bool:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -22,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from protoserve.client import Client
 from service.api_keys import create_key
 from service.operations import metrics
-from tests.e2e.serving import Server, serving, wait_until
+from tests.e2e.serving import proxied, serving, wait_until
 from tests.service.bundles import rename_bundle
 
 pytestmark = pytest.mark.slow
@@ -135,36 +131,6 @@ def test_prometheus_needs_no_key_on_a_port_of_its_own(tiny_bundle: Path, photogr
         assert server.process.wait(40) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/metrics")
-
-
-@contextmanager
-def proxied(server: Server, prefix: str) -> Iterator[str]:
-    """A proxy that passes what is below `prefix` on to the server, without the prefix; yields its address."""
-
-    class Pass(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if not self.path.startswith(prefix):
-                self.send_error(404)
-                return
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            answer = httpx.request(self.command, server.address + self.path.removeprefix(prefix), content=body)
-            self.send_response(answer.status_code)
-            for name in ("content-type", "content-security-policy"):
-                if name in answer.headers:
-                    self.send_header(name, answer.headers[name])
-            self.send_header("content-length", str(len(answer.content)))
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-        do_POST = do_GET
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pass) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{proxy.server_port}{prefix}"
-        proxy.shutdown()
 
 
 def test_behind_a_proxy_with_a_prefix_every_address_works(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.serving import Server, serving
+from service.api_keys import create_key
+from tests.e2e.serving import Server, proxied, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -24,25 +27,44 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield found
 
 
-@pytest.fixture(scope="module")
-def page(server: Server, photograph: Path) -> Iterator[Any]:
-    """The page after it was given the photograph."""
+@contextmanager
+def opened_browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage"],
         )
-        opened = browser.new_page()
-        opened.set_default_timeout(120_000)
-        opened.complaints = []
-        opened.on("console", lambda line: opened.complaints.append(line.text) if line.type == "error" else None)
-        opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-        opened.goto(server.address)
-        opened.set_input_files("#file", str(photograph))
-        opened.wait_for_selector(".level")
-        yield opened
+        yield browser
         browser.close()
+
+
+def open_page(browser: Any, address: str) -> Any:
+    """Open the page; `complaints` collects the errors of its scripts and of its own policy."""
+    opened = browser.new_page()
+    opened.set_default_timeout(120_000)
+    opened.complaints = []
+    opened.on("console", lambda line: opened.complaints.append(line.text) if line.type == "error" else None)
+    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    opened.goto(address)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with opened_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, server: Server, photograph: Path) -> Any:
+    """The page after it was given the photograph."""
+    opened = open_page(browser, server.address)
+    opened.set_input_files("#file", str(photograph))
+    opened.wait_for_selector(".level")
+    return opened
 
 
 @pytest.fixture(scope="module")
@@ -88,4 +110,75 @@ def test_a_card_against_can_be_chosen(page: Any) -> None:
 
 
 def test_nothing_breaks_the_pages_own_policy(page: Any) -> None:
+    assert not page.complaints
+
+
+def wait_for(page: Any, condition: str) -> None:
+    """Wait until a JavaScript expression is true. The page's policy forbids what Playwright's own function does."""
+    deadline = time.monotonic() + 60
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(50)
+
+
+def shown_pictures(page: Any) -> list[int]:
+    """The widths of the prototypes' pictures, once the browser has tried to load all of them; 0 where it could not."""
+    page.evaluate("document.querySelectorAll('.evidence img').forEach((image) => { image.loading = 'eager'; })")
+    wait_for(page, "[...document.querySelectorAll('.evidence img')].every((image) => image.src && image.complete)")
+    widths: list[int] = page.eval_on_selector_all(".evidence img", "all => all.map((image) => image.naturalWidth)")
+    return widths
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_behind_a_proxy_with_a_prefix_the_page_works(
+    browser: Any, server: Server, photograph: Path, slash: str
+) -> None:
+    with proxied(server, "/models/tiny") as address:
+        page = open_page(browser, address + slash)
+        page.set_input_files("#file", str(photograph))
+        page.wait_for_selector(".level")
+        assert page.inner_text("#model").startswith("tiny")
+        widths = shown_pictures(page)
+        assert widths and all(widths)
+        links = page.eval_on_selector_all("nav a", "all => all.map((link) => link.href)")
+        assert links == [f"{address}/{path}" for path in ("openapi.json", "v1/taxonomy", "v1/prototypes")]
+        assert not page.complaints
+        page.close()
+
+
+def test_with_api_keys_the_page_asks_for_one_and_works(
+    browser: Any, tiny_bundle: Path, photograph: Path, tmp_path: Path
+) -> None:
+    secret, key = create_key("browser")
+    with serving(tiny_bundle, tmp_path, PROTOSERVE_API_KEYS=f"{key.name}:{key.hash}") as server:
+        page = open_page(browser, server.address)
+        page.wait_for_selector("#keyform:not([hidden])")
+        page.fill("#key", secret)
+        page.click("#keyform button")
+        wait_for(page, "document.getElementById('model').textContent.startsWith('tiny')")
+        assert not page.is_visible("#keyform")
+        page.set_input_files("#file", str(photograph))
+        page.wait_for_selector(".level")
+        widths = shown_pictures(page)
+        assert widths and all(widths)
+        # It keeps the key while its tab lives.
+        page.reload()
+        wait_for(page, "document.getElementById('model').textContent.startsWith('tiny')")
+        page.click("nav a:nth-child(2)")
+        wait_for(page, "location.protocol === 'blob:' && document.readyState === 'complete'")
+        assert '"depth"' in page.content()
+        # The first request, without the key, is the only one that was refused.
+        assert len(page.complaints) == 1 and "401" in page.complaints[0]
+        page.close()
+
+
+def test_a_heat_map_is_drawn(page: Any) -> None:
+    page.check("#heat")
+    wait_for(page, "state.prediction?.levels.some((level) => level.evidence.some((piece) => piece.map))")
+    page.locator(".evidence .item").first.click()
+    before = page.eval_on_selector("#canvas", "canvas => canvas.toDataURL()")
+    page.uncheck("#heat")
+    wait_for(page, "!state.prediction?.levels.some((level) => level.evidence.some((piece) => piece.map))")
+    page.locator(".evidence .item").first.click()
+    assert page.eval_on_selector("#canvas", "canvas => canvas.toDataURL()") != before
     assert not page.complaints
