@@ -79,9 +79,17 @@ def publish(
     Example: protoserve publish bundles/grocery && bentoml build
     """
     _require("publish")
-    from service.model.store import publish_bundle
+    try:
+        # BentoML makes its folders at import.
+        from service.model.store import publish_bundle
 
-    published = publish_bundle(bundle)
+        published = publish_bundle(bundle)
+    except OSError as error:
+        store = os.environ.get("BENTOML_HOME") or "~/bentoml"
+        raise InputError(
+            f"{error.filename or store}: can't write the model store ({error.strerror or error}); make room, or set "
+            "BENTOML_HOME to a folder that you can write"
+        ) from error
     if as_json:
         document = {"tag": published.tag, "directory": str(published.directory), "created": published.created}
         typer.echo(json.dumps(document))

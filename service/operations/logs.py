@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
 from datetime import UTC, datetime
@@ -29,6 +30,11 @@ class JsonLineFormatter(JsonFormatter):
             json_default=str,
             json_ensure_ascii=False,
         )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line. JSON itself allows characters that steer terminals or end lines; they are escaped, too."""
+        line = super().format(record)
+        return line if line.isprintable() else "".join(map(_escaped_for_json, line))
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Put our names for time, level and logger first, and add the request's id."""
@@ -68,6 +74,10 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def _escaped_for_json(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def configure_logs(form: Literal["json", "text"], level: str) -> None:

@@ -89,6 +89,19 @@ def test_publish_refuses_an_invalid_bundle(tmp_path: Path) -> None:
     refused(run("publish", str(tmp_path / "missing"), home=tmp_path / "home"), "no such bundle")
 
 
+@pytest.mark.parametrize("variable", ["HOME", "BENTOML_HOME"])
+def test_publish_says_where_its_store_cannot_be_written(tmp_path: Path, tiny_bundle: Path, variable: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "BENTOML_HOME"}
+    answer = subprocess.run(
+        [sys.executable, "-c", PROTOSERVE, "publish", str(tiny_bundle)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**kept, variable: "/dev/null/nowhere"},
+    )
+    refused(answer, "/dev/null/nowhere", "can't write the model store", "BENTOML_HOME")
+
+
 def test_key_prints_a_secret_and_its_hash(tmp_path: Path) -> None:
     answer = run("key", "camera", "--json", home=tmp_path)
     assert answer.returncode == 0, answer.stderr

@@ -98,7 +98,14 @@ def test_configured_logs_go_to_standard_error() -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["/a\n2026-01-01T00:00:00+00:00 info    request", "/a\rb", "/\x1b]0;title\x07\x1b[2J", "/\x85\u2028\u202e"],
+    [
+        "/a\n2026-01-01T00:00:00+00:00 info    request",
+        "/a\rb",
+        "/\x1b]0;title\x07\x1b[2J",
+        "/\x85\u2028\u202e",
+        "/\x9b2J",
+        "/\udcff",
+    ],
 )
 def test_text_from_outside_stays_within_its_field(hostile: str) -> None:
     record = make_record(path=hostile, nested={"name": hostile})
@@ -106,9 +113,10 @@ def test_text_from_outside_stays_within_its_field(hostile: str) -> None:
     line = TextFormatter().format(record)
     assert line.splitlines() == [line]
     assert line.isprintable()
-    # JSON escapes line breaks and control characters, too.
-    assert json.loads(JsonLineFormatter().format(record))["path"] == hostile
-    assert "\n" not in JsonLineFormatter().format(record) and "\x1b" not in JsonLineFormatter().format(record)
+    as_json_line = JsonLineFormatter().format(record)
+    assert json.loads(as_json_line)["path"] == hostile
+    assert as_json_line.isprintable()
+    assert line.encode() and as_json_line.encode()
 
 
 def test_a_traceback_cannot_start_a_record_of_its_own() -> None:
