@@ -27,6 +27,7 @@ from protoserve.errors import InputError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
+from protoserve.names import visible
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import ExplainedNetwork, NetworkDescription, PrototypeSource, load_network
 from protoserve.networks.network import LinearNetwork
@@ -93,7 +94,7 @@ def export_bundle(
         description,
         sources,
         run,
-        directory.name if name is None else name,
+        visible(directory.name) if name is None else name,
         targets,
         top_k,
         samples,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -27,8 +28,7 @@ DRAFT: Final = ".draft-"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What the place refuses; other errors of the operating system come from what is read or from a mistake of ours.
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG})
-# Libraries in C++ and `shutil.copytree` report a full disk without its number. Then a disk with less space than this,
-# in bytes, is full.
+# Libraries in C++ report a full disk without its number. Then a disk with less space than this, in bytes, is full.
 _LEFT_ON_A_FULL_DISK: Final = 100_000
 
 
@@ -110,7 +110,7 @@ def writing(target: Path, draft: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        number = error.errno if isinstance(error, OSError) else None
+        number = _number(error)
         full = _full_disk(target)
         if number in _FULL or (number is None and full is not None):
             # Temporary files may be removed by now.
@@ -121,6 +121,15 @@ def writing(target: Path, draft: Path | None = None) -> Iterator[None]:
         else:
             raise
         raise InputError(f"{target}: can't write it ({reason}, or give another place") from error
+
+
+def _number(error: OSError | RuntimeError) -> int | None:
+    """Return the error's number, None if it has none."""
+    if isinstance(error, shutil.Error):
+        # `shutil.copytree` collects its errors as text.
+        found = re.search(r"\[Errno (\d+)\]", str(error))
+        return None if found is None else int(found.group(1))
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _full_disk(target: Path) -> Path | None:

@@ -25,6 +25,7 @@ from protoserve.bundle.truth_card import BoxEffect, PartHits, PrototypeFlags, St
 from protoserve.data.dataset import holds_split, read_split
 from protoserve.data.folders import PassedOver
 from protoserve.errors import InputError
+from protoserve.names import visible
 from protoserve.similarity_statistics import SimilarityStatistics
 
 TRAINING_SPLIT: Final = "train"
@@ -75,7 +76,7 @@ def audit(
         sample,
         measured.statistics,
         prototype_flags(bundle.prototypes, measured),
-        data=data.name,
+        data=visible(data.name),
         split=dataset.split,
         passed_over=dataset.passed_over,
         seed=seed,

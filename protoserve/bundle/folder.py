@@ -23,7 +23,7 @@ from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
 from protoserve.errors import BundleError, InputError, TaxonomyError
 from protoserve.files import file_hash, new_folder
 from protoserve.images.geometry import InputRule
-from protoserve.names import is_plain, is_system_file, one_line
+from protoserve.names import is_plain, is_system_file, is_utf8, one_line, visible
 from protoserve.run.records import Metrics
 from protoserve.taxonomy import Kind, Taxonomy
 
@@ -135,6 +135,7 @@ def read_bundle(directory: Path | str) -> Bundle:
     manifest and for a format newer than this version reads.
     """
     directory = Path(directory)
+    check_place(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
     for required in (MANIFEST, SUMS):
@@ -183,6 +184,7 @@ def write_bundle(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
     bundle is replaced only with `overwrite`, and only after the new one is complete. Raises InputError if `directory`
     exists otherwise.
     """
+    check_place(directory)
     with new_folder(directory, marker=MANIFEST, overwrite=overwrite) as draft:
         yield draft
         lines = [f"{file_hash(file)}  {name}\n" for name, file in _content(draft)]
@@ -227,6 +229,12 @@ def _content(directory: Path) -> list[tuple[str, Path]]:
 def _inside(directory: Path, file: Path) -> bool:
     # A link is looked at before it is resolved, because a loop of links can't be.
     return not file.is_symlink() and file.resolve().is_relative_to(directory.resolve())
+
+
+def check_place(directory: Path) -> None:
+    """Raise InputError for a folder whose path is not UTF-8: onnxruntime could not open the graph in it."""
+    if not is_utf8(str(directory)):
+        raise InputError(f"{visible(str(directory))}: the path is not UTF-8, so onnxruntime can't open it; rename it")
 
 
 def check_path(name: str, origin: str) -> None:

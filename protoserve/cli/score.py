@@ -14,6 +14,7 @@ from protoserve.cli.output import say
 from protoserve.cli.progress import progress
 from protoserve.cores import usable_cores
 from protoserve.errors import InputError, MissingExtraError
+from protoserve.names import visible
 
 
 class EngineChoice(StrEnum):
@@ -95,7 +96,7 @@ def score(
                 scoring.write_part(scoring.score_part(job, part_index, classifier, advance), directory, part_index)
     rows, errors = scoring.join_parts(job, directory, output, passed_over)
     if as_json:
-        result = {"output": str(output), "rows": rows, "errors": errors, "passed_over": dict(passed_over)}
+        result = {"output": visible(str(output)), "rows": rows, "errors": errors, "passed_over": dict(passed_over)}
         say(json.dumps({**result, "model": version}))
     else:
         others = f"; {told(passed_over)}" if passed_over else ""

@@ -161,8 +161,9 @@ def score_part(
 
 def write_part(table: Any, directory: Path, index: int) -> None:
     """Write a part's table into the folder of parts, atomically."""
-    with new_file(part_file(directory, index)) as draft:
-        parquet.write_table(table, draft, compression="zstd")
+    # pyarrow opens no path that is not UTF-8.
+    with new_file(part_file(directory, index)) as draft, draft.open("wb") as stream:
+        parquet.write_table(table, stream, compression="zstd")
 
 
 def part_file(directory: Path, index: int) -> Path:
@@ -217,9 +218,14 @@ def join_parts(job: Job, directory: Path, output: Path, passed_over: PassedOver 
     errors. The file's metadata keep `passed_over` as JSON, under the key `protoserve.passed_over`."""
     rows = errors = 0
     schema = SCHEMA.with_metadata({"protoserve.passed_over": json.dumps(dict(passed_over or {}))})
-    with new_file(output) as draft, parquet.ParquetWriter(draft, schema, compression="zstd") as writer:
+    with (
+        new_file(output) as draft,
+        draft.open("wb") as stream,
+        parquet.ParquetWriter(stream, schema, compression="zstd") as writer,
+    ):
         for index in job.parts:
-            table = parquet.read_table(part_file(directory, index), schema=SCHEMA)
+            with part_file(directory, index).open("rb") as part:
+                table = parquet.read_table(part, schema=SCHEMA)
             rows += table.num_rows
             errors += table.num_rows - table.column("error").null_count
             writer.write_table(table.cast(schema))

@@ -8,6 +8,8 @@ tested beside their rooms.
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -377,3 +379,52 @@ def test_a_wrong_command_line_is_explained(
     assert ended.value.code == 2
     assert "Usage: protoserve" in "".join(capsys.readouterr())
     assert not (bench.directory / "new").exists()
+
+
+# ---- what the machine refuses ----------------------------------------------------------------------------------------
+
+
+FULL: dict[str, Callable[[Bench], list[str | Path]]] = {
+    "train": training,
+    "export": lambda b: ["export", b.run, "--bundle", b.directory / "new"],
+    "score": lambda b: ["score", b.bundle, b.data, "-o", b.directory / "new.parquet", "--device", "cpu"],
+    "ensemble": lambda b: ["ensemble", b.directory / "new", b.bundle],
+    "render": lambda b: ["data", "render", b.directory / "new"],
+    "explain": lambda b: [
+        "explain",
+        b.bundle,
+        next(b.data.rglob("*.png")),
+        "-o",
+        b.directory / "new.png",
+        "--device",
+        "cpu",
+    ],
+}
+
+
+@pytest.mark.parametrize("command", FULL.values(), ids=FULL)
+def test_a_full_disk_ends_in_one_line(
+    command: Callable[[Bench], list[str | Path]], bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No file may have more than 10 bytes, which fails as a full disk does."""
+    arguments = command(bench)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capfd.readouterr()
+    with capfd.disabled():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        reader, writer = os.pipe()
+        stderr = os.dup(2)
+        os.dup2(writer, 2)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main([str(argument) for argument in arguments])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(writer)
+    with os.fdopen(reader) as stream:
+        said = stream.read()
+    assert ended.value.code == 2, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "can't write it (File too large); free some space" in line and "new" in line

@@ -90,7 +90,7 @@ def test_a_tensor_of_a_later_version_keeps_that_version() -> None:
 
 
 def test_every_onnx_file_of_a_bundle_is_for_older_runtimes(edge_bundle: Path) -> None:
-    """onnxruntime 1.14 of 2023 reads version 8 and operator set 18."""
+    """onnxruntime 1.15 of 2023 reads version 8 and operator set 18."""
     files = sorted(edge_bundle.glob("*.onnx"))
     assert len(files) == 5
     for file in files:

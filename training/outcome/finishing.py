@@ -20,6 +20,7 @@ from protoserve.cli.figures import prototype_picture
 from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.images.geometry import InputRule
+from protoserve.names import visible
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import Network, NetworkDescription, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
@@ -248,7 +249,7 @@ def provenance(config: Config, splits: Splits, device: torch.device) -> Provenan
     return Provenance(
         config=config.model_dump(mode="json"),
         seed=config.seed,
-        data=DataReference(root=splits.fit.root.name, fingerprint=splits.fingerprint),
+        data=DataReference(root=visible(splits.fit.root.name), fingerprint=splits.fingerprint),
         left_out=dict(splits.left_out),
         broken=list(splits.broken),
         passed_over={split: dict(counts) for split, counts in splits.passed_over.items()},

@@ -14,6 +14,7 @@ from PIL import Image
 
 from protoserve.errors import InputError
 from protoserve.files import write_text, yaml_text
+from protoserve.names import visible
 from protoserve.run.folder import Run, open_run
 from protoserve.run.records import (
     AnalysedPrototype,
@@ -90,8 +91,8 @@ def render(run: Run) -> str:
         description = "Mean similarity of every prototype to its own class and to the siblings"
         charts["separation"] = svg_or_note(lambda: separation_figure(analysis.prototypes), "separation", description)
     return environment.get_template("report.html").render(
-        name=provenance.config.get("name", run.directory.name),
-        run=run.directory.name,
+        name=provenance.config.get("name", visible(run.directory.name)),
+        run=visible(run.directory.name),
         model=provenance.config.get("model", {}),
         provenance=provenance,
         metrics=metrics,

@@ -244,3 +244,9 @@ def test_a_picture_is_read_as_it_was_when_the_bundle_was_opened(copy: Path) -> N
     picture.unlink()
     picture.write_bytes(content)
     assert bundle.read_picture(0) == content
+
+
+def test_a_path_that_onnxruntime_cannot_open_is_refused(copy: Path) -> None:
+    moved = copy.rename(copy.parent / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(InputError, match=r"caf\\xe9: the path is not UTF-8, so onnxruntime can't open it; rename it"):
+        read_bundle(moved)

@@ -164,12 +164,12 @@ def test_a_name_that_is_not_utf8_and_a_pipe_are_rows(tiny_bundle: Path, pictures
     odd = os.fsdecode(b"caf\xe9.png")
     (pictures / "0.png").rename(pictures / odd)
     os.mkfifo(pictures / "pipe")
-    model, output = load(tiny_bundle, device="cpu"), tmp_path / "scores.parquet"
+    model, output = load(tiny_bundle, device="cpu"), tmp_path / os.fsdecode(b"s\xe9.parquet")
     job = Job(str(pictures), (odd, "2.png", "pipe"), model.bundle.version, 1)
     directory, _ = open_parts(job, output)
     write_part(score_part(job, 0, model), directory, 0)
     assert join_parts(job, directory, output) == (3, 1)
-    rows = parquet.read_table(output).to_pylist()
+    rows = parquet.read_table(output.rename(tmp_path / "scores.parquet")).to_pylist()
     assert [(row["image"], row["error"] is None) for row in rows] == [
         ("caf\\xe9.png", True),
         ("2.png", True),
