@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -22,7 +23,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.serving import ROOT, SERVE, Server, free_port, running, serving, wait_until
+from tests import bombs
+from tests.e2e.serving import ROOT, SERVE, Server, command_of, free_port, running, serving, wait_until
 from tests.service.bundles import rename_bundle
 
 CLIENTS = 8
@@ -337,3 +339,28 @@ def test_a_clock_that_jumps_costs_nothing(tiny_bundle: Path, photograph: Path, t
         response = httpx.post(f"{server.address}/v1/predict", content=photograph.read_bytes())
         assert response.status_code == 200
     assert "Traceback" not in server.log.read_text()
+
+
+def decoders_of(worker: psutil.Process) -> list[psutil.Process]:
+    """A worker's decoding processes."""
+    return [child for child in worker.children() if "anyio.to_process" in command_of(child)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_decoding_processes_end_with_their_worker(how: signal.Signals, tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path) as server:
+        [worker] = server.workers()
+
+        def send(width: int, height: int) -> None:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.post(f"{server.address}/v1/predict", content=bombs.run_lengths(width, height), timeout=60)
+
+        # One that soon waits for the next picture, and one in the midst of one.
+        for size in ((8000, 3000), (2000, 1500)):
+            threading.Thread(target=send, args=size, daemon=True).start()
+        wait_until(lambda: len(decoders_of(worker)) == 2, 30, server.log)
+        found = decoders_of(worker)
+        (worker if how == signal.SIGKILL else psutil.Process(server.process.pid)).send_signal(how)
+        # A picture in progress ends with its limit of CPU time at the latest.
+        _, alive = psutil.wait_procs(found, 40)
+        assert not alive
