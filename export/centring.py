@@ -20,6 +20,7 @@ from export.validating import fitted_batches
 from protoserve.bundle.ensemble import ENSEMBLE
 from protoserve.bundle.folder import MANIFEST, Bundle, read_bundle, rewrite_manifest
 from protoserve.bundle.manifest import FORMAT
+from protoserve.data.checking import broken_pictures, refuse_broken
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.device import Device
 from protoserve.errors import InputError, TaxonomyError, nearest
@@ -133,6 +134,7 @@ def centre_bundle(
     compare_taxonomies(taxonomy, data, bundle.left_out, str(bundle.directory))
     train = read_split(data, "train", taxonomy, left_out=bundle.left_out, every_leaf=True)
     train = train.without(manifest.provenance.broken)
+    refuse_broken(broken_pictures(train))
     engine = Engine(bundle, device=device)
     statistics = measure(train, table, lambda pictures: engine.run(pictures).similarity, bundle.input, advance)
     # An audit measured the evidence as it was before.

@@ -28,10 +28,10 @@ def test_every_picture_that_cannot_be_read_is_found_with_its_reason(root: Path) 
     found = broken_pictures(train(root), counted.append)
     assert sum(counted) == 30
     assert found == {
-        "train/Fruit/Apple/0.png": "damaged",
+        "train/Fruit/Apple/0.png": "is damaged or truncated",
         "train/Fruit/Lemon/0.png": "no such file",
-        "train/Garlic/0.png": "empty",
-        "train/Garlic/1.png": "not a picture",
+        "train/Garlic/0.png": "is empty",
+        "train/Garlic/1.png": "is an HTML page, not a picture",
     }
 
 
@@ -43,7 +43,7 @@ def test_a_pipe_in_a_table_does_not_hang_the_check(tmp_path: Path) -> None:
     dataset = Dataset(
         tmp_path, "train", taxonomy, ("0.png", "pipe.jpg"), read_split(tmp_path / "m.csv", "train", taxonomy).leaves
     )
-    assert broken_pictures(dataset) == {"pipe.jpg": "a pipe, a socket or a device"}
+    assert broken_pictures(dataset) == {"pipe.jpg": "is a pipe, a socket or a device"}
 
 
 def test_a_long_list_is_cut_and_counted() -> None:

@@ -148,8 +148,8 @@ def test_every_broken_picture_of_every_split_is_listed_before_training(data: Pat
     with pytest.raises(InputError) as raised:
         read_splits(config(), folder)
     assert str(raised.value) == (
-        "3 pictures can't be read: train/A/x/0.png (not a picture), val/B/1.png (no such file), "
-        "test/B/2.png (empty); mend or remove them, or leave them out with --skip-broken"
+        "3 pictures can't be read: train/A/x/0.png (is not a picture), val/B/1.png (no such file), "
+        "test/B/2.png (is empty); mend or remove them, or leave them out with --skip-broken"
     )
 
 
