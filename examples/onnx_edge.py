@@ -47,6 +47,12 @@ def fit(picture: NDArray[np.uint8], rule: dict[str, Any]) -> NDArray[np.uint8]:
     return grey
 
 
+def shown(name: str) -> str:
+    """A name from the file, with escapes in place of what a terminal would obey or its encoding lacks."""
+    seen = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+    return seen.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
+
+
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 assert session.get_providers() == ["CPUExecutionProvider"]
 stored = session.get_modelmeta().custom_metadata_map
@@ -56,7 +62,7 @@ image = picture if options["resize_in_graph"] else fit(picture, model["input"])
 outputs = [output.name for output in session.get_outputs()]
 answer = dict(zip(outputs, session.run(None, {"image": np.repeat(image[None], options["batch"] or 1, 0)}), strict=True))
 for level, node in enumerate(node for node in answer["path"][0] if node >= 0):
-    print(f"{np.exp(answer['log_probability'][0, node]):6.1%}  {nodes[node]}")
+    print(f"{np.exp(answer['log_probability'][0, node]):6.1%}  {shown(nodes[node])}")
     logit, prior = answer["logit"][0, node], model["prior"].get(nodes[node], 0.0)
     rest = logit - prior
     for kind, sign in (("evidence", 1), ("against", -1)):
@@ -64,5 +70,5 @@ for level, node in enumerate(node for node in answer["path"][0] if node >= 0):
             added = answer[f"{kind}_contribution"][0, level, place]
             if prototype >= 0 and added * sign > 0:
                 rest, source = rest - added, model["prototypes"][prototype]
-                print(f"        {added:+.3f} prototype {prototype}, from {source['source_image']}")
+                print(f"        {added:+.3f} prototype {prototype}, from {shown(source['source_image'])}")
     print(f"        {prior:+.3f} prior, {rest:+.3f} rest: score {logit:.3f}")

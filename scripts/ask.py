@@ -7,6 +7,7 @@ Example: python scripts/ask.py http://127.0.0.1:3000 photo.jpg
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import urllib.error
@@ -27,6 +28,8 @@ def main() -> int:
     parser.add_argument("--ready", action="store_true", help="only ask whether the service is ready")
     parser.add_argument("--expect", metavar="PATH", help="the right answer, level by level: Fruit/Apple/Granny-Smith")
     arguments = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.ready:
         return 0 if is_ready(arguments.address) else 1
     if arguments.picture is None:
@@ -66,17 +69,22 @@ def predict(address: str, picture: Path) -> Any:
         return json.load(response)
 
 
+def shown(text: str) -> str:
+    """A name from the answer, with escapes in place of characters that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def print_levels(prediction: Any) -> None:
     """Print each level below the one before it, with its strongest evidence for and against, and the whole sum."""
     for level in prediction["levels"]:
         indent = "    " * (level["level"] - 1)
-        print(f"{indent}{level['label']}  {level['probability']:.1%}")
+        print(f"{indent}{shown(level['label'])}  {level['probability']:.1%}")
         for evidence in (*level["evidence"], *level["against"]):
             source = evidence["source"]
             likeness = "looks like" if evidence["similarity"] >= evidence["usual"] else "looks less than usual like"
             print(
                 f"{indent}  {evidence['contribution']:+.2f} because {box(evidence['box'])} {likeness} "
-                f"{box(source['box'])} of {source['image']}"
+                f"{box(source['box'])} of {shown(source['image'])}"
             )
         if level["logit"] is not None:
             print(f"{indent}  {level['prior']:+.2f} prior, {level['rest']:+.2f} rest: score {level['logit']:.2f}")

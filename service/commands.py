@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from protoserve.cli.options import DeviceOption, JsonOption
+from protoserve.cli.output import say
 from protoserve.errors import InputError, MissingExtraError
 from protoserve.files import make_folder
 
@@ -64,7 +65,7 @@ def serve(
         }
         environment.pop("PROTOSERVE_MODEL", None)
         environment.setdefault("PROTOSERVE_LOG_FORMAT", "text" if sys.stderr.isatty() else "json")
-        typer.echo(f"serving {name} at {_shown_address(host, port)} (Ctrl-C stops it)", err=True)
+        say(f"serving {name} at {_shown_address(host, port)} (Ctrl-C stops it)", error=True)
         code = _run(_server_command(address, port), environment)
     if code != 0:
         raise InputError(f"the server ended with exit code {code}; its messages above say why")
@@ -92,9 +93,9 @@ def publish(
         ) from error
     if as_json:
         document = {"tag": published.tag, "directory": str(published.directory), "created": published.created}
-        typer.echo(json.dumps(document))
+        say(json.dumps(document))
     else:
-        typer.echo(f"{'published' if published.created else 'already published as'} {published.tag}")
+        say(f"{'published' if published.created else 'already published as'} {published.tag}")
 
 
 def key(
@@ -113,10 +114,10 @@ def key(
         raise InputError(str(error)) from None
     setting = f"{api_key.name}:{api_key.hash}"
     if as_json:
-        typer.echo(json.dumps({"key": secret, "setting": setting}))
+        say(json.dumps({"key": secret, "setting": setting}))
     else:
-        typer.echo(f"for the client:                  {secret}")
-        typer.echo(f"to add to PROTOSERVE_API_KEYS:   {setting}")
+        say(f"for the client:                  {secret}")
+        say(f"to add to PROTOSERVE_API_KEYS:   {setting}")
 
 
 def _require(command: str) -> None:

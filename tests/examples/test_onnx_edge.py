@@ -34,7 +34,7 @@ def answers(file: Path, picture: Path, folder: Path) -> list[tuple[float, str]]:
 
 def test_it_is_short_and_needs_no_more_than_it_says() -> None:
     text = EXAMPLE.read_text()
-    assert len(text.splitlines()) <= 70
+    assert len(text.splitlines()) <= 75
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

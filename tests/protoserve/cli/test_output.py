@@ -150,7 +150,7 @@ def test_json_stays_json_in_every_encoding(tiny_bundle: Path, photograph: Path) 
 
 def test_commands_print_through_this_module_alone() -> None:
     """A `print`, a `typer.echo` or a console of rich elsewhere would send names as they are."""
-    for folder in ("protoserve", "training", "export"):
+    for folder in ("protoserve", "training", "export", "service"):
         for file in (ROOT / folder).rglob("*.py"):
             if file == ROOT / "protoserve" / "cli" / "output.py":
                 continue
