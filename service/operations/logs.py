@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from pythonjsonlogger.core import RESERVED_ATTRS, merge_record_extra
 from pythonjsonlogger.json import JsonFormatter
 
+from protoserve.names import one_line
 from service.operations.request_context import current_context
 
 # "color_message" is uvicorn's copy of the message; Python 3.12 added "taskName".
@@ -55,25 +56,13 @@ class TextFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
         fields = merge_record_extra(record, {}, reserved=_RESERVED)
         _drop_bentoml_fields(fields, record)
-        facts = " ".join(f"{name}={printable(str(value))}" for name, value in fields.items())
-        line = f"{time} {record.levelname.lower():7} {printable(record.getMessage())}" + (f"  {facts}" if facts else "")
+        facts = " ".join(f"{name}={one_line(str(value))}" for name, value in fields.items())
+        line = f"{time} {record.levelname.lower():7} {one_line(record.getMessage())}" + (f"  {facts}" if facts else "")
         if not record.exc_info:
             return line
-        # A traceback has lines of its own; none of them can pass for the start of a record.
-        traceback = "\n".join(f"  {printable(part)}" for part in self.formatException(record.exc_info).split("\n"))
+        # Text from outside must neither start a line nor steer a terminal. The lines of a traceback are indented.
+        traceback = "\n".join(f"  {one_line(part)}" for part in self.formatException(record.exc_info).split("\n"))
         return f"{line}\n{traceback}"
-
-
-def printable(text: str) -> str:
-    """Escape what is not printable, so that text from outside can neither start a line nor steer a terminal.
-
-    >>> printable("a\\nb\\x1b[2J ü")
-    'a\\\\nb\\\\x1b[2J ü'
-    """
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def _escaped_for_json(character: str) -> str:
