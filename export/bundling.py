@@ -199,7 +199,8 @@ def _manifest(
     with torch.inference_mode():
         blank = torch.zeros((1, rule.height, rule.width, 3), dtype=torch.uint8)
         rows, columns = network.latent(network.features(blank)).shape[2:]
-    reach = None if description.tile else measure_reach(network, samples)
+    cells = network.cells(rows, columns)
+    reach = None if cells.tile else measure_reach(network, samples)
     taxonomy = head.taxonomy
     weight, usual = head.centred_own_weight().tolist(), head.usual.tolist()
     measured = bool(head.usual.any())
@@ -251,8 +252,9 @@ def _manifest(
                 zero=description.zero,
                 centred=True,
                 smoothing=description.smoothing,
-                tile=description.tile,
-                tile_step=description.tile_step or description.tile,
+                tile=cells.tile,
+                tile_step=cells.step,
+                tile_start=cells.start,
                 reach=reach,
             ),
             files={target: TARGETS[target].file for target in targets},

@@ -45,6 +45,7 @@ def make_run(
     smoothing: int = 1,
     tile: int | None = None,
     tile_step: int | None = None,
+    receptive_field: int | None = None,
     hidden: int | None = None,
     zero: float | None = None,
 ) -> Path:
@@ -75,6 +76,7 @@ def make_run(
         smoothing=smoothing,
         tile=tile,
         tile_step=tile_step,
+        receptive_field=receptive_field,
         hidden=hidden,
         zero=zero,
         prototype_child=prototype_children(taxonomy, kind, 3),
@@ -98,7 +100,7 @@ def make_run(
             rows, columns = vectors.shape[2:]
             cell = int(generator.integers(rows * columns))
             network.head.prototypes[prototype] = vectors.flatten(2)[0, :, cell]
-            box = fitted.geometry.cell_box(cell, description.cells(rows, columns))
+            box = fitted.geometry.cell_box(cell, network.cells(rows, columns))
             samples.append(fitted.array)
             sources.append(
                 PrototypeSource(
@@ -229,6 +231,7 @@ class RunOptions(TypedDict, total=False):
     smoothing: int
     tile: int | None
     tile_step: int | None
+    receptive_field: int | None
     hidden: int | None
     zero: float | None
 

@@ -30,7 +30,11 @@ export function box(axes, graph, cell) {
   const ends = axes.map(({ length, target, scale, offset }, axis) => {
     const cells = axis === 0 ? graph.columns : graph.rows;
     const index = axis === 0 ? cell % graph.columns : Math.floor(cell / graph.columns);
-    if (graph.tile) return filtered(length, scale, offset, index * graph.tile_step, graph.tile);
+    if (graph.tile) {
+      const first = (graph.tile_start ?? 0) + index * graph.tile_step;
+      const start = Math.max(first, 0), end = Math.min(first + graph.tile, target);
+      return filtered(length, scale, offset, start, end - start);
+    }
     const step = (scale * target) / cells;
     const pixel = (edge) => Math.floor(offset + step * edge + 0.5);
     const first = Math.min(Math.max(pixel(Math.max(0, index - reach)), 0), length - 1);

@@ -73,6 +73,9 @@ class GraphRecord(Contract):
         "null if it sees the whole input at once",
     )
     tile_step: int | None = Field(default=None, ge=1, description="pixels from one tile to the next")
+    tile_start: int = Field(
+        default=0, description="pixel at which the first tile starts; below 0 if it reaches beyond the input"
+    )
 
     reach: tuple[int, int] | None = Field(
         default=None,
@@ -83,7 +86,7 @@ class GraphRecord(Contract):
     @property
     def cells(self) -> Cells:
         """The cells of the feature map, from which boxes follow."""
-        return Cells(self.rows, self.columns, self.smoothing, self.tile, self.tile_step, self.reach)
+        return Cells(self.rows, self.columns, self.smoothing, self.tile, self.tile_step, self.reach, self.tile_start)
 
 
 class Manifest(Contract):

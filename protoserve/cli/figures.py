@@ -283,22 +283,20 @@ def _with_heat_map(
     """Lay a map of similarities [rows][columns] over the picture, which is partly greyed.
 
     `scale` is the size of the picture divided by that of the sender's. The picture stays grey outside the region that
-    the model sees, as with `crop`. The centre of each cell lies on the centre of its tile, also where tiles overlap.
+    the model sees, as with `crop`.
     """
-    step = cells.step or 1
-    # Cells of `step` pixels around the centres of overlapping tiles leave a margin, which repeats the cells beside it.
-    margin = 0.0 if cells.tile is None else (cells.tile - step) / 2
-    repeats = math.ceil(margin / step)
-    values = np.pad(np.asarray(similarity, dtype=np.float32), repeats, mode="edge")
-    start = margin - repeats * step
+    model_width, model_height = geometry.model_width, geometry.model_height
+    top, down, above, below = _map_axis(cells, cells.rows, model_height)
+    left, across, before, after = _map_axis(cells, cells.columns, model_width)
+    values = np.pad(np.asarray(similarity, dtype=np.float32), ((above, below), (before, after)), mode="edge")
     value_range = float(values.max() - values.min())
     values = (values - values.min()) / value_range if value_range > 0 else np.zeros_like(values)
-    width, height = geometry.model_width - 2 * start, geometry.model_height - 2 * start
-    size = _scaled((geometry.scale_x * width, geometry.scale_y * height), scale)
+    size = _scaled((geometry.scale_x * model_width, geometry.scale_y * model_height), scale)
     resized = Image.new("F", picture.size, 0.0)
-    left, top = geometry.offset_x + geometry.scale_x * start, geometry.offset_y + geometry.scale_y * start
-    corner = (round(left * scale), round(top * scale))
-    resized.paste(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC), corner)
+    corner = (round(geometry.offset_x * scale), round(geometry.offset_y * scale))
+    # The part of the map that lies on the model's input, in cells.
+    region = (-left / across, -top / down, (model_width - left) / across, (model_height - top) / down)
+    resized.paste(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC, box=region), corner)
     strength = np.clip(np.asarray(resized), 0.0, 1.0)
     colours = np.stack(
         [np.interp(strength, np.linspace(0, 1, len(_HEAT)), _HEAT[:, channel]) for channel in range(3)],
@@ -309,6 +307,20 @@ def _with_heat_map(
     base = 0.5 * grey + 0.5 * original
     opacity = (0.06 + 0.5 * strength)[:, :, None]
     return Image.fromarray(np.clip(base * (1 - opacity) + colours * opacity, 0, 255).astype(np.uint8))
+
+
+def _map_axis(cells: Cells, count: int, size: int) -> tuple[float, float, int, int]:
+    """Return where a map of `count` cells starts along one axis of a model's input of `size` pixels, the pixels per
+    cell, and how often the first and the last cell are repeated, so that the map covers the input.
+
+    The centre of each cell lies on the centre of its tile.
+    """
+    if cells.tile is None or cells.step is None:
+        return 0.0, size / count, 0, 0
+    margin = cells.start + (cells.tile - cells.step) / 2
+    before = max(0, math.ceil(margin / cells.step))
+    after = max(0, math.ceil((size - margin) / cells.step - count))
+    return margin - before * cells.step, float(cells.step), before, after
 
 
 def _outline(

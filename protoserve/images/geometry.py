@@ -39,7 +39,8 @@ class Cells:
     """The cells of a feature map of `rows` × `columns`, and the part of the model's input that each stands for.
 
     A cell stands for its share of the input or, with `smoothing` (odd, in cells), for the square of cells around it.
-    With `tile` (pixels), it is computed from one square tile of the input alone; a tile starts every `step` pixels.
+    With `tile` (pixels), it is computed from one square of the input alone. The first square starts at pixel `start`,
+    which may lie outside the input, and the next ones every `step` pixels.
     Without tiles, `reach` is how many of the model's pixels above and below, and left and right of a cell's centre hold
     most of its gradient; None where it was not measured.
     """
@@ -50,6 +51,7 @@ class Cells:
     tile: int | None = None
     step: int | None = None
     reach: tuple[int, int] | None = None
+    start: int = 0
 
 
 def tile_grid(height: int, width: int, tile: int, step: int) -> tuple[int, int]:
@@ -128,8 +130,10 @@ class Geometry:
         row, column = divmod(cell, columns)
         if cells.tile is not None:
             tile, step = cells.tile, cells.step or cells.tile
-            left, right = self._filtered(self.offset_x, self.scale_x, column * step, tile, self.picture_width)
-            top, bottom = self._filtered(self.offset_y, self.scale_y, row * step, tile, self.picture_height)
+            first, count = _inside(cells.start + column * step, tile, self.model_width)
+            left, right = self._filtered(self.offset_x, self.scale_x, first, count, self.picture_width)
+            first, count = _inside(cells.start + row * step, tile, self.model_height)
+            top, bottom = self._filtered(self.offset_y, self.scale_y, first, count, self.picture_height)
             return left, top, right, bottom
         cell_width = self.scale_x * self.model_width / columns
         cell_height = self.scale_y * self.model_height / rows
@@ -257,6 +261,12 @@ def _centred(width: int, height: int, region_width: float, region_height: float)
 
 def _rounded_quotient(numerator: int, denominator: int) -> int:
     return max(1, (2 * numerator + denominator) // (2 * denominator))
+
+
+def _inside(first: int, count: int, limit: int) -> tuple[int, int]:
+    """Return the first and the number of those of `count` pixels from `first` on that lie in 0 to `limit`."""
+    start, end = max(first, 0), min(first + count, limit)
+    return start, end - start
 
 
 def _pixels(offset: float, step: float, start: int, end: int, limit: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from protoserve.errors import InputError
 from protoserve.graph_signature import Explanation
+from protoserve.images.geometry import Cells
 from protoserve.networks.fused_head import explain
 from protoserve.networks.head import HeadOutput, PrototypeHead
 
@@ -108,6 +109,10 @@ class PrototypeAutoencoder(nn.Module):
             )
             self.decoder.append(nn.ReLU() if layer else nn.Sigmoid())
         self.head = head
+
+    def cells(self, rows: int, columns: int) -> Cells:
+        """Return the cells of the head's map, which has `rows` × `columns` of them: one, the whole picture."""
+        return Cells(rows, columns)
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the encoder's last maps [N, channels, rows, columns] from uint8 images [N, H, W, 3]."""

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from protoserve.errors import InputError, nearest
 from protoserve.images.geometry import tile_grid
+from protoserve.networks.receptive_field import ReceptiveField, limit
 from protoserve.networks.tiles import Tiles, mean_cells, on_tiles
 from protoserve.networks.weights_file import FileWeights, note, read_weights
 
@@ -36,16 +37,26 @@ class Backbone(nn.Module):
 
     `channels` is the width of its feature map, `stride` the pixels per cell (rounded), `name` torchvision's name.
     With `tiles` (see `in_tiles`), it sees each tile of a picture alone, and a cell is the mean over a tile's map.
+    `field` is what a cell sees of the picture, and nothing else; None without tiles or a limited receptive field.
     `forward`: normalised pictures float32 [batch, 3, height, width] → feature maps [batch, channels, rows, columns].
     """
 
-    def __init__(self, name: str, body: fx.GraphModule, channels: int, stride: int, tiles: Tiles | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        body: fx.GraphModule,
+        channels: int,
+        stride: int,
+        tiles: Tiles | None = None,
+        field: ReceptiveField | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self.body = body
         self.channels = channels
         self.stride = stride
         self.tiles = tiles
+        self.field = field if tiles is None else ReceptiveField(tiles.tile, tiles.step, 0)
 
     def forward(self, pictures: Tensor) -> Tensor:
         if self.tiles is None:
@@ -126,6 +137,25 @@ def _check_weights(file: Path, name: str, model: nn.Module, body: nn.Module, giv
         )
     if told := note(file, name, given):
         _LOG.warning("%s", told)
+
+
+def with_receptive_field(whole: Backbone, pixels: int, step: int | None = None) -> Backbone:
+    """Make the backbone whose cells see a square of at most `pixels` pixels and are `step` pixels apart (None: as many
+    as those of `whole`); it takes over the layers of `whole`.
+
+    Raises InputError as `receptive_field.limit` does, and if maps of different sizes meet in the changed layers.
+    """
+    field = limit(whole.body, pixels, step, whole.name)
+    was_training = whole.body.training
+    try:
+        with torch.no_grad():
+            whole.body.eval()(torch.zeros(1, 3, SMALL, SMALL))
+    except RuntimeError as error:
+        raise InputError(
+            f"model.receptive_field: {pixels} does not fit {whole.name!r} ({error}); choose another or a ResNet"
+        ) from error
+    whole.body.train(was_training)
+    return Backbone(whole.name, whole.body, whole.channels, whole.stride, field=field)
 
 
 def _with_weights(name: str, weights: str | Path | None) -> tuple[nn.Module, FileWeights | None]:

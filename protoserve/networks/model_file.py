@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 
 from protoserve.errors import InputError
 from protoserve.files import new_file
-from protoserve.images.geometry import Cells, InputRule
+from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import PrototypeAutoencoder
-from protoserve.networks.backbones import Backbone, backbone, in_tiles
+from protoserve.networks.backbones import Backbone, backbone, in_tiles, with_receptive_field
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import Latent, LinearNetwork, PrototypeNetwork
 from protoserve.networks.similarity import Similarity, SimilarityForm
@@ -41,6 +41,7 @@ class NetworkDescription(Contract):
     smoothing: int = Field(default=1, ge=1)
     tile: int | None = Field(default=None, ge=1, description="side of the tiles that the backbone sees, in pixels")
     tile_step: int | None = Field(default=None, ge=1, description="pixels from tile to tile; null: `tile`")
+    receptive_field: int | None = Field(default=None, ge=1, description="most pixels that a cell sees, across")
     hidden: int | None = None
     zero: float | None = None
     epsilon: float = 1e-4
@@ -52,10 +53,6 @@ class NetworkDescription(Contract):
     def formula(self) -> Similarity:
         """Return the similarity of the network's prototypes."""
         return Similarity(self.similarity, self.epsilon, self.zero)
-
-    def cells(self, rows: int, columns: int) -> Cells:
-        """Return the cells of the network's feature map, which has `rows` × `columns` of them."""
-        return Cells(rows, columns, self.smoothing, self.tile, self.tile_step or self.tile)
 
 
 class PrototypeSource(Contract):
@@ -86,6 +83,8 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     from_run = weights is not None and Path(weights).is_dir()
     body = backbone(description.backbone, None if from_run else weights, description.stride)
+    if description.receptive_field is not None:
+        body = with_receptive_field(body, description.receptive_field, description.tile_step)
     if weights is not None and from_run:
         _copy_backbone(Path(weights), body, description)
     if description.tile is not None:
@@ -117,7 +116,13 @@ def _copy_backbone(run: Path, body: Backbone, description: NetworkDescription) -
         raise InputError(
             f"{run}: its backbone stops at stride {network.backbone.stride} and lacks {missing[0]}; use the same stride"
         )
-    body.load_state_dict({name: state[name] for name in body.state_dict()})
+    try:
+        body.load_state_dict({name: state[name] for name in body.state_dict()})
+    except RuntimeError as error:
+        raise InputError(
+            f"{run}: its backbone has a receptive field of {source.receptive_field}, not "
+            f"{description.receptive_field}; use the same"
+        ) from error
 
 
 def build_autoencoder(description: NetworkDescription) -> PrototypeAutoencoder:

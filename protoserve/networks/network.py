@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from protoserve.graph_signature import Explanation
+from protoserve.images.geometry import Cells
 from protoserve.networks.backbones import MEAN, STANDARD_DEVIATION, Backbone
 from protoserve.networks.fused_head import explain
 from protoserve.networks.head import HeadOutput, PrototypeHead
@@ -90,6 +91,14 @@ class PrototypeNetwork(nn.Module):
         mapping = AddOn(width, dimensions, hidden) if hidden else nn.Conv2d(width, dimensions, 1)
         self.add_on = nn.Sequential(nn.Dropout(dropout), mapping, squash)
         self.head = head
+
+    def cells(self, rows: int, columns: int) -> Cells:
+        """Return the cells of the network's feature map, which has `rows` × `columns` of them."""
+        field = self.backbone.field
+        if field is not None:
+            return Cells(rows, columns, tile=field.size, step=field.step, start=field.start)
+        kernel = 1 if self.smoothing is None else self.smoothing.kernel_size
+        return Cells(rows, columns, kernel if isinstance(kernel, int) else kernel[0])
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the add-on layers' input [N, width, rows, columns] from uint8 images [N, H, W, 3]."""

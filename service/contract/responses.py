@@ -20,6 +20,7 @@ REVALIDATE: Final = {"Cache-Control": "no-cache"}
 
 
 _TILE: Final = "side in the model's pixels of the square from which each cell is computed alone; null without tiles"
+_TILE_START: Final = "the model's pixel at which the first tile starts; below 0 if it reaches beyond the picture"
 _TILE_STEP: Final = "the model's pixels from one tile to the next; null without tiles"
 
 
@@ -43,6 +44,7 @@ class MemberDocument(Contract):
     columns: int
     tile: int | None = Field(default=None, description=_TILE)
     tile_step: int | None = Field(default=None, description=_TILE_STEP)
+    tile_start: int = Field(default=0, description=_TILE_START)
     metrics: dict[str, object] = Field(description="its scores on its own validation and test data")
     truth: TruthCard | None = Field(description="its truth card; null if it was not audited")
 
@@ -63,6 +65,7 @@ class ModelDocument(Contract):
     columns: int
     tile: int | None = Field(default=None, description=f"{_TILE}; in an ensemble, see `members`")
     tile_step: int | None = Field(default=None, description=_TILE_STEP)
+    tile_start: int = Field(default=0, description=_TILE_START)
     input: InputRule
     formats: list[str]
     limits: LimitsDocument
@@ -144,6 +147,7 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
         columns=columns,
         tile=None if isinstance(bundle, Ensemble) else bundle.manifest.graph.tile,
         tile_step=None if isinstance(bundle, Ensemble) else bundle.manifest.graph.tile_step,
+        tile_start=0 if isinstance(bundle, Ensemble) else bundle.manifest.graph.tile_start,
         input=bundle.input,
         formats=list(settings.formats),
         limits=LimitsDocument(
@@ -169,6 +173,7 @@ def _members(ensemble: Ensemble) -> list[MemberDocument]:
             columns=member.manifest.graph.columns,
             tile=member.manifest.graph.tile,
             tile_step=member.manifest.graph.tile_step,
+            tile_start=member.manifest.graph.tile_start,
             metrics=member.manifest.metrics.model_dump(),
             truth=member.manifest.truth,
         )

@@ -1,4 +1,4 @@
-"""With tiles, evidence on drawn pictures and photographs depends on no pixel outside its box."""
+"""With tiles or a limited receptive field, evidence depends on no pixel outside its box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from export.targets.onnx_files import run_onnx
 from export.targets.torch_files import run_torchscript
 from protoserve.bundle.folder import read_bundle
-from tests.bundles import BundleFactory
+from tests.bundles import BundleFactory, RunOptions
 from tests.locality import Sent, changes_at_evidence
 
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
@@ -48,10 +48,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Sent]:
 
 
 @pytest.mark.parametrize("target", RUNTIMES)
+@pytest.mark.parametrize(
+    "options", [{"tile": 32, "tile_step": 16}, {"receptive_field": 19}], ids=["tiles", "receptive-field"]
+)
 def test_a_thousand_pieces_of_evidence_stay_when_all_other_pixels_are_replaced(
-    bundle: BundleFactory, pictures: list[Sent], target: str
+    bundle: BundleFactory, pictures: list[Sent], target: str, options: RunOptions
 ) -> None:
-    tiled = read_bundle(bundle("tiled", tuple(RUNTIMES), tile=32, tile_step=16))
+    tiled = read_bundle(bundle("-".join(options), tuple(RUNTIMES), **options))
     changes = list(changes_at_evidence(tiled, RUNTIMES[target](tiled.file(target)), tiled.input, pictures))
     assert len(changes) >= 1000
     assert max(max(change) for change in changes) <= 1e-5

@@ -26,7 +26,10 @@ from training.loop.plan import plan
         ({"name": "a", "model": {"tile": 56, "tile_step": 32}}, "use tiles of 32 or 64 pixels, or a step of 28 or 42"),
         ({"name": "a", "model": {"tile": 56, "tile_step": 112}}, "one every 112.*a step of 56"),
         ({"name": "a", "model": {"tile_step": 16}}, "model: .*tile_step needs tile"),
-        ({"name": "a", "model": {"tile": 56, "smoothing": 3}}, "smoothing: 3 mixes the features of neighbouring tiles"),
+        ({"name": "a", "model": {"tile": 56, "smoothing": 3}}, "smoothing: 3 mixes the features of neighbouring cells"),
+        ({"name": "a", "model": {"tile": 56, "receptive_field": 19}}, "tile and receptive_field both limit"),
+        ({"name": "a", "model": {"receptive_field": 19, "smoothing": 3}}, "leave out smoothing or receptive_field"),
+        ({"name": "a", "model": {"receptive_field": 9, "kind": "autoencoder"}}, "receptive_field does not apply to an"),
         ({"name": "a", "model": {"tile": 56, "kind": "autoencoder"}}, "tile does not apply to an autoencoder"),
     ],
 )

@@ -30,6 +30,7 @@ def describe(
         "stride": model.stride,
         "tile": model.tile,
         "tile_step": model.tile_step,
+        "receptive_field": model.receptive_field,
         "dropout": model.dropout,
     }
     if linear:

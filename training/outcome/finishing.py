@@ -85,7 +85,7 @@ def finish(trainer: Trainer) -> Metrics:
             sources,
             statistics,
             rule=rule,
-            cells=trainer.description.cells(sources[0].rows, sources[0].columns),
+            cells=trainer.prototype_network.cells(sources[0].rows, sources[0].columns),
             purity_of=trainer.config.prune.nearest,
             console=trainer.console,
         )
@@ -140,7 +140,7 @@ def prototype_sources(
     with torch.inference_mode():
         blank = torch.zeros(1, rule.height, rule.width, 3, dtype=torch.uint8, device=device)
         rows, columns = network.features(blank).shape[2:]
-    cells = description.cells(rows, columns)
+    cells = network.cells(rows, columns)
     sources = []
     with tracked(console, "prototype pictures", len(projection.image)) as advance:
         for image, cell, distance in zip(*(part.tolist() for part in projection[:3]), strict=True):

@@ -74,7 +74,15 @@ class ModelConfig(Section):
         default=None,
         ge=1,
         description="Pixels from one tile to the next, at most `tile`. null: `tile`, so that tiles do not overlap. "
-        "Halving it costs about four times as much computation.",
+        "Halving it costs about four times as much computation. With `receptive_field`: pixels from one cell to the "
+        "next; null: `stride`.",
+    )
+    receptive_field: int | None = Field(
+        default=None,
+        ge=1,
+        description="Side of the square of pixels that a cell may see, at most. Convolutions become 1 × 1 where a cell "
+        "would see more, as in BagNet. For backbones of convolutions, pools and batch norms, trained from scratch. "
+        "null: no limit.",
     )
     hidden: int | None = Field(
         default=None,
@@ -96,17 +104,22 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _tiles_stand_alone(self) -> ModelConfig:
-        if self.tile is None:
-            if self.tile_step is not None:
-                raise ValueError("tile_step needs tile, the side of the tiles; set it or leave out tile_step")
-            return self
-        if self.kind == "autoencoder":
-            raise ValueError("tile does not apply to an autoencoder, which compares codes of whole pictures; remove it")
-        if self.smoothing > 1:
-            raise ValueError(
-                f"smoothing: {self.smoothing} mixes the features of neighbouring tiles, so boxes would no longer be "
-                "true; leave out smoothing or tile"
-            )
+        if self.tile is None and self.receptive_field is None and self.tile_step is not None:
+            raise ValueError("tile_step needs tile, the side of the tiles; set it or leave out tile_step")
+        if self.tile is not None and self.receptive_field is not None:
+            raise ValueError("tile and receptive_field both limit what a cell sees; leave out one of them")
+        for name in ("tile", "receptive_field"):
+            if getattr(self, name) is None:
+                continue
+            if self.kind == "autoencoder":
+                raise ValueError(
+                    f"{name} does not apply to an autoencoder, which compares codes of whole pictures; remove it"
+                )
+            if self.smoothing > 1:
+                raise ValueError(
+                    f"smoothing: {self.smoothing} mixes the features of neighbouring cells, so boxes would no longer "
+                    f"be true; leave out smoothing or {name}"
+                )
         return self
 
 

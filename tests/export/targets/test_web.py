@@ -94,14 +94,22 @@ def test_the_page_computes_the_boxes_of_the_service(tmp_path: Path) -> None:
     asked: list[list[Any]] = []
     expected: list[list[list[int]]] = []
     for resize in ("stretch", "crop", "pad") * 100:
-        tile, step = (32, 16) if generator.random() < 0.5 else (32, 32)
-        form: dict[str, int] = [{"smoothing": 1}, {"smoothing": 3}, {"tile": tile, "tile_step": step}][len(asked) % 3]
+        tile, step, start = [(32, 16, 0), (32, 32, 0), (19, 8, -9)][int(generator.integers(3))]
+        tiles = {"tile": tile, "tile_step": step, "tile_start": start}
+        form: dict[str, int] = [{"smoothing": 1}, {"smoothing": 3}, tiles][len(asked) % 3]
         share = float(generator.choice([1.0, 0.875, 0.7])) if resize == "crop" else 1.0
         rule = InputRule(height=64, width=96, resize=resize, share=share)
-        rows, columns = ((64 - tile) // step + 1, (96 - tile) // step + 1) if "tile" in form else (8, 12)
+        rows, columns = ((64 - tile) // step + 1, (96 - tile) // step + 1) if form.get("tile") == 32 else (8, 12)
         # Sizes at which scales are whole numbers, and others.
         width, height = generator.integers(1, 400, 2).tolist() if len(asked) % 2 else (96 * 2, 64 * 2)
-        cells = Cells(rows, columns, form.get("smoothing", 1), form.get("tile"), form.get("tile_step"))
+        cells = Cells(
+            rows,
+            columns,
+            form.get("smoothing", 1),
+            form.get("tile"),
+            form.get("tile_step"),
+            start=form.get("tile_start", 0),
+        )
         geometry = geometry_of(width, height, rule)
         asked.append([rule.model_dump(), width, height, {"rows": rows, "columns": columns, **form}])
         expected.append([list(geometry.cell_box(cell, cells)) for cell in range(rows * columns)])

@@ -223,3 +223,12 @@ def test_every_pixel_lies_in_a_tile(tile: tuple[int, int], rows: int, columns: i
         for column in range(columns):
             covered[row * step : row * step + side, column * step : column * step + side] = True
     assert covered.all()
+
+
+def test_box_of_a_cell_that_reaches_beyond_the_input_by_hand() -> None:
+    same = Geometry(96, 96, 96, 96, 1.0, 1.0, 0.0, 0.0)
+    cells = Cells(12, 12, tile=19, step=8, start=-9)
+    assert same.cell_box(0, cells) == (0, 0, 10, 10)
+    assert same.cell_box(13, cells) == (0, 0, 18, 18)
+    assert same.cell_box(12 * 2 + 3, cells) == (15, 7, 34, 26)
+    assert same.cell_box(143, cells) == (79, 79, 96, 96)

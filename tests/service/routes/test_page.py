@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from itertools import product
 
+import numpy as np
 import pytest
 
 from protoserve.images.geometry import InputRule, geometry_of
@@ -47,7 +48,8 @@ def test_every_address_on_the_page_is_relative() -> None:
 
 RULES = [InputRule(height=96, width=64, resize=resize, share=0.875) for resize in ("stretch", "crop", "pad")]
 SIZES = [(640, 480), (480, 640), (64, 96), (1000, 20), (21, 1000)]
-TILES = [(None, None), (32, 32), (32, 16), (64, 16)]
+# Side, step and start of the tiles, and how many rows and columns of them there are.
+TILES = [(None, None, 0, 4, 4), (32, 32, 0, 3, 2), (32, 16, 0, 5, 3), (64, 16, 0, 3, 1), (19, 8, -9, 12, 8)]
 
 
 def test_heat_maps_lie_where_the_model_saw_the_picture() -> None:
@@ -59,26 +61,35 @@ def test_heat_maps_lie_where_the_model_saw_the_picture() -> None:
     [function] = re.findall(r"^function mapRegion.*?^}", html, flags=re.DOTALL | re.MULTILINE)
     cases = list(product(RULES, SIZES, TILES))
     asked = [
-        [{"tile": tile, "tile_step": step}, rule.model_dump(), {"width": width, "height": height}]
-        for rule, (width, height), (tile, step) in cases
+        [
+            {"tile": tile, "tile_step": step, "tile_start": first},
+            rule.model_dump(),
+            {"width": width, "height": height},
+            rows,
+            columns,
+        ]
+        for rule, (width, height), (tile, step, first, rows, columns) in cases
     ]
     script = f"{function}\nconsole.log(JSON.stringify({json.dumps(asked)}.map((one) => mapRegion(...one))));"
     printed = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60).stdout
-    for (rule, (width, height), (tile, step)), region in zip(cases, json.loads(printed), strict=True):
+    for (rule, (width, height), (tile, step, first, rows, columns)), region in zip(
+        cases, json.loads(printed), strict=True
+    ):
         geometry = geometry_of(width, height, rule)
-        for axis, target, scale, offset in (
-            ("x", rule.width, geometry.scale_x, geometry.offset_x),
-            ("y", rule.height, geometry.scale_y, geometry.offset_y),
+        for axis, target, scale, offset, cells in (
+            ("x", rule.width, geometry.scale_x, geometry.offset_x, columns),
+            ("y", rule.height, geometry.scale_y, geometry.offset_y, rows),
         ):
-            start, length = (region["left"], region["width"]) if axis == "x" else (region["top"], region["height"])
+            found = region[axis]
+            start, length, before = found["start"], found["length"], found["before"]
             if tile is None or step is None:
-                cells, centres = 4, [target * (cell + 0.5) / 4 for cell in range(4)]
+                centres = [target * (cell + 0.5) / cells for cell in range(cells)]
             else:
-                cells = (target - tile) // step + 1
-                centres = [cell * step + tile / 2 for cell in range(cells)]
-            drawn = cells + 2 * region["repeats"]
+                centres = [first + cell * step + tile / 2 for cell in range(cells)]
+            drawn = before + cells + found["after"]
+            assert np.allclose(found["seen"], [offset, scale * target])
             for cell, centre in enumerate(centres):
-                placed = start + length * (cell + region["repeats"] + 0.5) / drawn
+                placed = start + length * (cell + before + 0.5) / drawn
                 assert math.isclose(placed, offset + scale * centre, abs_tol=1e-6), (rule.resize, width, tile, step)
             # Nothing that the model saw stays without a value.
             assert start <= offset + 1e-6 and start + length >= offset + scale * target - 1e-6
