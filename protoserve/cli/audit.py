@@ -36,6 +36,17 @@ def audit(
         bool,
         typer.Option("--quick", help="Leave out necessity and sufficiency, which run each picture hundreds of times."),
     ] = False,
+    require_object: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Exit with 1 if at any level the first evidence lies on the object in a smaller share of "
+            "pictures, such as 0.8. Needs masks.",
+            show_default=False,
+        ),
+    ] = None,
     write: Annotated[
         bool,
         typer.Option("--write", help="Keep the result, the truth card, in the bundle; this changes its version."),
@@ -64,7 +75,7 @@ def audit(
     from protoserve.audit.masks import find_masks
     from protoserve.bundle.ensemble import ENSEMBLE
     from protoserve.bundle.folder import read_bundle, rewrite_manifest
-    from protoserve.cli.audit_report import audit_report
+    from protoserve.cli.audit_report import audit_report, on_object
     from protoserve.cli.progress import progress
     from protoserve.inference.engine import Engine
 
@@ -72,6 +83,8 @@ def audit(
         raise InputError(f"{bundle} is an ensemble; audit its members, the folders below {bundle / 'members'}")
     opened = read_bundle(bundle)
     found = find_masks(data, masks)
+    if require_object is not None and found is None:
+        raise InputError(f"--require-object needs masks, and {data} has no folder 'masks'; give --masks DIR")
     card = audited(
         opened,
         Engine(opened, device=device),
@@ -87,10 +100,14 @@ def audit(
         opened = rewrite_manifest(opened, truth=card)
     if as_json:
         say(json.dumps(card.model_dump(mode="json"), indent=2, allow_nan=False))
-        return
-    # Output into a pipe is read by programs, so its lines are not wrapped.
-    screen = console(width=200)
-    for part in audit_report(card, opened):
-        screen.print(part)
-    if write:
-        say(f"{bundle}: keeps this truth card; its version is now {opened.version[:19]}")
+    else:
+        # Output into a pipe is read by programs, so its lines are not wrapped.
+        screen = console(width=200)
+        for part in audit_report(card, opened):
+            screen.print(part)
+        if write:
+            say(f"{bundle}: keeps this truth card; its version is now {opened.version[:19]}")
+    least = min((hits.first.measured.mean for hits in card.parts if hits.part == "object"), default=1.0)
+    if require_object is not None and least < require_object:
+        say(f"error: {on_object(card)}; --require-object asks for {require_object:.0%} at every level", error=True)
+        raise typer.Exit(1)

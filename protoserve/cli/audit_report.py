@@ -68,6 +68,7 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
                 for name, comparison in (("first", hits.first), ("first three", hits.first_three))
             ),
         )
+        yield Text(f"  {on_object(card)}")
     if card.stability:
         yield _comparisons(
             "Stability: share of first evidence with the same parts after noise, beside all cells",
@@ -97,6 +98,13 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
         level = "" if check.level is None else f"level {check.level}: "
         mark = ("passed", "green") if check.passed else ("failed", "bold red")
         yield Text.assemble("  ", mark, f"  {level}{check.statement}")
+
+
+def on_object(card: TruthCard) -> str:
+    """Return one line on how often the first evidence lies on the object."""
+    found = [hits for hits in card.parts if hits.part == "object"]
+    shares = ", ".join(f"{hits.first.measured.mean:.0%} at level {hits.level}" for hits in found)
+    return f"first evidence on the object: {shares} (chance {found[0].first.baseline.mean:.0%})"
 
 
 def _additivity(card: TruthCard) -> Text:

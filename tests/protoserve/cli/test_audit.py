@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,26 @@ def test_masks_add_the_parts(
     assert code == 0 and {hit["part"] for hit in hits} == {"object"}
     # Every pixel is on the object, so evidence and chance are 1.
     assert all(hit["first"]["measured"]["mean"] == hit["first"]["baseline"]["mean"] == 1 for hit in hits)
+
+
+def test_a_bar_for_evidence_on_the_object_decides_the_exit_code(
+    tiny_bundle: Path, learned: tuple[Path, Path], tmp_path: Path, protoserve_command: CommandLine
+) -> None:
+    data = learned[1]
+    for name, value in (("all", 1), ("none", 0)):
+        for file in (data / "val").rglob("*.png"):
+            target = tmp_path / name / file.relative_to(data)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(file) as picture:
+                Image.fromarray(np.full(picture.size[::-1], value, dtype=np.uint8)).save(target)
+    bar = (*arguments(tiny_bundle, data), "--quick", "--require-object", 0.8)
+    code, out, _ = protoserve_command(*bar, "--masks", tmp_path / "all")
+    assert code == 0 and re.search(r"first evidence on the object: (100% at level \d(, )?)+ \(chance 100%\)", out)
+    code, out, err = protoserve_command(*bar, "--masks", tmp_path / "none")
+    assert code == 1 and "Checks" in out
+    assert re.search(r"error: first evidence on the object: (0% at level \d(, )?)+", err) and "asks for 80%" in err
+    code, out, err = protoserve_command(*bar)
+    assert (code, out) == (2, "") and "--require-object needs masks" in err
 
 
 def test_mistakes_are_one_line(
