@@ -180,6 +180,19 @@ def large_tile(tile: int, side: int = 64) -> bytes:
     )  # fmt: skip
 
 
+def many_tags(count: int) -> bytes:
+    """A TIFF whose EXIF directory has `count` tags."""
+    data = bytearray(encode(Image.new("RGB", (8, 8)), "TIFF", tiffinfo={34665: 0}))
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, start)
+    for entry in range(start + 2, start + 2 + 12 * entries, 12):
+        if struct.unpack_from(f"{order}H", data, entry)[0] == 34665:
+            data[entry + 2 : entry + 12] = struct.pack(f"{order}HII", 4, 1, len(data))
+    tags = b"".join(struct.pack(f"{order}HHII", 1000 + tag, 4, 1, tag) for tag in range(count))
+    return bytes(data) + struct.pack(f"{order}H", count) + tags + bytes(4)
+
+
 def stated_jpeg(width: int, height: int, size: int) -> bytes:
     """A baseline JPEG that states a size, in a file of `size` bytes: enough for its headers, not for its pixels."""
     data = bytearray(encode(Image.new("RGB", (16, 16)), "JPEG"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -31,7 +31,7 @@ _PER_BLOCK, _PER_BLOCK_AND_SCAN = 1.5e-6, 0.12e-6
 _PER_RLE_PIXEL, _PER_RLE_BYTE = 0.6e-6, 2e-6
 _PER_STRIP: Final = 60e-6
 _PER_PART: Final = 20e-6
-# Each strip is an object of Python in Pillow.
+# Each strip and each tag is an object of Python in Pillow.
 _STRIP_BYTES: Final = 600
 # Tables, frames and Photoshop's blocks, which Pillow parses in loops of Python.
 _PARSED_SEGMENTS: Final = frozenset({0xED, 0xDB, 0xC4, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xD0)})
@@ -43,7 +43,17 @@ _PER_TEXT, _TEXT_BYTES = 12e-3, 1_100_000
 _PER_RARE_PIXEL, _RARE_BYTES_PER_PIXEL = 2e-6, 32
 _ISPE: Final = re.compile(rb"ispe\0\0\0\0(.{8})", re.S)
 _ENTROPY_END: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_PLAIN_TIFF: Final = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
+# JPEG inside TIFF (7) may be of many scans.
+_PLAIN_TIFF: Final = frozenset({1, 2, 3, 4, 5, 8, 32773, 32946})
+# Directories that Pillow reads beside a TIFF's own: of EXIF, GPS, interoperability.
+_TAG_BYTES, _MOST_TAGS = 12, 65_535
+_SUBDIRECTORIES: Final = (34665, 34853, 40965)
+# Without loss, WebP may have a set of code tables for each block of 4 × 4 pixels, in three bytes or more of the file.
+_TABLE_BYTES, _MOST_TABLES, _LEAST_CODE = 6000, 65_536, 3
+_LOSSLESS_CHUNKS: Final = frozenset({b"VP8L", b"ALPH", b"ANMF"})
+_BOUNDED_TABLES: Final = 32_000_000
+# What every picture takes: the module of its format, its colour profile.
+_PER_PICTURE: Final = 5e-3
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,8 @@ def read_header(data: bytes | memoryview, kind: str, name: str = "the image") ->
     more than the picture is worth.
     """
     try:
-        return _READERS[kind](bytes(data))
+        header = _READERS[kind](bytes(data))
+        return replace(header, seconds=header.seconds + _PER_PICTURE)
     except (struct.error, IndexError, ValueError) as error:
         raise ImageError(f"{name} is damaged or truncated; send it again", "broken_image") from error
     except _Excess as error:
@@ -127,7 +138,7 @@ def _read_jpeg(data: bytes) -> Header:
             orientation = orientation or orientation_of(segment[6:])
             # Pillow appends each to a copy of those before it.
             exif += length
-            parsing += _PER_COPIED_BYTE * exif
+            parsing += _PER_COPIED_BYTE * exif + _PER_PARSED_BYTE * length
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, components = struct.unpack_from(">HHB", segment, 1)
             factors = [segment[7 + 3 * index] for index in range(components)]
@@ -147,7 +158,8 @@ def _read_jpeg(data: bytes) -> Header:
             position = following.start()
     if frame is None:
         raise ValueError("no frame")
-    return _jpeg_cost(*frame, scans, parsing + _PER_BYTE * len(data), exif + len(data), orientation or 1)
+    kept = len(data) + exif + _STRIP_BYTES * min(exif // _TAG_BYTES, _MOST_TAGS)
+    return _jpeg_cost(*frame, scans, parsing + _PER_BYTE * len(data), kept, orientation or 1)
 
 
 def _jpeg_cost(
@@ -214,11 +226,12 @@ def _read_webp(data: bytes) -> Header:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         raise ValueError("no frame")
-    position, chunks, orientation = 12, 0, 1
+    position, chunks, orientation, lossless = 12, 0, 1, False
     while position + 8 <= len(data):
         chunk, length = struct.unpack_from("<4sI", data, position)
         chunks += 1
         _count(chunks, "chunks")
+        lossless = lossless or chunk in _LOSSLESS_CHUNKS
         if chunk == b"EXIF":
             exif = data[position + 8 : position + 8 + length]
             orientation = orientation_of(exif.removeprefix(b"Exif\0\0"))
@@ -226,7 +239,11 @@ def _read_webp(data: bytes) -> Header:
     # libwebp keeps the canvas, the frame before it and the frame itself, and Pillow copies the canvas twice.
     pixels = width * height
     seconds = _PER_PIXEL["WEBP"] * pixels + _PER_BYTE * len(data) + _PER_PART * chunks
-    return Header("WEBP", width, height, 20 * pixels + 4 * len(data), seconds, orientation)
+    tables = _TABLE_BYTES * min(_MOST_TABLES, pixels // 16, len(data) // _LEAST_CODE) if lossless else 0
+    bounded = tables <= _BOUNDED_TABLES
+    # Hardly any file has as many tables as it could, so a process with a limit of memory decodes those of more pixels.
+    memory = 20 * pixels + 4 * len(data) + (tables if bounded else 0)
+    return Header("WEBP", width, height, memory, seconds, orientation, bounded=bounded)
 
 
 def _read_gif(data: bytes) -> Header:
@@ -294,6 +311,9 @@ def _read_tiff(data: bytes) -> Header:
     )
     decoded = max(pixels, part * parts)
     seconds = _PER_PIXEL["TIFF"] * decoded * max(1, samples / 3) + _PER_BYTE * len(data) + _PER_STRIP * parts
+    further = sum(tags.size_of(tag) for tag in _SUBDIRECTORIES)
+    seconds += _PER_PART * further
+    memory += _STRIP_BYTES * further
     if compression not in _PLAIN_TIFF:
         seconds += _PER_RARE_PIXEL * decoded
         memory += _RARE_BYTES_PER_PIXEL * part

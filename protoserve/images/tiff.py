@@ -34,6 +34,13 @@ class Directory:
             return None
         return int(struct.unpack_from(code, self.data, position)[0])
 
+    def size_of(self, tag: int) -> int:
+        """Return how many tags the directory has that a tag refers to, 0 if it refers to none."""
+        start = self.value(tag)
+        if start is None or start + 2 > len(self.data):
+            return 0
+        return int(struct.unpack_from(f"{self.order}H", self.data, start)[0])
+
     def count(self, tag: int) -> int:
         """Return the number of a tag's values, 0 if it is missing."""
         return self.entries.get(tag, (0, 0, 0))[1]

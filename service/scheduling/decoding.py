@@ -125,7 +125,6 @@ class Decoder:
                         settings.jpeg_draft,
                         memory,
                         settings.decode_seconds,
-                        cost.bounded,
                         cancellable=True,
                         limiter=self._limiter,
                     )

@@ -15,10 +15,12 @@ from typing import Final
 from protoserve.images.decoding import Limits, decode
 from protoserve.images.fitting import FittedImage, fit
 from protoserve.images.geometry import InputRule
+from protoserve.images.signatures import format_of
 
 # What a decoder may take beyond its estimate, in bytes of address space: buffers, stacks, fragments.
 _SLACK: Final = 128_000_000
 _SLACK_OF_THREADS: Final = 1_000_000_000
+_WITH_THREADS: Final = ("AVIF", "HEIF")
 
 
 def fit_within(
@@ -29,14 +31,14 @@ def fit_within(
     draft: bool,
     memory: int,
     seconds: float,
-    bounded: bool,
 ) -> FittedImage:
     """Decode a picture and resize it to model size, within `memory` bytes and `seconds` of CPU.
 
     Raises what `decode` raises, OutOfMemoryError among it. The process ends where the time is up.
     """
     _yield_to_others()
-    _limit(memory + (_SLACK if bounded else _SLACK_OF_THREADS), seconds)
+    _discard_messages()
+    _limit(memory + (_SLACK_OF_THREADS if format_of(data) in _WITH_THREADS else _SLACK), seconds)
     return fit(decode(data, limits=limits, formats=formats, draft_for=rule if draft else None), rule)
 
 
@@ -47,6 +49,12 @@ def _yield_to_others() -> None:
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 10)
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _discard_messages() -> None:
+    """Discard what libraries print. Nobody reads this process's standard error, so a full pipe would stop it."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _limit(memory: int, seconds: float) -> None:

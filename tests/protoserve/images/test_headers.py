@@ -64,6 +64,7 @@ KINDS: dict[str, Callable[[int], bytes]] = {
     "tiff rows": lambda side: encode(noise("L", side), "TIFF", compression="packbits", tiffinfo={278: 1}),
     "tiff fax": lambda side: encode(noise("1", side), "TIFF", compression="group4"),
     "tiff of strips": lambda side: bombs.many_strips(8),
+    "tiff of tags": lambda side: bombs.many_tags(side * 20),
     "jpeg of exif": lambda side: bombs.exif_segments(side),
     "jpeg of blocks": lambda side: bombs.photoshop_blocks(side // 50),
     "jpeg of tables": lambda side: bombs.many_tables(side // 50),
@@ -75,7 +76,7 @@ KINDS: dict[str, Callable[[int], bytes]] = {
 
 # These hold 8 × 8 pixels at any size.
 SMALL = (8, 8)
-STAMPS = {kind for kind in KINDS if kind.endswith((" strips", " exif", " blocks", " tables", " texts"))}
+STAMPS = {kind for kind in KINDS if kind.endswith((" strips", " exif", " blocks", " tables", " texts", " tags"))}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "avif", "jpeg 2000"])
@@ -89,7 +90,7 @@ def test_the_size_is_that_of_the_picture(kind: str) -> None:
     assert known is not None
     header = read_header(data, known)
     assert (header.format, header.width, header.height) == (known, *(SMALL if kind in STAMPS else (64, 64)))
-    assert header.bounded == (kind not in extra)
+    assert header.bounded == (kind not in extra and kind != "tiff jpeg")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -194,6 +195,16 @@ def test_a_bomb_of_lossless_webp_counts_with_all_its_canvases() -> None:
     data = encode(Image.new("RGB", (7071, 7071)), "WEBP", lossless=True, method=0)
     assert len(data) < 4_000
     assert read_header(data, "WEBP").memory >= 16 * 7071**2
+
+
+def test_lossless_webp_is_bounded_while_its_tables_can_not_fill_the_memory() -> None:
+    small, large = KINDS["webp lossless"](200), KINDS["webp lossless"](1600)
+    assert read_header(small, "WEBP").bounded
+    # Pixels and bytes enough for 65,536 sets of tables, of about 5 KB each.
+    assert not read_header(large, "WEBP").bounded
+    # Few bytes hold few tables, and lossy pictures none.
+    assert read_header(bombs.flat_webp(1600), "WEBP").bounded
+    assert read_header(KINDS["webp"](1600), "WEBP").bounded
 
 
 def test_damaged_headers_raise_nothing_but_image_errors() -> None:
