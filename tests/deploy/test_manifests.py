@@ -171,3 +171,14 @@ def test_files_that_are_mounted_or_named_exist_and_prometheus_asks_services_that
 def mounted() -> Iterator[str]:
     for service in COMPOSE["services"].values():
         yield from (mount.split(":")[0] for mount in service.get("volumes", ()) if mount.startswith("./"))
+
+
+def test_prometheus_scrapes_the_port_that_the_pods_open_for_it() -> None:
+    found = resources("cpu")
+    port = of_kind(found, "ConfigMap")["data"]["PROTOSERVE_METRICS_PORT"]
+    template = of_kind(found, "Deployment")["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == port
+    opened = {entry["name"]: entry["containerPort"] for entry in template["spec"]["containers"][0]["ports"]}
+    assert opened == {"http": 3000, "metrics": int(port)}
+    # Without a key, it is for the cluster's inside alone.
+    assert [entry["targetPort"] for entry in of_kind(found, "Service")["spec"]["ports"]] == ["http"]

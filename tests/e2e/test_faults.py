@@ -128,6 +128,8 @@ def test_sigterm_answers_all_that_was_accepted(tiny_bundle: Path, photograph: Pa
         with load(server, photograph) as seen:
             answered(seen, 50)
             before = psutil.Process(server.process.pid).children(recursive=True)
+            # The supervisor and two workers.
+            assert len(before) >= 3
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(40) == 0
         assert not [child for child in before if child.is_running()]
@@ -139,6 +141,7 @@ def test_sigterm_answers_all_that_was_accepted(tiny_bundle: Path, photograph: Pa
 
 def test_a_server_ends_when_its_parent_is_killed(tiny_bundle: Path, tmp_path: Path) -> None:
     with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
+        wait_until(lambda: len(server.workers()) == 2, 60, server.log)
         family = psutil.Process(server.process.pid).children(recursive=True)
         server.process.kill()
         server.process.wait()
@@ -148,6 +151,7 @@ def test_a_server_ends_when_its_parent_is_killed(tiny_bundle: Path, tmp_path: Pa
 
 def test_workers_end_when_their_supervisor_is_killed(tiny_bundle: Path, tmp_path: Path) -> None:
     with serving(tiny_bundle, tmp_path, "--workers", "2") as server:
+        wait_until(lambda: len(server.workers()) == 2, 60, server.log)
         workers = server.workers()
         [supervisor] = psutil.Process(server.process.pid).children()
         supervisor.kill()
