@@ -9,6 +9,7 @@ from typing import Final
 
 _GROUPS: Final = Path("/sys/fs/cgroup")
 _MEMBERSHIP: Final = Path("/proc/self/cgroup")
+_OCCUPIED: Final = Path("/proc/self/statm")
 # Version 1 states "no limit" as the largest multiple of a page.
 _NO_LIMIT: Final = 1 << 60
 
@@ -27,6 +28,15 @@ def usable_memory() -> int | None:
     readers = (_number("memory.max"), _number("memory.limit_in_bytes"))
     limits = [int(limit) for read in readers for limit in _limits("memory", read) if limit < _NO_LIMIT]
     return min(limits, default=None)
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process occupies, 0 where the system does not tell."""
+    try:
+        pages = int(_OCCUPIED.read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _limits(controller: str, read: Callable[[Path], float]) -> Iterator[float]:

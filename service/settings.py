@@ -20,10 +20,11 @@ from service.api_keys import ApiKey, parse_key
 PREFIX: Final = "PROTOSERVE_"
 # The memory in which a worker's threads decode small images, in bytes.
 THREAD_MEMORY: Final = 100_000_000
-# Measured beside a model of 14 MB (docs/decisions/0004-decoding.md): BentoML's supervisor, and a worker with its model
-# and two decoding processes.
+# BentoML's supervisor; a worker with its model and two decoding processes, at least; those processes beside a worker of
+# any size, with what inferences take at their peak (docs/decisions/0004-decoding.md).
 _SUPERVISOR_MEMORY: Final = 150_000_000
 _WORKER_MEMORY: Final = 330_000_000
+_PROCESSES_MEMORY: Final = 150_000_000
 _MOST_DECODING: Final = 1_000_000_000
 # docs/decisions/0002-batching.md gives the reasons.
 DEFAULT_BATCH: Final = {"cpu": 1, "cuda": 16}
@@ -210,8 +211,9 @@ class Settings(BaseSettings):
         """Return the CPU threads of one inference."""
         return self.threads or max(1, usable_cores() // self.workers)
 
-    def decoding_budget(self, memory: int | None = None) -> int:
-        """Return the bytes of memory in which a worker decodes images, in a container of `memory` bytes.
+    def decoding_budget(self, memory: int | None = None, worker: int = 0) -> int:
+        """Return the bytes of memory in which a worker decodes images, in a container of `memory` bytes, where the
+        worker with its model occupies `worker` bytes.
 
         By default, the container is this process's own, if it has a limit.
         """
@@ -220,7 +222,8 @@ class Settings(BaseSettings):
         memory = usable_memory() if memory is None else memory
         if memory is None:
             return _MOST_DECODING
-        share = (memory - _SUPERVISOR_MEMORY) // self.workers - _WORKER_MEMORY - self.max_memory
+        occupied = max(_WORKER_MEMORY, worker + _PROCESSES_MEMORY)
+        share = (memory - _SUPERVISOR_MEMORY) // self.workers - occupied - self.max_memory
         return min(max(share, 2 * THREAD_MEMORY), _MOST_DECODING)
 
     def for_log(self) -> dict[str, Any]:

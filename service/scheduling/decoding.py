@@ -7,6 +7,7 @@ docs/decisions/0004-decoding.md gives the reasons and the figures.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_process
 
-from protoserve.cores import usable_cores
+from protoserve.cores import resident_memory, usable_cores
 from protoserve.errors import ImageError
 from protoserve.images.decoding import DecodingCost, Limits, decoding_cost
 from protoserve.images.fitting import FittedImage
@@ -26,6 +27,8 @@ from service.scheduling.limits import RETRY_SOON, ConcurrencyLimiter, WaitingBud
 from service.settings import THREAD_MEMORY, Settings
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger("protoserve.service")
 
 # The bound, for a slow core, of what a thread may decode; the real time is about a third. With `THREAD_MEMORY`, that is
 # an ordinary photograph of up to about 16 megapixels.
@@ -61,7 +64,10 @@ class Decoder:
         self.limits = Limits(bytes=settings.max_bytes, pixels=settings.max_pixels, side=settings.max_side)
         self.threads = ConcurrencyLimiter(usable_cores(), settings.wait_seconds)
         self._thread_memory = WaitingBudget(THREAD_MEMORY, settings.wait_seconds)
-        self._process_memory = WaitingBudget(settings.decoding_budget() - THREAD_MEMORY, settings.wait_seconds)
+        # The model is loaded by now.
+        budget = settings.decoding_budget(worker=resident_memory())
+        _LOG.info("memory for decoding", extra={"bytes": budget})
+        self._process_memory = WaitingBudget(budget - THREAD_MEMORY, settings.wait_seconds)
         # At least two, so that one slow picture does not hold up all others.
         self._processes = WaitingBudget(max(2, min(usable_cores(), _PROCESSES)), settings.wait_seconds)
         self._limiter: anyio.CapacityLimiter | None = None

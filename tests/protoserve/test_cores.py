@@ -79,6 +79,13 @@ def test_the_groups_above_bound_a_process_too(groups: Path) -> None:
     assert (cores.usable_cores(), cores.usable_memory()) == (3, 1_073_741_824)
 
 
+def test_the_memory_that_a_process_occupies_grows_with_what_it_holds() -> None:
+    before = cores.resident_memory()
+    held = b"\1" * 50_000_000
+    assert 40_000_000 < cores.resident_memory() - before < 100_000_000 or not before
+    assert len(held) == 50_000_000
+
+
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [

@@ -141,6 +141,13 @@ def test_the_memory_for_decoding_is_what_the_container_leaves(
     assert Settings(workers=workers, max_decoding=300_000_000).decoding_budget() == 300_000_000
 
 
+def test_a_large_model_leaves_less_memory_for_decoding() -> None:
+    settings = Settings()
+    assert settings.decoding_budget(2 << 30, worker=1_000_000_000) == 719_483_648
+    # A small one leaves what is kept for any.
+    assert settings.decoding_budget(1 << 30, worker=180_000_000) == settings.decoding_budget(1 << 30) == 465_741_824
+
+
 def shipped() -> dict[str, tuple[int, dict[str, str]]]:
     """The memory limit in bytes and the settings of each deployment that we ship."""
     found = {}
