@@ -50,7 +50,8 @@ def stop_listening_before_workers_stop() -> None:
     Workers share the listening socket. It would go on to take connections that no worker accepts any more, and their
     clients would wait until the last worker has ended.
     """
-    from circus.arbiter import Arbiter  # type: ignore[import-untyped]
+    # Where BentoML imports it from circus.
+    from bentoml._internal.utils.circus import Arbiter
 
     stop = Arbiter.stop
 
