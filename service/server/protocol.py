@@ -31,9 +31,9 @@ WRITTEN_BYTES: Final = 16 * 1024
 # Connections above the limit on which only probes are answered, so that a full server is not restarted.
 RESERVE: Final = 64
 PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
-# How much is parsed at a time. Small steps bound what a single packet of headers or pipelined requests can cost.
-_HEAD_STEP: Final = 4 * 1024
-_BODY_STEP: Final = 64 * 1024
+# How much is parsed at a time, except for a body of known length. Every request that is parsed ahead of its turn costs
+# kilobytes, so that a packet full of short ones must not be parsed at once.
+_STEP: Final = 512
 # Headers that ask for another protocol.
 _UPGRADING: Final = frozenset({b"upgrade", b"http2-settings"})
 
@@ -72,6 +72,8 @@ class StrictProtocol(HttpToolsProtocol):
         """Whether a part of a request has arrived whose end has not."""
         self._in_body = False
         """Whether the headers of that request have ended."""
+        self._body_left = 0
+        """Bytes of its body that are missing, as far as its length is known."""
         self._moved = False
         """Whether the parser has got beyond headers since the flag was cleared."""
         self._head_bytes = 0
@@ -139,6 +141,8 @@ class StrictProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             # The parser stops after this request; `_without_upgrade` lets it start again.
             return
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        self._body_left = int(lengths[0]) if lengths else 0
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
             self._stop(Problem("malformed_request", f"the request has {hosts} Host headers; send exactly one"))
@@ -151,6 +155,7 @@ class StrictProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body, or drop it if the request was answered without it."""
         self._moved = True
+        self._body_left -= len(body)
         if self.cycle.response_complete:
             self._dropped += len(body)
             if self._dropped > DROPPED_BYTES:
@@ -193,7 +198,7 @@ class StrictProtocol(HttpToolsProtocol):
                 self._held = data[position:]
                 self.flow.pause_reading()
                 break
-            step = data[position : position + (_BODY_STEP if self._in_body else _HEAD_STEP)]
+            step = data[position : position + (max(_STEP, self._body_left) if self._in_body else _STEP)]
             position += len(step)
             self._moved = False
             try:

@@ -4,66 +4,25 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.api_keys import create_key
-from service.app import create_app
 from service.model.holder import ModelHolder
 from service.server import protocol
 from service.server.protocol import HEADER_COUNT, ConnectionLimits, StrictProtocol
-from service.settings import Settings
-
-
-@contextmanager
-def serving(holder: ModelHolder, limits: ConnectionLimits, **settings: Any) -> Iterator[tuple[int, uvicorn.Server]]:
-    class Protocol(StrictProtocol):
-        pass
-
-    Protocol.limits = limits
-    app = create_app(Settings(**settings), holder.current)
-    with serving_app(app, Protocol) as running:
-        yield running
-
-
-@contextmanager
-def serving_app(app: ASGIApp, protocol: type[StrictProtocol]) -> Iterator[tuple[int, uvicorn.Server]]:
-    # With a WebSocket implementation, as in the service.
-    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, ws="wsproto", timeout_keep_alive=1)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield listener.getsockname()[1], server
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+from tests.service.server.connections import answer, exchange, serving, serving_app
 
 
 @pytest.fixture(scope="module")
 def port(holder: ModelHolder) -> Iterator[int]:
     with serving(holder, ConnectionLimits(header_seconds=0.4), read_seconds=0.5) as (port, _):
         yield port
-
-
-def answer(connection: socket.socket) -> tuple[int, bytes, bytes]:
-    """Read until the connection closes; return the status, headers and body of the only response."""
-    connection.settimeout(10)
-    received = b""
-    while chunk := connection.recv(65536):
-        received += chunk
-    head, _, body = received.partition(b"\r\n\r\n")
-    return int(head.split(b" ")[1]), head.lower(), body
 
 
 @pytest.mark.parametrize(
@@ -159,23 +118,6 @@ def test_a_server_that_stops_answers_the_requests_it_has_accepted(
         status, _, body = answer(connection)
     assert status == 200
     assert json.loads(body)["levels"]
-
-
-def exchange(port: int, *packets: bytes, pause: float = 0.1) -> bytes:
-    """Send packets one by one and return all that the server sends until it closes."""
-    received = b""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.settimeout(10)
-        for packet in packets:
-            try:
-                connection.sendall(packet)
-            except OSError:
-                break
-            time.sleep(pause)
-        with suppress(ConnectionResetError):
-            while chunk := connection.recv(65536):
-                received += chunk
-    return received
 
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -397,3 +339,19 @@ def test_a_refused_body_that_never_ends_is_cut_off(holder: ModelHolder, monkeypa
         received = exchange(port, request, *[b"x"] * 30, pause=0.05)
     # Without a second answer.
     assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_requests_that_wait_for_their_turn_are_not_parsed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs kilobytes, and a packet holds thousands."""
+    waiting: list[int] = []
+    start = StrictProtocol.on_headers_complete
+
+    def note(self: StrictProtocol) -> None:
+        waiting.append(len(self.pipeline))
+        start(self)
+
+    monkeypatch.setattr(StrictProtocol, "on_headers_complete", note)
+    first = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    received = exchange(port, first + (HEAD + b"\r\n") * 2000 + HEAD + CLOSING)
+    assert received.count(b"HTTP/1.1 200") == 2001
+    assert len(waiting) == 2002 and max(waiting) < 20
