@@ -222,6 +222,22 @@ TRAIN: dict[str, Case] = {
         "checkpoint.pt",
     ),
     "a file as run": (lambda b: training(b, run=b.file("taken")), "is a file"),
+    "a cache that is not writable": (lambda b: training(b, "--cache", b.file("taken") / "c"), "can't make this folder"),
+    "several broken pictures": (
+        lambda b: training(broken_picture(broken_picture(b, "test"), "val")),
+        "2 pictures can't be read: val/",
+    ),
+    "a picture with two paths in a table": (
+        lambda b: [
+            "train",
+            b.config,
+            "--data",
+            b.file("m.csv", b"image,path,split\nx.png,A,train\n./x.png,B,test\n"),
+            "--run",
+            b.directory / "new",
+        ],
+        "row 2, column 'image': './x.png' is the file 'x.png', which is in row 1 already",
+    ),
     "a run below a file": (lambda b: training(b, run=b.file("taken") / "new"), "taken"),
 }
 
@@ -428,3 +444,26 @@ def test_a_full_disk_ends_in_one_line(
     assert ended.value.code == 2, said
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "can't write it (File too large); free some space" in line and "new" in line
+
+
+def test_folders_whose_names_are_not_utf8_are_used_all_the_same(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records show the name with escapes; only a bundle's folder must be UTF-8, because onnxruntime opens it."""
+    data = bench.data.rename(bench.directory / os.fsdecode(b"caf\xe9"))
+    run, bundle = bench.directory / os.fsdecode(b"r\xe9"), bench.directory / "whole"
+    for arguments in (
+        ["train", bench.config, "--data", data, "--run", run, "--device", "cpu"],
+        ["evaluate", run, "--data", data, "--device", "cpu"],
+        ["report", run],
+        ["export", run, "--bundle", bundle],
+        ["validate", bundle, "--data", data, "--device", "cpu"],
+        ["score", bundle, data, "-o", bench.directory / os.fsdecode(b"s\xe9.parquet"), "--device", "cpu"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 0, capsys.readouterr().err
+    assert json.loads((run / "provenance.json").read_text())["data"]["root"] == "caf\\xe9"
+    refuse(
+        capsys, ["export", run, "--bundle", bench.directory / os.fsdecode(b"b\xe9")], "b\\xe9: the path is not UTF-8"
+    )
