@@ -18,7 +18,7 @@ from protoserve.images.signatures import WEB_FORMATS
 from service.api_keys import ApiKey, parse_key
 
 PREFIX: Final = "PROTOSERVE_"
-# The memory in which a worker's threads decode small images, in bytes.
+# The most memory that a small image takes to decode, in bytes.
 THREAD_MEMORY: Final = 100_000_000
 # BentoML's supervisor; a worker with its model and two decoding processes, at least; those processes beside a worker of
 # any size, with what inferences take at their peak (docs/decisions/0004-decoding.md).
@@ -26,6 +26,7 @@ _SUPERVISOR_MEMORY: Final = 150_000_000
 _WORKER_MEMORY: Final = 330_000_000
 _PROCESSES_MEMORY: Final = 150_000_000
 _MOST_DECODING: Final = 1_000_000_000
+_LARGE_DECODING: Final = 650_000_000
 # docs/decisions/0002-batching.md gives the reasons.
 DEFAULT_BATCH: Final = {"cpu": 1, "cuda": 16}
 
@@ -124,9 +125,9 @@ class Settings(BaseSettings):
     max_decoding: int | None = Field(
         default=None,
         ge=2 * THREAD_MEMORY,
-        description="most bytes of memory in which a worker decodes images at a time: 100,000,000 for small ones, "
-        "the rest for large ones, which also bounds the largest. The default is what the container's memory limit "
-        f"leaves beside the processes and PROTOSERVE_MAX_MEMORY, at most {_MOST_DECODING:,}",
+        description="most bytes of memory in which a worker decodes images at a time; the largest image may take about "
+        "two thirds of them. The default is what the container's memory limit leaves beside the processes and "
+        f"PROTOSERVE_MAX_MEMORY, at most {_MOST_DECODING:,} or {THREAD_MEMORY:,} per core and {_LARGE_DECODING:,}",
     )
     decode_seconds: float = Field(
         default=10.0, gt=0, description="longest time to decode a large image once it has started, in seconds; then 504"
@@ -219,12 +220,14 @@ class Settings(BaseSettings):
         """
         if self.max_decoding is not None:
             return self.max_decoding
+        # Without a limit, every core decodes an ordinary photograph, and one large image beside them.
+        most = max(_MOST_DECODING, usable_cores() * THREAD_MEMORY // self.workers + _LARGE_DECODING)
         memory = usable_memory() if memory is None else memory
         if memory is None:
-            return _MOST_DECODING
+            return most
         occupied = max(_WORKER_MEMORY, worker + _PROCESSES_MEMORY)
         share = (memory - _SUPERVISOR_MEMORY) // self.workers - occupied - self.max_memory
-        return min(max(share, 2 * THREAD_MEMORY), _MOST_DECODING)
+        return min(max(share, 2 * THREAD_MEMORY), most)
 
     def for_log(self) -> dict[str, Any]:
         """Return all settings for a log line, with the names of API keys but not their hashes."""

@@ -229,7 +229,7 @@ FULL_SIZE: Final[Mapping[str, Callable[[], bytes]]] = {
     "portrait of 48 megapixels": lambda: portrait(8064, 6048),
     "portrait of 48 megapixels, again": lambda: portrait(8064, 6048),
     "WebP of 50 megapixels in 2 KB": lambda: flat_webp(7071),
-    "WebP of 16 megapixels": lambda: flat_webp(4000),
+    "WebP of 14 megapixels": lambda: flat_webp(3700),
     "TIFF stamp of one tile of 400 megapixels": lambda: large_tile(20_000),
     "TIFF stamp of one tile of 49 megapixels": lambda: large_tile(7000),
     "TIFF stamp that states a tile of 900 megapixels": lambda: stated_tile(64, 30_000),

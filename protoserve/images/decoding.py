@@ -33,7 +33,7 @@ ImageSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Ima
 # A JPEG with more pixels is decoded at a half, a quarter or an eighth of its size, which is then below this.
 FULL_JPEG_PIXELS: Final = 50_000_000
 # Memory beside the decoded picture: strips of it, the picture at model size, the library's buffers.
-_WORKING_MEMORY: Final = 24_000_000
+_WORKING_MEMORY: Final = 14_000_000
 _WORKING_BYTES_PER_PIXEL: Final = 20
 
 _PLUGINS: Final[Mapping[str, tuple[str, str]]] = {

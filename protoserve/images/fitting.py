@@ -17,7 +17,7 @@ from protoserve.images.decoded import DecodedImage
 from protoserve.images.geometry import Geometry, InputRule, Region, geometry_of, placement_of
 
 # A picture of more pixels is prepared in strips of about so many.
-_WHOLE_PIXELS: Final = 1_000_000
+_WHOLE_PIXELS: Final = 500_000
 _STRIP_PIXELS: Final = 500_000
 PAD_COLOUR: Final = (124, 116, 104)
 

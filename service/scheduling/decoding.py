@@ -36,6 +36,7 @@ THREAD_SECONDS: Final = 1.0
 # Bodies up to this size are parsed and their headers read in the event loop: at most a few milliseconds.
 LOOP_BYTES: Final = 256_000
 _PROCESSES: Final = 8
+_TWO_PHOTOGRAPHS: Final = 150_000_000
 # A picture is refused outright where its bound exceeds the time limit by this factor.
 _TOLERANCE: Final = 2.0
 
@@ -63,11 +64,12 @@ class Decoder:
         self.settings = settings
         self.limits = Limits(bytes=settings.max_bytes, pixels=settings.max_pixels, side=settings.max_side)
         self.threads = ConcurrencyLimiter(usable_cores(), settings.wait_seconds)
-        self._thread_memory = WaitingBudget(THREAD_MEMORY, settings.wait_seconds)
         # The model is loaded by now.
         budget = settings.decoding_budget(worker=resident_memory())
         _LOG.info("memory for decoding", extra={"bytes": budget})
-        self._process_memory = WaitingBudget(budget - THREAD_MEMORY, settings.wait_seconds)
+        threads = _share_of_threads(budget)
+        self._thread_memory = WaitingBudget(threads, settings.wait_seconds)
+        self._process_memory = WaitingBudget(budget - threads, settings.wait_seconds)
         # At least two, so that one slow picture does not hold up all others.
         self._processes = WaitingBudget(max(2, min(usable_cores(), _PROCESSES)), settings.wait_seconds)
         self._limiter: anyio.CapacityLimiter | None = None
@@ -142,6 +144,15 @@ class Decoder:
             "answer_timeout",
             f"decoding the image took more than {settings.decode_seconds:g} seconds; send a smaller or simpler one",
         )
+
+
+def _share_of_threads(budget: int) -> int:
+    """The part of the memory for decoding that is kept for small pictures, at least `THREAD_MEMORY`.
+
+    In a small container it holds two photographs at a time, and the rest one of 50 megapixels. More is shared equally.
+    """
+    photographs = min(_TWO_PHOTOGRAPHS, budget - 3 * THREAD_MEMORY)
+    return max(THREAD_MEMORY, photographs) + max(0, budget - 5 * THREAD_MEMORY) // 2
 
 
 def _in_a_process(cost: DecodingCost, data: bytes) -> int:

@@ -137,8 +137,16 @@ def test_the_memory_for_decoding_is_what_the_container_leaves(
     memory: int | None, workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.settings.usable_memory", lambda: memory)
+    monkeypatch.setattr("service.settings.usable_cores", lambda: 2)
     assert Settings(workers=workers).decoding_budget() == expected
     assert Settings(workers=workers, max_decoding=300_000_000).decoding_budget() == 300_000_000
+
+
+def test_every_core_decodes_a_photograph_where_memory_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.usable_memory", lambda: None)
+    monkeypatch.setattr("service.settings.usable_cores", lambda: 16)
+    assert Settings().decoding_budget() == 2_250_000_000
+    assert Settings(workers=16).decoding_budget() == 1_000_000_000
 
 
 def test_a_large_model_leaves_less_memory_for_decoding() -> None:

@@ -374,3 +374,13 @@ def test_content_in_another_form_is_named_to_the_sender(client: TestClient, phot
     ):
         document = check_problem(client.post("/v1/predict", content=content), "unsupported_image")
         assert named in document["detail"]
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_a_format_that_an_operator_admits_is_decoded_in_a_process(
+    kind: str, run_app: RunApp, classifier: Classifier
+) -> None:
+    data = bombs.flat(kind, 120, 80)
+    check_problem(run_app().post("/v1/predict", content=data), "unsupported_image")
+    response = run_app(formats=("JPEG", kind)).post("/v1/predict", content=data)
+    assert response.text == as_served(classifier.predict(data)).model_dump_json()

@@ -78,6 +78,7 @@ def test_a_photograph_is_small_and_a_bomb_is_not() -> None:
 
 def test_what_takes_more_than_the_service_has_is_refused_at_once() -> None:
     decoder = Decoder(Settings(max_decoding=400_000_000))
+    assert decoder._process_memory.capacity == 300_000_000
     for data, message in (
         (
             bombs.flat_webp(7071),
@@ -89,6 +90,23 @@ def test_what_takes_more_than_the_service_has_is_refused_at_once() -> None:
         with pytest.raises(ImageError, match=message) as caught:
             decoder.examine(RULE, data)
         assert caught.value.code == "image_too_large"
+
+
+@pytest.mark.parametrize(
+    ("budget", "threads"),
+    [(200, 100), (400, 100), (430, 130), (465, 150), (500, 150), (1000, 400), (2250, 1025)],
+)
+def test_small_pictures_have_memory_of_their_own(budget: int, threads: int) -> None:
+    decoder = Decoder(Settings(max_decoding=budget * 1_000_000))
+    assert decoder._thread_memory.capacity == threads * 1_000_000
+    assert decoder._process_memory.capacity == (budget - threads) * 1_000_000
+
+
+def test_two_photographs_of_12_megapixels_are_decoded_at_a_time_in_a_gigabyte() -> None:
+    decoder = Decoder(Settings(max_decoding=Settings().decoding_budget(1 << 30)))
+    photograph = decoder.examine(RULE, bombs.stated_jpeg(4032, 3024, 5_000_000))
+    assert photograph.is_small
+    assert 2 * photograph.cost.memory <= decoder._thread_memory.capacity
 
 
 def test_a_process_gives_the_pixels_of_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
