@@ -463,6 +463,7 @@ def test_folders_whose_names_are_not_utf8_are_used_all_the_same(
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
         assert ended.value.code == 0, capsys.readouterr().err
+    capsys.readouterr()
     assert json.loads((run / "provenance.json").read_text())["data"]["root"] == "caf\\xe9"
     refuse(
         capsys, ["export", run, "--bundle", bench.directory / os.fsdecode(b"b\xe9")], "b\\xe9: the path is not UTF-8"
