@@ -100,6 +100,17 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
         yield Text.assemble("  ", mark, f"  {level}{check.statement}")
 
 
+def card_lines(card: TruthCard) -> Iterator[str]:
+    """Yield the main lines of a truth card: how many checks hold, which do not, and where the first evidence lies."""
+    failed = [check for check in card.checks if not check.passed]
+    held = len(card.checks) - len(failed)
+    audited = f"evidence audited on {card.images} pictures of {card.data}/{card.split}"
+    named = [check.name if check.level is None else f"{check.name} (level {check.level})" for check in failed]
+    yield f"{audited}: {held} of {len(card.checks)} checks hold" + (f"; not: {', '.join(named)}" if named else "")
+    if card.parts:
+        yield on_object(card)
+
+
 def on_object(card: TruthCard) -> str:
     """Return one line on how often the first evidence lies on the object."""
     found = [hits for hits in card.parts if hits.part == "object"]

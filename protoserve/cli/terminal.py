@@ -13,6 +13,7 @@ from rich.tree import Tree
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
+from protoserve.cli.audit_report import card_lines
 from protoserve.cli.wording import likeness, sum_line, terms
 from protoserve.names import one_line
 from protoserve.run.records import Evaluation, Scores
@@ -197,6 +198,7 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         "input": manifest.input.model_dump(mode="json"),
         "graph": manifest.graph.model_dump(mode="json"),
         "usual": _usual(manifest),
+        "truth": None if manifest.truth is None else manifest.truth.model_dump(mode="json"),
         "targets": manifest.files,
         "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
         "temperature": manifest.temperature,
@@ -219,8 +221,9 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
     rule, graph = bundle.manifest.input, bundle.manifest.graph
     yield Text.assemble((document["name"], "bold"), f"  {document['kind']}, format {document['format']}")
     yield Text(document["version"], "dim")
+    seen = "" if graph.tile is None else f", each from {graph.tile} × {graph.tile} pixels alone"
     yield Text(
-        f"input {rule.width} × {rule.height} pixels, {rule.resize}; {graph.rows} × {graph.columns} cells; "
+        f"input {rule.width} × {rule.height} pixels, {rule.resize}; {graph.rows} × {graph.columns} cells{seen}; "
         f"{graph.prototypes} prototypes, up to {graph.top_k} for each level's node and as many against it"
     )
     usual = document["usual"]
@@ -235,6 +238,10 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
             f"contributions count from the usual similarity, {usual['smallest']:.2f} to {usual['largest']:.2f} (mean "
             f"{usual['mean']:.2f}); centred by {own}"
         )
+    if bundle.manifest.truth is None:
+        yield Text("evidence not audited; run 'protoserve audit BUNDLE --data DIR --write'", "yellow")
+    else:
+        yield from (Text(line) for line in card_lines(bundle.manifest.truth))
     separation = bundle.manifest.metrics.separation
     if separation is not None:
         yield Text(

@@ -16,6 +16,7 @@ from protoserve.run.records import Evaluation, Metrics, Scores, SeparationRecord
 from protoserve.schema import ImageSize, Level, ModelReference, Prediction
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
+from tests.truth_cards import truth_card
 
 TAXONOMY = Taxonomy.from_paths(["Animal/Ape", "Animal/Lion", "Tool"])
 # Two of three leaves right; the third picture is put under the right parent.
@@ -106,6 +107,20 @@ def test_the_report_of_a_bundle_counts_every_file_once(tiny_bundle: Path) -> Non
     }
     assert f"{len(files)} files, {sum(file.stat().st_size for file in files):,} bytes" in out
     assert f"{len(bundle.prototypes)} prototype pictures" in out
+
+
+def test_the_report_shows_the_truth_card(tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    asked = " ".join(printed(bundle_report(bundle)).split())
+    assert "evidence not audited; run 'protoserve audit BUNDLE --data DIR --write'" in asked
+    card = truth_card()
+    tiled = bundle.manifest.graph.model_copy(update={"tile": 19, "tile_step": 8, "tile_start": -9})
+    manifest = bundle.manifest.model_copy(update={"truth": card, "graph": tiled})
+    out = " ".join(printed(bundle_report(replace(bundle, manifest=manifest))).split())
+    assert f"evidence audited on {card.images} pictures of toy/test: 1 of 2 checks hold; not: local (level 1)" in out
+    assert "first evidence on the object: 75% at level 1 (chance 25%)" in out
+    assert "cells, each from 19 × 19 pixels alone" in out
+    assert bundle_document(replace(bundle, manifest=manifest))["truth"] == card.model_dump(mode="json")
 
 
 def test_the_report_says_what_contributions_count_from(tiny_bundle: Path) -> None:
