@@ -15,6 +15,10 @@ BooleanArray = TypeVar("BooleanArray")
 
 INPUT: Final = "image"
 
+# What the picture resembles less than usual counts this share of its contribution in the order of evidence: its best
+# cell shows nothing, so what was found comes first unless it adds next to nothing.
+MISSING_RANK: Final = 0.01
+
 # The types of ONNX.
 _DTYPES: Final = {FloatArray: "float", IntegerArray: "int64", BooleanArray: "bool"}
 _NODES: Final = ("images", "nodes")
@@ -36,7 +40,8 @@ class Explanation(Generic[FloatArray, IntegerArray]):
     path: Annotated[IntegerArray, _LEVELS]
     """The predicted node of every level; −1 below the level of the most probable leaf."""
     evidence_prototype: Annotated[IntegerArray, _EVIDENCE]
-    """Prototypes by decreasing contribution to the level's node; −1 if there are no more."""
+    """Prototypes by decreasing contribution to the level's node, where one that is less similar than usual counts
+    `MISSING_RANK` of its contribution; −1 if there are no more."""
     evidence_similarity: Annotated[FloatArray, _EVIDENCE]
     """Their highest similarities over the cells; 0 if there is no prototype."""
     evidence_weight: Annotated[FloatArray, _EVIDENCE]
@@ -55,8 +60,8 @@ class Explanation(Generic[FloatArray, IntegerArray]):
     positive_contribution: Annotated[FloatArray, _LEVELS]
     """The sum of all positive contributions to the level's node; 0 if there is no node or it has no prototypes."""
     against_prototype: Annotated[IntegerArray, _EVIDENCE]
-    """Prototypes by rising contribution to the level's node, so that the strongest evidence against it comes first; −1
-    if there are no more."""
+    """Prototypes by rising contribution to the level's node, in the same order turned round, so that the strongest
+    evidence against it comes first; −1 if there are no more."""
     against_similarity: Annotated[FloatArray, _EVIDENCE]
     against_weight: Annotated[FloatArray, _EVIDENCE]
     against_contribution: Annotated[FloatArray, _EVIDENCE]

@@ -125,10 +125,13 @@ class Level(Contract):
         "were exported without their last-layer weights",
     )
     evidence: list[Evidence] = Field(
-        default=[], description="prototypes that speak for the node, by falling contribution"
+        default=[],
+        description="prototypes that speak for the node, by falling contribution; one that is less similar than usual "
+        "counts 1 % of it in the order, because its best cell shows nothing",
     )
     against: list[Evidence] = Field(
-        default=[], description="prototypes that speak against the node, the strongest first"
+        default=[],
+        description="prototypes that speak against the node, the strongest first, in the same order",
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from protoserve.bundle.folder import Bundle
 from protoserve.errors import BundleError
-from protoserve.graph_signature import Explanation
+from protoserve.graph_signature import MISSING_RANK, Explanation
 from protoserve.novelty import NoveltyTable
 from protoserve.taxonomy import Taxonomy
 
@@ -161,9 +161,12 @@ class HostEvidence:
         similarity = np.concatenate(
             [graph.similarity[image, layer.prototypes] for graph, layer in zip(graphs, layers, strict=True)]
         ).astype(np.float64)
-        contribution = weight * (similarity - np.concatenate([layer.usual for layer in layers]))
+        unusual = similarity - np.concatenate([layer.usual for layer in layers])
+        contribution = weight * unusual
+        # As in `protoserve.networks.pieces.ranking`.
+        order = np.where(unusual > 0, contribution, MISSING_RANK * contribution)
         found["positive_contribution"][image, level] = np.maximum(contribution, 0.0).sum()
-        for kind, ranking in (("evidence", -contribution), ("against", contribution)):
+        for kind, ranking in (("evidence", -order), ("against", order)):
             best = np.argsort(ranking, kind="stable")[: self.top_k]
             shown = np.s_[image, level, : len(best)]
             found[f"{kind}_similarity"][shown], found[f"{kind}_weight"][shown] = similarity[best], weight[best]

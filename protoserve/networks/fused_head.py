@@ -24,7 +24,7 @@ from protoserve.networks.distances import (
 )
 from protoserve.networks.grouping import MASKED_LOGIT, gather_columns
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.pieces import Pieces
+from protoserve.networks.pieces import Pieces, ranking
 
 
 class _Row(NamedTuple):
@@ -103,9 +103,9 @@ class FusedHead(nn.Module):
         unusual = (similarities - self.usual).gather(1, prototypes.flatten(1)).reshape(-1, levels, self.slots)
         there = slots < count
         contributions = torch.where(there, weight * unusual, 0.0)
-        row = _Row(similarities, cell, weight, contributions, first, count)
-        supporting = self._pieces(row, torch.where(there, contributions, MASKED_LOGIT))
-        against = self._pieces(row, torch.where(there, -contributions, MASKED_LOGIT))
+        row, order = _Row(similarities, cell, weight, contributions, first, count), ranking(contributions, unusual)
+        supporting = self._pieces(row, torch.where(there, order, MASKED_LOGIT))
+        against = self._pieces(row, torch.where(there, -order, MASKED_LOGIT))
         return Explanation(
             log_probability=log_probability,
             logit=logit,

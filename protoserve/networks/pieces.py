@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from protoserve.graph_signature import MISSING_RANK
+
 
 class Pieces(NamedTuple):
     """The `prototype` numbers, int64, −1 where there is none; their `similarity`, `weight` and `contribution`, 0 there;
@@ -38,6 +40,16 @@ class RoutedCandidates(NamedTuple):
     weight: Tensor
     contribution: Tensor
     first: Tensor
+
+
+def ranking(contribution: Tensor, unusual: Tensor) -> Tensor:
+    """Return the values by which evidence for a node is ordered, the greatest first; negated, those against it.
+
+    `unusual` is the similarity less its usual value. A prototype that the picture resembles more than usual has a
+    place. One that it resembles less is missing: its best cell shows nothing. So what is missing counts `MISSING_RANK`
+    of its contribution in the order, and all of it in the sum.
+    """
+    return torch.where(unusual > 0, contribution, MISSING_RANK * contribution)
 
 
 def concatenate(tables: list[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from protoserve.graph_signature import RoutedExplanation
 from protoserve.networks.distances import gather_cells, refinement_radius, squared_distances
 from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.pieces import Pieces, RoutedCandidates, concatenate
+from protoserve.networks.pieces import Pieces, RoutedCandidates, concatenate, ranking
 from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, most_probable, node_tables
 from protoserve.taxonomy import ROOT
 
@@ -347,12 +347,14 @@ class RoutedHead(nn.Module):
 
         weight = self.rows(weight_row, slots)
         # A weight is 0 past the group's prototypes.
-        contributions = weight * (similarity - functional.embedding(group, self.group_usual))
+        unusual = similarity - functional.embedding(group, self.group_usual)
+        contributions = weight * unusual
+        order = ranking(contributions, unusual)
         absent = functional.embedding(group, self.group_absent)
         first = functional.embedding(group, self.group_first)
         candidates = RoutedCandidates(cells, similarity, weight, contributions, first)
-        supporting, maps = self._pieces(candidates, contributions + absent)
-        against, _ = self._pieces(candidates, absent - contributions)
+        supporting, maps = self._pieces(candidates, order + absent)
+        against, _ = self._pieces(candidates, absent - order)
         return RoutedExplanation(
             certain=(best > bound + MARGIN).squeeze(1),
             path=path,

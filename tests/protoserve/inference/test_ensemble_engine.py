@@ -16,6 +16,7 @@ import protoserve
 from protoserve.bundle.ensemble import Ensemble, ensemble_of
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import InputError
+from protoserve.graph_signature import MISSING_RANK
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.ensemble_engine import EnsembleEngine, OutputCombiner
@@ -138,24 +139,31 @@ def test_evidence_is_the_largest_contributions_of_all_members(
                 continue
             parent = int(taxonomy.parent[node])
             name = "" if parent < 0 else taxonomy.names[parent]
-            contributions, prior = {}, 0.0
+            contributions, missing, prior = {}, set(), 0.0
             for number, (bundle, answer, table) in enumerate(zip(ensemble.members, answers, tables, strict=True)):
                 temperature = bundle.manifest.temperature.get(name, 1.0)
                 for (prototype, owner), (weight, usual) in table.items():
                     if owner == node:
                         unusual = float(answer.similarity[image, prototype]) - usual
-                        contributions[first_prototypes[number] + prototype] = weight / temperature * unusual
+                        joint = first_prototypes[number] + prototype
+                        contributions[joint] = weight / temperature * unusual
+                        missing |= {joint} if unusual <= 0 else set()
                         prior += weight / temperature * usual
-            # All of them and the prior add up to the logit, and the shown ones are the largest in order.
+            # What is missing counts less in the order, but not in the sum.
+            by_rank = sorted(
+                contributions.items(), key=lambda item: item[1] * (MISSING_RANK if item[0] in missing else 1.0)
+            )
+            ordered = [value for _, value in by_rank]
+            # All of them and the prior add up to the logit, and the shown ones come first in the order.
             assert priors[node] == pytest.approx(prior, abs=1e-5)
             assert sum(contributions.values()) + prior == pytest.approx(outputs.logit[image, node], abs=1e-4)
             positive = sum(value for value in contributions.values() if value > 0)
             assert outputs.positive_contribution[image, level] == pytest.approx(positive, abs=1e-4)
-            smallest = sorted(contributions.values())[: outputs.against_contribution.shape[2]]
+            smallest = ordered[: outputs.against_contribution.shape[2]]
             np.testing.assert_allclose(outputs.against_contribution[image, level], smallest, atol=1e-5)
             shown = outputs.evidence_prototype[image, level].tolist()
             assert len(set(shown)) == len(shown) == min(ensemble.top_k, len(contributions))
-            largest = sorted(contributions.values(), reverse=True)[: len(shown)]
+            largest = ordered[::-1][: len(shown)]
             given = outputs.evidence_contribution[image, level]
             np.testing.assert_allclose(given, largest, atol=1e-5)
             np.testing.assert_allclose(given, [contributions[prototype] for prototype in shown], atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoserve.graph_signature import named_arrays
+from protoserve.graph_signature import MISSING_RANK, named_arrays
 from protoserve.networks.fused_head import FusedHead, explain
 from protoserve.networks.similarity import Similarity
 from protoserve.taxonomy import Kind
@@ -67,7 +67,9 @@ def test_evidence_for_and_against_is_in_order_and_sums_with_the_prior_to_the_log
             assert float(shown.sum() + prior[node]) == pytest.approx(wanted.logit[image, node], abs=1e-4)
             real = prototypes[prototypes >= 0]
             values = shown[prototypes >= 0]
-            assert (values[:-1] >= values[1:]).all()
+            unusual = explained.evidence_similarity[image, level][: len(real)] - head.usual[real]
+            order = torch.where(unusual > 0, values, MISSING_RANK * values)
+            assert (order[:-1] >= order[1:]).all()
             assert len(set(real.tolist())) == len(real)
             similarities = explained.evidence_similarity[image, level][: len(real)]
             np.testing.assert_allclose(similarities, wanted.similarity[image, real], atol=1e-4)
@@ -81,6 +83,26 @@ def test_evidence_for_and_against_is_in_order_and_sums_with_the_prior_to_the_log
                 against = getattr(explained, f"against_{name}")[image, level]
                 assert against[: len(real)].tolist() == supporting.flip(0).tolist()
                 assert set(against[len(real) :].tolist()) <= {-1 if name in ("prototype", "cell") else 0.0}
+
+
+def test_what_is_found_comes_before_what_is_missing() -> None:
+    """A sibling's prototype that the picture lacks speaks for a node, too, but its best cell shows nothing."""
+    head, latent = random_head("flat"), torch.rand(6, 8, 3, 5)
+    with torch.no_grad():
+        head.usual.copy_(explain(head, latent, 1).similarity.mean(0))
+        explained = explain(head, latent, head.top_k_limit)
+    found_first = 0
+    for image, level in (explained.path >= 0).nonzero().tolist():
+        prototypes = explained.evidence_prototype[image, level]
+        unusual = explained.evidence_similarity[image, level] - head.usual[prototypes]
+        values = explained.evidence_contribution[image, level]
+        found, missing = ((unusual > 0) & (values > 0)).nonzero(), ((unusual < 0) & (values > 0)).nonzero()
+        if not len(found) or not len(missing):
+            continue
+        ahead = values[found[-1]] > MISSING_RANK * values[missing].max()
+        assert not ahead or found.max() < missing.min()
+        found_first += bool(ahead) and bool(values[missing].max() > values[found].min())
+    assert found_first >= 2
 
 
 def test_a_prototype_that_counts_for_all_siblings_alike_contributes_nothing() -> None:
