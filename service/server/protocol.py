@@ -31,9 +31,11 @@ WRITTEN_BYTES: Final = 16 * 1024
 # Connections above the limit on which only probes are answered, so that a full server is not restarted.
 RESERVE: Final = 64
 PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
-# How much is parsed at a time, except for a body of known length. Every request that is parsed ahead of its turn costs
-# kilobytes, so that a packet full of short ones must not be parsed at once.
+# How much is parsed at a time. Every request that is parsed ahead of its turn costs kilobytes, so that a packet full of
+# short ones must not be parsed at once.
 _STEP: Final = 512
+_LONGEST_HEAD_STEP: Final = 4 * 1024
+_LONGEST_BODY_STEP: Final = 64 * 1024
 # Headers that ask for another protocol.
 _UPGRADING: Final = frozenset({b"upgrade", b"http2-settings"})
 
@@ -198,7 +200,7 @@ class StrictProtocol(HttpToolsProtocol):
                 self._held = data[position:]
                 self.flow.pause_reading()
                 break
-            step = data[position : position + (max(_STEP, self._body_left) if self._in_body else _STEP)]
+            step = data[position : self._end_of_step(data, position)]
             position += len(step)
             self._moved = False
             try:
@@ -216,6 +218,15 @@ class StrictProtocol(HttpToolsProtocol):
                     )
                 )
         self._expect()
+
+    def _end_of_step(self, data: bytes, position: int) -> int:
+        """Return where to stop parsing `data`: about where the current request ends."""
+        if self._in_body and self._body_left > 0:
+            return position + max(_STEP, self._body_left)
+        # Headers end with a blank line, and so does a body in chunks.
+        longest = _LONGEST_BODY_STEP if self._in_body else _LONGEST_HEAD_STEP
+        blank = data.find(b"\r\n\r\n", position, position + longest)
+        return position + longest if blank < 0 else max(blank + 4, position + _STEP)
 
     def _expect(self) -> None:
         """Set the timer for what this connection waits for."""
