@@ -1,12 +1,15 @@
-"""Processes for tests that kill them or let them communicate."""
+"""Small valid inputs of every command, and processes for tests that kill them or let them communicate."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 import pytest
+
+from tests.e2e.bench import Bench, make_bench
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,9 @@ def forkserver() -> Iterator[ForkServerContext]:
             ["training.running", "training.commands", "sklearn.cluster", "matplotlib.figure"]
         )
         yield context
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_run: Path, tiny_bundle: Path) -> Bench:
+    """Small inputs; run and bundle share the data set's taxonomy."""
+    return make_bench(tmp_path, tiny_run, tiny_bundle)

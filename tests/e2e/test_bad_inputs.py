@@ -8,32 +8,16 @@ tested beside their rooms.
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from protoserve.cli.root import main
 from protoserve.networks.model_file import NetworkDescription, build, save_network
-
-CONFIG = """
-name: tiny
-batch: 8
-image: {height: 64, width: 64, resize: stretch}
-model: {backbone: resnet18, weights: null, stride: 8, reduced: null, dimensions: 8, prototypes_per_child: 1}
-data: {hold_out: 0.25}
-finetune: {epochs: 1}
-joint: {epochs: 1}
-last_layers: {epochs: 1}
-"""
-
+from tests.e2e.bench import Bench, refuse, training
 
 SMALL = b"""
 name: small
@@ -42,73 +26,7 @@ model: {backbone: squeezenet1_1, weights: null, reduced: null}
 """
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A folder with valid inputs to damage: a data set, a configuration, a run and a bundle."""
-
-    directory: Path
-    data: Path
-    config: Path
-    run: Path
-    bundle: Path
-
-    def config_with(self, old: str, new: str) -> Path:
-        text = self.config.read_text()
-        assert old in text
-        self.config.write_text(text.replace(old, new))
-        return self.config
-
-    def file(self, name: str, content: bytes = b"of another kind") -> Path:
-        file = self.directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        return file
-
-
-@pytest.fixture
-def bench(tmp_path: Path, tiny_run: Path, tiny_bundle: Path) -> Bench:
-    """Small inputs; run and bundle share the data set's taxonomy."""
-    description = json.loads((tiny_bundle / "manifest.json").read_text())["taxonomy"]
-    inner = {tuple(node[:-1]) for node in description["nodes"]}
-    leaves = [node for node in description["nodes"] if tuple(node) not in inner]
-    generator = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for leaf in leaves:
-            folder = tmp_path.joinpath("data", split, *leaf)
-            folder.mkdir(parents=True)
-            for number in range(2):
-                pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
-    return Bench(
-        directory=tmp_path,
-        data=tmp_path / "data",
-        config=tmp_path / "tiny.yaml",
-        run=shutil.copytree(tiny_run, tmp_path / "run"),
-        bundle=shutil.copytree(tiny_bundle, tmp_path / "bundle"),
-    )
-
-
-def refuse(capsys: pytest.CaptureFixture[str], arguments: list[str | Path], *said: str) -> None:
-    """The command exits with 2, prints one line with `said` on standard error, and nothing else."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    output, message = capsys.readouterr()
-    assert ended.value.code == 2, message
-    assert output == ""
-    (line,) = [line for line in message.splitlines() if line.startswith("error: ")]
-    assert message.endswith(f"{line}\n")
-    for words in said:
-        assert words in line
-
-
 Case = tuple[Callable[[Bench], list[str | Path]], str]
-
-
-def training(bench: Bench, *more: str | Path, config: Path | None = None, run: Path | None = None) -> list[str | Path]:
-    target = bench.directory / "new" if run is None else run
-    chosen = bench.config if config is None else config
-    return ["train", chosen, "--data", bench.data, "--run", target, "--device", "cpu", *more]
 
 
 def without(bench: Bench, *paths: str) -> Bench:
@@ -183,7 +101,7 @@ TRAIN: dict[str, Case] = {
     "weights that are none": (lambda b: training(b, "--weights", b.file("text.pth")), "can't read the weights"),
     "weights of something else": (
         lambda b: training(b, "--weights", b.run / "model.pt"),
-        "these are not weights of resnet18",
+        "a run's whole network; give the run's folder",
     ),
     "no data": (lambda b: ["train", b.config, "--data", b.directory / "gone", "--run", b.directory / "new"], "no such"),
     "a file as data": (lambda b: ["train", b.config, "--data", b.config, "--run", b.directory / "new"], "no such"),
@@ -395,76 +313,3 @@ def test_a_wrong_command_line_is_explained(
     assert ended.value.code == 2
     assert "Usage: protoserve" in "".join(capsys.readouterr())
     assert not (bench.directory / "new").exists()
-
-
-# ---- what the machine refuses ----------------------------------------------------------------------------------------
-
-
-FULL: dict[str, Callable[[Bench], list[str | Path]]] = {
-    "train": training,
-    "export": lambda b: ["export", b.run, "--bundle", b.directory / "new"],
-    "score": lambda b: ["score", b.bundle, b.data, "-o", b.directory / "new.parquet", "--device", "cpu"],
-    "ensemble": lambda b: ["ensemble", b.directory / "new", b.bundle],
-    "render": lambda b: ["data", "render", b.directory / "new"],
-    "explain": lambda b: [
-        "explain",
-        b.bundle,
-        next(b.data.rglob("*.png")),
-        "-o",
-        b.directory / "new.png",
-        "--device",
-        "cpu",
-    ],
-}
-
-
-@pytest.mark.parametrize("command", FULL.values(), ids=FULL)
-def test_a_full_disk_ends_in_one_line(
-    command: Callable[[Bench], list[str | Path]], bench: Bench, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """No file may have more than 10 bytes, which fails as a full disk does."""
-    arguments = command(bench)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    capfd.readouterr()
-    with capfd.disabled():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-        reader, writer = os.pipe()
-        stderr = os.dup(2)
-        os.dup2(writer, 2)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main([str(argument) for argument in arguments])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            os.close(writer)
-    with os.fdopen(reader) as stream:
-        said = stream.read()
-    assert ended.value.code == 2, said
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "can't write it (File too large); free some space" in line and "new" in line
-
-
-def test_folders_whose_names_are_not_utf8_are_used_all_the_same(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Records show the name with escapes; only a bundle's folder must be UTF-8, because onnxruntime opens it."""
-    data = bench.data.rename(bench.directory / os.fsdecode(b"caf\xe9"))
-    run, bundle = bench.directory / os.fsdecode(b"r\xe9"), bench.directory / "whole"
-    for arguments in (
-        ["train", bench.config, "--data", data, "--run", run, "--device", "cpu"],
-        ["evaluate", run, "--data", data, "--device", "cpu"],
-        ["report", run],
-        ["export", run, "--bundle", bundle],
-        ["validate", bundle, "--data", data, "--device", "cpu"],
-        ["score", bundle, data, "-o", bench.directory / os.fsdecode(b"s\xe9.parquet"), "--device", "cpu"],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        assert ended.value.code == 0, capsys.readouterr().err
-    capsys.readouterr()
-    assert json.loads((run / "provenance.json").read_text())["data"]["root"] == "caf\\xe9"
-    refuse(
-        capsys, ["export", run, "--bundle", bench.directory / os.fsdecode(b"b\xe9")], "b\\xe9: the path is not UTF-8"
-    )

@@ -43,3 +43,9 @@ def test_what_was_not_measured_is_left_out(tiny_bundle: Path) -> None:
 def test_checks_say_whether_they_held(tiny_bundle: Path) -> None:
     lines = printed(truth_card(), tiny_bundle)
     assert lines[-2:] == ["passed the sums hold", "failed level 1: the boxes hold"]
+
+
+def test_files_that_were_passed_over_are_told(tiny_bundle: Path) -> None:
+    lines = printed(truth_card().model_copy(update={"passed_over": {"other_suffix": 2}}), tiny_bundle)
+    assert lines[1] == "passed over 2 files: 2 without the suffix of a picture"
+    assert not any(line.startswith("passed over") for line in printed(truth_card(), tiny_bundle))
