@@ -85,7 +85,7 @@ def finish(trainer: Trainer) -> Metrics:
             sources,
             statistics,
             rule=rule,
-            cells=trainer.prototype_network.cells(sources[0].rows, sources[0].columns),
+            cells=trainer.explained_network.cells(sources[0].rows, sources[0].columns),
             purity_of=trainer.config.prune.nearest,
             console=trainer.console,
         )
