@@ -238,3 +238,19 @@ def test_the_sum_of_an_older_bundle_closes(tiny: Bundle, photograph: Path, tmp_p
         assert level.evidence_share is not None and level.prior is not None and level.rest is not None
         told = sum(piece.contribution for piece in (*level.evidence, *level.against))
         assert level.prior + told + level.rest == pytest.approx(level.logit, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tiny: Bundle, tmp_path: Path, value: float) -> None:
+    shutil.copytree(tiny.directory, tmp_path / "bundle")
+    assert tiny.manifest.weights is not None
+    file = tmp_path / "bundle" / tiny.manifest.weights
+    weights = np.load(file)
+    weights[1] = value
+    np.save(file, weights)
+    bundle = Bundle(tmp_path / "bundle", tiny.manifest)
+    with pytest.raises(BundleError, match=r"weights\.npy: holds weights that are not finite numbers"):
+        read_last_layers(bundle, table_of(bundle))
+    file.write_bytes(b"no array")
+    with pytest.raises(BundleError, match=r"weights\.npy: not an array of weights"):
+        read_last_layers(bundle, table_of(bundle))
