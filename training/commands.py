@@ -16,7 +16,8 @@ from protoserve.files import writing
 
 def render(
     directory: Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")],
-    per_leaf: Annotated[int, typer.Option(min=1, help="Training pictures per leaf; val and test get a quarter.")] = 60,
+    per_leaf: Annotated[int, typer.Option(min=1, help="Training figures per leaf; val and test get a quarter.")] = 60,
+    scenes: Annotated[int, typer.Option(min=1, help="Backgrounds that every training figure is drawn before.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Random seed. The same seed draws the same pictures.")] = 0,
     size: Annotated[int, typer.Option(min=64, max=1024, help="Width and height in pixels.")] = 96,
 ) -> None:
@@ -28,9 +29,10 @@ def render(
     from training.rendered import count_pictures, render_dataset
 
     screen = console()
-    with writing(directory), tracked(screen, "drawing", count_pictures(per_leaf)) as advance:
-        render_dataset(directory, per_leaf=per_leaf, seed=seed, size=size, advance=lambda: advance(1))
-    screen.print(f"{directory}: {count_pictures(per_leaf)} pictures. Next:")
+    count = count_pictures(per_leaf, scenes)
+    with writing(directory), tracked(screen, "drawing", count) as advance:
+        render_dataset(directory, per_leaf=per_leaf, scenes=scenes, seed=seed, size=size, advance=lambda: advance(1))
+    screen.print(f"{directory}: {count} pictures. Next:")
     screen.print(
         f"  protoserve train training/configs/rendered.yaml --data {directory} --run runs/rendered",
         soft_wrap=True,

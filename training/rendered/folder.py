@@ -17,13 +17,14 @@ from protoserve.files import make_folder
 from training.rendered.classes import BACKGROUND, DECISIVE_PARTS, PARTS, LeafPath, leaf_paths
 from training.rendered.picture import draw_picture
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SMALLEST_SIZE, LARGEST_SIZE = 64, 1024
 
 _README = """\
 The rendered data set: drawn pictures, for trying out classifiers that explain themselves.
 
-train/, val/, test/   RGB pictures, {size} x {size} pixels: <level 1>/<level 2>/<leaf>/<leaf>_<number>.png
+train/, val/, test/   RGB pictures, {size} x {size} pixels: <level 1>/<level 2>/<leaf>/<leaf>_<number>.png;
+                      toucan_0001_2.png shows the figure of toucan_0001.png before another background
 masks/                the same tree again; a pixel's grey value says which part is seen there, 0 none
 parts.json            which value is which part; for every node of the taxonomy the parts that tell it from
                       its siblings (every picture of the node shows them, and they suffice); the settings
@@ -32,14 +33,15 @@ Classes differ by the shape of their parts only. Colour, size, place, pose, mirr
 and clutter are drawn at random and say nothing about the class. Something may stand in front of a figure,
 but never in front of the part that decides its leaf.
 
-Made by ProtoServe, `training.rendered`, format {format}: seed {seed}, {per_leaf} training pictures per leaf,
-a quarter of that for validation and as many for test. The same settings on the same versions of Pillow and
-NumPy draw the same bytes. Everything is drawn by the program; no photograph or other work went in.
+Made by ProtoServe, `training.rendered`, format {format}: seed {seed}, {per_leaf} training figures per leaf,
+each before {scenes} backgrounds; a quarter of the figures for validation and as many for test, each once. The
+same settings on the same versions of Pillow and NumPy draw the same bytes. Everything is drawn by the program;
+no photograph or other work went in.
 """
 
 
 def split_counts(per_leaf: int) -> dict[str, int]:
-    """Pictures per leaf of each split: `per_leaf` for train; a quarter, at least one, for val and for test.
+    """Figures per leaf of each split: `per_leaf` for train; a quarter, at least one, for val and for test.
 
     >>> split_counts(60)
     {'train': 60, 'val': 15, 'test': 15}
@@ -48,28 +50,31 @@ def split_counts(per_leaf: int) -> dict[str, int]:
     return {"train": per_leaf, "val": held_out, "test": held_out}
 
 
-def count_pictures(per_leaf: int = 60) -> int:
+def count_pictures(per_leaf: int = 60, scenes: int = 2) -> int:
     """The number of pictures that `render_dataset` draws, and of its calls of `advance`.
 
     >>> count_pictures(60)
-    1440
+    2400
     """
-    return len(leaf_paths()) * sum(split_counts(per_leaf).values())
+    counts = split_counts(per_leaf)
+    return len(leaf_paths()) * (sum(counts.values()) + counts["train"] * (scenes - 1))
 
 
 def render_dataset(
     directory: Path,
     *,
     per_leaf: int = 60,
+    scenes: int = 2,
     seed: int = 0,
     size: int = 96,
     advance: Callable[[], None] | None = None,
 ) -> None:
     """Draw the data set into `directory`, completely or not at all; do nothing if it already exists.
 
-    `per_leaf` is the number of training pictures of each leaf, at least 1; val and test get a quarter of it each.
+    `per_leaf` is the number of training figures of each leaf, at least 1; val and test get a quarter of it each. Every
+    training figure is drawn before `scenes` backgrounds, at least 1, so that a background tells less about a figure.
     `size` is the side of the square pictures in pixels, 64..1024. Calls `advance` after every picture,
-    `count_pictures(per_leaf)` times in total.
+    `count_pictures(per_leaf, scenes)` times in total.
 
     Raises `InputError` for a number out of range, and if `directory` is a file or holds anything other than this data
     set.
@@ -78,15 +83,17 @@ def render_dataset(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     render_dataset(Path(folder) / "rendered", per_leaf=1)
     ...     len(list(Path(folder).glob("rendered/train/*/*/*/*.png")))
-    16
+    32
     """
     if per_leaf < 1:
-        raise InputError(f"per_leaf is {per_leaf}: give at least 1 training picture per leaf; 60 is the default")
+        raise InputError(f"per_leaf is {per_leaf}: give at least 1 training figure per leaf; 60 is the default")
+    if scenes < 1:
+        raise InputError(f"scenes is {scenes}: give at least 1 background per training figure; 2 is the default")
     if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
         raise InputError(
             f"size is {size}: pictures may be {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide; 96 is the default"
         )
-    settings = {"format": FORMAT_VERSION, "seed": seed, "per_leaf": per_leaf, "size": size}
+    settings = {"format": FORMAT_VERSION, "seed": seed, "per_leaf": per_leaf, "scenes": scenes, "size": size}
     if _holds_already(directory, settings):
         return
 
@@ -104,18 +111,20 @@ def render_dataset(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _pictures(per_leaf: int) -> Iterator[tuple[str, LeafPath, int, Path]]:
-    """The split, leaf, number (from 1) and relative path of every picture."""
+def _pictures(per_leaf: int, scenes: int) -> Iterator[tuple[str, LeafPath, int, int, Path]]:
+    """The split, leaf, number, scene (both from 1) and relative path of every picture."""
     for split, count in split_counts(per_leaf).items():
         for leaf in leaf_paths():
             for index in range(1, count + 1):
-                yield split, leaf, index, Path(split, *leaf, f"{leaf[2].lower()}_{index:04d}.png")
+                for scene in range(1, (scenes if split == "train" else 1) + 1):
+                    name = f"{leaf[2].lower()}_{index:04d}" + ("" if scene == 1 else f"_{scene}")
+                    yield split, leaf, index, scene, Path(split, *leaf, f"{name}.png")
 
 
 def _write(directory: Path, settings: dict[str, int], advance: Callable[[], None] | None) -> None:
     seed, size = settings["seed"], settings["size"]
-    for split, leaf, index, path in _pictures(settings["per_leaf"]):
-        picture = draw_picture(leaf, seed=seed, split=split, index=index, size=size)
+    for split, leaf, index, scene, path in _pictures(settings["per_leaf"], settings["scenes"]):
+        picture = draw_picture(leaf, seed=seed, split=split, index=index, size=size, scene=scene)
         for target, array in (
             (directory / path, picture.pixels),
             (directory / "masks" / path, picture.parts),
@@ -152,7 +161,7 @@ def _holds_already(directory: Path, settings: dict[str, int]) -> bool:
         raise InputError(
             f"{directory} holds a rendered data set with {', '.join(differing)}: delete the folder or name another"
         )
-    expected = {path for _, _, _, path in _pictures(settings["per_leaf"])}
+    expected = {picture[-1] for picture in _pictures(settings["per_leaf"], settings["scenes"])}
     expected |= {Path("masks") / path for path in expected}
     present = {path.relative_to(directory) for path in directory.rglob("*.png")}
     if expected != present:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _FIGURES: dict[str, Callable[[np.random.Generator, Palette, str], list[Shape]]] 
     "Truck": truck,
 }
 _AS_DRAWN = np.eye(2)
+# The least distance in RGB between the mean colour of a background and the colours of a figure from another scene.
+CONTRAST = 85.0
 
 
 @dataclass(frozen=True)
@@ -38,27 +41,50 @@ class Picture:
     parts: PartMask
 
 
-def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int) -> Picture:
+def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int, scene: int = 1) -> Picture:
     """Draw picture number `index` of a leaf and split.
 
-    Its random numbers depend only on the arguments, not on other pictures.
+    Its random numbers depend only on the arguments, not on other pictures. Another `scene`, counted from 1, shows the
+    same figure in the same colours and pose; background, occluders, exposure and noise are drawn anew.
 
     >>> draw_picture(("Vehicle", "Car", "Taxi"), seed=0, split="train", index=1, size=96).pixels.shape
     (96, 96, 3)
     """
     name = f"{seed}|{split}|{'/'.join(leaf)}|{index}"
-    rng = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")))
-
-    scene = backdrop(rng, size)
-    palette = choose_palette(rng, scene)
+    rng = _generator(name)
+    behind = backdrop(rng, size)
+    palette = choose_palette(rng, behind)
     shapes = _FIGURES[leaf[1]](rng, palette, leaf[2])
     figure = paint(shapes, place(rng, shapes, size), size, palette.outline)
 
     light = rng.uniform(0, 2 * np.pi)
-    scene = scene * (1.0 - _shadow(figure, light, rng.uniform(0.1, 0.4)))[:, :, None]
-    scene = over(scene, _modelled(figure, light, rng.uniform(0.25, 0.6)))
-    scene, parts = with_occluders(rng, scene, figure.parts, leaf, palette)
-    return Picture(_photographed(rng, scene), parts)
+    depth, strength = rng.uniform(0.1, 0.4), rng.uniform(0.25, 0.6)
+    if scene > 1:
+        rng = _generator(f"{name}|{scene}")
+        behind = contrasting_backdrop(rng, size, palette)
+    drawn = behind * (1.0 - _shadow(figure, light, depth))[:, :, None]
+    drawn = over(drawn, _modelled(figure, light, strength))
+    drawn, parts = with_occluders(rng, drawn, figure.parts, leaf, palette)
+    return Picture(_photographed(rng, drawn), parts)
+
+
+def _generator(name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")))
+
+
+def contrasting_backdrop(rng: np.random.Generator, size: int, palette: Palette) -> Pixels:
+    """Draw up to six backgrounds and return the first that the colours of the figure stand out from, or else the one
+    that they stand out from most."""
+    best, best_gap = backdrop(rng, size), 0.0
+    for attempt in range(6):
+        behind = best if attempt == 0 else backdrop(rng, size)
+        mean = behind.reshape(-1, 3).mean(axis=0)
+        gap = min(math.dist(mean, colour) for colour in (palette.main, palette.second, palette.accent))
+        if gap > best_gap:
+            best, best_gap = behind, gap
+        if best_gap >= CONTRAST:
+            break
+    return best
 
 
 def _shadow(figure: Layer, light: float, depth: float) -> Pixels:

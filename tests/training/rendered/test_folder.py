@@ -83,10 +83,15 @@ def test_no_two_pictures_are_alike(rendered: Path) -> None:
 def test_the_folder_holds_every_picture_with_its_mask(rendered: Path) -> None:
     held_out = PER_LEAF // 4
     expected = {
-        Path(split, *leaf, f"{leaf[2].lower()}_{index:04d}.png")
-        for split, count in (("train", PER_LEAF), ("val", held_out), ("test", held_out))
+        Path(split, *leaf, f"{leaf[2].lower()}_{index:04d}{scene}.png")
+        for split, count, scenes in (
+            ("train", PER_LEAF, ("", "_2")),
+            ("val", held_out, ("",)),
+            ("test", held_out, ("",)),
+        )
         for leaf in leaf_paths()
         for index in range(1, count + 1)
+        for scene in scenes
     }
     assert set(pictures(rendered)) == expected
     assert {path.relative_to(rendered / "masks") for path in (rendered / "masks").rglob("*.png")} == expected
@@ -105,8 +110,8 @@ def test_even_the_smallest_set_has_every_split() -> None:
 
 
 def test_description_names_every_part_and_node(description: dict[str, Any]) -> None:
-    settings = {name: description[name] for name in ("format", "seed", "per_leaf", "size")}
-    assert settings == {"format": 1, "seed": 0, "per_leaf": PER_LEAF, "size": 96}
+    settings = {name: description[name] for name in ("format", "seed", "per_leaf", "scenes", "size")}
+    assert settings == {"format": 2, "seed": 0, "per_leaf": PER_LEAF, "scenes": 2, "size": 96}
     assert description["parts"]["0"] is None
     assert [description["parts"][str(index)] for index in range(1, len(PARTS) + 1)] == list(PARTS)
     nodes = {"/".join(leaf[:level]) for leaf in leaf_paths() for level in (1, 2, 3)}
@@ -189,10 +194,10 @@ def test_rendering_again_leaves_the_folder_alone(tmp_path: Path) -> None:
     directory = tmp_path / "rendered"
     advances: list[None] = []
     render_dataset(directory, per_leaf=1, size=64, advance=lambda: advances.append(None))
-    assert len(advances) == count_pictures(1) == 48
+    assert len(advances) == count_pictures(1) == 64
     changed = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     render_dataset(directory, per_leaf=1, size=64, advance=lambda: advances.append(None))
-    assert len(advances) == 48
+    assert len(advances) == 64
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == changed
 
 
@@ -206,7 +211,8 @@ def test_an_empty_folder_is_filled_and_parents_are_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"), [({"seed": 1}, "seed 0"), ({"per_leaf": 2}, "per_leaf 1"), ({"size": 65}, "size 64")]
+    ("asked", "named"),
+    [({"seed": 1}, "seed 0"), ({"per_leaf": 2}, "per_leaf 1"), ({"scenes": 1}, "scenes 2"), ({"size": 65}, "size 64")],
 )
 def test_another_rendered_set_is_not_overwritten(tmp_path: Path, asked: dict[str, Any], named: str) -> None:
     directory = tmp_path / "rendered"
@@ -254,6 +260,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     [
         ({"per_leaf": 0}, "per_leaf is 0"),
         ({"per_leaf": -5}, "per_leaf is -5"),
+        ({"scenes": 0}, "scenes is 0"),
         ({"size": 63}, "size is 63: pictures may be 64 to 1024"),
         ({"size": 1025}, "size is 1025"),
     ],
