@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # All commands from data to service: draw pictures, train, export, validate, explain, audit, serve, predict over HTTP.
 #
-#   scripts/demo.sh         run all steps; exit with 0 if the prediction over HTTP is right at every level, else with 1
+#   scripts/demo.sh         run all steps; exit with 0 if the prediction over HTTP is right at every level and the first
+#                           evidence lies on the object, else with 1
 #   scripts/demo.sh serve   make what is missing, then serve the bundle until Ctrl-C
 #
 # Finished steps are reused; `make clean` starts over. Environment: DEMO is the working folder, CONFIG the training
 # configuration, PER_LEAF the number of training pictures per class, PORT the port (default: a free one; 3000 for
-# `serve`).
+# `serve`), OBJECT the least share of test pictures whose first evidence must lie on the object, at every level (0.7).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -48,9 +49,9 @@ show protoserve validate "$bundle" --data "$data" --split test
 # The first test picture of the first class, chosen by name and not by its result.
 picture=$(find "$data/test" -name '*.png' | LC_ALL=C sort | sed -n 1p)
 show protoserve explain "$bundle" "$picture" -o "$demo/explanation.png"
-# How true the evidence is, without the two metrics that take minutes. Fails if the first evidence of any level lies on
-# the object in fewer than 70 % of the pictures; by chance it would in 28 %.
-show protoserve audit "$bundle" --data "$data" --quick --images 60 --require-object 0.7
+# How true the evidence is, without the two metrics that take minutes. By chance, evidence lies on the object in 28 %.
+evidence=0
+show protoserve audit "$bundle" --data "$data" --quick --images 60 --require-object "${OBJECT:-0.7}" || evidence=$?
 
 port=${PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 address=http://127.0.0.1:$port
@@ -75,4 +76,4 @@ show python scripts/ask.py "$address" "$picture" --expect "$(dirname "${picture#
 
 printf '\n%s\n' "The same with pictures: $demo/explanation.png" \
     "To try your own in a browser: make serve, then open http://127.0.0.1:3000"
-exit "$status"
+exit "$((status || evidence))"

@@ -61,6 +61,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         "DEMO": str(folder),
         "CONFIG": str(folder / "tiny.yaml"),
         "PER_LEAF": "4",
+        "OBJECT": "0",
         # A network this small is slower with threads, above all on a busy machine.
         "OMP_NUM_THREADS": "1",
     }
@@ -86,8 +87,24 @@ def test_the_demo_runs_every_step_and_exits_with_its_verdict(demo: Demo) -> None
     right = all(": right," in line for line in verdicts)
     assert demo.ended.returncode == (0 if right else 1)
     assert "Traceback" not in demo.ended.stderr
+    assert re.search(r"first evidence on the object: \d+% at level 1", demo.ended.stdout)
     with Image.open(demo.folder / "explanation.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_evidence_off_the_object_fails_the_demo_after_its_answer(demo: Demo) -> None:
+    """No network this small has all its evidence on the object. Finished steps are reused."""
+    ended = subprocess.run(
+        [ROOT / "scripts" / "demo.sh"],
+        env={**demo.environment, "OBJECT": "1"},
+        cwd=demo.folder,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert ended.returncode == 1
+    assert "--require-object asks for 100% at every level" in ended.stderr
+    assert "level 3: " in ended.stdout
 
 
 def test_the_demo_answers_over_http_as_the_bundle_does(demo: Demo) -> None:
