@@ -11,6 +11,7 @@ import pytest
 from protoserve.audit.subject import BATCH, LOG_FLOOR, Subject, levels_of, pieces_of
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import BundleError
+from protoserve.graph_signature import MISSING_RANK
 from protoserve.images.geometry import Geometry
 from protoserve.inference.classifier import load
 from protoserve.inference.engine import Engine
@@ -42,9 +43,12 @@ def test_contributions_are_those_of_the_graph(real: Subject) -> None:
         assert [own[prototype] for prototype in piece.prototypes.tolist()] == pytest.approx(
             piece.contributions.tolist(), abs=1e-5
         )
-        # The list holds the largest ones, in order, as far as they are positive.
-        largest = sorted((value for value in own.values() if value > 0), reverse=True)
-        assert piece.contributions.tolist() == pytest.approx(largest[: len(piece.contributions)], abs=1e-5)
+        # The list holds the first ones in the order, as far as they are positive; what is missing counts less in it.
+        layer = real.layers[real.places[piece.node][0]]
+        missing = outputs.similarity[piece.image][prototypes] <= layer.usual
+        order = np.argsort(-np.where(missing, MISSING_RANK, 1.0) * contributions, kind="stable")
+        first = [value for value in contributions[order].tolist() if value > 0][: len(piece.contributions)]
+        assert piece.contributions.tolist() == pytest.approx(first, abs=1e-5)
         logit = float(real.prior[piece.node]) + contributions.sum()
         assert logit == pytest.approx(float(outputs.logit[piece.image, piece.node]), abs=1e-4)
 
