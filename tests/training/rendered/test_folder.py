@@ -26,7 +26,7 @@ from training.rendered import (
     split_counts,
 )
 
-PER_LEAF = 28
+PER_LEAF = 20
 LEAF = ("Creature", "Bird", "Toucan")
 
 
