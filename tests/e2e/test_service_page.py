@@ -115,8 +115,19 @@ def test_nothing_breaks_the_pages_own_policy(page: Any) -> None:
 
 def wait_for(page: Any, condition: str) -> None:
     """Wait until a JavaScript expression is true. The page's policy forbids what Playwright's own function does."""
+    from playwright.sync_api import Error
+
+    def holds() -> bool:
+        try:
+            return bool(page.evaluate(condition))
+        except Error as error:
+            # The page was left while it was asked.
+            if "navigation" not in str(error):
+                raise
+            return False
+
     deadline = time.monotonic() + 60
-    while not page.evaluate(condition):
+    while not holds():
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(50)
 
