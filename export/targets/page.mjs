@@ -197,6 +197,8 @@ async function start() {
   ]);
   const { manifest } = loaded;
   document.getElementById("name").textContent = document.title = manifest.name;
+  // A tile's box holds all that the network saw.
+  document.getElementById("seen-hint").hidden = Boolean(manifest.graph.tile);
   const failed = (error) => showState(`The picture could not be classified: ${error.message ?? error}`, true);
   input.addEventListener("change", () => {
     if (input.files.length) answer(session, manifest, input.files[0]).catch(failed);

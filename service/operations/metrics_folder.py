@@ -83,7 +83,7 @@ def use_folder() -> None:
                     os.posix_fallocate(stream.fileno(), 0, _FILE_BYTES)
         except OSError as error:
             raise InputError(
-                f"{folder}: no space for a worker's metrics ({error.strerror}); free {_WORKER_MIB} MiB per worker, or "
+                f"{folder}: no space for a worker's metrics ({error.strerror}); free {_WORKER_MIB} MiB per worker "
                 "there, or set PROTOSERVE_METRICS_DIRECTORY to another folder"
             ) from error
 
