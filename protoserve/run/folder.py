@@ -3,6 +3,7 @@
 - `model.pt`: the final network;
 - `samples.npy`: pictures at model size for the parity gate;
 - `prototypes/NNNN.webp`: the source patch of each prototype in context;
+- `similarities.npz`: the similarities of fit and selection images (`protoserve.run.similarities`);
 - `analysis.json` and `patches/NNNN.webp`: the training patches nearest to each prototype;
 - `metrics.json`, `confusion.json`, `provenance.json`;
 - for people: `config.yaml`, `history.csv` and plots.

@@ -172,6 +172,18 @@ def small_config() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def small_run(small_data: Path, small_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small configuration on the small data set."""
+    from rich.console import Console
+
+    from training.running import train
+
+    run = tmp_path_factory.mktemp("runs") / "small"
+    train(small_config(), small_data, run, linear=False, resume=False, device="cpu", console=Console(quiet=True))
+    return run
+
+
+@pytest.fixture(scope="session")
 def trainer_at(small_data: Path) -> Callable[..., Trainer]:
     """`trainer_at(config, folder, until="project")`: a trainer that has done the steps before the first one of that
     stage; without `until`, none. `data` replaces the small data set."""

@@ -51,6 +51,7 @@ from training.outcome.charts import (
 )
 from training.outcome.counts import write_counts
 from training.outcome.decoded import write_decoded
+from training.outcome.keeping import keep_similarities
 from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
 from training.progress import tracked
@@ -76,6 +77,7 @@ def finish(trainer: Trainer) -> Metrics:
             network, trainer.description, projection, splits.fit, trainer.device, trainer.console
         )
         write_prototype_pictures(run, splits.fit, sources)
+        keep_similarities(trainer)
     if sources is not None and patches is not None and statistics is not None:
         write_patches(
             run,

@@ -51,10 +51,14 @@ def fit_distances(trainer: Trainer) -> Tensor:
     """
     count = len(trainer.splits.fit)
     own = np.arange(count)[trainer.processes.stripe(count)]
-    mirrored = trainer.config.data.mirror and trainer.config.data.views > 1
-    view = MIRRORED if mirrored else PLAIN
+    view = MIRRORED if learns_from_mirrored(trainer) else PLAIN
     head = trainer.prototype_network.head
     return trainer.processes.joined(nearest_cells_of_all(head, trainer.latents(own, view))[0], count).clone()
+
+
+def learns_from_mirrored(trainer: Trainer) -> bool:
+    """Return whether the last layers learn from mirrored pictures, rather than from plain ones."""
+    return trainer.config.data.mirror and trainer.config.data.views > 1
 
 
 def nearest_cells_of_all(head: PrototypeHead, latents: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
