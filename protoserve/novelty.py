@@ -195,12 +195,11 @@ class Thresholds:
         `path` int64 [images, levels] is −1 below the leaf, where nothing is known. A picture that is unknown at a level
         is unknown at all deeper ones. `scores` [images, groups] are those of `score`.
         """
-        # The added group is for nodes without a group: an only child is always accepted.
-        minimum = np.append(self.minimum, np.float32(-np.inf))
-        fits = np.pad(scores, ((0, 0), (0, 1))) >= minimum
-        group = self.group_of[path]
-        at_level = np.take_along_axis(fits, np.where(group < 0, len(self.minimum), group), axis=1) & (path >= 0)
-        return np.asarray(np.logical_and.accumulate(at_level, axis=1))
+        return known_along(path, self.fits(scores), self.group_of)
+
+    def fits(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Decide whether each picture reaches each group's threshold: bool [images, groups]; `scores` as above."""
+        return np.asarray(scores >= self.minimum)
 
     def of_outputs(
         self,
@@ -211,6 +210,18 @@ class Thresholds:
     ) -> NDArray[np.bool_]:
         """Compute `known` from the arrays of `protoserve.inference.engine.Outputs`."""
         return self.known(path, self.table.scores(self.score, log_probability, logit, similarity))
+
+
+def known_along(path: NDArray[np.int64], fits: NDArray[np.bool_], group_of: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Decide whether each picture is known at each level of a path: bool [images, levels]; see `Thresholds.known`.
+
+    `fits` bool [images, groups] is that of `Thresholds.fits`, `group_of` int64 [nodes] that of `NoveltyTable.group_of`.
+    """
+    # The added group is for nodes without a group: an only child is always accepted.
+    padded = np.pad(fits, ((0, 0), (0, 1)), constant_values=True)
+    group = group_of[path]
+    at_level = np.take_along_axis(padded, np.where(group < 0, fits.shape[1], group), axis=1) & (path >= 0)
+    return np.asarray(np.logical_and.accumulate(at_level, axis=1))
 
 
 def parent_names(groups: Sequence[Group], taxonomy: Taxonomy) -> list[str]:

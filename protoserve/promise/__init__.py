@@ -1,0 +1,1 @@
+"""The promise: answers that stop where the stated precision would no longer hold."""
