@@ -139,6 +139,7 @@ LENT = {
 # Modules that need an extra of their own.
 OWN_EXTRA = {
     "protoserve/client.py": "client",
+    "protoserve/feedback/database.py": "feedback",
     "protoserve/images/formats.py": "heif",
     "protoserve/scoring/local.py": "score",
     "protoserve/cli/score.py": "score",
