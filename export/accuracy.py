@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.parity import Arrays, Precision, Runtime
 from export.records import AccuracyPair, Tolerance, ValidationReport
 from export.sources import EdgeOptions
-from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
+from protoserve.data.dataset import Dataset, held_out_share, hold_out, holds_split, read_split
 from protoserve.errors import InputError, ParityError
 from protoserve.graph_signature import named_arrays
 from protoserve.images.fitting import fit
@@ -84,7 +84,7 @@ def learned_images(run: Run, data: Path, taxonomy: Taxonomy) -> tuple[Dataset, D
             f"{data}: this is not the data set that {run.directory} learned from, or its train split has changed; give "
             "the run's own data set to --data"
         )
-    return hold_out(everything, fraction, seed)
+    return hold_out(everything, held_out_share(fraction, has_val=holds_split(data, "val")), seed)
 
 
 def pictures(dataset: Dataset, rule: InputRule) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -12,6 +12,33 @@ from protoserve.cli.options import DataOption, DeviceOption, JsonOption, SkipBro
 from protoserve.cli.output import say
 from protoserve.errors import InputError
 from protoserve.files import writing
+
+# The recipes are named here, because reading them takes time that --help does not have; a test compares the lists.
+ConfigArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or the name of a recipe; --list-recipes says what each is for: frozen, finetuned, "
+        "from-scratch, fashion-mnist, grocery, grocery-finetuned, hpnet15, hpnet15-finetuned, mnist, protopnet, "
+        "rendered.",
+        show_default=False,
+    ),
+]
+
+
+def _list_recipes(requested: bool) -> None:
+    if not requested:
+        return
+    from rich.table import Table
+
+    from protoserve.cli.output import console
+    from training.recipes import recipes
+
+    table = Table("recipe", "for", show_lines=True)
+    for recipe in recipes():
+        table.add_row(recipe.name, recipe.purpose)
+    console().print(table)
+    raise typer.Exit
 
 
 def render(
@@ -34,13 +61,13 @@ def render(
         render_dataset(directory, per_leaf=per_leaf, scenes=scenes, seed=seed, size=size, advance=lambda: advance(1))
     screen.print(f"{directory}: {count} pictures. Next:")
     screen.print(
-        f"  protoserve train training/configs/rendered.yaml --data {directory} --run runs/rendered",
+        f"  protoserve train rendered --data {directory} --run runs/rendered",
         soft_wrap=True,
     )
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; training/configs holds examples.")],
+    config: ConfigArgument,
     data: DataOption,
     run: Annotated[Path, typer.Option(help="The folder to write; must be new, or unfinished with --resume.")],
     weights: Annotated[
@@ -91,18 +118,23 @@ def train(
     ] = 50,
     skip_broken: SkipBrokenOption = False,
     as_json: JsonOption = False,
+    list_recipes: Annotated[
+        bool,
+        typer.Option("--list-recipes", callback=_list_recipes, is_eager=True, help="List the recipes and exit."),
+    ] = False,
 ) -> None:
     """Train a network and write a run folder: checkpoint, metrics per level, curves, prototype pictures.
 
     To split each batch over several GPUs: torchrun --nproc-per-node 4 -m training -- CONFIG --data DATA --run RUN
 
-    Example: protoserve train training/configs/grocery.yaml --data grocery-store --run runs/grocery
+    Example: protoserve train frozen --data photos --run runs/photos
     """
     from protoserve.cli.terminal import scores_line
     from training import running
     from training.config import read_config, read_settings
     from training.features.shared_cache import GIGABYTE, SharedCache
     from training.progress import console
+    from training.recipes import config_file
 
     overrides = read_settings(settings or [])
     if seed is not None:
@@ -115,7 +147,7 @@ def train(
         overrides["data.leave_out"] = leave_out
     screen = console()
     metrics = running.train(
-        read_config(config, overrides),
+        read_config(config_file(config), overrides),
         data,
         run,
         linear=head == "linear",
@@ -135,8 +167,11 @@ def train(
     for split, scores in metrics.of().items():
         say(f"{split:<11}{scores_line(scores)}")
     screen.print(f"{run}: finished in {metrics.seconds:.0f} s. Next:", highlight=False)
+    steps = [f"evaluate {run} --data {data} --split {'test' if 'test' in metrics.of() else 'val'}"]
     if head == "prototypes":
-        screen.print(f"  protoserve export {run} --to onnx,torchscript --bundle bundles/{run.name}", soft_wrap=True)
+        steps += [f"report {run}", f"export {run} --to onnx,torchscript --bundle bundles/{run.name}"]
+    for step in steps:
+        screen.print(f"  protoserve {step}", soft_wrap=True, markup=False)
 
 
 def _prototype_settings(prototypes: str) -> dict[str, Any]:
@@ -182,7 +217,7 @@ def evaluate(
 
 
 def ablate(
-    config: Annotated[Path, typer.Argument(help="A YAML file; training/configs holds examples.")],
+    config: ConfigArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="The folder for the runs, the table and the figure.")],
     epochs: Annotated[
@@ -201,18 +236,19 @@ def ablate(
     The terms are R1 and R2 for an autoencoder, Clust and Sep for other networks. Each variant is a run of its own.
     Repeating the command resumes unfinished runs.
 
-    Example: protoserve ablate training/configs/mnist.yaml --data mnist --out runs/ablation --epochs 20
+    Example: protoserve ablate mnist --data mnist --out runs/ablation --epochs 20
     """
     from training import ablation
     from training.config import read_config
     from training.progress import console
+    from training.recipes import config_file
 
     overrides: dict[str, Any] = {}
     if seed is not None:
         overrides["seed"] = seed
     if weights is not None:
         overrides["model.weights"] = None if weights == "none" else weights
-    read = read_config(config, overrides)
+    read = read_config(config_file(config), overrides)
     changed = read if epochs is None else ablation.with_epochs(read, epochs)
     screen = console()
     rows = ablation.ablate(changed, data, out, device=device, console=screen)

@@ -128,8 +128,7 @@ def read_config(file: Path, overrides: dict[str, Any] | None = None) -> Config:
     Raises InputError that names the file, the key and the value, and for an unknown key the nearest known one.
     """
     if not file.is_file():
-        shipped = sorted(entry.name for entry in (Path(__file__).parent / "configs").glob("*.yaml"))
-        raise InputError(f"{file}: no such configuration; training/configs holds {', '.join(shipped)}")
+        raise InputError(f"{file}: no such configuration; give a YAML file")
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds {content!r}; write keys and values, at least 'name: …'")

@@ -15,9 +15,10 @@ BOUNDS_OF_LENGTH = ("min_length", "max_length")
 INTRODUCTION = """\
 # Configuration of a run
 
-One YAML file describes a run; `training/configs` holds examples. Every key except `name` has a default. An unknown key,
-a duplicate key and a value out of range are errors that name the key. `--set KEY=VALUE` replaces a value, for example
-`--set joint.epochs=20`; the first column gives the keys.
+One YAML file describes a run; `protoserve train --list-recipes` lists those that come with the package, in
+`training/configs`. Every key except `name` has a default. An unknown key, a duplicate key and a value out of range are
+errors that name the key. `--set KEY=VALUE` replaces a value, for example `--set joint.epochs=20`; the first column
+gives the keys.
 
 `python -m training.config_document > docs/configuration.md` generates this page from the code.
 """
@@ -86,12 +87,20 @@ def _kind(annotation: Any) -> str:
 def _range(field: FieldInfo) -> str:
     """The bounds of a field: `≥ 0, < 1`."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = {name: getattr(part, name) for part in field.metadata for name in signs if hasattr(part, name)}
+    metadata = [*field.metadata, *_of_choices(field.annotation)]
+    bounds = {name: getattr(part, name) for part in metadata for name in signs if hasattr(part, name)}
     shown = [f"{signs[name]} {bound}" for name, bound in bounds.items()]
     lengths = {name: getattr(part, name) for part in field.metadata for name in BOUNDS_OF_LENGTH if hasattr(part, name)}
     if len(lengths) == 2:
         shown.append(f"{lengths['min_length']} to {lengths['max_length']} values")
     return ", ".join(shown)
+
+
+def _of_choices(annotation: Any) -> Iterator[Any]:
+    """The metadata of the members of a union that have some, such as `Annotated[float, Field(ge=0)]`."""
+    for choice in get_args(annotation):
+        for described in getattr(choice, "__metadata__", ()):
+            yield from described.metadata if isinstance(described, FieldInfo) else (described,)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def train(
         if config.model.kind == "autoencoder":
             _check_autoencoder(linear, processes.count, cache)
         splits = read_splits(config, data, skip_broken=skip_broken, console=console)
-        for note in splits.notes:
+        for note in (*splits.found, *splits.notes):
             console.print(note, markup=False, soft_wrap=True)
         make_folder(run)
         if cache is not None:

@@ -29,6 +29,8 @@ from protoserve.taxonomy import Kind, Taxonomy
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+# The file that only a finished run has; see `protoserve.run.folder`.
+RUN_MODEL: Final = "model.pt"
 # The longest name of a file that common file systems hold, in bytes, and how much of a longer one an error shows.
 _LONGEST_NAME: Final = 255
 _SHOWN: Final = 80
@@ -138,6 +140,11 @@ def read_bundle(directory: Path | str) -> Bundle:
     check_place(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
+    if (directory / RUN_MODEL).is_file() and not (directory / MANIFEST).is_file():
+        raise InputError(
+            f"{directory}: is a run, not a bundle; make one with 'protoserve export {directory} --bundle "
+            f"bundles/{directory.resolve().name}'"
+        )
     for required in (MANIFEST, SUMS):
         if not (directory / required).is_file():
             raise BundleError(f"{directory}: {required} is missing, so this is not a bundle; export it again")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ from protoserve.taxonomy import Taxonomy
 
 # Marks the images that a split skips.
 LEFT_OUT: Final = -1
+# The share of train that `data.hold_out: auto` holds out of a data set without a val split.
+AUTO_HOLD_OUT: Final = 0.1
 NOTHING_LEFT_OUT: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -193,6 +195,14 @@ def read_split(
             f"{root}: no split {split!r}{nearest(split, present)}; it holds {', '.join(present) or 'none'}"
         )
     return _read_folders(root, split, taxonomy, left_out, every_leaf)
+
+
+def held_out_share(setting: float | Literal["auto"], *, has_val: bool) -> float:
+    """Return the share of train to hold out for a `data.hold_out` setting: `auto` holds out `AUTO_HOLD_OUT` only where
+    the data set has no val split."""
+    if setting != "auto":
+        return setting
+    return 0.0 if has_val else AUTO_HOLD_OUT
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

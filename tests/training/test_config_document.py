@@ -38,7 +38,8 @@ def test_every_key_has_a_meaning_and_a_row() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "| `data.hold_out` | number | `0.1` | ≥ 0, < 1 | ",
+        "| `data.hold_out` | number or `auto` | `0.1` | ≥ 0, < 1 | ",
+        "| `data.noise_share` | number | `0.1` | > 0, ≤ 1 | ",
         "| `data.zoom` | 2 values of number | `[0.75, 1.25]` |",
         "| `data.seed` | integer or null | `null` | ≥ 0 | ",
         "| `compile` | `auto` or true or false | `auto` |",

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 from rich.console import Console
 
 from protoserve.data.checking import broken_pictures, copies, copies_note, refuse_broken, under_two_leaves
-from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split, read_taxonomy
+from protoserve.data.dataset import Dataset, held_out_share, hold_out, holds_split, read_split, read_taxonomy
 from protoserve.data.folders import PassedOver
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.names import normal
+from protoserve.taxonomy import Taxonomy
 from training.config import Config
 from training.progress import tracked
+
+# Below this number of training pictures, a class is likely to be learned badly.
+FEW_PICTURES: Final = 10
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Splits:
     one. `validation` and `test` are scored once, at the end. `left_out` maps the leaves of `data.leave_out` to their
     folders. `broken` are the images left out because they can't be read. `passed_over` counts by split and reason the
     files that are not images, `copies` by split the images that are in train, too, and as `two_classes` those of train
-    that are under two leaves. `notes` say all this in words.
+    that are under two leaves. `notes` say all this in words;
+    `found` says how many pictures there are to learn from, and which classes have few.
     """
 
     fit: Dataset
@@ -38,6 +45,7 @@ class Splits:
     passed_over: Mapping[str, PassedOver] = field(default_factory=dict)
     copies: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
 
 
 def read_splits(config: Config, data: Path, *, skip_broken: bool = False, console: Console | None = None) -> Splits:
@@ -67,7 +75,8 @@ def read_splits(config: Config, data: Path, *, skip_broken: bool = False, consol
     if doubtful := under_two_leaves(everything):
         notes.append(copies_note(doubtful, "train are under two classes"))
     counts = {split: len(pairs) for split, pairs in found.items() if pairs}
-    fit, held = hold_out(everything, config.data.hold_out, config.data_seed)
+    share = held_out_share(config.data.hold_out, has_val="val" in read)
+    fit, held = hold_out(everything, share, config.data_seed)
     validation = read.get("val", held)
     if not len(validation):
         raise InputError(f"{data}: no val split and data.hold_out is 0: nothing to select on; set data.hold_out to 0.1")
@@ -82,7 +91,28 @@ def read_splits(config: Config, data: Path, *, skip_broken: bool = False, consol
         passed_over={split: dataset.passed_over for split, dataset in read.items()},
         copies={**counts, **({"two_classes": len(doubtful)} if doubtful else {})},
         notes=tuple(notes),
+        found=tuple(_found(read, fit, held, taxonomy)),
     )
+
+
+def _found(read: Mapping[str, Dataset], fit: Dataset, held: Dataset, taxonomy: Taxonomy) -> list[str]:
+    """Say what the data set holds, and name the leaves with fewer than `FEW_PICTURES` to learn from."""
+    counts = np.bincount(fit.leaves, minlength=len(taxonomy.leaves))
+    levels = "1 level" if taxonomy.depth == 1 else f"{taxonomy.depth} levels"
+    sizes = ", ".join(f"{len(dataset):,} {split}" for split, dataset in read.items())
+    lines = [
+        f"{len(taxonomy.leaves)} classes on {levels}; pictures: {sizes}; to learn from, {counts.min()} to "
+        f"{counts.max()} a class, half of the classes {int(np.median(counts))} or fewer"
+    ]
+    if len(held):
+        lines.append(f"held out of train to select on (data.hold_out): {len(held):,} pictures")
+    few = [
+        f"{taxonomy.names[taxonomy.leaves[leaf]]} ({counts[leaf]})" for leaf in np.flatnonzero(counts < FEW_PICTURES)
+    ]
+    if few:
+        shown = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        lines.append(f"warning: fewer than {FEW_PICTURES} pictures to learn from: {shown}; add some")
+    return lines
 
 
 def _broken(read: Mapping[str, Dataset], console: Console) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
 
@@ -12,12 +12,10 @@ from training.sections.section import Section
 class DataConfig(Section):
     """The images that a run learns from, and how they are augmented."""
 
-    hold_out: float = Field(
+    hold_out: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         default=0.1,
-        ge=0,
-        lt=1,
         description="Share of every leaf's training images that is held out for selection, in addition to `val` if the "
-        "data set has one.",
+        "data set has one. auto: 0.1 if it has none, else 0.",
     )
     views: int = Field(
         default=2,

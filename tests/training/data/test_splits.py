@@ -196,3 +196,21 @@ def test_the_same_picture_in_two_splits_or_classes_is_warned_of(data: Path, tmp_
         "warning: 1 picture of train are under two classes, for example train/B/copy.png = train/A/x/1.png",
     )
     assert read_splits(config(), data).copies == {}
+
+
+def test_auto_holds_out_only_where_there_is_no_val_split(data: Path, tmp_path: Path) -> None:
+    with_val = read_splits(config(hold_out="auto"), data)
+    assert set(with_val.fit.images) == images("train")
+    assert with_val.selection is with_val.validation
+    without = read_splits(config(hold_out="auto"), part_of(data, tmp_path / "data", "train", "test"))
+    assert (len(without.fit), len(without.selection)) == (9, 3)
+
+
+def test_what_was_found_is_said_first_and_small_classes_are_named(data: Path) -> None:
+    found, held, few = read_splits(config(hold_out=0.25), data).found
+    assert found == (
+        "3 classes on 2 levels; pictures: 12 train, 6 val, 9 test; "
+        "to learn from, 3 to 3 a class, half of the classes 3 or fewer"
+    )
+    assert held == "held out of train to select on (data.hold_out): 3 pictures"
+    assert few == "warning: fewer than 10 pictures to learn from: B (3), A/x (3), A/y (3); add some"
