@@ -7,6 +7,7 @@ apple, but as none of the apples in the taxonomy. The module needs only numpy, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -227,6 +228,45 @@ def known_along(path: NDArray[np.int64], fits: NDArray[np.bool_], group_of: NDAr
 def parent_names(groups: Sequence[Group], taxonomy: Taxonomy) -> list[str]:
     """Return the identity of each group's parent, `""` for the root."""
     return ["" if group.parent == ROOT else taxonomy.names[group.parent] for group in groups]
+
+
+@dataclass(frozen=True)
+class FittedThresholds:
+    """Thresholds from pictures of known classes, one per group: `minimum` float64 [groups], −∞ where there is none, the
+    number of `images` behind each, int64 [groups], and whether it is `pooled`, bool [groups]."""
+
+    minimum: NDArray[np.float64]
+    images: NDArray[np.int64]
+    pooled: NDArray[np.bool_]
+
+
+def fit_thresholds(
+    scores: NDArray[np.floating[Any]], below: NDArray[np.bool_], true_positive_rate: float
+) -> FittedThresholds:
+    """Fit thresholds that the next picture of a known class reaches with probability `true_positive_rate` or more.
+
+    `scores` [images, groups] are those of known pictures, `below` bool [images, groups] says whether the picture's
+    class lies below the group's parent. The threshold of a group with n pictures is the k-th smallest of their scores,
+    k = ⌊(n + 1)(1 − rate)⌋: of n + 1 pictures drawn alike, the last is one of the k smallest with probability
+    k / (n + 1) (split conformal prediction, Vovk et al. 2005). For k = 0 there are too few pictures. These groups pool
+    theirs: the threshold of all together, or the group's own smallest score if that is lower. Then the rate holds for
+    the pictures below all of these groups together. If even the pool has too few, they get no threshold.
+    """
+    images = below.sum(axis=0)
+    least = math.ceil(round(1.0 / (1.0 - true_positive_rate) - 1.0, 9))
+    pooled = images < least
+    together = scores[:, pooled][below[:, pooled]]
+    shared = -np.inf if len(together) < least else _conformal(together, true_positive_rate)
+    minimum = np.full(scores.shape[1], -np.inf)
+    for group in np.flatnonzero(images):
+        own = scores[below[:, group], group]
+        minimum[group] = min(float(own.min()), shared) if pooled[group] else _conformal(own, true_positive_rate)
+    return FittedThresholds(minimum, images.astype(np.int64), pooled & (images > 0))
+
+
+def _conformal(scores: NDArray[np.floating[Any]], true_positive_rate: float) -> float:
+    rank = math.floor(round((len(scores) + 1) * (1.0 - true_positive_rate), 9))
+    return float(np.sort(scores)[rank - 1])
 
 
 def threshold(scores: NDArray[np.floating[Any]], true_positive_rate: float) -> float:

@@ -147,6 +147,25 @@ class Prediction(Contract):
     levels: list[Level]
 
 
+class PromiseRecord(Contract):
+    """What a bundle promises about its answers (see `protoserve.promise.threshold`).
+
+    Among pictures that get an answer, the stated share is right, with probability `confidence` over the draw of the
+    calibration pictures and for pictures drawn like them.
+    """
+
+    precision: float = Field(gt=0, lt=1, description="the share that is promised unless a request states another")
+    confidence: float = Field(gt=0, lt=1)
+    images: int = Field(ge=0, description="the calibration pictures that stand behind it")
+    thresholds: dict[str, float | None] = Field(
+        description="stated precision → the least probability of an answer; null where the pictures can't promise it"
+    )
+    least_images: dict[str, int] = Field(
+        description="stated precision → the fewest calibration pictures with which it can be promised"
+    )
+    folder: str = Field(description="the folder with the calibration pictures' scores, inside the bundle")
+
+
 class NoveltyRecord(Contract):
     """The thresholds for unknown classes: below a parent, a picture whose `score` (see `protoserve.novelty`) is less
     than the threshold is of none of its children.
@@ -158,3 +177,11 @@ class NoveltyRecord(Contract):
     score: NoveltyScore
     true_positive_rate: float = Field(gt=0, lt=1)
     thresholds: dict[str, float] = Field(description="parent (empty for the root) → the smallest score that is known")
+    images: dict[str, int] = Field(
+        default={}, description="parent → the pictures behind its threshold; empty for bundles of older versions"
+    )
+    pooled: list[str] = Field(
+        default=[],
+        description="parents with too few pictures for the share, whose thresholds also let the share of the pictures "
+        "below all of them together pass",
+    )

@@ -21,6 +21,7 @@ from training.sections.stages import (
     LastLayersConfig,
     LinearConfig,
     NoveltyConfig,
+    PromiseConfig,
     PrototypesConfig,
     PruneConfig,
     ReplaceConfig,
@@ -76,6 +77,7 @@ class Config(Section):
     prototypes: PrototypesConfig = PrototypesConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     novelty: NoveltyConfig = NoveltyConfig()
+    promise: PromiseConfig = PromiseConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
 
     @property

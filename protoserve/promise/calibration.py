@@ -7,15 +7,16 @@ picture fits each group of competing nodes (`protoserve.novelty`): `calibration/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protoserve.errors import BundleError
+from protoserve.files import write_bytes
 from protoserve.novelty import known_along
 from protoserve.promise.threshold import Threshold, Walks, promised_threshold
 from protoserve.restriction import Restriction
@@ -79,10 +80,13 @@ def kept_sample(calibration: Calibration, seed: int = 0) -> Calibration:
     return calibration.rows(np.sort(chosen))
 
 
-def write_calibration(calibration: Calibration, directory: Path, save: Callable[[Path, NDArray[Any]], None]) -> None:
-    """Write the arrays into `directory`, each with `save(file, array)`."""
+def write_calibration(calibration: Calibration, directory: Path) -> None:
+    """Write the arrays into `directory`, each file atomically."""
+    directory.mkdir(parents=True, exist_ok=True)
     for name, dtype in _FILES.items():
-        save(directory / f"{name}.npy", getattr(calibration, name).astype(dtype))
+        buffer = io.BytesIO()
+        np.save(buffer, getattr(calibration, name).astype(dtype), allow_pickle=False)
+        write_bytes(directory / f"{name}.npy", buffer.getvalue())
 
 
 def read_calibration(directory: Path, leaves: int, groups: int) -> Calibration:

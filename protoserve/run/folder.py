@@ -4,6 +4,7 @@
 - `samples.npy`: pictures at model size for the parity gate;
 - `prototypes/NNNN.webp`: the source patch of each prototype in context;
 - `similarities.npz`: the similarities of fit and selection images (`protoserve.run.similarities`);
+- `calibration/`: the selection images' scores behind the promise (`protoserve.promise.calibration`);
 - `analysis.json` and `patches/NNNN.webp`: the training patches nearest to each prototype;
 - `metrics.json`, `confusion.json`, `provenance.json`;
 - for people: `config.yaml`, `history.csv` and plots.

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from protoserve.schema import Box, Contract, NoveltyRecord, NoveltyScore
+from protoserve.schema import Box, Contract, NoveltyRecord, NoveltyScore, PromiseRecord
 
 Split = Literal["selection", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -167,18 +167,73 @@ class KnownShares(Record):
 
 
 class NoveltyThresholds(Record):
-    """The novelty thresholds (see `NoveltyRecord`) and their results on each split."""
+    """The novelty thresholds (see `NoveltyRecord`) and their results on each split. Runs of older versions do not say
+    how many images stand behind each threshold."""
 
     score: NoveltyScore
     true_positive_rate: float
     thresholds: dict[str, float]
+    images: dict[str, int] = Field(default_factory=dict)
+    pooled: list[str] = Field(default_factory=list)
     selection: KnownShares | None = None
     validation: KnownShares | None = None
     test: KnownShares | None = None
 
     def record(self) -> NoveltyRecord:
         """Return the thresholds alone, as a bundle stores them."""
-        return NoveltyRecord(score=self.score, true_positive_rate=self.true_positive_rate, thresholds=self.thresholds)
+        return NoveltyRecord(
+            score=self.score,
+            true_positive_rate=self.true_positive_rate,
+            thresholds=self.thresholds,
+            images=self.images,
+            pooled=self.pooled,
+        )
+
+
+class Resplits(Record):
+    """How often a promise holds when calibration and scored pictures are drawn anew: in `held` of so many `rounds`. In
+    `silent` of these, the calibration pictures promised nothing. `coverage` is the mean share of answered pictures."""
+
+    rounds: int
+    held: int
+    silent: int
+    coverage: float
+
+
+class AnswerScores(Record):
+    """The answers to a split's `images` at one stated precision: by the answer's level (`level_1`, …) and in `all`, how
+    many were `answered` and how many of these answers are `right`."""
+
+    images: int
+    answered: dict[str, int]
+    right: dict[str, int]
+    resplits: Resplits | None = None
+
+
+class PromiseMetrics(Record):
+    """The promise (see `protoserve.promise.threshold`): its default `precision`, its `confidence`, the number of
+    calibration `images`; by stated precision the threshold, None if none can be promised, and the fewest images that
+    could; and the answers to each split by stated precision."""
+
+    precision: float
+    confidence: float
+    images: int
+    thresholds: dict[str, float | None]
+    least_images: dict[str, int]
+    selection: dict[str, AnswerScores] | None = None
+    validation: dict[str, AnswerScores] | None = None
+    test: dict[str, AnswerScores] | None = None
+
+    def record(self, folder: str) -> PromiseRecord:
+        """Return the promise alone, as a bundle stores it, with the folder of its calibration pictures."""
+        return PromiseRecord(
+            precision=self.precision,
+            confidence=self.confidence,
+            images=self.images,
+            thresholds=self.thresholds,
+            least_images=self.least_images,
+            folder=folder,
+        )
 
 
 class AutoencoderRecord(Record):
@@ -247,10 +302,11 @@ class Scores(Record):
 
 class Evaluation(Scores):
     """The result of scoring a model on a split: its scores, those on `novel` images (see
-    `training.outcome.novelty_report`), if it was given any, the number of files `passed_over` by reason, and the
-    duration in seconds."""
+    `training.outcome.novelty_report`), if it was given any, the answers by stated precision, if the run promises one,
+    the number of files `passed_over` by reason, and the duration in seconds."""
 
     novel: dict[str, Any] | None = None
+    promise: dict[str, AnswerScores] | None = None
     passed_over: dict[str, int] = Field(default_factory=dict)
     seconds: float
 
@@ -269,10 +325,12 @@ class SplitScores(Record):
 
 
 class Metrics(StageRecords, SplitScores):
-    """`metrics.json`: the scores on each split, the records of the stages, and the duration of training in seconds."""
+    """`metrics.json`: the scores on each split, the records of the stages, the promise, and the duration of training in
+    seconds."""
 
     model_config = ConfigDict(frozen=True)
 
+    promise: PromiseMetrics | None = None
     seconds: float | None = None
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from protoserve.novelty import SCORES, NoveltyTable, Thresholds, parent_names, threshold
+from protoserve.novelty import SCORES, NoveltyTable, Thresholds, fit_thresholds, parent_names, threshold
 from protoserve.schema import NoveltyScore
 from protoserve.taxonomy import Kind, Taxonomy
 
@@ -171,3 +171,39 @@ def test_the_only_threshold_of_a_flat_model_decides_for_every_level() -> None:
 
 def test_parents_go_by_their_path() -> None:
     assert parent_names(TREE.groups, TREE) == ["", "A", "A/x"]
+
+
+@pytest.mark.parametrize(("images", "rate"), [(19, 0.95), (40, 0.95), (7, 0.8)])
+def test_a_known_picture_reaches_its_threshold_with_the_rate(images: int, rate: float) -> None:
+    generator = np.random.default_rng(0)
+    reached = []
+    for _ in range(3000):
+        scores = generator.normal(size=(images + 1, 1))
+        fitted = fit_thresholds(scores[:-1], np.ones((images, 1), dtype=np.bool_), rate)
+        assert fitted.images.tolist() == [images] and not fitted.pooled[0]
+        reached.append(scores[-1, 0] >= fitted.minimum[0])
+    # Exact: (n + 1 − k) / (n + 1); three standard errors of 3000 draws are 0.012 to 0.022.
+    assert np.mean(reached) > rate - 0.02
+
+
+def test_groups_with_few_pictures_pool_them() -> None:
+    generator = np.random.default_rng(1)
+    reached: list[bool] = []
+    for _ in range(400):
+        # Ten groups of five pictures; the groups' scores differ.
+        centre = np.repeat(generator.normal(0, 1, 10), 6)
+        scores = (centre + generator.normal(size=60))[:, None] * np.ones(10)
+        below = np.repeat(np.eye(10, dtype=np.bool_), 6, axis=0)
+        last = np.arange(5, 60, 6)
+        fitted = fit_thresholds(np.delete(scores, last, axis=0), np.delete(below, last, axis=0), 0.95)
+        assert fitted.pooled.all() and (fitted.images == 5).all()
+        reached += (scores[last, 0] >= fitted.minimum).tolist()
+    assert np.mean(reached) > 0.94
+    # The smallest of five, as before, is reached by 5 of 6.
+
+
+def test_a_pool_of_too_few_sets_no_threshold() -> None:
+    scores, below = np.zeros((4, 3)), np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], dtype=np.bool_)
+    fitted = fit_thresholds(scores, below, 0.95)
+    assert (fitted.minimum == -np.inf).all()
+    assert fitted.pooled.tolist() == [True, True, False] and fitted.images.tolist() == [2, 2, 0]

@@ -280,8 +280,8 @@ class Trainer:
 
     def identity(self) -> str:
         """The configuration, head and data of the run, as JSON. A run resumes only from a checkpoint with the same."""
-        # `workers` and `compile` depend on the machine, so they may change.
-        config = self.config.model_dump(mode="json", exclude={"compile": True, "data": {"workers"}})
+        # `workers` and `compile` depend on the machine, and the promise is made after the last step: they may change.
+        config = self.config.model_dump(mode="json", exclude={"compile": True, "promise": True, "data": {"workers"}})
         return json.dumps(
             {
                 "config": config,

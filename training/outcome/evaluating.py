@@ -20,6 +20,7 @@ from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 from training.loop.answers import answer_dataset
 from training.outcome.novelty_report import evaluate_novelty
+from training.outcome.promising import evaluate_promise
 from training.progress import tracked
 
 
@@ -54,6 +55,7 @@ def evaluate(
     network = network.to(chosen)
     answers = answer_dataset(network, dataset, description.input, chosen, console)
     result: dict[str, Any] = dict(scores(answers.log_probability, dataset.leaves, taxonomy))
+    result["promise"] = evaluate_promise(opened, network, answers, dataset)
     if unknown is not None:
         recorded = opened.metrics().novelty
         thresholds = None if recorded is None else recorded.record()

@@ -24,6 +24,7 @@ from protoserve.names import visible
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import Network, NetworkDescription, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
+from protoserve.promise.measuring import warnings
 from protoserve.run.folder import Run
 from protoserve.run.provenance import DataReference, ImageNumbers, Provenance
 from protoserve.run.records import (
@@ -54,6 +55,7 @@ from training.outcome.decoded import write_decoded
 from training.outcome.keeping import keep_similarities
 from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
+from training.outcome.promising import keep_calibration, make_promise
 from training.progress import tracked
 from training.prototypes.projection import Projection
 
@@ -105,6 +107,13 @@ def write_outcome(trainer: Trainer, run: Run, sources: list[PrototypeSource] | N
     answers = answer_splits(trainer.network, splits, config.image, trainer.device, console)
     records = trainer.state.records
     metrics = final_metrics(trainer.network, splits, answers, records, trainer.state.seconds)
+    calibration, promise = make_promise(
+        trainer.network, _scored_datasets(splits), answers, records.novelty, config.promise
+    )
+    metrics = metrics.model_copy(update={"promise": promise})
+    keep_calibration(calibration, directory)
+    for line in warnings(promise):
+        console.print(line, markup=False, soft_wrap=True)
     write_text(directory / "metrics.json", json.dumps(metrics.model_dump(), indent=1) + "\n")
     origin = provenance(config, splits, trainer.device)
     write_text(directory / "provenance.json", json.dumps(origin.model_dump(), indent=1) + "\n")

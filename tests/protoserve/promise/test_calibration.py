@@ -28,11 +28,6 @@ CALIBRATION = Calibration(
 )
 
 
-def save(file: Path, array: NDArray[Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, array, allow_pickle=False)
-
-
 def test_walks_follow_the_most_probable_leaf() -> None:
     walks = CALIBRATION.walks(unrestricted(TREE), GROUP_OF)
     expected = [[0.9, 0.8, 0.5], [0.9, 0.8, 0.5], [0.8, 0.5, 0.0], [0.9, 0.7, 0.0]]
@@ -58,7 +53,7 @@ def test_a_depth_makes_the_cut_node_the_truth() -> None:
 
 
 def test_arrays_come_back_as_written(tmp_path: Path) -> None:
-    write_calibration(CALIBRATION, tmp_path / "calibration", save)
+    write_calibration(CALIBRATION, tmp_path / "calibration")
     found = read_calibration(tmp_path / "calibration", leaves=4, groups=3)
     for name in ("leaf", "log_probability", "fits"):
         np.testing.assert_array_equal(getattr(found, name), getattr(CALIBRATION, name))
@@ -75,14 +70,14 @@ def test_arrays_come_back_as_written(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_arrays_are_refused(tmp_path: Path, name: str, array: NDArray[Any], message: str) -> None:
-    write_calibration(CALIBRATION, tmp_path, save)
-    save(tmp_path / f"{name}.npy", array)
+    write_calibration(CALIBRATION, tmp_path)
+    np.save(tmp_path / f"{name}.npy", array)
     with pytest.raises(BundleError, match=message):
         read_calibration(tmp_path, leaves=4, groups=3)
 
 
 def test_a_missing_or_pickled_file_is_refused(tmp_path: Path) -> None:
-    write_calibration(CALIBRATION, tmp_path, save)
+    write_calibration(CALIBRATION, tmp_path)
     np.save(tmp_path / "leaf.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(BundleError, match=r"leaf\.npy: not an array"):
         read_calibration(tmp_path, leaves=4, groups=3)

@@ -82,6 +82,10 @@ def test_evaluate_reports_on_the_left_out_leaves(
     novel = document.pop("novel")
     document.pop("seconds")
     assert document.pop("passed_over") == {}
+    recorded = json.loads((left_out_run / "metrics.json").read_text())["promise"]["test"]
+    promise = document.pop("promise")
+    rounds = {stated: scores.pop("resplits")["rounds"] for stated, scores in promise.items()}
+    assert promise == recorded and set(rounds.values()) == {100}
     assert document == json.loads((left_out_run / "metrics.json").read_text())["test"]
     whole = read_taxonomy(rendered_data)
     test = read_split(rendered_data, "test", whole)
