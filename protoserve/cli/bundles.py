@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from protoserve.cli.options import BundleArgument, DeviceOption, JsonOption, TopKOption, WithOption, chosen_model
-from protoserve.cli.output import console, say
+from protoserve.cli.output import console, say, say_line
 from protoserve.errors import InputError
+from protoserve.names import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,6 +80,7 @@ def explain(
     if output.is_dir() or (output.exists() and output.resolve() == image.resolve()):
         raise InputError(f"{output} is a folder or the image itself; give another --output")
     from protoserve.cli.figures import explain_figure
+    from protoserve.cli.lettering import FONT, undrawable
     from protoserve.files import new_file
     from protoserve.images.decoding import decode
     from protoserve.images.fitting import fit
@@ -90,6 +92,12 @@ def explain(
     shown = min(top_k, classifier.table.top_k) if top_k > 0 else top_k
     prediction = classifier.predict_fitted([fitted], top_k=shown, maps=True)[0]
     figure = explain_figure(classifier.bundle, decoded, prediction)
+    if (text := undrawable(level.label for level in prediction.levels)) is not None:
+        say_line(
+            f"note: no font of this machine has all characters of {visible(text)!r}, so the figure shows '?'; install "
+            f"one, such as Noto Sans, or name a font file in {FONT}",
+            error=True,
+        )
     try:
         with new_file(output) as draft:
             figure.save(draft)

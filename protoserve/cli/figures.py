@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
+from protoserve.cli.lettering import INK, Pen
 from protoserve.cli.wording import is_absence, likeness, sum_line, terms
 from protoserve.images.decoded import DecodedImage
 from protoserve.images.decoding import decode
@@ -28,7 +27,6 @@ _THUMBNAIL = (160, 136)
 # The pictures of the evidence against a node, and their cards in a row.
 _SMALL = (96, 96)
 _CARDS = 3
-_INK = (24, 28, 36)
 _FAINT = (104, 112, 124)
 _RULE = (222, 226, 232)
 _PAPER = (255, 255, 255)
@@ -72,7 +70,7 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
 
 def _header(prediction: Prediction) -> Image.Image:
     section = Image.new("RGB", (_WIDTH, 112), _PAPER)
-    pen = _Pen(ImageDraw.Draw(section))
+    pen = Pen(ImageDraw.Draw(section))
     width = _WIDTH - 2 * _MARGIN
     pen.write((_MARGIN, 26), "  ›  ".join(prediction.path), 34, width=width)
     model, size = prediction.model, prediction.image
@@ -93,7 +91,7 @@ def _level_row(
     section = Image.new("RGB", (_WIDTH, title_height + body + below + _GAP), _PAPER)
     draw = ImageDraw.Draw(section)
     draw.line((_MARGIN, 0, _WIDTH - _MARGIN, 0), fill=_RULE, width=2)
-    _write_title(_Pen(draw), prediction, level)
+    _write_title(Pen(draw), prediction, level)
     if cards is not None:
         section.paste(cards, (_MARGIN, title_height + body + 8))
     if photograph is None:
@@ -111,7 +109,7 @@ def _level_row(
         _badge(photograph, evidence.box, scale, str(rank + 1), _COLOURS[rank % len(_COLOURS)])
     section.paste(photograph, (_MARGIN, title_height))
     left = _MARGIN + _PHOTOGRAPH[0] + _GAP
-    pen = _Pen(draw)
+    pen = Pen(draw)
     thin = any(evidence.seen is not None for evidence in level.evidence)
     pen.write((left, 64), "this part (thin: seen)" if thin else "this part", 14, _FAINT)
     pen.write((left + _THUMBNAIL[0] + 40, 64), "and this training patch", 14, _FAINT)
@@ -121,7 +119,7 @@ def _level_row(
     return section
 
 
-def _write_title(pen: _Pen, prediction: Prediction, level: Level) -> None:
+def _write_title(pen: Pen, prediction: Prediction, level: Level) -> None:
     end = pen.write((_MARGIN, 16), f"Level {level.level}", 16, _FAINT)
     end = pen.write((end + 14, 10), level.label, 24, width=640)
     end = pen.write((end + 14, 10), f"{level.probability:.1%}", 24, _COLOURS[5])
@@ -163,7 +161,7 @@ def _evidence_line(
         line.paste(picture, (start, (_THUMBNAIL[1] - picture.height) // 2))
     draw = ImageDraw.Draw(line)
     _arrow(draw, (_THUMBNAIL[0] + 8, _THUMBNAIL[1] // 2), 24, colour, crossed=absence)
-    pen = _Pen(draw)
+    pen = Pen(draw)
     left = 2 * _THUMBNAIL[0] + 60
     width = line.width - left
     _disc(draw, (left + 13, 15), 13, str(rank + 1), colour)
@@ -172,7 +170,7 @@ def _evidence_line(
     pen.write((sum_start + 10, 41), f"= {terms(evidence)}", 16, width=width - (sum_start + 10 - left))
     draw.rectangle((left, 68, left + width - 1, 73), fill=_RULE)
     draw.rectangle((left, 68, left + max(round(_share(level, evidence) * (width - 1)), 1), 73), fill=_FOR)
-    pen.write((left, 82), f"{likeness(evidence)} its patch", 14, _INK, width)
+    pen.write((left, 82), f"{likeness(evidence)} its patch", 14, INK, width)
     if evidence.source is not None:
         end = pen.write((left, 104), "from ", 14, _FAINT)
         pen.write((end, 104), evidence.source.image, 14, _FAINT, width - (end - left))
@@ -189,7 +187,7 @@ def _against_cards(bundle: Model, image: DecodedImage, level: Level) -> Image.Im
     height = _SMALL[1] + 14
     section = Image.new("RGB", (_WIDTH - 2 * _MARGIN, 26 + rows * height), _PAPER)
     draw = ImageDraw.Draw(section)
-    pen = _Pen(draw)
+    pen = Pen(draw)
     pen.write((0, 0), "speaks against it", 16, _AGAINST)
     for rank, evidence in enumerate(shown):
         left, top = rank % _CARDS * width, 26 + rank // _CARDS * height
@@ -205,7 +203,7 @@ def _against_cards(bundle: Model, image: DecodedImage, level: Level) -> Image.Im
         pen.write((text, top), f"{evidence.contribution:+.2f}", 20, _AGAINST)
         pen.write((text, top + 27), f"= {terms(evidence)}", 13, width=room)
         pen.write((text, top + 46), _owner(bundle, evidence).replace("prototype", "no.", 1), 13, width=room)
-        pen.write((text, top + 64), "less than usual like" if absence else "looks like", 13, _INK, room)
+        pen.write((text, top + 64), "less than usual like" if absence else "looks like", 13, INK, room)
         bar = round(_share(level, evidence) * room)
         draw.rectangle((text, top + 86, text + room, top + 89), fill=_RULE)
         draw.rectangle((text, top + 86, text + max(bar, 1), top + 89), fill=_AGAINST)
@@ -232,40 +230,6 @@ def _share(level: Level, evidence: Evidence) -> float:
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Pen:
-    """Writes single lines of text."""
-
-    draw: ImageDraw.ImageDraw
-
-    def write(
-        self,
-        position: tuple[float, float],
-        text: str,
-        size: int,
-        colour: tuple[int, int, int] = _INK,
-        width: float | None = None,
-    ) -> float:
-        """Write a line of text, shortened to `width` pixels; returns its right end in pixels."""
-        font = ImageFont.load_default(size=size)
-        drawable = _drawable(text)
-        if width is not None and font.getlength(drawable) > width:
-            # The text is shortened from the left, because the end of a path identifies it best.
-            while drawable and font.getlength(f"…{drawable}") > width:
-                drawable = drawable[1:]
-            drawable = f"…{drawable}"
-        self.draw.text(position, drawable, fill=colour, font=font)
-        return position[0] + font.getlength(drawable)
-
-
-def _drawable(text: str) -> str:
-    """Reduce a text to the characters of Pillow's built-in font: drops accents, replaces other characters by `?`."""
-    plain = (
-        letter for letter in unicodedata.normalize("NFKD", text.replace("×", "x")) if not unicodedata.combining(letter)
-    )
-    return "".join(letter if " " <= letter <= "~" or letter in "›…" else "?" for letter in plain)
 
 
 def _scaled(size: tuple[float, float], scale: float) -> tuple[int, int]:
@@ -342,18 +306,18 @@ def _outline(
     top, bottom = _inside(box[1] * scale, box[3] * scale, border, picture.height)
     draw = ImageDraw.Draw(picture)
     for margin in range(border, 0, -1):
-        ink = _INK if margin in (1, border) else colour
+        ink = INK if margin in (1, border) else colour
         draw.rectangle((left - margin, top - margin, right - 1 + margin, bottom - 1 + margin), outline=ink)
     if dashed:
         dash = 2 * border
         for x in range(left - border, right + border, 2 * dash):
             end = min(x + dash, right + border) - 1
-            draw.rectangle((x, top - border, end, top - 1), fill=_INK)
-            draw.rectangle((x, bottom, end, bottom - 1 + border), fill=_INK)
+            draw.rectangle((x, top - border, end, top - 1), fill=INK)
+            draw.rectangle((x, bottom, end, bottom - 1 + border), fill=INK)
         for y in range(top - border, bottom + border, 2 * dash):
             end = min(y + dash, bottom + border) - 1
-            draw.rectangle((left - border, y, left - 1, end), fill=_INK)
-            draw.rectangle((right, y, right - 1 + border, end), fill=_INK)
+            draw.rectangle((left - border, y, left - 1, end), fill=INK)
+            draw.rectangle((right, y, right - 1 + border, end), fill=INK)
 
 
 def _inside(start: float, end: float, border: int, limit: int) -> tuple[int, int]:
@@ -366,7 +330,7 @@ def _thin_frame(picture: Image.Image, box: Box, scale: float) -> None:
     left, top = (round(edge * scale) for edge in box[:2])
     right, bottom = (min(round(edge * scale), limit) - 1 for edge, limit in zip(box[2:], picture.size, strict=True))
     draw = ImageDraw.Draw(picture)
-    for inset, ink in ((0, _PAPER), (1, _INK)):
+    for inset, ink in ((0, _PAPER), (1, INK)):
         if right - left > 2 * inset and bottom - top > 2 * inset:
             draw.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=ink)
 
@@ -382,8 +346,8 @@ def _disc(
     draw: ImageDraw.ImageDraw, centre: tuple[int, int], radius: int, text: str, colour: tuple[int, int, int]
 ) -> None:
     x, y = centre
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_INK)
-    ink = _INK if sum(colour) > 300 else _PAPER
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=INK)
+    ink = INK if sum(colour) > 300 else _PAPER
     draw.text(centre, text, fill=ink, font=ImageFont.load_default(size=radius + 4), anchor="mm")
 
 
@@ -396,4 +360,4 @@ def _arrow(
     draw.polygon([(x + length - 10, y - 7), (x + length, y), (x + length - 10, y + 7)], fill=colour)
     if crossed:
         middle = x + length // 2 - 3
-        draw.line((middle - 5, y + 9, middle + 5, y - 9), fill=_INK, width=3)
+        draw.line((middle - 5, y + 9, middle + 5, y - 9), fill=INK, width=3)
