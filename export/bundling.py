@@ -39,6 +39,7 @@ from protoserve.taxonomy import competing_groups
 
 TOP_K = 10
 WEIGHTS = "weights.npy"
+CALIBRATION = "calibration"
 
 
 def export_bundle(
@@ -105,6 +106,7 @@ def export_bundle(
         report(f"reading {data}")
         judging = judging_data(run, data, network.head.taxonomy)
 
+    promised = manifest("").promise is not None
     with write_bundle(directory, overwrite=overwrite) as draft, TemporaryDirectory() as folder:
         parity: dict[str, TargetReport] = {}
         graphs: dict[EdgeOptions, Graphs] = {}
@@ -112,6 +114,8 @@ def export_bundle(
         (draft / "prototypes").mkdir()
         for record in manifest("").prototypes:
             shutil.copyfile(run.picture(record.id), draft / record.picture)
+        if promised:
+            shutil.copytree(run.calibration, draft / CALIBRATION)
         for target, row in chosen.items():
             report(f"writing {row.file}")
             # The options do not apply to the service's file, which takes any batch at model size.
@@ -263,6 +267,7 @@ def _manifest(
             prior=prior,
             temperature=temperature,
             novelty=None if metrics.novelty is None else metrics.novelty.record(),
+            promise=None if metrics.promise is None else metrics.promise.record(CALIBRATION),
             metrics=metrics,
             provenance=provenance,
         )

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError, model_serializer, model_valid
 
 from protoserve.errors import BundleError
 from protoserve.files import write_text
-from protoserve.run.records import Record
+from protoserve.run.record import Record
 from protoserve.schema import Contract
 
 PARITY_FILE: Final = "parity.json"

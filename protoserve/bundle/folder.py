@@ -297,6 +297,8 @@ def _read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         raise BundleError(f"{file}: {first_problem(error)}; export the bundle again") from error
     weights = () if manifest.weights is None else (manifest.weights,)
+    if manifest.promise is not None:
+        check_path(manifest.promise.folder, str(file))
     for name in (*manifest.files.values(), *weights, *(record.picture for record in manifest.prototypes)):
         check_path(name, str(file))
         if not _inside(directory, directory / name) or not (directory / name).is_file():
@@ -321,6 +323,9 @@ def _check_prototypes(bundle: Bundle) -> None:
     named = [
         (f"prototypes.{record.id}", name) for record in manifest.prototypes for name in (record.child, record.parent)
     ]
+    for list_name, record in manifest.lists.items():
+        for nodes in (record.allow, record.deny, record.depth, record.prior):
+            named += [(f"lists.{list_name}", name) for name in nodes]
     named += [("temperature", name) for name in manifest.temperature] + [("prior", name) for name in manifest.prior]
     for key, name in named:
         # The root has no name.

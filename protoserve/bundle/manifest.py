@@ -11,7 +11,7 @@ from protoserve.images.geometry import Cells, InputRule
 from protoserve.names import is_plain
 from protoserve.run.provenance import Provenance
 from protoserve.run.records import Metrics
-from protoserve.schema import Box, Contract, NoveltyRecord
+from protoserve.schema import Box, Contract, NoveltyRecord, PromiseRecord
 
 FORMAT = 2
 
@@ -43,6 +43,15 @@ class PrototypeRecord(Contract):
         "where it was not measured",
     )
     picture: str = Field(description="the picture's path inside the bundle")
+
+
+class ListRecord(Contract):
+    """A named list of what can be in a picture; see `protoserve.restriction.restriction_of`."""
+
+    allow: list[str] = Field(default=[])
+    deny: list[str] = Field(default=[])
+    depth: dict[str, int] = Field(default={})
+    prior: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
 
 
 class GraphRecord(Contract):
@@ -109,6 +118,12 @@ class Manifest(Contract):
     prior: dict[str, FiniteFloat] = Field(default={}, description="node → its logit where every similarity is usual")
     temperature: dict[str, Temperature] = Field(default={}, description="parent → softmax temperature")
     novelty: NoveltyRecord | None = None
+    promise: PromiseRecord | None = Field(
+        default=None, description="what the bundle promises about its answers; null for bundles of older versions"
+    )
+    lists: dict[str, ListRecord] = Field(
+        default={}, description="name → what can be in a picture, for requests that name it (`protoserve lists`)"
+    )
     truth: TruthCard | None = Field(default=None, description="what `protoserve audit --write` measured")
     metrics: Metrics = Field(default_factory=Metrics)
     provenance: Provenance = Field(default_factory=Provenance)

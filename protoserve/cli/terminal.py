@@ -14,6 +14,7 @@ from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
 from protoserve.cli.audit_report import card_lines
+from protoserve.cli.promise_report import answers_table, promise_lines
 from protoserve.cli.wording import likeness, sum_line, terms
 from protoserve.names import one_line
 from protoserve.run.records import Evaluation, Scores
@@ -105,6 +106,8 @@ def scores_report(evaluation: Evaluation) -> Iterator[RenderableType]:
     worst = sorted(evaluation.siblings.items(), key=lambda item: (item[1].accuracy, item[0]))[:3]
     lines = (f"{_parent(parent)} {score.accuracy:.1%} of {score.images}" for parent, score in worst)
     yield Text(f"hardest to tell apart: the children of {'; of '.join(lines)}")
+    if evaluation.promise:
+        yield answers_table(evaluation.promise)
     if evaluation.novel is not None:
         yield from _novelty_report(evaluation.novel)
 
@@ -203,6 +206,8 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
         "temperature": manifest.temperature,
         "novelty": None if manifest.novelty is None else manifest.novelty.model_dump(mode="json"),
+        "promise": None if manifest.promise is None else manifest.promise.model_dump(mode="json"),
+        "lists": {name: record.model_dump(mode="json") for name, record in manifest.lists.items()},
         "metrics": manifest.metrics.model_dump(),
         "provenance": manifest.provenance.model_dump(),
     }
@@ -248,6 +253,7 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
             f"{separation.telling} of {separation.prototypes} prototypes tell their class from its siblings, "
             f"{separation.always_on} are always on"
         )
+    yield from (Text(line, style) for line, style in promise_lines(bundle.manifest))
     tree = Tree(f"{len(taxonomy.nodes)} nodes, {len(taxonomy.leaves)} leaves, depth {taxonomy.depth}")
     branches: dict[int, Tree] = {ROOT: tree}
     for node, name in enumerate(taxonomy.names):

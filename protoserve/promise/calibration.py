@@ -21,7 +21,6 @@ from protoserve.novelty import known_along
 from protoserve.promise.threshold import Threshold, Walks, promised_threshold
 from protoserve.restriction import Restriction
 
-FOLDER: Final = "calibration"
 # The most numbers kept: 64 MB. With more leaves × pictures, a random part of the pictures is kept, which is still a
 # fair sample.
 _MOST: Final = 16_000_000

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from protoserve.promise.threshold import Walks, answer_levels, promised_threshold
-from protoserve.run.records import AnswerScores, PromiseMetrics, Resplits
+from protoserve.run.promise_records import AnswerScores, PromiseMetrics, Resplits
 
 # The precisions for which a run reports thresholds and scores, in addition to its own.
 STATED: Final = (0.9, 0.95, 0.99)

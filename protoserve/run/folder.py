@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from protoserve.errors import InputError
 from protoserve.run.provenance import Provenance
-from protoserve.run.records import Analysis, Confusion, Metrics, Record
+from protoserve.run.record import Record
+from protoserve.run.records import Analysis, Confusion, Metrics
 
 R = TypeVar("R", bound=Record)
 
@@ -41,6 +42,11 @@ class Run:
     def picture(self, prototype: int) -> Path:
         """Return the file of the picture of a prototype's source patch."""
         return self.directory / "prototypes" / f"{prototype:04d}.webp"
+
+    @property
+    def calibration(self) -> Path:
+        """The folder of the calibration pictures' scores; runs of older versions have none."""
+        return self.directory / "calibration"
 
     def patches(self, prototype: int) -> Path:
         """Return the file with the pictures of a prototype's nearest training patches, side by side."""

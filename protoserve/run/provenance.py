@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from protoserve.run.records import Record
+from protoserve.run.record import Record
 
 
 class DataReference(Record):

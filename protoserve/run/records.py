@@ -9,27 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 
-from protoserve.schema import Box, Contract, NoveltyRecord, NoveltyScore, PromiseRecord
+from protoserve.run.promise_records import AnswerScores, PromiseMetrics
+from protoserve.run.record import Record
+from protoserve.schema import Box, NoveltyRecord, NoveltyScore
 
 Split = Literal["selection", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Rule = Literal["", "duplicates", "purity", "contribution"]
-
-
-class Record(Contract):
-    """The base of these records: frozen, rejects unknown keys, and writes only the fields that were set."""
-
-    model_config = ConfigDict(
-        serialize_by_alias=True, validate_by_name=True, validate_by_alias=True, ser_json_inf_nan="constants"
-    )
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        kept = {fields[name].alias or name for name in self.model_fields_set}
-        return {name: value for name, value in write(self).items() if name in kept}
 
 
 # ---- what the stages of training record ------------------------------------------------------------------------------
@@ -187,52 +175,6 @@ class NoveltyThresholds(Record):
             thresholds=self.thresholds,
             images=self.images,
             pooled=self.pooled,
-        )
-
-
-class Resplits(Record):
-    """How often a promise holds when calibration and scored pictures are drawn anew: in `held` of so many `rounds`. In
-    `silent` of these, the calibration pictures promised nothing. `coverage` is the mean share of answered pictures."""
-
-    rounds: int
-    held: int
-    silent: int
-    coverage: float
-
-
-class AnswerScores(Record):
-    """The answers to a split's `images` at one stated precision: by the answer's level (`level_1`, …) and in `all`, how
-    many were `answered` and how many of these answers are `right`."""
-
-    images: int
-    answered: dict[str, int]
-    right: dict[str, int]
-    resplits: Resplits | None = None
-
-
-class PromiseMetrics(Record):
-    """The promise (see `protoserve.promise.threshold`): its default `precision`, its `confidence`, the number of
-    calibration `images`; by stated precision the threshold, None if none can be promised, and the fewest images that
-    could; and the answers to each split by stated precision."""
-
-    precision: float
-    confidence: float
-    images: int
-    thresholds: dict[str, float | None]
-    least_images: dict[str, int]
-    selection: dict[str, AnswerScores] | None = None
-    validation: dict[str, AnswerScores] | None = None
-    test: dict[str, AnswerScores] | None = None
-
-    def record(self, folder: str) -> PromiseRecord:
-        """Return the promise alone, as a bundle stores it, with the folder of its calibration pictures."""
-        return PromiseRecord(
-            precision=self.precision,
-            confidence=self.confidence,
-            images=self.images,
-            thresholds=self.thresholds,
-            least_images=self.least_images,
-            folder=folder,
         )
 
 

@@ -7,9 +7,10 @@ from typing import Final, Literal
 from pydantic import Field
 
 from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.manifest import ListRecord
 from protoserve.bundle.truth_card import TruthCard
 from protoserve.images.geometry import InputRule
-from protoserve.schema import Contract, EvidenceSource, Prediction
+from protoserve.schema import Contract, EvidenceSource, Prediction, PromiseRecord
 from service.contract.problems import ProblemDocument
 from service.settings import Settings
 
@@ -74,6 +75,10 @@ class ModelDocument(Contract):
         description="what `protoserve audit --write` measured about the evidence; null if the bundle was not audited, "
         "and for an ensemble, whose members have their own"
     )
+    promise: PromiseRecord | None = Field(
+        description="what the model promises about its answers; null for an ensemble, and for bundles of older versions"
+    )
+    lists: dict[str, ListRecord] = Field(description="the lists that a request can name, and what each allows")
     members: list[MemberDocument] | None = Field(description="the bundles of an ensemble; null for a single bundle")
 
 
@@ -158,6 +163,8 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
         ),
         metrics=bundle.metrics.model_dump(),
         truth=None if isinstance(bundle, Ensemble) else bundle.manifest.truth,
+        promise=None if isinstance(bundle, Ensemble) else bundle.manifest.promise,
+        lists={} if isinstance(bundle, Ensemble) else bundle.manifest.lists,
         members=_members(bundle) if isinstance(bundle, Ensemble) else None,
     )
 

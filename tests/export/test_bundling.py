@@ -19,9 +19,14 @@ from export.targets.onnx_files import run_onnx
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.errors import InputError, ParityError
+from protoserve.promise.calibration import read_calibration, write_calibration
+from protoserve.promise.measuring import promise_metrics
+from protoserve.promise.threshold import Walks
 from protoserve.run.folder import open_run
-from tests.bundles import NOVELTY, TEMPERATURE, BundleFactory
+from protoserve.taxonomy import Taxonomy
+from tests.bundles import LEAVES, NOVELTY, TEMPERATURE, BundleFactory
 from tests.export.stored import stored_in
+from tests.promises import sure_above
 
 
 def test_the_manifest_describes_the_graph(tiny_bundle: Path, tiny_run: Path) -> None:
@@ -181,3 +186,19 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_done(
     with pytest.raises(InputError, match=message):
         export_bundle(open_run(tiny_run), tmp_path / "bundle", targets, options=EdgeOptions(**options))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runs_promise_reaches_its_bundle(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    calibration = sure_above(Taxonomy.from_paths(LEAVES), 0.5, groups=3)
+    write_calibration(calibration, tmp_path / "run" / "calibration")
+    walks = Walks(np.zeros((0, 1)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    metrics = {"promise": promise_metrics(walks, 0.9, 0.95).model_dump()}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    bundle = export_bundle(open_run(tmp_path / "run"), tmp_path / "bundle")
+    assert bundle.manifest.promise is not None and bundle.manifest.promise.precision == 0.9
+    kept = read_calibration(bundle.directory / bundle.manifest.promise.folder, len(LEAVES), groups=3)
+    np.testing.assert_array_equal(kept.log_probability, calibration.log_probability)
+    # Another input size gives other probabilities, for which nothing is promised.
+    resized = export_bundle(open_run(tmp_path / "run"), tmp_path / "small", size=(32, 48))
+    assert resized.manifest.promise is None and not (resized.directory / "calibration").exists()

@@ -24,6 +24,7 @@ from protoserve.names import visible
 from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import Network, NetworkDescription, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
+from protoserve.promise.calibration import write_calibration
 from protoserve.promise.measuring import warnings
 from protoserve.run.folder import Run
 from protoserve.run.provenance import DataReference, ImageNumbers, Provenance
@@ -55,7 +56,7 @@ from training.outcome.decoded import write_decoded
 from training.outcome.keeping import keep_similarities
 from training.outcome.novelty_report import known_shares
 from training.outcome.patches import write_patches
-from training.outcome.promising import keep_calibration, make_promise
+from training.outcome.promising import make_promise
 from training.progress import tracked
 from training.prototypes.projection import Projection
 
@@ -111,7 +112,7 @@ def write_outcome(trainer: Trainer, run: Run, sources: list[PrototypeSource] | N
         trainer.network, _scored_datasets(splits), answers, records.novelty, config.promise
     )
     metrics = metrics.model_copy(update={"promise": promise})
-    keep_calibration(calibration, directory)
+    write_calibration(calibration, run.calibration)
     for line in warnings(promise):
         console.print(line, markup=False, soft_wrap=True)
     write_text(directory / "metrics.json", json.dumps(metrics.model_dump(), indent=1) + "\n")

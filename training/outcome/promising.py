@@ -7,7 +7,6 @@ docs/training.md weighs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from protoserve.data.dataset import Dataset
 from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import Thresholds
-from protoserve.promise.calibration import FOLDER, Calibration, kept_sample, read_calibration, write_calibration
+from protoserve.promise.calibration import Calibration, kept_sample, read_calibration
 from protoserve.promise.measuring import answer_scores, joined, promise_metrics, resplits
 from protoserve.promise.threshold import Walks
 from protoserve.restriction import unrestricted
 from protoserve.run.folder import Run
-from protoserve.run.records import AnswerScores, NoveltyThresholds, PromiseMetrics, Split
+from protoserve.run.promise_records import AnswerScores, PromiseMetrics
+from protoserve.run.records import NoveltyThresholds, Split
 from protoserve.schema import NoveltyRecord
 from protoserve.taxonomy import Kind, Taxonomy
 from training.loop.answers import Answers, novelty_table
@@ -73,11 +73,6 @@ def make_promise(
     return pictures["selection"], metrics.model_copy(update=scored)
 
 
-def keep_calibration(calibration: Calibration, directory: Path) -> None:
-    """Write the calibration pictures into a run's folder."""
-    write_calibration(calibration, directory / FOLDER)
-
-
 def evaluate_promise(run: Run, network: Network, answers: Answers, dataset: Dataset) -> dict[str, AnswerScores] | None:
     """Score a finished run's promise on a split, by stated precision; None if the run makes none.
 
@@ -87,7 +82,7 @@ def evaluate_promise(run: Run, network: Network, answers: Answers, dataset: Data
     if metrics.promise is None:
         return None
     table, promise = novelty_table(network), metrics.promise
-    kept = read_calibration(run.directory / FOLDER, len(dataset.taxonomy.leaves), len(table.groups))
+    kept = read_calibration(run.calibration, len(dataset.taxonomy.leaves), len(table.groups))
     novelty = None if metrics.novelty is None else metrics.novelty.record()
     calibration = walks_of(kept, network, dataset.taxonomy)
     walks = walks_of(scored_pictures(answers, dataset, network, novelty), network, dataset.taxonomy)

@@ -205,6 +205,8 @@ def test_loops_of_links_are_refused(copy: Path) -> None:
         (lambda content: content["prototypes"][1].update(child="Nowhere"), "prototypes.1: the taxonomy has no node"),
         (lambda content: content["prior"].update(Scuba=float("-inf")), "prior"),
         (lambda content: content["graph"].update(rows=0), "graph.rows"),
+        (lambda content: content.update(lists={"zoo": {"deny": ["Nowhere"]}}), "lists.zoo: the taxonomy has no node"),
+        (lambda content: content.update(lists={"zoo": {"prior": {"Scuba": 0.0}}}), "lists.zoo.prior.Scuba"),
         (lambda content: content["taxonomy"]["nodes"].append(["Scuba"]), "taxonomy: "),
         (lambda content: content["taxonomy"]["nodes"].__setitem__(0, ["Ani\nmal"]), "taxonomy: "),
         (lambda content: content.update(taxonomy={"nodes": 7}), "taxonomy: not a stored taxonomy"),

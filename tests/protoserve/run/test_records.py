@@ -46,6 +46,8 @@ METRICS: dict[str, Any] = {
         "score": "probability",
         "true_positive_rate": 0.9,
         "thresholds": {"": 0.25},
+        "images": {},
+        "pooled": [],
         "selection": {"known_at_parents": 1.0, "known_throughout": 0.5},
     },
     "autoencoder": {

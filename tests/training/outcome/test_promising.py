@@ -11,7 +11,7 @@ from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.images.fitting import fit
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.promise.calibration import FOLDER, read_calibration
+from protoserve.promise.calibration import read_calibration
 from protoserve.run.folder import open_run
 
 
@@ -21,7 +21,7 @@ def test_a_run_keeps_the_networks_answers_for_its_selection_images(small_run: Pa
     assert isinstance(network, PrototypeNetwork)
     metrics, taxonomy = run.metrics(), read_taxonomy(small_data)
     assert metrics.promise is not None and metrics.selection is not None
-    kept = read_calibration(run.directory / FOLDER, len(taxonomy.leaves), groups=2)
+    kept = read_calibration(run.calibration, len(taxonomy.leaves), groups=2)
     assert len(kept) == metrics.promise.images == metrics.selection.images
     # Selection is held out of train, so every row must be the answer for some training image of its leaf.
     train = read_split(small_data, "train", taxonomy)
