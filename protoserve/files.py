@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ruamel.yaml import YAML
 
 DRAFT: Final = ".draft-"
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What the place refuses; other errors of the operating system come from what is read or from a mistake of ours.
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG})
 # Libraries in C++ report a full disk without its number. Then a disk with less space than this, in bytes, is full.
@@ -112,7 +112,7 @@ def writing(target: Path, draft: Path | None = None) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         number = _number(error)
         full = _full_disk(target)
-        if number in _FULL or (number is None and full is not None):
+        if number in FULL_DISK or (number is None and full is not None):
             # Temporary files may be removed by now.
             place = f"there or in {tempfile.gettempdir()}" if full is None else f"on the disk of {full}"
             reason = f"{os.strerror(number or errno.ENOSPC)}); free some space {place}"

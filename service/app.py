@@ -18,6 +18,7 @@ from service.middleware.api_key import ApiKeyMiddleware
 from service.middleware.cors import CorsMiddleware
 from service.middleware.response import ResponseMiddleware
 from service.model.holder import LoadedModel
+from service.routes.feedback import FeedbackRoutes, prepare_feedback
 from service.routes.model import ModelRoutes
 from service.routes.operations import OperationsRoutes
 from service.routes.predict import PredictRoutes
@@ -30,7 +31,8 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
     """Create the application that answers every route of the HTTP contract.
 
     `current_model` returns the model for a new request. The event loop calls it on every request, so it must be fast.
-    All errors are `application/problem+json`, including those for unknown routes and methods.
+    All errors are `application/problem+json`, including those for unknown routes and methods. Raises InputError where
+    the feedback of the settings can't be kept.
     """
     predict = PredictRoutes(settings, current_model)
     model = ModelRoutes(settings, current_model)
@@ -49,6 +51,11 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
         Route("/readyz", operations.ready),
         Route("/openapi.json", operations.openapi),
     ]
+    store = prepare_feedback(settings)
+    if store is not None:
+        feedback = FeedbackRoutes(settings, store, current_model, predict.body_budget)
+        routes.append(Route("/v1/feedback", feedback.feedback, methods=["POST"]))
+        routes.append(Route("/v1/feedback/picture", feedback.picture, methods=["POST"]))
     if settings.metrics_port is None:
         routes.append(Route("/metrics", operations.metrics))
     templates: dict[object, str] = {route.endpoint: route.path for route in routes}

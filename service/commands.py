@@ -44,6 +44,10 @@ def serve(
     settings = read_settings()
     if settings.metrics_directory is not None:
         make_folder(settings.metrics_directory)
+    if settings.feedback is not None:
+        from service.routes.feedback import prepare_feedback
+
+        prepare_feedback(settings)
     # Load it here, where an error ends the command with a clear message; in a worker it would cause a restart loop.
     classifier = load(bundle, device=device)
     name = classifier.bundle.name

@@ -36,6 +36,7 @@ from service.app import create_app  # noqa: E402
 from service.model.holder import ModelHolder, watch  # noqa: E402
 from service.operations import metrics  # noqa: E402
 from service.operations.logs import configure_logs  # noqa: E402
+from service.routes.feedback import prepare_feedback  # noqa: E402
 from service.scheduling.decoding import hide_main_module  # noqa: E402
 from service.server.process import (  # noqa: E402
     allow_connections,
@@ -183,6 +184,7 @@ class ProtoServe:
         stop_listening_before_workers_stop()
         try:
             read_model(bundle_in_use())
+            prepare_feedback(SETTINGS)
             folder = claim_folder(SETTINGS.metrics_directory, SETTINGS.workers)
             if SETTINGS.metrics_port is not None:
                 metrics.serve_metrics(folder, SETTINGS.metrics_port)

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from protoserve.cores import usable_cores, usable_memory
 from protoserve.device import Device
 from protoserve.errors import InputError
+from protoserve.feedback.store import shown_place
 from protoserve.images.formats import readable_formats
 from protoserve.images.signatures import WEB_FORMATS
 from service.api_keys import ApiKey, parse_key
@@ -151,6 +152,26 @@ class Settings(BaseSettings):
         default=(), description="origins whose pages may call the service from a browser, separated by commas, or *"
     )
 
+    # Feedback.
+    feedback: str | None = Field(
+        default=None,
+        description="file of JSON lines, or URL of a database (extra 'feedback'), that keeps the feedback of `POST "
+        "/v1/feedback`; needs API keys. Without it, there is no such route",
+    )
+    feedback_pictures: Path | None = Field(
+        default=None,
+        description="folder that keeps the pictures that clients send with their feedback, by SHA-256; without it, no "
+        "picture is ever kept",
+    )
+    feedback_bytes: int = Field(
+        default=1_000_000_000,
+        ge=1,
+        description="most bytes of the file of feedback, and of the pictures together; above it, 507",
+    )
+    feedback_per_minute: int = Field(
+        default=600, ge=1, description="most feedback and pictures per minute, API key and worker; above it, 429"
+    )
+
     # Logs, metrics, traces.
     log_format: Literal["json", "text"] = Field(default="json", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level to log")
@@ -202,6 +223,16 @@ class Settings(BaseSettings):
                 f"PROTOSERVE_MAX_MEMORY={self.max_memory} is below PROTOSERVE_MAX_BYTES={self.max_bytes}, so the "
                 "largest request could never be read"
             )
+        if self.feedback is not None and not self.api_keys:
+            raise ValueError(
+                "PROTOSERVE_FEEDBACK is set without PROTOSERVE_API_KEYS, so strangers could write to it; make a key "
+                "with 'protoserve key NAME'"
+            )
+        if self.feedback_pictures is not None and self.feedback is None:
+            raise ValueError(
+                "PROTOSERVE_FEEDBACK_PICTURES is set without PROTOSERVE_FEEDBACK, so there is no feedback to keep "
+                "pictures of"
+            )
         return self
 
     def batch_limit(self, device: Literal["cpu", "cuda"]) -> int:
@@ -230,8 +261,10 @@ class Settings(BaseSettings):
         return min(max(share, 2 * THREAD_MEMORY), most)
 
     def for_log(self) -> dict[str, Any]:
-        """Return all settings for a log line, with the names of API keys but not their hashes."""
+        """Return all settings for a log line, with the names of API keys but not their hashes, and no password."""
         values = self.model_dump(mode="json", exclude={"api_keys"})
+        if self.feedback is not None:
+            values["feedback"] = shown_place(self.feedback)
         return {**values, "api_keys": [key.name for key in self.api_keys]}
 
 
@@ -251,7 +284,7 @@ def read_settings() -> Settings:
         field = str(first["loc"][0])
         name = PREFIX + field.upper()
         # Keep API keys, valid or not, out of logs.
-        value = "" if field == "api_keys" else f"={os.environ.get(name, first['input'])!r}"
+        value = "" if field in {"api_keys", "feedback"} else f"={os.environ.get(name, first['input'])!r}"
         raise InputError(f"{name}{value}: {message}; correct or unset it") from None
 
 

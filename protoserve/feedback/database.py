@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protoserve.errors import InputError, MissingExtraError
 from protoserve.feedback.record import FeedbackRecord
-from protoserve.feedback.store import Kept
+from protoserve.feedback.store import Kept, shown_place
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
@@ -40,7 +40,7 @@ class DatabaseStore:
             import sqlalchemy
         except ModuleNotFoundError as error:
             raise MissingExtraError("feedback in a database", "feedback") from error
-        address = shown_url(url)
+        address = shown_place(url)
         with _refused(address):
             # A connection that the database has closed meanwhile is opened again.
             engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
@@ -62,18 +62,6 @@ class DatabaseStore:
             rows = connection.execute(sqlalchemy.select(*columns).order_by(self.table.columns["number"])).mappings()
             found = [dict(row) for row in rows]
         return Kept.of(FeedbackRecord.model_validate(_with_zone(row)) for row in found)
-
-
-def shown_url(url: str) -> str:
-    """Return a database's URL without the password, and without the query, which may hold one.
-
-    >>> shown_url("postgresql://ann:secret@db:5432/shop?sslpassword=secret")
-    'postgresql://ann@db:5432/shop'
-    """
-    scheme, _, rest = url.partition("://")
-    host, slash, database = rest.partition("?")[0].partition("/")
-    account, at, host = host.rpartition("@")
-    return f"{scheme}://{account.partition(':')[0]}{at}{host}{slash}{database}"
 
 
 def _table() -> Table:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from protoserve.errors import InputError
-from protoserve.files import writing
+from protoserve.files import FULL_DISK, writing
 
 
 class FullError(InputError):
-    """A file that has no room for another line."""
+    """No room for another record: the disk is full, or the file has reached its limit."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Lines:
 def append_line(file: Path, text: str, *, limit: int | None = None) -> None:
     """Append one line of JSON durably; the file is made if it is missing.
 
-    Raises FullError where the file would exceed `limit` bytes, and InputError where it can't be written, such as on a
-    full disk. Then no record is added, though a torn line may be.
+    Raises FullError where the file would exceed `limit` bytes or the disk is full, and InputError where it can't be
+    written. Then no record is added, though a torn line may be.
     """
     if "\n" in text:
         raise ValueError("a line holds no line break")
     data = text.encode("utf-8") + b"\n"
-    with writing(file):
+    with keeping(file):
         made = not file.exists()
         descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
         try:
@@ -61,6 +61,20 @@ def append_line(file: Path, text: str, *, limit: int | None = None) -> None:
             os.close(descriptor)
         if made:
             _flush_folder(file.parent)
+
+
+@contextmanager
+def keeping(place: Path) -> Iterator[None]:
+    """Raise FullError where the disk of `place` is full, and InputError where it can't be written otherwise."""
+    try:
+        with writing(place):
+            yield
+    except InputError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK:
+            raise FullError(str(error)) from error
+        raise
+    except OSError as error:
+        raise InputError(f"{place}: can't write it ({error.strerror}); give another place") from error
 
 
 def read_lines(file: Path) -> Lines:

@@ -98,3 +98,19 @@ def is_url(place: str) -> bool:
     (True, False)
     """
     return "://" in place
+
+
+def shown_place(place: str) -> str:
+    """Return a place without the password of a URL, and without its query, which may hold one.
+
+    >>> shown_place("postgresql://ann:secret@db:5432/shop?sslpassword=secret")
+    'postgresql://ann@db:5432/shop'
+    >>> shown_place("feedback.jsonl")
+    'feedback.jsonl'
+    """
+    if not is_url(place):
+        return place
+    scheme, _, rest = place.partition("://")
+    host, slash, database = rest.partition("?")[0].partition("/")
+    account, at, host = host.rpartition("@")
+    return f"{scheme}://{account.partition(':')[0]}{at}{host}{slash}{database}"

@@ -29,7 +29,8 @@ class DecodedImage:
 
     If it was decoded at 1/`reduced` of its size, `full` is its original upright width and height; otherwise `full` is
     None. `orientation` is that of EXIF, 1 to 8; `white` the value of white in a 16-bit picture; `profile` the colour
-    profile to apply, if any.
+    profile to apply, if any. `sha256` is the hash of the encoded bytes in hexadecimal, None for a picture that came as
+    pixels; `drafted` tells whether `draft_for` (see `decode`) changed how it was decoded.
     """
 
     stored: Image.Image
@@ -38,6 +39,8 @@ class DecodedImage:
     orientation: int = 1
     white: int = 65_535
     profile: bytes | None = None
+    sha256: str | None = None
+    drafted: bool = False
 
     @property
     def width(self) -> int:

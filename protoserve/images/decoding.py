@@ -5,6 +5,7 @@ Training, export and serving read every picture with `decode`, so a network gets
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import re
@@ -12,7 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -125,9 +126,9 @@ def decode(
     formats = readable_formats() if formats is None else formats
     if isinstance(source, str | Path):
         path = Path(source)
-        return _decode_bytes(_content(path, limits), limits, str(path), formats, draft_for)
+        return _decode_file(_content(path, limits), limits, str(path), formats, draft_for)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode_bytes(bytes(source), limits, "the image", formats, draft_for)
+        return _decode_file(bytes(source), limits, "the image", formats, draft_for)
     if isinstance(source, np.ndarray):
         return DecodedImage(_from_array(source, limits))
     if isinstance(source, Image.Image):
@@ -194,10 +195,16 @@ def _unsupported(data: bytes, name: str, formats: tuple[str, ...]) -> ImageError
     return ImageError(f"{name} is {what}, not a picture as {listed(formats)}; {cure}", "unsupported_image")
 
 
-def _decode_bytes(
+def _decode_file(
     data: bytes, limits: Limits, name: str, formats: tuple[str, ...], draft_for: InputRule | None
 ) -> DecodedImage:
     header = _examined(data, limits, name, formats)
+    decoded = _decode_bytes(data, header, limits, name, draft_for)
+    drafted = _reduction(header, draft_for) != _reduction(header, None)
+    return replace(decoded, sha256=hashlib.sha256(data).hexdigest(), drafted=drafted)
+
+
+def _decode_bytes(data: bytes, header: Header, limits: Limits, name: str, draft_for: InputRule | None) -> DecodedImage:
     _silence_pillow_warnings()
     module, plugin = _PLUGINS[header.format]
     try:

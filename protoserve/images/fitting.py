@@ -24,10 +24,15 @@ PAD_COLOUR: Final = (124, 116, 104)
 
 @dataclass(frozen=True)
 class FittedImage:
-    """A picture at model size, uint8 RGB [height, width, 3], and its geometry in the sender's pixels."""
+    """A picture at model size, uint8 RGB [height, width, 3], and its geometry in the sender's pixels.
+
+    `sha256` and `drafted` are those of its `DecodedImage`.
+    """
 
     array: NDArray[np.uint8]
     geometry: Geometry
+    sha256: str | None = None
+    drafted: bool = False
 
 
 def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
@@ -59,7 +64,8 @@ def fit(image: DecodedImage, rule: InputRule) -> FittedImage:
         array[:] = PAD_COLOUR
     (column, row), (columns, rows) = placement.origin, placement.size
     array[row : row + rows, column : column + columns] = np.asarray(resized)
-    return FittedImage(array, geometry_of(image.width, image.height, rule, image.reduced))
+    geometry = geometry_of(image.width, image.height, rule, image.reduced)
+    return FittedImage(array, geometry, image.sha256, image.drafted)
 
 
 def _resized(image: DecodedImage, size: tuple[int, int], box: Region) -> Image.Image:

@@ -8,9 +8,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from protoserve import __version__
+from protoserve.feedback.record import Feedback, FeedbackRecord
 from protoserve.images.signatures import WEB_FORMATS
 from protoserve.schema import Prediction
 from service.contract.example import EXAMPLE
+from service.contract.feedback import MEDIA_TYPE as FEEDBACK_TYPE
+from service.contract.feedback import PictureReceipt
 from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
 from service.contract.queries import PredictQuery, PrototypesQuery
 from service.contract.responses import (
@@ -32,6 +35,7 @@ _DOCUMENTS: Final[tuple[type[BaseModel], ...]] = (
     PrototypePage,
     TaxonomyDocument,
 )
+_FEEDBACK_DOCUMENTS: Final[tuple[type[BaseModel], ...]] = (FeedbackRecord, PictureReceipt)
 _BYTES: Final = {"type": "string", "format": "binary"}
 _BODY_CODES: Final = (
     "answer_timeout",
@@ -59,14 +63,17 @@ class _ResponseSchema(GenerateJsonSchema):
         return True
 
 
-def openapi_document(top_k: int | None = None, images: int | None = None, *, metrics: bool = True) -> dict[str, Any]:
+def openapi_document(
+    top_k: int | None = None, images: int | None = None, *, metrics: bool = True, feedback: bool = True
+) -> dict[str, Any]:
     """Build the OpenAPI 3.1 document of the service: all its routes, parameters, responses and problem codes.
 
     `top_k` is the most evidence that the model keeps per level, `images` the most images of a batch request. A running
-    service knows both limits. `metrics` says whether /metrics is a route, or has a port of its own.
+    service knows both limits. `metrics` says whether /metrics is a route, or has a port of its own; `feedback` whether
+    the service takes feedback.
     """
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in _DOCUMENTS],
+        [(model, "serialization") for model in (*_DOCUMENTS, *(_FEEDBACK_DOCUMENTS if feedback else ()))],
         ref_template=_REFERENCE,
         schema_generator=_ResponseSchema,
     )
@@ -96,6 +103,7 @@ def openapi_document(top_k: int | None = None, images: int | None = None, *, met
                 "get": _get("One prototype", PrototypeDocument, [_prototype_id()], ("unknown_prototype",))
             },
             "/v1/prototypes/{id}/image": {"get": _prototype_image()},
+            **(_feedback() if feedback else {}),
             "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
             "/healthz": {"get": _plain("Whether the process is alive, as /livez", "text/plain")},
             "/readyz": {"get": _plain("Whether the model is loaded and warmed up", "text/plain", codes=("not_ready",))},
@@ -129,15 +137,7 @@ def _predict(top_k: int | None) -> dict[str, Any]:
     return {
         "summary": "Predict one image",
         "parameters": _predict_parameters(top_k),
-        "requestBody": {
-            "required": True,
-            "description": f"The image's bytes ({', '.join(WEB_FORMATS)}), or a form that holds them.",
-            "content": {
-                "image/*": {"schema": _BYTES},
-                BINARY: {"schema": _BYTES},
-                FORM: {"schema": _form(_BYTES)},
-            },
-        },
+        "requestBody": _image_body(),
         "responses": responses,
     }
 
@@ -152,6 +152,53 @@ def _predict_batch(top_k: int | None, images: int | None) -> dict[str, Any]:
             "content": {FORM: {"schema": _form(image_list)}},
         },
         "responses": _responses(BatchDocument, _BODY_CODES),
+    }
+
+
+def _feedback() -> dict[str, Any]:
+    """The routes of feedback. They need a key, wherever they are."""
+    keyed = {"security": [{"bearer": []}, {"header": []}]}
+    codes = (
+        "answer_timeout",
+        "overloaded",
+        "request_timeout",
+        "request_too_large",
+        "storage_full",
+        "storage_unavailable",
+        "too_many_requests",
+        "unknown_parameter",
+        "unsupported_encoding",
+        "unsupported_media_type",
+    )
+    schema = Feedback.model_json_schema(ref_template=_REFERENCE)
+    said = {
+        "summary": "Say whether an answer, or a reason of it, was right",
+        "requestBody": {"required": True, "content": {FEEDBACK_TYPE: {"schema": schema}}},
+        "responses": _responses(
+            FeedbackRecord, (*codes, "invalid_feedback", "unknown_node", "unknown_prototype"), status="201"
+        ),
+    }
+    picture = {
+        "summary": "Keep the picture of an answer, where the service keeps pictures",
+        "requestBody": _image_body(),
+        "responses": _responses(
+            PictureReceipt,
+            (*codes, "invalid_multipart", "missing_image", "too_many_images", "unexpected_part", "unsupported_image"),
+            status="201",
+        ),
+    }
+    return {"/v1/feedback": {"post": said | keyed}, "/v1/feedback/picture": {"post": picture | keyed}}
+
+
+def _image_body() -> dict[str, Any]:
+    return {
+        "required": True,
+        "description": f"The image's bytes ({', '.join(WEB_FORMATS)}), or a form that holds them.",
+        "content": {
+            "image/*": {"schema": _BYTES},
+            BINARY: {"schema": _BYTES},
+            FORM: {"schema": _form(_BYTES)},
+        },
     }
 
 
@@ -199,18 +246,20 @@ def _plain(
     return {"summary": summary, "responses": responses} | ({} if keyed else {"security": []})
 
 
-def _responses(document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True) -> dict[str, Any]:
+def _responses(
+    document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True, status: str = "200"
+) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
     for code in sorted((*codes, *_ANY_ROUTE_CODES, *(_KEY_CODES if keyed else ()))):
         by_status.setdefault(STATUS_OF[code], []).append(code)
     responses: dict[str, Any] = {}
     if document is not None:
-        responses["200"] = {
+        responses[status] = {
             "description": (document.__doc__ or "").partition("\n")[0],
             "content": {"application/json": {"schema": _reference(document)}},
         }
-    for status, names in sorted(by_status.items()):
-        responses[str(status)] = {
+    for refusal, names in sorted(by_status.items()):
+        responses[str(refusal)] = {
             "description": " or ".join(names),
             "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
         }

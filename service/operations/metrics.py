@@ -85,6 +85,8 @@ GREATEST_SIMILARITY: Final = Histogram(
     ["level"],
     buckets=_SIMILARITIES,
 )
+FEEDBACK: Final = Counter("protoserve_feedback", "Feedback kept, by verdict", ["verdict"])
+FEEDBACK_PICTURES: Final = Counter("protoserve_feedback_pictures", "Pictures received with feedback")
 RELOADS: Final = Counter("protoserve_reloads", "Model reloads, by outcome: done or refused", ["outcome"])
 # prometheus_client's Info does not support several processes.
 MODEL: Final = Gauge(

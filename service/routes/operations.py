@@ -55,11 +55,11 @@ class OperationsRoutes:
         """`GET /openapi.json`."""
         settings = self.settings
         top_k = self.current_model().classifier.table.top_k
-        content = _openapi(top_k, settings.max_images, settings.metrics_port is None)
+        content = _openapi(top_k, settings.max_images, settings.metrics_port is None, settings.feedback is not None)
         return Response(content, headers=REVALIDATE, media_type="application/json")
 
 
 @lru_cache(maxsize=8)
-def _openapi(top_k: int, images: int, metrics: bool) -> bytes:
+def _openapi(top_k: int, images: int, metrics: bool, feedback: bool) -> bytes:
     """Build the document once for each model's limits; it takes milliseconds of the event loop."""
-    return json.dumps(openapi_document(top_k, images, metrics=metrics)).encode()
+    return json.dumps(openapi_document(top_k, images, metrics=metrics, feedback=feedback)).encode()

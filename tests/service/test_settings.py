@@ -211,3 +211,18 @@ def test_the_shipped_limits_hold_the_photographs_of_todays_phones(
         decoder.examine(rule, bombs.stated_jpeg(width, height, 19_000_000))
     decoder.examine(rule, bombs.stated_png(6000, 4000) + bytes(19_000_000))
     assert decoder.examine(rule, bombs.stated_jpeg(4032, 3024, 6_000_000)).is_small
+
+
+def test_feedback_needs_keys_and_its_password_stays_out_of_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://ann:secret@db/shop"
+    monkeypatch.setenv("PROTOSERVE_FEEDBACK", url)
+    with pytest.raises(InputError, match="PROTOSERVE_FEEDBACK is set without PROTOSERVE_API_KEYS") as raised:
+        read_settings()
+    assert "secret" not in str(raised.value)
+    secret, key = create_key("kiosk")
+    monkeypatch.setenv("PROTOSERVE_API_KEYS", f"{key.name}:{key.hash}")
+    assert read_settings().for_log()["feedback"] == "postgresql://ann@db/shop"
+    monkeypatch.delenv("PROTOSERVE_FEEDBACK")
+    monkeypatch.setenv("PROTOSERVE_FEEDBACK_PICTURES", "pictures")
+    with pytest.raises(InputError, match="PICTURES is set without PROTOSERVE_FEEDBACK"):
+        read_settings()

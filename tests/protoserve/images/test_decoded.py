@@ -1,12 +1,18 @@
-"""Rows of a picture are those of the whole upright picture, in every mode and orientation."""
+"""Rows of a picture are those of the whole upright picture, in every mode and orientation; it knows its file."""
 
 from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from protoserve.images.decoded import EIGHT_BIT_MODES, DecodedImage, white_of
+from protoserve.images.decoding import decode
+from protoserve.images.geometry import InputRule
 
 
 def stored(mode: str) -> Image.Image:
@@ -53,3 +59,27 @@ def test_a_reduced_picture_has_the_size_of_the_senders() -> None:
 )
 def test_white_is_the_least_that_holds_every_value(values: tuple[int, int], white: int) -> None:
     assert white_of(Image.fromarray(np.array([values], dtype=np.uint16))) == white
+
+
+def jpeg(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side), (200, 30, 30)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def test_the_hash_is_that_of_the_encoded_bytes(tmp_path: Path) -> None:
+    data = jpeg(40)
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    assert {decode(source).sha256 for source in (file, str(file), data, bytearray(data))} == {digest}
+    # Pixels are not what was sent.
+    assert decode(np.zeros((4, 4, 3), dtype=np.uint8)).sha256 is None
+    assert decode(Image.open(file)).sha256 is None
+
+
+def test_a_draft_is_told_where_it_changed_the_pixels() -> None:
+    rule = InputRule(height=32, width=32, resize="crop")
+    assert decode(jpeg(800), draft_for=rule).drafted
+    assert not decode(jpeg(64), draft_for=rule).drafted
+    assert not decode(jpeg(800)).drafted

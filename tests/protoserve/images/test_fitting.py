@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import replace
 from typing import Any
@@ -225,3 +226,10 @@ def test_boxes_lie_right_in_a_jpeg_reduced_for_its_size(orientation: int, monkey
     left, top, right, bottom = fitted.geometry.cell_box(int(cells.argmax()), tiles)
     assert left <= 640 <= right and top <= 430 <= bottom
     assert (right - left) * (bottom - top) < 900 * 600 / 30
+
+
+def test_a_fitted_picture_keeps_the_hash_of_its_file() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(stream, "PNG")
+    fitted = fit(decode(stream.getvalue()), rule("crop"))
+    assert (fitted.sha256, fitted.drafted) == (hashlib.sha256(stream.getvalue()).hexdigest(), False)
