@@ -157,7 +157,7 @@ def _predict_batch(top_k: int | None, images: int | None) -> dict[str, Any]:
 
 def _feedback() -> dict[str, Any]:
     """The routes of feedback. They need a key, wherever they are."""
-    keyed = {"security": [{"bearer": []}, {"header": []}]}
+    keyed: dict[str, Any] = {"security": [{"bearer": []}, {"header": []}]}
     codes = (
         "answer_timeout",
         "overloaded",

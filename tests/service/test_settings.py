@@ -219,7 +219,7 @@ def test_feedback_needs_keys_and_its_password_stays_out_of_logs(monkeypatch: pyt
     with pytest.raises(InputError, match="PROTOSERVE_FEEDBACK is set without PROTOSERVE_API_KEYS") as raised:
         read_settings()
     assert "secret" not in str(raised.value)
-    secret, key = create_key("kiosk")
+    _, key = create_key("kiosk")
     monkeypatch.setenv("PROTOSERVE_API_KEYS", f"{key.name}:{key.hash}")
     assert read_settings().for_log()["feedback"] == "postgresql://ann@db/shop"
     monkeypatch.delenv("PROTOSERVE_FEEDBACK")
