@@ -61,14 +61,15 @@ def score(
         raise MissingExtraError("'protoserve score'", "score") from None
     from protoserve.data.folders import told
     from protoserve.inference.classifier import load
-    from protoserve.inference.evidence import checked_top_k
+    from protoserve.inference.options import PredictOptions
 
     if output.is_dir():
         raise InputError(f"{output} is a folder; give the Parquet file to write")
     root, images, passed_over = scoring.find_images(source)
     classifier = load(bundle, device=device)
     version = classifier.bundle.version
-    job = scoring.Job(str(root), images, version, checked_top_k(classifier.table, top_k), part)
+    options = PredictOptions(top_k=top_k).resolved(classifier.table)
+    job = scoring.Job(str(root), images, version, options.top_k, part)
     directory, left = scoring.open_parts(job, output, restart=restart)
     waiting = sum(len(job.of_part(part_index)) for part_index in left)
     with progress("scoring", len(images), done=len(images) - waiting) as advance:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeVar, overload
+from typing import Final, TypeVar, Unpack, overload
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from protoserve.images.decoding import DEFAULT_LIMITS, ImageSource, Limits, deco
 from protoserve.images.fitting import FittedImage, fit
 from protoserve.inference.engine import Engine
 from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
-from protoserve.inference.evidence import EvidenceTable, checked_top_k, predictions
+from protoserve.inference.evidence import predictions
+from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.inference.options import OptionKeywords, PredictOptions, ResolvedOptions
 from protoserve.schema import Prediction
 from protoserve.taxonomy import Taxonomy
 
@@ -45,44 +47,31 @@ class Classifier:
         return self.bundle.taxonomy
 
     @overload
-    def predict(
-        self, images: ImageSource, *, top_k: int | None = None, alternatives: int = 3, maps: bool = False
-    ) -> Prediction: ...
+    def predict(self, images: ImageSource, **options: Unpack[OptionKeywords]) -> Prediction: ...
 
     @overload
     def predict(
-        self,
-        images: list[Source] | tuple[Source, ...],
-        *,
-        top_k: int | None = None,
-        alternatives: int = 3,
-        maps: bool = False,
+        self, images: list[Source] | tuple[Source, ...], **options: Unpack[OptionKeywords]
     ) -> list[Prediction]: ...
 
     def predict(
-        self,
-        images: ImageSource | list[Source] | tuple[Source, ...],
-        *,
-        top_k: int | None = None,
-        alternatives: int = 3,
-        maps: bool = False,
+        self, images: ImageSource | list[Source] | tuple[Source, ...], **options: Unpack[OptionKeywords]
     ) -> Prediction | list[Prediction]:
         """Predict every level, with its evidence, for one image or for each image of a list.
 
-        An image is a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] or [H, W]. Each level shows
-        `top_k` prototypes (by default 5, or all that the bundle returns if those are fewer) and `alternatives` other
-        nodes; `maps` adds each prototype's similarity at every cell.
+        An image is a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] or [H, W]. The `options` are the
+        fields of `protoserve.inference.options.PredictOptions`; they hold for all images.
 
         Raises ImageError for an image that can't be decoded and InputError for a missing file (for a list, both name
-        the item's index), and InputError for a `top_k` or `alternatives` out of range.
+        the item's index), and InputError for an option out of range.
         """
-        checked_top_k(self.table, top_k)
+        resolved = PredictOptions(**options).resolved(self.table)
         if not isinstance(images, list | tuple):
-            return self.predict_fitted([self.fit(images)], top_k=top_k, alternatives=alternatives, maps=maps)[0]
+            return self._predict([self.fit(images)], resolved)[0]
         result = []
         for start in range(0, len(images), BATCH):
             batch = [self._fit_item(images[item], item) for item in range(start, min(start + BATCH, len(images)))]
-            result += self.predict_fitted(batch, top_k=top_k, alternatives=alternatives, maps=maps)
+            result += self._predict(batch, resolved)
         return result
 
     def fit(
@@ -101,26 +90,15 @@ class Classifier:
         rule = self.bundle.input
         return fit(decode(image, limits=limits, formats=formats, draft_for=rule if draft else None), rule)
 
-    def predict_fitted(
-        self,
-        fitted: Sequence[FittedImage],
-        *,
-        top_k: int | None = None,
-        alternatives: int = 3,
-        maps: bool = False,
-    ) -> list[Prediction]:
+    def predict_fitted(self, fitted: Sequence[FittedImage], **options: Unpack[OptionKeywords]) -> list[Prediction]:
         """Predict images from `fit`: the rest of `predict`. The engine runs once, on all images as one batch."""
+        return self._predict(fitted, PredictOptions(**options).resolved(self.table))
+
+    def _predict(self, fitted: Sequence[FittedImage], options: ResolvedOptions) -> list[Prediction]:
         if not fitted:
             return []
         outputs = self.engine.run(np.stack([image.array for image in fitted]))
-        return predictions(
-            outputs,
-            self.table,
-            [image.geometry for image in fitted],
-            top_k=top_k,
-            alternatives=alternatives,
-            maps=maps,
-        )
+        return predictions(outputs, self.table, [image.geometry for image in fitted], options)
 
     def _fit_item(self, image: ImageSource, item: int) -> FittedImage:
         try:

@@ -19,7 +19,7 @@ from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.folder import Bundle
 from protoserve.device import Device
 from protoserve.inference.engine import Engine, Outputs
-from protoserve.inference.evidence import EvidenceTable
+from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.last_layers import HostEvidence, MemberLayers, read_last_layers
 from protoserve.novelty import NoveltyTable, Thresholds, parent_names
 

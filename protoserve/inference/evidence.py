@@ -2,133 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.bundle.ensemble import Ensemble, Model
-from protoserve.bundle.folder import Bundle
-from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError, InputError
 from protoserve.images.geometry import Cells, Geometry
 from protoserve.inference.engine import Outputs
-from protoserve.inference.last_layers import read_last_layers
-from protoserve.novelty import NoveltyTable, Thresholds
-from protoserve.schema import (
-    Alternative,
-    Evidence,
-    EvidenceSource,
-    ImageSize,
-    Level,
-    MemberReference,
-    ModelReference,
-    Prediction,
-)
-from protoserve.taxonomy import ROOT, Taxonomy
-
-DEFAULT_TOP_K: Final = 5
-
-
-@dataclass(frozen=True)
-class EvidenceTable:
-    """The properties of a bundle or an ensemble that turning arrays into predictions needs, computed once."""
-
-    model: ModelReference
-    names: tuple[str, ...]
-    nodes: tuple[tuple[str, ...], ...]
-    has_head: tuple[bool, ...]
-    """Whether the node competes in a softmax: an only child does not; in a flat model or an autoencoder, only leaves
-    do."""
-    forced: tuple[bool, ...]
-    """Whether the node is an only child without a softmax, so that its conditional probability is 1."""
-    levels: tuple[range, ...]
-    """The nodes of every level; they are consecutive, because nodes are numbered breadth first."""
-    prototypes: tuple[PrototypeRecord, ...]
-    thresholds: Thresholds | None
-    """The novelty thresholds; None for an ensemble, or for a bundle without any."""
-    first_prototypes: tuple[int, ...]
-    """The first prototype of every member; a bundle is its own only member."""
-    cells: tuple[Cells, ...]
-    """The cells of every member's feature map."""
-    prior: tuple[float, ...]
-    """Every node's logit where all similarities are usual."""
-    top_k: int
-    """The most evidence per level."""
-
-    @classmethod
-    def of(cls, bundle: Model) -> EvidenceTable:
-        """Make the table of a bundle or an ensemble.
-
-        Raises BundleError if the prototype records are not numbered as in the graph, or if prototypes or thresholds
-        name nodes that the taxonomy does not have.
-        """
-        taxonomy = bundle.taxonomy
-        members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
-        references = [MemberReference(name=member.name, version=member.version) for member in members]
-        count = sum(member.manifest.graph.prototypes for member in members)
-        ids = [record.id for record in bundle.prototypes]
-        if ids != list(range(count)):
-            raise BundleError(
-                f"{bundle.directory}: its {len(ids)} prototype records are not numbered 0 to "
-                f"{count - 1} as in the graph; export the bundle again"
-            )
-        flat = bundle.kind != "hierarchical"
-        headed = set(taxonomy.leaves if flat else (node for group in taxonomy.groups for node in group.children))
-        child_count = np.bincount(taxonomy.parent - ROOT)
-        depths = np.array([len(node) for node in taxonomy.nodes])
-        bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
-        return cls(
-            model=ModelReference(
-                name=bundle.name,
-                version=bundle.version,
-                members=references if isinstance(bundle, Ensemble) else None,
-            ),
-            names=taxonomy.names,
-            nodes=taxonomy.nodes,
-            has_head=tuple(node in headed for node in range(len(taxonomy.nodes))),
-            forced=tuple(
-                bool(child_count[above - ROOT] == 1) and node not in headed
-                for node, above in enumerate(taxonomy.parent.tolist())
-            ),
-            levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
-            prototypes=tuple(bundle.prototypes),
-            thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
-            first_prototypes=bundle.first_prototypes if isinstance(bundle, Ensemble) else (0,),
-            cells=tuple(member.manifest.graph.cells for member in members),
-            prior=_prior(members, taxonomy, divided=isinstance(bundle, Ensemble)),
-            top_k=bundle.top_k,
-        )
+from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.inference.options import PredictOptions, ResolvedOptions
+from protoserve.schema import Alternative, Evidence, EvidenceSource, ImageSize, Level, Prediction
 
 
 def predictions(
     outputs: Outputs,
     table: EvidenceTable,
     geometries: Sequence[Geometry],
+    options: ResolvedOptions | None = None,
     *,
-    top_k: int | None = None,
-    alternatives: int = 3,
-    maps: bool = False,
     href: Callable[[int], str] | None = None,
 ) -> list[Prediction]:
     """Make one prediction per image, in order; `geometries[i]` maps the cells of image i to the sender's pixels.
 
-    Each level shows up to `top_k` prototypes that speak for its node and as many that speak against it (0 to the
-    bundle's limit; by default 5 or that limit), and up to `alternatives` other nodes of that level, the most probable
-    first. A leaf belongs only to the level of its own depth. With `maps`, each prototype that speaks for a node has its
-    similarity at every cell. `href` maps a prototype to the URL of its picture.
+    `options` select what each prediction shows (by default as `PredictOptions()`). A leaf belongs only to the level of
+    its own depth. `href` maps a prototype to the URL of its picture.
 
-    Raises InputError for a `top_k` or `alternatives` out of range, and BundleError for a probability that is NaN or
-    infinite.
+    Raises BundleError for a probability that is NaN or infinite.
     """
-    top_k = checked_top_k(table, top_k)
-    if alternatives < 0:
-        raise InputError(f"alternatives must be 0 or more, not {alternatives}")
+    options = PredictOptions().resolved(table) if options is None else options
     if len(geometries) != len(outputs):
         raise InputError(f"{len(outputs)} images but {len(geometries)} geometries; give one for each image")
     path = outputs.path
@@ -140,12 +44,12 @@ def predictions(
     probability = np.exp(np.minimum(log_probability, 0.0)).tolist()
     # Conditionals are differences of logarithms, because deep in the tree the probabilities may underflow.
     conditional = np.exp(np.minimum(np.diff(log_probability, axis=1, prepend=np.float32(0.0)), 0.0)).tolist()
-    others = _other_nodes(outputs, table, alternatives)
+    others = _other_nodes(outputs, table, options.alternatives)
     known = None if outputs.known is None else outputs.known.tolist()
     if table.thresholds is not None:
         arrays = outputs.log_probability, outputs.logit, outputs.similarity
         known = table.thresholds.of_outputs(path, *arrays).tolist()
-    shown = np.s_[:, :, :top_k]
+    shown = np.s_[:, :, : options.top_k]
     columns = {
         kind: [
             getattr(outputs, f"{kind}_{name}")[shown].tolist()
@@ -165,7 +69,7 @@ def predictions(
             if table.has_head[node]:
                 for kind, sign in (("evidence", 1.0), ("against", -1.0)):
                     rows = zip(*(column[image][level] for column in columns[kind]), strict=True)
-                    heat = outputs.evidence_map[image, level] if maps and kind == "evidence" else None
+                    heat = outputs.evidence_map[image, level] if options.maps and kind == "evidence" else None
                     evidence[kind] = _evidence(rows, sign, heat, table, geometry, href)
                 logit, prior = float(outputs.logit[image, node]), table.prior[node]
                 told = sum(piece.contribution for pieces in evidence.values() for piece in pieces)
@@ -207,53 +111,6 @@ def _share(evidence: Sequence[Evidence], positive: float) -> float | None:
         return None
     # The sum of rounded numbers may exceed the rounded sum.
     return min(1.0, sum(piece.contribution for piece in evidence) / positive) if positive > 0 else 1.0
-
-
-def _prior(members: Sequence[Bundle], taxonomy: Taxonomy, *, divided: bool) -> tuple[float, ...]:
-    """Every node's prior; those of an ensemble's members are `divided` by their temperatures and added."""
-    prior = dict.fromkeys(taxonomy.names, 0.0)
-    for member in members:
-        flat = member.kind != "hierarchical"
-        for node, value in member.manifest.prior.items():
-            parent = "" if flat or "/" not in node else node.rpartition("/")[0]
-            prior[node] += value / (member.manifest.temperature.get(parent, 1.0) if divided else 1.0)
-    return tuple(prior.values())
-
-
-def _thresholds(bundle: Bundle) -> Thresholds | None:
-    manifest, taxonomy = bundle.manifest, bundle.taxonomy
-    if manifest.novelty is None:
-        return None
-    children = [taxonomy.index.get(record.child) for record in manifest.prototypes]
-    if None in children or not set(manifest.novelty.thresholds) <= {"", *taxonomy.names}:
-        raise BundleError(
-            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not have; "
-            "export the bundle again"
-        )
-    numbers = [child for child in children if child is not None]
-    # Only the energy sees what centring subtracts; the last layers of a large taxonomy are large.
-    needs_layers = manifest.novelty.score == "energy"
-    layers = read_last_layers(bundle, NoveltyTable.of(taxonomy, manifest.kind, numbers)) if needs_layers else None
-    return Thresholds.of(
-        taxonomy,
-        manifest.kind,
-        numbers,
-        manifest.novelty.score,
-        manifest.novelty.thresholds,
-        None if layers is None else layers.common_weight,
-    )
-
-
-def checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
-    """Return `top_k` or its default; raises InputError if the graph returns fewer prototypes."""
-    if top_k is None:
-        return min(DEFAULT_TOP_K, table.top_k)
-    if not 0 <= top_k <= table.top_k:
-        raise InputError(
-            f"top_k must be from 0 to {table.top_k}, not {top_k}: {table.model.name!r} was exported with "
-            f"{table.top_k} prototypes per level"
-        )
-    return top_k
 
 
 def _evidence(

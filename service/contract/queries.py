@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
 from protoserve.errors import nearest
+from protoserve.inference.options import PredictOptions
 from protoserve.schema import Contract
 from service.contract.problems import Problem
 
@@ -22,7 +23,7 @@ class NoQuery(Contract):
 
 
 class PredictQuery(Contract):
-    """Selects how much detail a prediction has."""
+    """Selects what a prediction shows and supposes."""
 
     top_k: int | None = Field(
         default=None,
@@ -36,6 +37,19 @@ class PredictQuery(Contract):
         "cell; `none` leaves the evidence out and returns the nodes alone",
     )
     alternatives: int = Field(default=3, ge=0, le=1000, description="other nodes per level")
+
+    def options(self) -> PredictOptions:
+        """Return what the query asks of the prediction; raises Problem where its parameters contradict each other."""
+        if self.maps == "none" and self.top_k:
+            raise Problem(
+                "invalid_parameter",
+                f"maps=none leaves the evidence out, but top_k={self.top_k} asks for it; give only one of them",
+            )
+        return PredictOptions(
+            top_k=0 if self.maps == "none" else self.top_k,
+            alternatives=self.alternatives,
+            maps=self.maps == "heat",
+        )
 
 
 class PrototypesQuery(Contract):

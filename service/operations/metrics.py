@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from protoserve.errors import InputError
 from protoserve.inference.engine import Outputs
-from protoserve.inference.evidence import EvidenceTable
+from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.schema import Prediction
 from service.operations.metrics_folder import DIRECTORY
 

@@ -25,7 +25,8 @@ from protoserve.errors import ImageError, OutOfMemoryError, ProtoServeError
 from protoserve.images.fitting import FittedImage
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
-from protoserve.inference.evidence import checked_top_k, predictions
+from protoserve.inference.evidence import predictions
+from protoserve.inference.options import ResolvedOptions
 from protoserve.schema import Prediction
 from service.contract.problems import Problem, as_problem, internal_error
 from service.contract.queries import PredictQuery, parse_query
@@ -88,7 +89,7 @@ class PredictRoutes:
     async def predict(self, request: Request) -> Response:
         """`POST /v1/predict`: one image, as the raw body or as the only part of a form."""
         model = self.current_model()
-        query = _predict_query(request, model.classifier)
+        options = _options(request, model.classifier)
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
             body = await self._read(request, reserve_bytes)
@@ -96,12 +97,12 @@ class PredictRoutes:
                 async with self._deadline(request):
                     upload = await self._examine(model.classifier, body, partial(single_image, content_type, body))
                     if self.single_thread and upload.is_small:
-                        return await self._predict_in_one_thread(model, upload, query)
+                        return await self._predict_in_one_thread(model, upload, options)
                     image = await self._decode(model.classifier, upload)
                     outputs = await self.batcher.run(model.classifier, image.array)
-                    return await _in_thread(_predict_response, model, _Inference(image, outputs), query)
+                    return await _in_thread(_predict_response, model, _Inference(image, outputs), options)
 
-    async def _predict_in_one_thread(self, model: LoadedModel, upload: Upload, query: PredictQuery) -> Response:
+    async def _predict_in_one_thread(self, model: LoadedModel, upload: Upload, options: ResolvedOptions) -> Response:
         """Run all steps of one image in one inference thread."""
         cancelled = False
 
@@ -115,7 +116,7 @@ class PredictRoutes:
                 outputs = classifier.engine.run(image.array[None])
             if cancelled:
                 raise _RequestCancelled
-            return _predict_response(model, _Inference(image, outputs), query)
+            return _predict_response(model, _Inference(image, outputs), options)
 
         try:
             return await self.decoder.in_thread(upload, self.batcher.call, run_steps)
@@ -125,7 +126,7 @@ class PredictRoutes:
     async def predict_batch(self, request: Request) -> Response:
         """`POST /v1/predict/batch`: a form of images; a prediction or a problem for each, in order."""
         model = self.current_model()
-        query = _predict_query(request, model.classifier)
+        options = _options(request, model.classifier)
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
             body = await self._read(request, reserve_bytes)
@@ -135,7 +136,7 @@ class PredictRoutes:
                 )
                 with self.image_budget.reserve(len(parts)):
                     items = await self._infer_parts(model.classifier, parts)
-                    return await _in_thread(_batch_response, model, items, query)
+                    return await _in_thread(_batch_response, model, items, options)
 
     async def _infer_parts(self, classifier: Classifier, parts: list[memoryview]) -> list[_Inference | Problem]:
         """Run each image of a batch; a problem with one does not affect the others."""
@@ -244,30 +245,15 @@ async def _in_thread(function: Callable[P, Response], *arguments: P.args, **name
     return await anyio.to_thread.run_sync(partial(function, *arguments, **named), abandon_on_cancel=True)
 
 
-def _predict_query(request: Request, classifier: Classifier) -> PredictQuery:
-    query = parse_query(request, PredictQuery)
-    if query.maps == "none" and query.top_k:
-        raise Problem(
-            "invalid_parameter",
-            f"maps=none leaves the evidence out, but top_k={query.top_k} asks for it; give only one of them",
-        )
-    if query.maps == "none":
-        return query.model_copy(update={"top_k": 0})
-    # Before reading the body, which may be large.
-    checked_top_k(classifier.table, query.top_k)
-    return query
+def _options(request: Request, classifier: Classifier) -> ResolvedOptions:
+    """Check the query before reading the body, which may be large."""
+    return parse_query(request, PredictQuery).options().resolved(classifier.table)
 
 
-def _explain(model: LoadedModel, inference: _Inference, query: PredictQuery) -> Prediction:
+def _explain(model: LoadedModel, inference: _Inference, options: ResolvedOptions) -> Prediction:
     with measure_stage("evidence"):
         [prediction] = predictions(
-            inference.outputs,
-            model.classifier.table,
-            [inference.image.geometry],
-            top_k=query.top_k,
-            alternatives=query.alternatives,
-            maps=query.maps == "heat",
-            href=prototype_href,
+            inference.outputs, model.classifier.table, [inference.image.geometry], options, href=prototype_href
         )
     model.counts.count(prediction, inference.outputs)
     context = current_context()
@@ -285,18 +271,18 @@ class _RequestCancelled(Exception):
     """Ends the work of a request whose client has disconnected or whose time is up."""
 
 
-def _predict_response(model: LoadedModel, inference: _Inference, query: PredictQuery) -> Response:
-    return _encode(_explain(model, inference, query))
+def _predict_response(model: LoadedModel, inference: _Inference, options: ResolvedOptions) -> Response:
+    return _encode(_explain(model, inference, options))
 
 
-def _batch_response(model: LoadedModel, items: list[_Inference | Problem], query: PredictQuery) -> Response:
+def _batch_response(model: LoadedModel, items: list[_Inference | Problem], options: ResolvedOptions) -> Response:
     results = []
     for item in items:
         if isinstance(item, Problem):
             metrics.REJECTED.labels(item.code).inc()
             results.append(BatchItem(problem=item.document))
         else:
-            results.append(BatchItem(prediction=_explain(model, item, query)))
+            results.append(BatchItem(prediction=_explain(model, item, options)))
     return _encode(BatchDocument(results=results))
 
 

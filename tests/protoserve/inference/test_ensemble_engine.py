@@ -20,7 +20,7 @@ from protoserve.graph_signature import MISSING_RANK
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.ensemble_engine import EnsembleEngine, OutputCombiner
-from protoserve.inference.evidence import EvidenceTable
+from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.networks.model_file import load_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.schema import NoveltyRecord, Prediction

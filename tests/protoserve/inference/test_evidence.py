@@ -14,7 +14,9 @@ from protoserve.errors import BundleError, InputError
 from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.images.geometry import Geometry, InputRule
 from protoserve.inference.engine import Outputs
-from protoserve.inference.evidence import EvidenceTable, predictions
+from protoserve.inference.evidence import predictions
+from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.inference.options import PredictOptions
 from protoserve.schema import NoveltyRecord, NoveltyScore, Prediction
 from protoserve.taxonomy import Taxonomy
 
@@ -112,7 +114,8 @@ KNIFE = {"Tool/Knife": 0.9, "Garlic": 0.1}
 def predict(
     leaf: dict[str, float], kind: Literal["hierarchical", "flat"] = "hierarchical", **choices: Any
 ) -> Prediction:
-    return predictions(outputs(leaf), EvidenceTable.of(bundle(kind)), [GEOMETRY], **choices)[0]
+    table = EvidenceTable.of(bundle(kind))
+    return predictions(outputs(leaf), table, [GEOMETRY], PredictOptions(**choices).resolved(table))[0]
 
 
 def test_the_path_and_its_probabilities() -> None:
@@ -209,7 +212,8 @@ def test_no_share_where_nobody_knows_what_is_hidden() -> None:
 
 def test_maps_are_rows_from_top_to_bottom() -> None:
     given = outputs(GALA)
-    level = predictions(given, EvidenceTable.of(bundle()), [GEOMETRY], maps=True)[0].levels[2]
+    table = EvidenceTable.of(bundle())
+    level = predictions(given, table, [GEOMETRY], PredictOptions(maps=True).resolved(table))[0].levels[2]
     assert np.array_equal(np.array(level.evidence[0].map), given.evidence_map[0, 2, 0])
     assert np.array(level.evidence[0].map).shape == (ROWS, COLUMNS)
     assert level.against[0].map is None
@@ -272,13 +276,6 @@ def test_a_graph_that_gives_no_number_is_refused() -> None:
     broken[0, 5] = np.nan
     with pytest.raises(BundleError, match="not a finite number"):
         predictions(replace(given, log_probability=broken), EvidenceTable.of(bundle()), [GEOMETRY])
-
-
-def test_prototype_records_must_match_the_graph() -> None:
-    good = bundle()
-    short = good.manifest.model_copy(update={"prototypes": good.manifest.prototypes[:-1]})
-    with pytest.raises(BundleError, match="not numbered 0 to 5"):
-        EvidenceTable.of(Bundle(good.directory, short))
 
 
 def test_each_image_needs_its_geometry() -> None:

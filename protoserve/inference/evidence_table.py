@@ -1,0 +1,128 @@
+"""What turning arrays into predictions needs of a bundle or an ensemble, computed once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.folder import Bundle
+from protoserve.bundle.manifest import PrototypeRecord
+from protoserve.errors import BundleError
+from protoserve.images.geometry import Cells
+from protoserve.inference.last_layers import read_last_layers
+from protoserve.novelty import NoveltyTable, Thresholds
+from protoserve.schema import MemberReference, ModelReference
+from protoserve.taxonomy import ROOT, Taxonomy
+
+
+@dataclass(frozen=True)
+class EvidenceTable:
+    """The properties of a bundle or an ensemble that turning arrays into predictions needs, computed once."""
+
+    model: ModelReference
+    names: tuple[str, ...]
+    index: Mapping[str, int]
+    """The number of every node."""
+    nodes: tuple[tuple[str, ...], ...]
+    has_head: tuple[bool, ...]
+    """Whether the node competes in a softmax: an only child does not; in a flat model or an autoencoder, only leaves
+    do."""
+    forced: tuple[bool, ...]
+    """Whether the node is an only child without a softmax, so that its conditional probability is 1."""
+    levels: tuple[range, ...]
+    """The nodes of every level; they are consecutive, because nodes are numbered breadth first."""
+    prototypes: tuple[PrototypeRecord, ...]
+    thresholds: Thresholds | None
+    """The novelty thresholds; None for an ensemble, or for a bundle without any."""
+    first_prototypes: tuple[int, ...]
+    """The first prototype of every member; a bundle is its own only member."""
+    cells: tuple[Cells, ...]
+    """The cells of every member's feature map."""
+    prior: tuple[float, ...]
+    """Every node's logit where all similarities are usual."""
+    top_k: int
+    """The most evidence per level."""
+
+    @classmethod
+    def of(cls, bundle: Model) -> EvidenceTable:
+        """Make the table of a bundle or an ensemble.
+
+        Raises BundleError if the prototype records are not numbered as in the graph, or if prototypes or thresholds
+        name nodes that the taxonomy does not have.
+        """
+        taxonomy = bundle.taxonomy
+        members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
+        references = [MemberReference(name=member.name, version=member.version) for member in members]
+        count = sum(member.manifest.graph.prototypes for member in members)
+        ids = [record.id for record in bundle.prototypes]
+        if ids != list(range(count)):
+            raise BundleError(
+                f"{bundle.directory}: its {len(ids)} prototype records are not numbered 0 to "
+                f"{count - 1} as in the graph; export the bundle again"
+            )
+        flat = bundle.kind != "hierarchical"
+        headed = set(taxonomy.leaves if flat else (node for group in taxonomy.groups for node in group.children))
+        child_count = np.bincount(taxonomy.parent - ROOT)
+        depths = np.array([len(node) for node in taxonomy.nodes])
+        bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
+        return cls(
+            model=ModelReference(
+                name=bundle.name,
+                version=bundle.version,
+                members=references if isinstance(bundle, Ensemble) else None,
+            ),
+            names=taxonomy.names,
+            index=taxonomy.index,
+            nodes=taxonomy.nodes,
+            has_head=tuple(node in headed for node in range(len(taxonomy.nodes))),
+            forced=tuple(
+                bool(child_count[above - ROOT] == 1) and node not in headed
+                for node, above in enumerate(taxonomy.parent.tolist())
+            ),
+            levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
+            prototypes=tuple(bundle.prototypes),
+            thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
+            first_prototypes=bundle.first_prototypes if isinstance(bundle, Ensemble) else (0,),
+            cells=tuple(member.manifest.graph.cells for member in members),
+            prior=_prior(members, taxonomy, divided=isinstance(bundle, Ensemble)),
+            top_k=bundle.top_k,
+        )
+
+
+def _prior(members: Sequence[Bundle], taxonomy: Taxonomy, *, divided: bool) -> tuple[float, ...]:
+    """Every node's prior; those of an ensemble's members are `divided` by their temperatures and added."""
+    prior = dict.fromkeys(taxonomy.names, 0.0)
+    for member in members:
+        flat = member.kind != "hierarchical"
+        for node, value in member.manifest.prior.items():
+            parent = "" if flat or "/" not in node else node.rpartition("/")[0]
+            prior[node] += value / (member.manifest.temperature.get(parent, 1.0) if divided else 1.0)
+    return tuple(prior.values())
+
+
+def _thresholds(bundle: Bundle) -> Thresholds | None:
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    if manifest.novelty is None:
+        return None
+    children = [taxonomy.index.get(record.child) for record in manifest.prototypes]
+    if None in children or not set(manifest.novelty.thresholds) <= {"", *taxonomy.names}:
+        raise BundleError(
+            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not have; "
+            "export the bundle again"
+        )
+    numbers = [child for child in children if child is not None]
+    # Only the energy sees what centring subtracts; the last layers of a large taxonomy are large.
+    needs_layers = manifest.novelty.score == "energy"
+    layers = read_last_layers(bundle, NoveltyTable.of(taxonomy, manifest.kind, numbers)) if needs_layers else None
+    return Thresholds.of(
+        taxonomy,
+        manifest.kind,
+        numbers,
+        manifest.novelty.score,
+        manifest.novelty.thresholds,
+        None if layers is None else layers.common_weight,
+    )
