@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test test-fast test-faults container test-container bench-head bench-service clean distclean
+.PHONY: help install demo serve check format test test-fast test-install test-faults container test-container bench-head bench-service clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
@@ -53,6 +53,9 @@ test-fast: install ## Most of the safety in under two minutes: no exports, no wh
 bench-head: install ## What an explanation costs: time over a plain classifier's, and scale
 	$(BIN)/python -m benchmarks.head.cost
 	$(BIN)/python -m benchmarks.head.scale
+
+test-install: install ## The wheel into an empty environment, with the packages that serving needs (downloads them)
+	PROTOSERVE_TEST_INSTALL=1 $(BIN)/python -m pytest tests/e2e/test_wheel.py --timeout 1200
 
 test-faults: install ## Hostile uploads (10,000; 200 in 1 GiB on one core), kills, full disks, slow and vanishing clients, scrapes, proxies, Ray
 	PROTOSERVE_HOSTILE_UPLOADS=10000 $(BIN)/python -m pytest tests/service/test_hostile.py --timeout 3000
