@@ -79,7 +79,7 @@ class Pen:
                 drawable = drawable[1:]
             drawable = f"…{drawable}"
         self.draw.text(position, drawable, fill=colour, font=font)
-        return position[0] + font.getlength(drawable)
+        return position[0] + float(font.getlength(drawable))
 
 
 def lettering(text: str, size: int) -> tuple[str, Any]:
