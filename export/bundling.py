@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from export.accuracy import judge_target, judging_data, pictures
 from export.graph import ExplainedGraph
@@ -51,6 +52,7 @@ def export_bundle(
     data: Path | None = None,
     options: EdgeOptions | None = None,
     size: tuple[int, int] | None = None,
+    tried: int = 0,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
@@ -58,7 +60,7 @@ def export_bundle(
 
     `data` is the folder of the run's data set, which targets of less precision than float32 need. `options` apply to
     all targets except `onnx`, which the service runs. `size` is (height, width) in pixels, for an input size other than
-    that of training.
+    that of training. `tried` is how many of the run's sample pictures the bundle holds for people to try.
 
     Raises InputError for an unknown target, a run without prototypes, options that exclude each other or an existing
     `directory` (unless `overwrite`), and ParityError if a target's outputs differ from the network's. In both cases it
@@ -100,6 +102,7 @@ def export_bundle(
         top_k,
         samples,
         resized=bool(size),
+        tried=tried,
     )
     judging = None
     if any(target.precision is not FLOAT32 for target in chosen.values()) and data is not None:
@@ -114,6 +117,9 @@ def export_bundle(
         (draft / "prototypes").mkdir()
         for record in manifest("").prototypes:
             shutil.copyfile(run.picture(record.id), draft / record.picture)
+        for sample, picture in zip(manifest("").samples, _spread(samples, tried), strict=True):
+            (draft / sample).parent.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(draft / sample, optimize=True)
         if promised:
             shutil.copytree(run.calibration, draft / CALIBRATION)
         for target, row in chosen.items():
@@ -185,6 +191,17 @@ def _resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
     return np.stack([fit(decode(sample), rule).array for sample in samples])
 
 
+def _spread(samples: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Choose `count` of the run's sample pictures, spread over the first half of them, which are selection images.
+
+    Raises InputError if there are fewer.
+    """
+    half = samples[: (len(samples) + 1) // 2]
+    if count > len(half):
+        raise InputError(f"--samples {count}: the run keeps {len(half)} pictures that could be tried; give fewer")
+    return half[np.linspace(0, len(half) - 1, count).astype(np.int64)]
+
+
 def _manifest(
     network: ExplainedNetwork,
     description: NetworkDescription,
@@ -196,6 +213,7 @@ def _manifest(
     samples: NDArray[np.uint8],
     *,
     resized: bool,
+    tried: int,
 ) -> Callable[[str], Manifest]:
     """Return a function that makes the manifest for a content version."""
     head = network.head
@@ -263,6 +281,7 @@ def _manifest(
             ),
             files={target: TARGETS[target].file for target in targets},
             prototypes=records,
+            samples=[f"samples/{sample}.png" for sample in range(tried)],
             weights=WEIGHTS,
             prior=prior,
             temperature=temperature,

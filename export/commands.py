@@ -47,6 +47,10 @@ def export(
             help="Another input size: 160, or 160x224 (height x width). Check it with validate.",
         ),
     ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=0, max=24, help="Pictures of the run to put into the bundle, for people to try on its page."),
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     list_targets: Annotated[
         bool,
@@ -79,6 +83,7 @@ def export(
             data=data,
             options=EdgeOptions(fixed_batch, resize_in_graph),
             size=None if image_size is None else parse_size(image_size),
+            tried=samples,
             overwrite=overwrite,
             report=lambda message: status.update(escape(message)),
         )

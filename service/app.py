@@ -46,6 +46,7 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
         Route("/v1/prototypes", model.prototypes),
         Route("/v1/prototypes/{id}", model.prototype),
         Route("/v1/prototypes/{id}/image", model.prototype_image),
+        Route("/v1/samples/{id}", model.sample),
         Route("/livez", operations.live),
         Route("/healthz", operations.live),
         Route("/readyz", operations.ready),

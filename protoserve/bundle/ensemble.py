@@ -127,6 +127,15 @@ class Ensemble:
         member = self.member_of(prototype)
         return self.members[member].read_picture(prototype - self.first_prototypes[member])
 
+    @property
+    def samples(self) -> int:
+        """The number of sample pictures: those of the first member."""
+        return self.members[0].samples
+
+    def read_sample(self, sample: int) -> bytes:
+        """As `Bundle.read_sample`, for the first member."""
+        return self.members[0].read_sample(sample)
+
 
 # Code that describes or displays a model accepts either.
 Model: TypeAlias = Bundle | Ensemble

@@ -114,13 +114,25 @@ class Bundle:
 
         Raises BundleError if the file is missing or has changed since.
         """
-        file = self.picture(prototype)
+        return self._read_verified(self.manifest.prototypes[prototype].picture)
+
+    @property
+    def samples(self) -> int:
+        """The number of sample pictures."""
+        return len(self.manifest.samples)
+
+    def read_sample(self, sample: int) -> bytes:
+        """Return a sample picture, an encoded image, as it was when the bundle was opened; raises as `read_picture`."""
+        return self._read_verified(self.manifest.samples[sample])
+
+    def _read_verified(self, name: str) -> bytes:
+        file = self.directory / name
         try:
             # A pipe would keep the reader waiting.
             content = file.read_bytes() if file.is_file() else b""
         except OSError as error:
             raise BundleError(f"{file}: can't read it ({error.strerror}); open the bundle again") from error
-        if hashlib.sha256(content).hexdigest() != self.sums.get(self.manifest.prototypes[prototype].picture):
+        if hashlib.sha256(content).hexdigest() != self.sums.get(name):
             raise BundleError(f"{file}: the bundle has changed since it was opened; open it again")
         return content
 
@@ -299,7 +311,8 @@ def _read_manifest(directory: Path) -> Manifest:
     weights = () if manifest.weights is None else (manifest.weights,)
     if manifest.promise is not None:
         check_path(manifest.promise.folder, str(file))
-    for name in (*manifest.files.values(), *weights, *(record.picture for record in manifest.prototypes)):
+    pictures = (*manifest.samples, *(record.picture for record in manifest.prototypes))
+    for name in (*manifest.files.values(), *weights, *pictures):
         check_path(name, str(file))
         if not _inside(directory, directory / name) or not (directory / name).is_file():
             raise BundleError(f"{file}: {name!r} is not a file of this bundle; export the bundle again")

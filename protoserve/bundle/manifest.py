@@ -110,6 +110,7 @@ class Manifest(Contract):
     graph: GraphRecord
     files: dict[str, str] = Field(description="target name → file, for example onnx → model.onnx")
     prototypes: list[PrototypeRecord]
+    samples: list[str] = Field(default=[], description="pictures to try, as files inside the bundle")
     weights: str | None = Field(
         default=None,
         description="a NumPy file, float32: for each prototype in turn, its last-layer weights for all nodes of its "

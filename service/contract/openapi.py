@@ -103,6 +103,7 @@ def openapi_document(
                 "get": _get("One prototype", PrototypeDocument, [_prototype_id()], ("unknown_prototype",))
             },
             "/v1/prototypes/{id}/image": {"get": _prototype_image()},
+            "/v1/samples/{id}": {"get": _sample()},
             **(_feedback() if feedback else {}),
             "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
             "/healthz": {"get": _plain("Whether the process is alive, as /livez", "text/plain")},
@@ -222,11 +223,21 @@ def _get(
 
 
 def _prototype_image() -> dict[str, Any]:
-    responses = _responses(None, ("not_ready", "unknown_parameter", "unknown_prototype"))
-    content = {media_type: {"schema": _BYTES} for media_type in ("image/webp", "image/png")}
-    responses["200"] = {"description": "The training patch in its context", "content": content}
-    responses["304"] = {"description": "The image is unchanged: If-None-Match names its ETag"}
+    responses = _picture("The training patch in its context", ("image/webp", "image/png"), "unknown_prototype")
     return {"summary": "The image of a prototype", "parameters": [_prototype_id()], "responses": responses}
+
+
+def _sample() -> dict[str, Any]:
+    responses = _picture("The sample picture", ("image/png",), "unknown_sample")
+    return {"summary": "A picture to try the model on", "parameters": [_prototype_id()], "responses": responses}
+
+
+def _picture(description: str, media_types: tuple[str, ...], unknown: str) -> dict[str, Any]:
+    responses = _responses(None, ("not_ready", "unknown_parameter", unknown))
+    content = {media_type: {"schema": _BYTES} for media_type in media_types}
+    responses["200"] = {"description": description, "content": content}
+    responses["304"] = {"description": "The image is unchanged: If-None-Match names its ETag"}
+    return responses
 
 
 def _plain(

@@ -45,6 +45,7 @@ STATUS_OF: Final[Mapping[str, int]] = {
     "unknown_node": 404,
     "unknown_parameter": 400,
     "unknown_prototype": 404,
+    "unknown_sample": 404,
     "unsupported_encoding": 415,
     "unsupported_image": 415,
     "unsupported_media_type": 415,

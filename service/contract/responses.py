@@ -71,6 +71,7 @@ class ModelDocument(Contract):
     formats: list[str]
     limits: LimitsDocument
     metrics: dict[str, object] = Field(description="the model's scores on its own validation and test data")
+    samples: int = Field(description="sample pictures to try, at v1/samples/0, v1/samples/1, …")
     truth: TruthCard | None = Field(
         description="what `protoserve audit --write` measured about the evidence; null if the bundle was not audited, "
         "and for an ensemble, whose members have their own"
@@ -162,6 +163,7 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
             batch_images=settings.max_images,
         ),
         metrics=bundle.metrics.model_dump(),
+        samples=bundle.samples,
         truth=None if isinstance(bundle, Ensemble) else bundle.manifest.truth,
         promise=None if isinstance(bundle, Ensemble) else bundle.manifest.promise,
         lists={} if isinstance(bundle, Ensemble) else bundle.manifest.lists,

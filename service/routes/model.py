@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -70,24 +70,36 @@ class ModelRoutes:
         parse_query(request, NoQuery)
         bundle = self.current_model().classifier.bundle
         prototype = _prototype_id(request, bundle)
-        # The ETag contains the model's version, because another model may use this URL later.
-        tag = f'"{bundle.version}-{prototype}"'
-        headers = {**REVALIDATE, "ETag": tag}
+        suffix = bundle.picture(prototype).suffix
+        tag = f"{bundle.version}-{prototype}"
+        return await self._picture(request, tag, suffix, lambda: bundle.read_picture(prototype))
+
+    async def sample(self, request: Request) -> Response:
+        """`GET /v1/samples/{id}`: a picture to try the model on."""
+        parse_query(request, NoQuery)
+        bundle = self.current_model().classifier.bundle
+        sample = _number(request, bundle.samples, "sample")
+        tag = f"{bundle.version}-sample-{sample}"
+        return await self._picture(request, tag, ".png", lambda: bundle.read_sample(sample))
+
+    async def _picture(self, request: Request, tag: str, suffix: str, read: Callable[[], bytes]) -> Response:
+        """Send a picture of the bundle. Its tag contains the model's version, because another model may use the same
+        URL later."""
+        headers = {**REVALIDATE, "ETag": f'"{tag}"'}
         cached = request.headers.get("if-none-match", "")
-        if tag in (part.strip().removeprefix("W/") for part in cached.split(",")):
+        if f'"{tag}"' in (part.strip().removeprefix("W/") for part in cached.split(",")):
             return Response(status_code=304, headers=headers)
         try:
-            content = await self.limiter.run(bundle.read_picture, prototype)
+            content = await self.limiter.run(read)
         except BundleError as error:
-            _LOG.warning("an image of a prototype cannot be served: %s", error)
+            _LOG.warning("a picture of the bundle cannot be served: %s", error)
             raise Problem(
                 "not_ready",
-                f"the bundle's folder has changed since the model was loaded: the image of prototype {prototype} is "
-                "no longer the one that was verified; try again once the service has loaded the new bundle",
+                "the bundle's folder has changed since the model was loaded: the picture is no longer the one that was "
+                "verified; try again once the service has loaded the new bundle",
                 {"Retry-After": "1"},
             ) from None
-        media_type = _MEDIA_TYPES.get(bundle.picture(prototype).suffix, BINARY)
-        return Response(content, headers=headers, media_type=media_type)
+        return Response(content, headers=headers, media_type=_MEDIA_TYPES.get(suffix, BINARY))
 
 
 def _json_response(document: BaseModel) -> Response:
@@ -115,8 +127,13 @@ def _prototype_page(bundle: Model, query: PrototypesQuery) -> Response:
 
 
 def _prototype_id(request: Request, bundle: Model) -> int:
+    return _number(request, len(bundle.prototypes), "prototype")
+
+
+def _number(request: Request, count: int, kind: Literal["prototype", "sample"]) -> int:
+    """Read the id of the path; raises Problem `unknown_prototype` or `unknown_sample`."""
     text = str(request.path_params["id"])
-    count = len(bundle.prototypes)
     if not (text.isascii() and text.isdigit() and str(int(text[:9])) == text and int(text) < count):
-        raise Problem("unknown_prototype", f"no prototype has the id {text[:80]!r}; ids are 0 to {count - 1}")
+        known = f"ids are 0 to {count - 1}" if count else "the model has none"
+        raise Problem(f"unknown_{kind}", f"no {kind} has the id {text[:80]!r}; {known}")
     return int(text)

@@ -1,5 +1,6 @@
 """A bundle appears whole or not at all, and its manifest describes its graph."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from export.bundling import export_bundle
 from export.parity import Arrays, Runtime
@@ -188,14 +190,21 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_done(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_runs_promise_reaches_its_bundle(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_runs_promise_and_sample_pictures_reach_its_bundle(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     calibration = sure_above(Taxonomy.from_paths(LEAVES), 0.5, groups=3)
     write_calibration(calibration, tmp_path / "run" / "calibration")
     walks = Walks(np.zeros((0, 1)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     metrics = {"promise": promise_metrics(walks, 0.9, 0.95).model_dump()}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    bundle = export_bundle(open_run(tmp_path / "run"), tmp_path / "bundle")
+    bundle = export_bundle(open_run(tmp_path / "run"), tmp_path / "bundle", tried=2)
+    samples = open_run(tiny_run).samples()
+    for sample in range(2):
+        decoded = np.asarray(Image.open(io.BytesIO(bundle.read_sample(sample))))
+        assert any((decoded == picture).all() for picture in samples)
+    assert bundle.samples == 2
+    with pytest.raises(InputError, match=r"--samples 99: the run keeps \d+ pictures"):
+        export_bundle(open_run(tiny_run), tmp_path / "many", tried=99)
     assert bundle.manifest.promise is not None and bundle.manifest.promise.precision == 0.9
     kept = read_calibration(bundle.directory / bundle.manifest.promise.folder, len(LEAVES), groups=3)
     np.testing.assert_array_equal(kept.log_probability, calibration.log_probability)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+
+from protoserve.bundle.folder import read_bundle, write_bundle, write_manifest
 
 
 def rename_bundle(bundle: Path, copy: Path, name: str | None = None) -> Path:
@@ -17,6 +20,22 @@ def rename_bundle(bundle: Path, copy: Path, name: str | None = None) -> Path:
     (copy / "manifest.json").write_text(json.dumps(manifest))
     correct_sum(copy, "manifest.json")
     return copy
+
+
+def with_samples(bundle: Path, directory: Path, pictures: Sequence[bytes]) -> Path:
+    """Copy a bundle, with sample pictures."""
+    before = read_bundle(bundle)
+    with write_bundle(directory) as draft:
+        shutil.copytree(bundle, draft, dirs_exist_ok=True)
+        for name in ("manifest.json", "SHA256SUMS"):
+            (draft / name).unlink()
+        (draft / "samples").mkdir()
+        names = [f"samples/{number}.png" for number in range(len(pictures))]
+        for name, picture in zip(names, pictures, strict=True):
+            (draft / name).write_bytes(picture)
+        changes = {"samples": names}
+        write_manifest(draft, lambda version: before.manifest.model_copy(update={**changes, "version": version}))
+    return directory
 
 
 def correct_sum(bundle: Path, name: str) -> None:

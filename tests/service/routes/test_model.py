@@ -12,7 +12,7 @@ from protoserve.inference.classifier import Classifier
 from service.model.holder import ModelHolder
 from service.routes import model as model_routes
 from service.settings import Settings
-from tests.service.bundles import rename_bundle
+from tests.service.bundles import rename_bundle, with_samples
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
 from tests.truth_cards import truth_card
@@ -181,3 +181,22 @@ def test_an_image_of_another_bundle_is_not_served_under_this_version(
         assert client.get("/v1/model").json()["version"] == holder.current().version
         assert holder.reload()
         assert client.get("/v1/prototypes/0/image").status_code == 200
+
+
+def test_sample_pictures_are_served_as_they_were_verified(
+    run_app: RunApp, client: TestClient, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    assert client.get("/v1/model").json()["samples"] == 0
+    assert "the model has none" in check_problem(client.get("/v1/samples/0"), "unknown_sample")["detail"]
+    pictures = [b"\x89PNG first", b"\x89PNG second"]
+    served = with_samples(tiny_bundle, tmp_path / "served", pictures)
+    sampled = run_app(ModelHolder(lambda: served, Settings(device="cpu", threads=1)).current)
+    assert sampled.get("/v1/model").json()["samples"] == 2
+    first, second = (sampled.get(f"/v1/samples/{number}") for number in range(2))
+    assert (first.content, second.content) == tuple(pictures)
+    assert first.headers["content-type"] == "image/png"
+    assert sampled.get("/v1/samples/0", headers={"if-none-match": first.headers["etag"]}).status_code == 304
+    assert sampled.get("/v1/samples/1", headers={"if-none-match": first.headers["etag"]}).status_code == 200
+    assert "ids are 0 to 1" in check_problem(sampled.get("/v1/samples/2"), "unknown_sample")["detail"]
+    (served / "samples/0.png").write_bytes(b"another")
+    check_problem(sampled.get("/v1/samples/0"), "not_ready")
