@@ -60,6 +60,13 @@ class Restriction:
         own = np.bincount(parent[self.allowed], minlength=len(parent) + 1)[parent]
         return np.asarray(self.allowed & (own == 1) & (np.bincount(parent)[parent] > 1))
 
+    @cached_property
+    def cut(self) -> NDArray[np.bool_]:
+        """Whether paths end at the node although it is not a leaf: bool [nodes]."""
+        found = np.zeros(len(self.taxonomy.nodes), dtype=np.bool_)
+        found[self.end[self.end != np.array(self.taxonomy.leaves)]] = True
+        return found
+
     def log_probability(self, leaf_log_probability: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Compute the restricted log-probabilities of all nodes, float64 [images, nodes], −∞ for those that are not
         allowed, from the network's log-probabilities of the leaves [images, leaves]."""

@@ -135,6 +135,37 @@ class Level(Contract):
     )
 
 
+class Answer(Contract):
+    """The deepest node of the path at which the stated precision still holds; see docs/acting.md.
+
+    `reason` is `confident` where the path ends; `stops: as deep as asked` where the request's `depth` ends it; `only
+    allowed child` where the request's restriction alone decides the node; `stops: below 0.95` where the next node's
+    probability is too low; `stops: unknown below Apple` where the picture is like none of its classes; and `stops: too
+    few pictures for 0.95` where the bundle can't promise that precision, so that only what the restriction decides is
+    answered.
+    """
+
+    node: str | None = Field(description="null if even level 1 is too uncertain")
+    level: int = Field(ge=0, description="0 without a node")
+    precision: float = Field(gt=0, lt=1, description="the share of such answers that is right")
+    reason: str
+
+
+class Unrestricted(Contract):
+    """The answer that the restriction of a request replaced."""
+
+    path: list[str]
+    probability: Probability = Field(description="of the path's leaf, without the restriction")
+
+
+class RestrictionEffect(Contract):
+    """What a request's restriction (`allow`, `deny`, `depth`, `prior`, `list`) did to the prediction."""
+
+    excluded: Probability = Field(description="the probability that the picture gives to what the restriction excludes")
+    contradicted: bool = Field(description="whether that is more than half: the picture speaks against the restriction")
+    unrestricted: Unrestricted | None = Field(description="the path without the restriction, where it is another")
+
+
 class Prediction(Contract):
     """A prediction at every level down to the most probable leaf, with its evidence."""
 
@@ -145,6 +176,10 @@ class Prediction(Contract):
         default=None, ge=0, description="the deepest known level, 0 for none; null without novelty thresholds"
     )
     levels: list[Level]
+    answer: Answer | None = Field(
+        default=None, description="null for an ensemble, and for bundles of older versions, which promise nothing"
+    )
+    restriction: RestrictionEffect | None = Field(default=None, description="null without a restriction in the request")
 
 
 class PromiseRecord(Contract):
