@@ -10,11 +10,11 @@ or the connection fails, after `Retry-After` or with exponential backoff, whiche
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -31,6 +31,17 @@ RETRIES: Final = 4
 TIMEOUT: Final = 60.0
 _MAX_WAIT: Final = 30.0
 _BUSY: Final = frozenset({429, 503})
+
+
+class Asked(TypedDict, total=False):
+    """What a request may ask besides the size of its answer: see `protoserve.inference.options.PredictOptions`."""
+
+    precision: float
+    allow: Sequence[str]
+    deny: Sequence[str]
+    depth: Mapping[str, int]
+    prior: Mapping[str, float]
+    list: str
 
 
 class _Busy(Exception):
@@ -79,15 +90,21 @@ class Client:
         )
 
     def predict(
-        self, image: Picture, *, top_k: int | None = None, alternatives: int | None = None, maps: Maps = "boxes"
+        self,
+        image: Picture,
+        *,
+        top_k: int | None = None,
+        alternatives: int | None = None,
+        maps: Maps = "boxes",
+        **asked: Unpack[Asked],
     ) -> Prediction:
-        """Request the prediction for one picture, given as a file or as encoded bytes.
+        """Request the prediction for one picture, given as a file or as encoded bytes; `asked` as in `Asked`.
 
         Raises ServiceError if the service refuses the request or does not respond, and InputError for a file that can't
         be read.
         """
         body = _content(image)
-        query = _query(top_k, alternatives, maps)
+        query = _query(top_k, alternatives, maps, asked)
         return _prediction(self._send("POST", "/v1/predict", params=query, content=body, headers=_BINARY))
 
     def predict_batch(
@@ -97,13 +114,14 @@ class Client:
         top_k: int | None = None,
         alternatives: int | None = None,
         maps: Maps = "boxes",
+        **asked: Unpack[Asked],
     ) -> list[Prediction | ServiceError]:
         """Request predictions for several pictures; returns a prediction or an error for each, in order.
 
         Raises as `predict` does if the request fails as a whole.
         """
         files = [("image", (str(index), _content(image))) for index, image in enumerate(images)]
-        query = _query(top_k, alternatives, maps)
+        query = _query(top_k, alternatives, maps, asked)
         return _items(self._send("POST", "/v1/predict/batch", params=query, files=files), len(files))
 
     def model(self) -> dict[str, Any]:
@@ -161,11 +179,17 @@ class AsyncClient:
         )
 
     async def predict(
-        self, image: Picture, *, top_k: int | None = None, alternatives: int | None = None, maps: Maps = "boxes"
+        self,
+        image: Picture,
+        *,
+        top_k: int | None = None,
+        alternatives: int | None = None,
+        maps: Maps = "boxes",
+        **asked: Unpack[Asked],
     ) -> Prediction:
         """As `Client.predict`."""
         body = _content(image)
-        query = _query(top_k, alternatives, maps)
+        query = _query(top_k, alternatives, maps, asked)
         return _prediction(await self._send("POST", "/v1/predict", params=query, content=body, headers=_BINARY))
 
     async def predict_batch(
@@ -175,10 +199,11 @@ class AsyncClient:
         top_k: int | None = None,
         alternatives: int | None = None,
         maps: Maps = "boxes",
+        **asked: Unpack[Asked],
     ) -> list[Prediction | ServiceError]:
         """As `Client.predict_batch`."""
         files = [("image", (str(index), _content(image))) for index, image in enumerate(images)]
-        query = _query(top_k, alternatives, maps)
+        query = _query(top_k, alternatives, maps, asked)
         return _items(await self._send("POST", "/v1/predict/batch", params=query, files=files), len(files))
 
     async def model(self) -> dict[str, Any]:
@@ -263,9 +288,24 @@ def _content(image: Picture) -> bytes:
         raise InputError(f"{str(image)!r}: can't read the image ({error})") from error
 
 
-def _query(top_k: int | None, alternatives: int | None, maps: Maps) -> dict[str, str | int]:
-    parameters = {"top_k": top_k, "alternatives": alternatives, "maps": None if maps == "boxes" else maps}
+def _query(top_k: int | None, alternatives: int | None, maps: Maps, asked: Asked) -> dict[str, str | int | float]:
+    parameters = {
+        "top_k": top_k,
+        "alternatives": alternatives,
+        "maps": None if maps == "boxes" else maps,
+        "precision": asked.get("precision"),
+        "allow": ",".join(asked.get("allow", ())) or None,
+        "deny": ",".join(asked.get("deny", ())) or None,
+        "depth": _pairs(asked.get("depth", {})),
+        "prior": _pairs(asked.get("prior", {})),
+        "list": asked.get("list"),
+    }
     return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _pairs(values: Mapping[str, float]) -> str | None:
+    """Write `{"Fruit": 2}` as `Fruit:2`; None for an empty mapping."""
+    return ",".join(f"{node}:{value:g}" if node else f"{value:g}" for node, value in values.items()) or None
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

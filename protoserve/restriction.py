@@ -102,6 +102,19 @@ class Restriction:
         return order, np.stack([first, first + self.taxonomy.leaf_counts], axis=1).ravel()
 
 
+def combined(first: Restriction, second: Restriction) -> Restriction:
+    """Return the restriction that both hold: leaves that both allow, with both weights, and the earlier end.
+
+    Raises InputError if they allow no leaf in common.
+    """
+    log_weight = first.log_weight + second.log_weight
+    if not (log_weight > -np.inf).any():
+        raise InputError("the named list and the request's own allow and deny have no class in common; change one")
+    level = np.array([len(node) for node in first.taxonomy.nodes])
+    end = np.where(level[first.end] <= level[second.end], first.end, second.end)
+    return Restriction(first.taxonomy, log_weight, end)
+
+
 def unrestricted(taxonomy: Taxonomy) -> Restriction:
     """Return the restriction that allows everything."""
     return Restriction(taxonomy, np.zeros(len(taxonomy.leaves)), np.array(taxonomy.leaves, dtype=np.int64))

@@ -255,12 +255,12 @@ def tables(name: str, found: dict[str, Any]) -> list[str]:
     ]
     for stated, parts in found["precisions"].items():
         one = parts["reuse"]
-        cells = [f"{percent(one['selection']['coverage_all'])} / {percent(one['selection']['precision'])}"]
-        cells += [
+        shares = [f"{percent(one['selection']['coverage_all'])} / {percent(one['selection']['precision'])}"]
+        shares += [
             f"{percent(one[part]['coverage_all'])} / {percent(one[part]['precision'])}: {one[part]['held']}"
             for part in ("bootstrap", "test")
         ]
-        lines.append(f"| {stated} | {' | '.join(cells)} |")
+        lines.append(f"| {stated} | {' | '.join(shares)} |")
     return [*lines, ""]
 
 
@@ -275,9 +275,9 @@ def main() -> None:
         "# The promise of a precision",
         "",
         "Made by `python -m benchmarks.accuracy.promise --of NAME BUNDLE DATA --work DIR`; all figures in "
-        f"`promise.json`. {ROUNDS} re-splits of the selection and test pictures; *held* counts those in which the share "
-        "of right answers, counted on the pictures not calibrated on, is the promised one or more. A *silent* re-split "
-        "has too few pictures to promise anything, so gives no answer and holds.",
+        f"`promise.json`. {ROUNDS} re-splits of the selection and test pictures; *held* counts those in which the "
+        "share of right answers, counted on the pictures not calibrated on, is the promised one or more. A *silent* "
+        "re-split has too few pictures to promise anything, so gives no answer and holds.",
         "",
     ]
     for name, bundle, data in options.of:

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from protoserve.cli.options import BundleArgument, DeviceOption, JsonOption, TopKOption, WithOption, chosen_model
+from protoserve.cli.options import (
+    AllowOption,
+    BundleArgument,
+    DenyOption,
+    DepthOption,
+    DeviceOption,
+    JsonOption,
+    ListOption,
+    PrecisionOption,
+    PriorOption,
+    TopKOption,
+    WithOption,
+    chosen_model,
+)
 from protoserve.cli.output import console, say, say_line
 from protoserve.errors import InputError
 from protoserve.names import visible
@@ -19,6 +32,7 @@ from protoserve.names import visible
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from protoserve.inference.options import OptionKeywords
     from protoserve.schema import Prediction
 
 FIGURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -30,24 +44,43 @@ def predict(
     top_k: TopKOption = None,
     alternatives: Annotated[int, typer.Option(help="Other nodes to show per level.")] = 3,
     maps: Annotated[bool, typer.Option("--maps", help="Include each prototype's similarity at every cell.")] = False,
+    precision: PrecisionOption = None,
+    allow: AllowOption = None,
+    deny: DenyOption = None,
+    depth: DepthOption = None,
+    prior: PriorOption = None,
+    named_list: ListOption = None,
     as_json: JsonOption = False,
     others: WithOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Predict the class of images at every level, with the evidence for it.
 
-    With --json, prints a prediction for one image and a list of predictions for several.
+    With --json, prints a prediction for one image and a list of predictions for several. --allow, --deny, --depth,
+    --prior and --list say what can be in the picture.
 
     Example: protoserve predict bundles/grocery photo.jpg --top-k 3 --json
     """
     from protoserve.cli.terminal import prediction_tree
     from protoserve.inference.classifier import BATCH, load
+    from protoserve.inference.option_text import levels_of, weights_of
 
     classifier = load(chosen_model(bundle, others), device=device)
+    asked: OptionKeywords = {
+        "top_k": top_k,
+        "alternatives": alternatives,
+        "maps": maps,
+        "precision": precision,
+        "allow": allow or (),
+        "deny": deny or (),
+        "depth": levels_of(depth or (), "--depth "),
+        "prior": weights_of(prior or (), "--prior "),
+        "list": named_list,
+    }
     predictions: list[Prediction] = []
     for start in range(0, len(images), BATCH):
         fitted = [classifier.fit(image) for image in images[start : start + BATCH]]
-        predictions += classifier.predict_fitted(fitted, top_k=top_k, alternatives=alternatives, maps=maps)
+        predictions += classifier.predict_fitted(fitted, **asked)
     if as_json:
         documents = [prediction.model_dump(mode="json") for prediction in predictions]
         _print_json(documents if len(images) > 1 else documents[0], indent=None if maps else 2)

@@ -39,6 +39,38 @@ TopKOption: TypeAlias = Annotated[
     int | None,
     typer.Option("--top-k", help="Prototypes to show per level, up to the bundle's limit.", show_default="5"),
 ]
+AllowOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="NODE", help="The picture's class lies in this branch; repeatable."),
+]
+DenyOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--deny", metavar="NODE", help="The picture's class does not lie in this branch; repeatable."),
+]
+DepthOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--depth",
+        metavar="NODE:LEVEL",
+        help="Paths through the node end at this level at the latest, as in Fruit/Apple:2; repeatable. A lone level "
+        "holds for the whole tree.",
+    ),
+]
+PriorOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prior",
+        metavar="NODE:WEIGHT",
+        help="How much more frequent the node's leaves are than in training, relative to others; repeatable.",
+    ),
+]
+ListOption: TypeAlias = Annotated[
+    str | None, typer.Option("--list", metavar="NAME", help="A list of the bundle, which holds, too; see 'lists'.")
+]
+PrecisionOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--precision", help="The share of answers that must be right.", show_default="the bundle's own"),
+]
 
 
 def chosen_model(bundle: Path, others: list[Path] | None) -> Path | list[Path]:

@@ -21,6 +21,7 @@ from protoserve import __version__
 from protoserve.cli.audit import audit
 from protoserve.cli.bundles import ensemble, explain, inspect, predict
 from protoserve.cli.feedback import feedback
+from protoserve.cli.lists import lists
 from protoserve.cli.output import prepare_streams, say, say_line
 from protoserve.cli.score import score
 from protoserve.errors import MissingExtraError, ProtoServeError
@@ -90,7 +91,7 @@ def build_app() -> typer.Typer:
         epilog="Example: protoserve predict bundles/grocery photo.jpg",
     )
     app.callback()(_root)
-    for command in (predict, explain, inspect, ensemble, score, audit, feedback):
+    for command in (predict, explain, inspect, lists, ensemble, score, audit, feedback):
         app.command()(command)
     groups: dict[str, typer.Typer] = {}
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=_command_order):

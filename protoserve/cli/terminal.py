@@ -15,7 +15,7 @@ from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
 from protoserve.cli.audit_report import card_lines
 from protoserve.cli.promise_report import answers_table, promise_lines
-from protoserve.cli.wording import likeness, sum_line, terms
+from protoserve.cli.wording import answer_lines, likeness, sum_line, terms
 from protoserve.names import one_line
 from protoserve.run.records import Evaluation, Scores
 from protoserve.schema import Evidence, Prediction
@@ -39,6 +39,8 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
             (f"{prediction.model.name} {_short(prediction.model.version)}", "dim"),
         )
     )
+    for text, style in answer_lines(prediction):
+        tree.add(Text(text, style))
     for level in prediction.levels:
         line = Text.assemble((level.label, "bold yellow" if level.known is False else "bold green"))
         line.append(f"  {level.probability:.1%}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protoserve.schema import Evidence, Level
+from protoserve.schema import Evidence, Level, Prediction
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ def terms(evidence: Evidence) -> str:
     """
     sign = "-" if evidence.usual >= 0 else "+"
     return f"{evidence.weight:.2f} × ({evidence.similarity:.2f} {sign} {abs(evidence.usual):.2f})"
+
+
+def answer_lines(prediction: Prediction) -> list[tuple[str, str]]:
+    """Say in lines, each with its style, how deep a prediction is sure, and what the request's restriction did."""
+    lines = []
+    if (answer := prediction.answer) is not None:
+        node = "no answer" if answer.node is None else f"answer: {answer.node}"
+        style = "bold green" if answer.node is not None else "bold yellow"
+        lines.append((f"{node}  ({answer.reason}; right in {answer.precision:g} of the cases)", style))
+    if (effect := prediction.restriction) is not None and effect.contradicted:
+        lines.append((f"the picture contradicts the list: {effect.excluded:.1%} for what it excludes", "bold yellow"))
+    if effect is not None and effect.unrestricted is not None:
+        other = effect.unrestricted
+        lines.append((f"without the list: {' › '.join(other.path)}  {other.probability:.1%}", "dim"))
+    return lines
 
 
 def is_absence(evidence: Evidence) -> bool:

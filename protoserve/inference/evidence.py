@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 
 from protoserve.errors import BundleError, InputError
 from protoserve.images.geometry import Cells, Geometry
+from protoserve.inference.answering import answers
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.options import PredictOptions, ResolvedOptions
-from protoserve.schema import Alternative, Evidence, EvidenceSource, ImageSize, Level, Prediction
+from protoserve.inference.restricting import CONTRADICTED, Restricted, restrict
+from protoserve.schema import (
+    Alternative,
+    Answer,
+    Evidence,
+    EvidenceSource,
+    ImageSize,
+    Level,
+    Prediction,
+    RestrictionEffect,
+    Unrestricted,
+)
 
 
 def predictions(
@@ -35,6 +47,10 @@ def predictions(
     options = PredictOptions().resolved(table) if options is None else options
     if len(geometries) != len(outputs):
         raise InputError(f"{len(outputs)} images but {len(geometries)} geometries; give one for each image")
+    plain, restricted = outputs, None
+    if options.restriction is not None and table.host_evidence is not None:
+        restricted = restrict(outputs, options.restriction, table.host_evidence)
+        outputs = restricted.outputs
     path = outputs.path
     on_path = path >= 0
     log_probability = np.take_along_axis(outputs.log_probability, np.where(on_path, path, 0), axis=1)
@@ -44,10 +60,11 @@ def predictions(
     probability = np.exp(np.minimum(log_probability, 0.0)).tolist()
     # Conditionals are differences of logarithms, because deep in the tree the probabilities may underflow.
     conditional = np.exp(np.minimum(np.diff(log_probability, axis=1, prepend=np.float32(0.0)), 0.0)).tolist()
-    others = _other_nodes(outputs, table, options.alternatives)
+    others = _other_nodes(outputs, table, options)
     known = None if outputs.known is None else outputs.known.tolist()
     if table.thresholds is not None:
-        arrays = outputs.log_probability, outputs.logit, outputs.similarity
+        # What the picture resembles does not depend on a restriction.
+        arrays = plain.log_probability, plain.logit, plain.similarity
         known = table.thresholds.of_outputs(path, *arrays).tolist()
     shown = np.s_[:, :, : options.top_k]
     columns = {
@@ -58,6 +75,10 @@ def predictions(
         for kind in ("evidence", "against")
     }
     positive = outputs.positive_contribution.tolist()
+    found: list[Answer] | None = None
+    if options.threshold is not None and options.precision is not None:
+        restriction = options.restriction or table.everything
+        found = answers(path, log_probability, known, restriction, options.precision, options.threshold)
     result = []
     for image, geometry in enumerate(geometries):
         nodes = [node for node in path[image].tolist() if node >= 0]
@@ -99,9 +120,22 @@ def predictions(
                 path=list(table.nodes[nodes[-1]]),
                 known_through_level=None if known is None else sum(known[image]),
                 levels=levels,
+                answer=None if found is None else found[image],
+                restriction=None if restricted is None else _effect(plain, restricted, table, image),
             )
         )
     return result
+
+
+def _effect(plain: Outputs, restricted: Restricted, table: EvidenceTable, image: int) -> RestrictionEffect:
+    """Say what a restriction did to the prediction for one image."""
+    path, excluded = plain.path[image], float(restricted.excluded[image])
+    other = None
+    if (path != restricted.outputs.path[image]).any():
+        leaf = int(path[path >= 0][-1])
+        probability = float(np.exp(min(float(plain.log_probability[image, leaf]), 0.0)))
+        other = Unrestricted(path=list(table.nodes[leaf]), probability=probability)
+    return RestrictionEffect(excluded=excluded, contradicted=excluded > CONTRADICTED, unrestricted=other)
 
 
 def _share(evidence: Sequence[Evidence], positive: float) -> float | None:
@@ -159,9 +193,11 @@ def _map(padded: NDArray[np.float32], cells: Cells) -> list[list[float]] | None:
     return None if np.isnan(padded[0, 0]) else cropped
 
 
-def _other_nodes(outputs: Outputs, table: EvidenceTable, count: int) -> list[list[list[Alternative]]]:
-    """Find the `count` most probable nodes of each level except the predicted one: [images][levels], most probable
-    first."""
+def _other_nodes(outputs: Outputs, table: EvidenceTable, options: ResolvedOptions) -> list[list[list[Alternative]]]:
+    """Find the most probable nodes of each level except the predicted one, as many as asked for: [images][levels], most
+    probable first. Nodes that the restriction does not allow are no alternatives."""
+    count, restriction = options.alternatives, options.restriction
+    allowed = None if restriction is None else restriction.allowed.tolist()
     images = np.arange(len(outputs))
     result: list[list[list[Alternative]]] = [[] for _ in images]
     for level, nodes in enumerate(table.levels):
@@ -182,6 +218,7 @@ def _other_nodes(outputs: Outputs, table: EvidenceTable, count: int) -> list[lis
                 [
                     Alternative(node=table.names[node], label=table.nodes[node][-1], probability=value)
                     for node, value in zip(image_nodes, values_of_image, strict=True)
+                    if allowed is None or allowed[node]
                 ]
             )
     return result

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +15,11 @@ from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError
 from protoserve.images.geometry import Cells
-from protoserve.inference.last_layers import read_last_layers
+from protoserve.inference.answering import Answering
+from protoserve.inference.last_layers import HostEvidence, read_last_layers
+from protoserve.inference.restricting import host_evidence
 from protoserve.novelty import NoveltyTable, Thresholds
+from protoserve.restriction import Restriction, unrestricted
 from protoserve.schema import MemberReference, ModelReference
 from protoserve.taxonomy import ROOT, Taxonomy
 
@@ -23,6 +28,7 @@ from protoserve.taxonomy import ROOT, Taxonomy
 class EvidenceTable:
     """The properties of a bundle or an ensemble that turning arrays into predictions needs, computed once."""
 
+    bundle: Model
     model: ModelReference
     names: tuple[str, ...]
     index: Mapping[str, int]
@@ -47,6 +53,26 @@ class EvidenceTable:
     top_k: int
     """The most evidence per level."""
 
+    @cached_property
+    def everything(self) -> Restriction:
+        """The restriction that allows everything."""
+        return unrestricted(self.bundle.taxonomy)
+
+    @cached_property
+    def restrictions(self) -> dict[tuple[Any, ...], Restriction]:
+        """The restrictions of recent requests."""
+        return {}
+
+    @cached_property
+    def answering(self) -> Answering | None:
+        """What the bundle promises about its answers; None for one that promises nothing, and for an ensemble."""
+        return Answering.of(self.bundle)
+
+    @cached_property
+    def host_evidence(self) -> HostEvidence | None:
+        """The evidence for nodes that the graph did not predict; None for a bundle without its last-layer weights."""
+        return host_evidence(self.bundle)
+
     @classmethod
     def of(cls, bundle: Model) -> EvidenceTable:
         """Make the table of a bundle or an ensemble.
@@ -70,6 +96,7 @@ class EvidenceTable:
         depths = np.array([len(node) for node in taxonomy.nodes])
         bounds = np.searchsorted(depths, np.arange(1, taxonomy.depth + 2)).tolist()
         return cls(
+            bundle=bundle,
             model=ModelReference(
                 name=bundle.name,
                 version=bundle.version,

@@ -7,13 +7,20 @@ request of a mixed batch has its own options.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
-from protoserve.errors import InputError
+from protoserve.bundle.ensemble import Ensemble
+from protoserve.bundle.manifest import ListRecord
+from protoserve.errors import InputError, nearest
 from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.promise.threshold import Threshold
+from protoserve.restriction import Restriction, combined, restriction_of
 
 DEFAULT_TOP_K: Final = 5
+# Restrictions kept, one per combination that was asked for.
+_KEPT: Final = 256
 
 
 class OptionKeywords(TypedDict, total=False):
@@ -22,6 +29,12 @@ class OptionKeywords(TypedDict, total=False):
     top_k: int | None
     alternatives: int
     maps: bool
+    precision: float | None
+    allow: Sequence[str]
+    deny: Sequence[str]
+    depth: Mapping[str, int] | None
+    prior: Mapping[str, float] | None
+    list: str | None
 
 
 @dataclass(frozen=True)
@@ -39,18 +52,39 @@ class PredictOptions:
     """The most other nodes per level."""
     maps: bool = False
     """Whether each prototype that speaks for a node has its similarity at every cell."""
+    precision: float | None = None
+    """The share of answers that must be right, above 0 and below 1; None for the bundle's own."""
+    allow: Sequence[str] = ()
+    """Nodes in whose branches the picture's class must lie; none for all."""
+    deny: Sequence[str] = ()
+    """Nodes in whose branches it can't lie."""
+    depth: Mapping[str, int] | None = None
+    """Node → the deepest level of paths through it; `""` is the root."""
+    prior: Mapping[str, float] | None = None
+    """Node → how much more frequent its leaves are than in training, relative to others."""
+    list: str | None = None
+    """The name of one of the bundle's lists, which holds in addition."""
 
     def resolved(self, table: EvidenceTable) -> ResolvedOptions:
         """Check the options for the model of `table`.
 
-        Raises InputError for a `top_k` or `alternatives` out of range.
+        Raises InputError for a number out of range, for a restriction that can't be met (see `restriction_of`), and for
+        a `precision` of a model that promises none..
         """
         if self.alternatives < 0:
             raise InputError(f"alternatives must be 0 or more, not {self.alternatives}")
+        restriction = resolved_restriction(table, self)
+        precision = checked_precision(table, self.precision)
+        threshold = None
+        if table.answering is not None and precision is not None:
+            threshold = table.answering.threshold(restriction or table.everything, precision)
         return ResolvedOptions(
             top_k=_checked_top_k(table, self.top_k),
             alternatives=self.alternatives,
             maps=self.maps,
+            restriction=restriction,
+            precision=precision,
+            threshold=threshold,
         )
 
 
@@ -61,6 +95,63 @@ class ResolvedOptions:
     top_k: int
     alternatives: int
     maps: bool
+    restriction: Restriction | None = None
+    precision: float | None = None
+    threshold: Threshold | None = None
+    """That of `precision` under the restriction; None for a model that promises nothing."""
+
+
+def resolved_restriction(table: EvidenceTable, options: PredictOptions) -> Restriction | None:
+    """Make the restriction of a request; None where it has none. Kept for the next request with the same."""
+    depth, prior = dict(options.depth or {}), dict(options.prior or {})
+    key = (tuple(options.allow), tuple(options.deny), tuple(depth.items()), tuple(prior.items()), options.list)
+    if not any(key):
+        return None
+    found = table.restrictions.get(key)
+    if found is None:
+        taxonomy = table.bundle.taxonomy
+        found = restriction_of(taxonomy, allow=options.allow, deny=options.deny, depth=depth, prior=prior)
+        if options.list is not None:
+            record = _named_list(table, options.list)
+            found = combined(restriction_of(taxonomy, **record.model_dump()), found)
+        if len(table.restrictions) >= _KEPT:
+            table.restrictions.clear()
+        table.restrictions[key] = found
+    if table.host_evidence is None:
+        raise InputError(
+            f"{table.model.name!r} was exported without its last-layer weights, so it has no evidence for a restricted "
+            "path; export its run again"
+        )
+    return found
+
+
+def _named_list(table: EvidenceTable, name: str) -> ListRecord:
+    bundle = table.bundle
+    members = bundle.members if isinstance(bundle, Ensemble) else (bundle,)
+    lists = members[0].manifest.lists
+    if name not in lists:
+        known = f"it has {', '.join(sorted(lists))}" if lists else "it has none; 'protoserve lists' adds them"
+        raise InputError(f"list: {table.model.name!r} has no list {name[:80]!r}{nearest(name[:80], lists)}: {known}")
+    if any(member.manifest.lists.get(name) != lists[name] for member in members):
+        raise InputError(f"list: the members of {table.model.name!r} don't agree on the list {name!r}; add it to each")
+    return lists[name]
+
+
+def checked_precision(table: EvidenceTable, precision: float | None) -> float | None:
+    """Return the precision to promise; None for a model that promises none.
+
+    Raises InputError for a precision out of range, or if such a model is asked for one.
+    """
+    if precision is None:
+        return None if table.answering is None else table.answering.precision
+    if not 0.5 <= precision < 1:
+        raise InputError(f"precision must be from 0.5 to below 1, not {precision:g}")
+    if table.answering is None:
+        raise InputError(
+            f"precision: {table.model.name!r} promises none: it is an ensemble, or was exported by an older version; "
+            "leave precision out, or train and export again"
+        )
+    return precision
 
 
 def _checked_top_k(table: EvidenceTable, top_k: int | None) -> int:

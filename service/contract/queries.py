@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
 from protoserve.errors import nearest
+from protoserve.inference.option_text import levels_of, names_of, weights_of
 from protoserve.inference.options import PredictOptions
 from protoserve.schema import Contract
 from service.contract.problems import Problem
@@ -37,6 +38,29 @@ class PredictQuery(Contract):
         "cell; `none` leaves the evidence out and returns the nodes alone",
     )
     alternatives: int = Field(default=3, ge=0, le=1000, description="other nodes per level")
+    precision: float | None = Field(
+        default=None,
+        ge=0.5,
+        lt=1,
+        description="the share of answers that must be right; the default is the model's own (/v1/model)",
+    )
+    allow: str | None = Field(
+        default=None,
+        description="nodes, separated by commas: the picture's class lies in one of their branches "
+        "(`Fruit,Vegetables/Pepper`)",
+    )
+    deny: str | None = Field(default=None, description="nodes in whose branches it does not lie, separated by commas")
+    depth: str | None = Field(
+        default=None,
+        description="NODE:LEVEL, separated by commas: paths through the node end at this level at the latest "
+        "(`Fruit/Apple:2`); a lone level holds for the whole tree",
+    )
+    prior: str | None = Field(
+        default=None,
+        description="NODE:WEIGHT, separated by commas: how much more frequent its leaves are than in training, "
+        "relative to others (`Fruit:3`)",
+    )
+    list: str | None = Field(default=None, description="the name of a list of the model (/v1/model), which holds, too")
 
     def options(self) -> PredictOptions:
         """Return what the query asks of the prediction; raises Problem where its parameters contradict each other."""
@@ -49,6 +73,12 @@ class PredictQuery(Contract):
             top_k=0 if self.maps == "none" else self.top_k,
             alternatives=self.alternatives,
             maps=self.maps == "heat",
+            precision=self.precision,
+            allow=names_of(self.allow),
+            deny=names_of(self.deny),
+            depth=levels_of(names_of(self.depth)),
+            prior=weights_of(names_of(self.prior)),
+            list=self.list,
         )
 
 

@@ -15,6 +15,7 @@ from protoserve.errors import ImageError, InputError
 from protoserve.inference.classifier import BATCH, Classifier, load
 from protoserve.schema import Level, Prediction
 from tests.bundles import BundleFactory, RunOptions
+from tests.promises import promising, sure_above
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,49 @@ def test_the_package_offers_load(tiny_bundle: Path, photograph: Path) -> None:
 def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such bundle"):
         load(tmp_path / "nothing")
+
+
+def test_a_promise_answers_and_a_restriction_is_told(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    plain = load(tiny_bundle, device="cpu").predict(photograph)
+    assert plain.answer is None and plain.restriction is None
+    taxonomy = read_bundle(tiny_bundle).taxonomy
+    model = load(promising(tiny_bundle, tmp_path / "bundle", sure_above(taxonomy, 0.05, groups=3)), device="cpu")
+    found = model.predict(photograph)
+    # Nearly every calibration picture is right at any probability, so the answer is the leaf.
+    assert found.answer is not None
+    assert (found.answer.node, found.answer.reason) == ("/".join(plain.path), "confident")
+    denied = model.predict(photograph, deny=["/".join(plain.path)], alternatives=9)
+    assert denied.path != plain.path and denied.restriction is not None
+    assert denied.restriction.unrestricted is not None and denied.restriction.unrestricted.path == plain.path
+    assert denied.restriction.excluded == pytest.approx(plain.levels[-1].probability, abs=1e-6)
+    assert denied.restriction.contradicted == (plain.levels[-1].probability > 0.5)
+    names = {level.node for level in denied.levels} | {
+        other.node for level in denied.levels for other in level.alternatives
+    }
+    assert "/".join(plain.path) not in names
+    for level in denied.levels:
+        total = level.probability + sum(other.probability for other in level.alternatives)
+        assert total <= 1 + 1e-5
+        if level.logit is not None and level.prior is not None and level.rest is not None:
+            told = sum(piece.contribution for piece in [*level.evidence, *level.against])
+            assert level.logit == pytest.approx(level.prior + told + level.rest, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ensemble"])
+def test_restrictions_hold_for_flat_models_and_ensembles(bundle: BundleFactory, photograph: Path, kind: str) -> None:
+    model = load(bundle(kind="flat") if kind == "flat" else [bundle(), bundle(seed=1)], device="cpu")
+    plain = model.predict(photograph, top_k=3)
+    other = model.predict(photograph, top_k=3, allow=["Tool"])
+    assert other.path == ["Tool", "Blade", "Knife"] and other.answer is None
+    assert other.levels[-1].probability == pytest.approx(1.0)
+    assert other.restriction is not None and other.restriction.excluded > 0
+    everything = model.predict(photograph, top_k=3, allow=["Tool", "Animal", "Scuba"])
+    assert everything.path == plain.path and [level.evidence for level in everything.levels] == [
+        level.evidence for level in plain.levels
+    ]
+
+
+def test_what_a_picture_resembles_does_not_depend_on_a_list(calibrated_bundle: Path, photograph: Path) -> None:
+    model = load(calibrated_bundle, device="cpu")
+    plain, same = model.predict(photograph), model.predict(photograph, allow=["Animal", "Tool", "Scuba"])
+    assert [level.known for level in same.levels] == [level.known for level in plain.levels]

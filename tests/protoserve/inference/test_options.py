@@ -1,14 +1,19 @@
 """Options: defaults, limits and what a request may not ask of a model."""
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
+from protoserve.bundle.folder import read_bundle, rewrite_manifest
+from protoserve.bundle.manifest import ListRecord
 from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier, load
+from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.options import OptionKeywords, PredictOptions, ResolvedOptions
+from tests.promises import promising, sure_above
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +23,10 @@ def classifier(tiny_bundle: Path) -> Classifier:
 
 def test_the_keywords_are_the_records_fields() -> None:
     assert get_type_hints(OptionKeywords) == get_type_hints(PredictOptions)
-    assert [field.name for field in fields(ResolvedOptions)] == [field.name for field in fields(PredictOptions)]
+    # What a request says of the picture's class is resolved to one restriction and its threshold.
+    asked = {"allow", "deny", "depth", "prior", "list"}
+    resolved = {field.name for field in fields(PredictOptions)} - asked | {"restriction", "threshold"}
+    assert {field.name for field in fields(ResolvedOptions)} == resolved
 
 
 def test_what_is_not_asked_has_the_documented_default(classifier: Classifier) -> None:
@@ -41,3 +49,43 @@ def test_an_option_that_the_model_cannot_serve_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         PredictOptions(**options).resolved(classifier.table)
+
+
+def test_a_restriction_and_its_threshold_are_resolved_before_any_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    taxonomy = read_bundle(tiny_bundle).taxonomy
+    table = EvidenceTable.of(promising(tiny_bundle, tmp_path / "bundle", sure_above(taxonomy, 0.5, groups=3)))
+    plain = PredictOptions().resolved(table)
+    assert plain.restriction is None and plain.precision == 0.9 and plain.threshold is not None
+    asked = PredictOptions(precision=0.8, allow=["Animal"], depth={"Animal/Ape": 2}).resolved(table)
+    assert asked.restriction is not None and asked.precision == 0.8
+    assert asked.restriction.allowed.tolist() == [
+        name in {"Animal", "Animal/Ape", "Animal/Lion"} for name in table.names
+    ]
+    assert PredictOptions(precision=0.8, allow=("Animal",), depth={"Animal/Ape": 2}).resolved(table) == asked
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PredictOptions(precision=0.3), "precision must be from 0.5 to below 1, not 0.3"),
+        (PredictOptions(precision=0.9), "precision: 'tiny' promises none"),
+        (PredictOptions(allow=["Animal/Line"]), "'Animal/Line'.*'Animal/Lion'"),
+        (PredictOptions(allow=["Animal"], deny=["Animal"]), "'Animal' is both allowed and denied"),
+        (PredictOptions(list="zoo"), "has no list 'zoo': it has none"),
+    ],
+)
+def test_what_a_model_can_not_do_is_refused(tiny_bundle: Path, options: PredictOptions, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        options.resolved(EvidenceTable.of(read_bundle(tiny_bundle)))
+
+
+def test_a_named_list_holds_beside_the_requests_own(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    lists = {"zoo": ListRecord(allow=["Animal"]), "shop": ListRecord(deny=["Animal"])}
+    table = EvidenceTable.of(rewrite_manifest(read_bundle(tmp_path / "bundle"), lists=lists))
+    found = PredictOptions(list="zoo", deny=["Animal/Ape"]).resolved(table).restriction
+    assert found is not None and found.certain_levels == 2
+    with pytest.raises(InputError, match="no class in common"):
+        PredictOptions(list="shop", allow=["Animal"]).resolved(table)
+    with pytest.raises(InputError, match=r"no list 'sop'.*'shop'.*it has shop, zoo"):
+        PredictOptions(list="sop").resolved(table)

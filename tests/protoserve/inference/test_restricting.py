@@ -31,7 +31,7 @@ def outputs(classifier: Classifier) -> Outputs:
 
 
 def predicted_leaf(model: Model, outputs: Outputs, image: int) -> str:
-    return model.taxonomy.names[outputs.path[image][outputs.path[image] >= 0][-1]]
+    return model.taxonomy.names[int(outputs.path[image].max())]
 
 
 def test_everything_allowed_changes_nothing(classifier: Classifier, outputs: Outputs) -> None:
@@ -60,7 +60,7 @@ def test_evidence_on_a_new_path_adds_up_to_the_graphs_own_logits(classifier: Cla
     for node in found.outputs.path[0][found.outputs.path[0] >= 0].tolist():
         if table.has_head[node]:
             assert whole[0, node] == pytest.approx(outputs.logit[0, node], abs=1e-3)
-            level = model.taxonomy.nodes[node].__len__() - 1
+            level = len(model.taxonomy.nodes[node]) - 1
             top = found.outputs.evidence_prototype[0, level, 0]
             weight, similarity = found.outputs.evidence_weight[0, level, 0], outputs.similarity[0, top]
             usual = classifier.table.prototypes[top].usual or 0.0
