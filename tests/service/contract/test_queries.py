@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from starlette.requests import Request
 
+from protoserve.inference.classifier import Classifier
 from service.contract.queries import PredictQuery, parse_query
+from tests.service.predictions import as_served
 from tests.service.problems import check_problem
 from tests.service.running import TestClient
 
@@ -49,3 +53,40 @@ def test_routes_without_parameters_refuse_any(client: TestClient, path: str) -> 
 @pytest.mark.parametrize("cursor", ["-1", "x", "", "9" * 10, "1 OR 1=1"])
 def test_an_invalid_cursor_is_refused(client: TestClient, cursor: str) -> None:
     check_problem(client.get("/v1/prototypes", params={"cursor": cursor}), "invalid_parameter")
+
+
+def test_a_restriction_gets_the_prediction_of_the_python_interface(
+    client: TestClient, classifier: Classifier, photograph: Path
+) -> None:
+    query = {"allow": "Animal, Scuba", "deny": "Animal/Ape/Gibbon", "depth": "Animal/Ape:2", "prior": "Scuba:2"}
+    response = client.post("/v1/predict", content=photograph.read_bytes(), params=query)
+    expected = classifier.predict(
+        photograph,
+        allow=["Animal", "Scuba"],
+        deny=["Animal/Ape/Gibbon"],
+        depth={"Animal/Ape": 2},
+        prior={"Scuba": 2.0},
+    )
+    assert response.text == as_served(expected).model_dump_json()
+    assert expected.restriction is not None and expected.restriction.excluded > 0
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ({"allow": "Animal/Line"}, "'Animal/Lion'"),
+        ({"allow": "Animal", "deny": "Animal"}, "both allowed and denied"),
+        ({"deny": "Animal,Tool,Scuba"}, "leave no class"),
+        ({"depth": "Animal:7"}, "depth=Animal:7: give a level from 1"),
+        ({"prior": "Scuba"}, "prior=Scuba: write NODE:WEIGHT"),
+        ({"precision": "0.95"}, "promises none"),
+        ({"precision": "2"}, "precision='2'"),
+        ({"list": "zoo"}, "has no list 'zoo'"),
+    ],
+)
+def test_a_restriction_that_can_not_be_met_is_refused_before_the_picture(
+    client: TestClient, query: dict[str, str], detail: str
+) -> None:
+    response = client.post("/v1/predict", content=b"not a picture", params=query)
+    assert response.status_code in {400, 422}
+    assert detail in response.json()["detail"]
