@@ -41,6 +41,7 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
         Route("/", operations.page),
         Route("/v1/predict", predict.predict, methods=["POST"]),
         Route("/v1/predict/batch", predict.predict_batch, methods=["POST"]),
+        Route("/v1/input", predict.input, methods=["POST"]),
         Route("/v1/model", model.model),
         Route("/v1/taxonomy", model.taxonomy),
         Route("/v1/prototypes", model.prototypes),

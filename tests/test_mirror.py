@@ -12,6 +12,7 @@ PACKAGES = ("protoserve", "training", "export", "service")
 EXEMPT_MODULES = frozenset({"training/__main__.py"})
 # Test files of more, or of other files, than one module.
 EXEMPT_TESTS = {
+    "tests/service/page/test_script.py": "tests the modules of the page's script in Node",
     "tests/service/test_bentofile.py": "tests bentofile.yaml beside pyproject.toml",
     "tests/service/test_hostile.py": "sends hostile uploads through the whole service",
 }

@@ -15,7 +15,7 @@ from service.contract.example import EXAMPLE
 from service.contract.feedback import MEDIA_TYPE as FEEDBACK_TYPE
 from service.contract.feedback import PictureReceipt
 from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
-from service.contract.queries import PredictQuery, PrototypesQuery
+from service.contract.queries import PredictQuery, PrototypeImageQuery, PrototypesQuery
 from service.contract.responses import (
     BatchDocument,
     ModelDocument,
@@ -89,6 +89,7 @@ def openapi_document(
         "paths": {
             "/v1/predict": {"post": _predict(top_k)},
             "/v1/predict/batch": {"post": _predict_batch(top_k, images)},
+            "/v1/input": {"post": _input()},
             "/v1/model": {"get": _get("The model that answers", ModelDocument)},
             "/v1/taxonomy": {"get": _get("The taxonomy", TaxonomyDocument)},
             "/v1/prototypes": {
@@ -224,7 +225,23 @@ def _get(
 
 def _prototype_image() -> dict[str, Any]:
     responses = _picture("The training patch in its context", ("image/webp", "image/png"), "unknown_prototype")
-    return {"summary": "The image of a prototype", "parameters": [_prototype_id()], "responses": responses}
+    responses |= _responses(None, ("invalid_parameter", "not_ready", "unknown_parameter", "unknown_prototype"))
+    parameters = [_prototype_id(), *_query_parameters(PrototypeImageQuery)]
+    return {"summary": "The image of a prototype", "parameters": parameters, "responses": responses}
+
+
+def _input() -> dict[str, Any]:
+    responses = _responses(None, (*_BODY_CODES, *_IMAGE_CODES))
+    responses["200"] = {
+        "description": "The picture as the network gets it",
+        "content": {"image/png": {"schema": _BYTES}},
+    }
+    body = {"image/*": {"schema": _BYTES}, BINARY: {"schema": _BYTES}, FORM: {"schema": _form(_BYTES)}}
+    return {
+        "summary": "The picture as the network gets it, also of formats that browsers can't draw",
+        "requestBody": {"required": True, "content": body},
+        "responses": responses,
+    }
 
 
 def _sample() -> dict[str, Any]:

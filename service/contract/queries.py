@@ -82,6 +82,15 @@ class PredictQuery(Contract):
         )
 
 
+class PrototypeImageQuery(Contract):
+    """Selects what the picture of a prototype shows."""
+
+    view: Literal["context", "patch"] = Field(
+        default="context",
+        description="`context` is the training picture with the patch framed, `patch` a square around the patch",
+    )
+
+
 class PrototypesQuery(Contract):
     """Selects which prototypes to list."""
 

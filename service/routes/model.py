@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protoserve.bundle.ensemble import Model
+from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.errors import BundleError, nearest
+from protoserve.images.patch_view import patch_view
 from service.contract.problems import Problem
-from service.contract.queries import NoQuery, PrototypesQuery, parse_query
+from service.contract.queries import NoQuery, PrototypeImageQuery, PrototypesQuery, parse_query
 from service.contract.responses import (
     PAGE_SIZE,
     REVALIDATE,
@@ -66,12 +67,15 @@ class ModelRoutes:
         return _json_response(prototype_document(bundle, _prototype_id(request, bundle)))
 
     async def prototype_image(self, request: Request) -> Response:
-        """`GET /v1/prototypes/{id}/image`: the training patch in its context."""
-        parse_query(request, NoQuery)
+        """`GET /v1/prototypes/{id}/image`: the training patch in its context, or the patch alone."""
+        view = parse_query(request, PrototypeImageQuery).view
         bundle = self.current_model().classifier.bundle
         prototype = _prototype_id(request, bundle)
         suffix = bundle.picture(prototype).suffix
         tag = f"{bundle.version}-{prototype}"
+        # An autoencoder's prototype is a whole picture.
+        if view == "patch" and bundle.kind != "autoencoder":
+            return await self._picture(request, f"{tag}-patch", ".webp", lambda: _read_patch(bundle, prototype))
         return await self._picture(request, tag, suffix, lambda: bundle.read_picture(prototype))
 
     async def sample(self, request: Request) -> Response:
@@ -100,6 +104,14 @@ class ModelRoutes:
                 {"Retry-After": "1"},
             ) from None
         return Response(content, headers=headers, media_type=_MEDIA_TYPES.get(suffix, BINARY))
+
+
+def _read_patch(bundle: Model, prototype: int) -> bytes:
+    """A square around a prototype's patch, as WebP."""
+    member = bundle.members[bundle.member_of(prototype) or 0] if isinstance(bundle, Ensemble) else bundle
+    cells = member.manifest.graph.cells
+    row, column = bundle.prototypes[prototype].source_cell
+    return patch_view(bundle.read_picture(prototype), bundle.input, cells, row * cells.columns + column)
 
 
 def _json_response(document: BaseModel) -> Response:

@@ -15,7 +15,7 @@ from service.contract.problems import Problem
 from service.contract.responses import NO_STORE, REVALIDATE
 from service.model.holder import LoadedModel
 from service.operations import metrics
-from service.routes.page import page
+from service.page.assembly import page
 from service.settings import Settings
 
 

@@ -7,6 +7,7 @@ steps of an image, which saves switches between threads.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
+from PIL import Image
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -29,7 +31,7 @@ from protoserve.inference.evidence import predictions
 from protoserve.inference.options import ResolvedOptions
 from protoserve.schema import Prediction
 from service.contract.problems import Problem, as_problem, internal_error
-from service.contract.queries import PredictQuery, parse_query
+from service.contract.queries import NoQuery, PredictQuery, parse_query
 from service.contract.responses import NO_STORE, BatchDocument, BatchItem, prototype_href
 from service.contract.uploads import form_images, read_body, single_image
 from service.model.holder import LoadedModel
@@ -122,6 +124,18 @@ class PredictRoutes:
             return await self.decoder.in_thread(upload, self.batcher.call, run_steps)
         finally:
             cancelled = True
+
+    async def input(self, request: Request) -> Response:
+        """`POST /v1/input`: the picture at model size, as the network gets it. Browsers can't draw every format."""
+        parse_query(request, NoQuery)
+        classifier = self.current_model().classifier
+        content_type = request.headers.get("content-type", "")
+        with self.body_budget.reserve() as reserve_bytes:
+            body = await self._read(request, reserve_bytes)
+            with self.image_budget.reserve(1):
+                async with self._deadline(request):
+                    upload = await self._examine(classifier, body, partial(single_image, content_type, body))
+                    return await _in_thread(_picture_response, await self._decode(classifier, upload))
 
     async def predict_batch(self, request: Request) -> Response:
         """`POST /v1/predict/batch`: a form of images; a prediction or a problem for each, in order."""
@@ -284,6 +298,12 @@ def _batch_response(model: LoadedModel, items: list[_Inference | Problem], optio
         else:
             results.append(BatchItem(prediction=_explain(model, item, options)))
     return _encode(BatchDocument(results=results))
+
+
+def _picture_response(image: FittedImage) -> Response:
+    content = io.BytesIO()
+    Image.fromarray(image.array).save(content, "PNG")
+    return Response(content.getvalue(), headers=NO_STORE, media_type="image/png")
 
 
 def _encode(document: BaseModel) -> Response:

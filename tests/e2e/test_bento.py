@@ -262,7 +262,7 @@ def test_a_publication_is_built_into_a_bento_that_answers_by_itself(
     folder = home / "bentos" / bento.replace(":", "/")
     assert published["tag"] in (folder / "bento.yaml").read_text()
     packed = {file.relative_to(folder / "src").as_posix() for file in folder.rglob("src/**/*") if file.is_file()}
-    assert "service/routes/page.html" in packed
+    assert {"service/page/index.html", "service/page/style.css", "service/page/main.mjs"} <= packed
     assert not [name for name in packed if name.startswith(("protoserve/networks", "training", "export", "tests"))]
     assert "torch" not in (folder / "env" / "python" / "requirements.txt").read_text()
 

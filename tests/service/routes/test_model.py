@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from protoserve.bundle.folder import read_bundle, rewrite_manifest
 from protoserve.inference.classifier import Classifier
@@ -126,6 +128,31 @@ def test_the_image_of_every_evidence_can_be_fetched(
         assert image.headers["content-type"] == "image/webp"
         assert image.content == classifier.bundle.picture(item["prototype"]).read_bytes()
         assert client.get(f"/v1/prototypes/{item['prototype']}").json()["source"] == item["source"]
+
+
+def test_the_patch_of_a_prototype_is_a_square_of_its_image(client: TestClient, classifier: Classifier) -> None:
+    image = client.get("/v1/prototypes/4/image?view=patch")
+    assert image.headers["content-type"] == "image/webp"
+    with Image.open(io.BytesIO(image.content)) as patch, Image.open(classifier.bundle.picture(4)) as whole:
+        assert patch.width == patch.height <= min(whole.size)
+    whole_tag = client.get("/v1/prototypes/4/image").headers["etag"]
+    tag = image.headers["etag"]
+    assert tag != whole_tag
+    assert client.get("/v1/prototypes/4/image?view=patch", headers={"if-none-match": tag}).status_code == 304
+    assert client.get("/v1/prototypes/4/image?view=patch", headers={"if-none-match": whole_tag}).status_code == 200
+    check_problem(client.get("/v1/prototypes/4/image?view=whole"), "invalid_parameter")
+
+
+def test_the_patch_of_an_ensembles_prototype_lies_on_its_members_cells(
+    ensemble_client: TestClient, client: TestClient
+) -> None:
+    members = ensemble_client.get("/v1/model").json()["members"]
+    own = client.get("/v1/prototypes/2/image?view=patch").content
+    assert ensemble_client.get("/v1/prototypes/2/image?view=patch").content == own
+    # The twin's cells are twice as large.
+    other = ensemble_client.get(f"/v1/prototypes/{members[1]['first_prototype']}/image?view=patch")
+    with Image.open(io.BytesIO(other.content)) as large, Image.open(io.BytesIO(own)) as small:
+        assert large.width > small.width
 
 
 def test_an_image_that_the_client_has_cached_is_not_sent_again(client: TestClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import logging
 import threading
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
+from PIL import Image
 
 from protoserve.errors import OutOfMemoryError
+from protoserve.images.decoding import decode
+from protoserve.images.fitting import fit
 from protoserve.inference.classifier import Classifier
 from protoserve.schema import Prediction
 from service.app import create_app
@@ -58,6 +63,18 @@ def test_maps_none_leaves_the_evidence_out(client: TestClient, photograph: Path)
     prediction = Prediction.model_validate_json(response.content)
     assert prediction.path
     assert [level.evidence for level in prediction.levels] == [[]] * len(prediction.levels)
+
+
+def test_the_input_is_the_picture_at_model_size(client: TestClient, classifier: Classifier, photograph: Path) -> None:
+    answer = client.post("/v1/input", content=photograph.read_bytes())
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert np.array_equal(np.asarray(picture), fit(decode(photograph), classifier.bundle.input).array)
+
+
+def test_the_input_of_what_is_no_picture_is_refused(client: TestClient) -> None:
+    check_problem(client.post("/v1/input", content=b"no picture at all"), "unsupported_image")
+    check_problem(client.post("/v1/input?top_k=1", content=b""), "unknown_parameter")
 
 
 def test_concurrent_requests_get_equal_answers(client: TestClient, photograph: Path) -> None:

@@ -1,0 +1,82 @@
+// Wires the page: the views, the options, the key, the keyboard.
+import { answer, answerAll, leave, query } from "./answer.mjs";
+import { ask, at, keepKey, request } from "./service.mjs";
+import { drawFrames } from "./picture.mjs";
+import { keep, point } from "./evidence.mjs";
+import { listen } from "./upload.mjs";
+import { listenToShares } from "./share.mjs";
+import { showPrototypes } from "./prototypes.mjs";
+import { $, state } from "./state.mjs";
+
+async function describe() {
+  const model = await ask("v1/model").catch(() => null);
+  if (!model) return;
+  state.model = model;
+  const levels = model.depth === 1 ? "" : ` on ${model.depth} levels`;
+  $("model").textContent = `${model.name} · ${model.leaves} classes${levels} · ${model.prototypes} prototypes`;
+  $("model").title = model.version;
+  $("top_k").max = model.top_k;
+  $("top_k").value = Math.min(Number($("top_k").value), model.top_k);
+}
+
+/** The view and the options that the page's address keeps: `#prototypes&node=…` or `#top_k=3&maps=heat`. */
+function follow() {
+  const parameters = new URLSearchParams(location.hash.slice(1));
+  const browsing = parameters.has("prototypes");
+  $("explain").hidden = browsing;
+  $("prototypes").hidden = !browsing;
+  for (const [id, current] of [["to-explain", !browsing], ["to-prototypes", browsing]]) {
+    if (current) $(id).setAttribute("aria-current", "page");
+    else $(id).removeAttribute("aria-current");
+  }
+  if (browsing) return showPrototypes(parameters);
+  if (parameters.has("top_k")) $("top_k").value = parameters.get("top_k");
+  $("heat-on").checked = parameters.get("maps") === "heat";
+  drawFrames();
+}
+
+function optionsChanged() {
+  history.replaceState(null, "", `#${query()}`);
+  if (state.current) answerAll();
+}
+
+$("heat-on").onchange = $("top_k").onchange = optionsChanged;
+$("keyform").onsubmit = async (event) => {
+  event.preventDefault();
+  keepKey($("key").value.trim());
+  await describe();
+  follow();
+  if (state.current) answer(state.current);
+};
+for (const link of document.querySelectorAll("a.document")) {
+  const path = link.getAttribute("href");
+  link.href = at(path);
+  link.onclick = async (event) => {
+    if (!state.key) return;
+    event.preventDefault();
+    location.href = URL.createObjectURL(await (await request(path)).blob());
+  };
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  }
+  leave();
+});
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+});
+const pieceAt = (event) => Number(event.target.closest("[data-piece]")?.dataset.piece) || null;
+$("overlay").addEventListener("pointermove", (event) => pieceAt(event) && point(pieceAt(event)));
+$("overlay").addEventListener("pointerleave", () => point(null));
+$("overlay").addEventListener("click", (event) => {
+  keep(pieceAt(event));
+  document.querySelector(`.piece[data-piece="${pieceAt(event)}"]`)?.scrollIntoView({ block: "nearest" });
+});
+new ResizeObserver(drawFrames).observe($("frame"));
+window.addEventListener("hashchange", follow);
+listen();
+listenToShares();
+describe().then(follow);
