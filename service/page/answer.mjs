@@ -1,16 +1,16 @@
 // The answer: how far it goes, its levels, and the panel of the active one.
-import { extent, percent, readable, sentence } from "./words.mjs";
+import { contrastLevel, extent, percent, readable, sentence } from "./words.mjs";
 import { ask } from "./service.mjs";
 import { drawFrames, readPicture, showPicture } from "./picture.mjs";
 import { evidenceList, keep, point } from "./evidence.mjs";
-import { actions, alternativesOf } from "./acting.mjs";
+import { actions, alternativesOf, contrastWords, supposed } from "./acting.mjs";
 import { $, make, state } from "./state.mjs";
 
 /** The options as the query that the service reads. */
 export function query() {
   const chosen = new URLSearchParams({ top_k: $("top_k").value || "0" });
   if ($("heat-on").checked) chosen.set("maps", "heat");
-  for (const [name, value] of state.options ?? []) chosen.set(name, value);
+  for (const [name, value] of state.options) chosen.set(name, value);
   return chosen;
 }
 
@@ -24,6 +24,7 @@ export async function answer(item) {
     });
     if (asked !== item.asked) return;
     Object.assign(item, { prediction, error: null });
+    if (item === state.current) state.off.clear();
     item.picture ??= await readPicture(item);
   } catch (error) {
     if (asked !== item.asked) return;
@@ -117,9 +118,38 @@ function activate(index) {
 }
 
 function showPanel() {
-  const level = state.current.prediction.levels[state.level];
-  $("panel").replaceChildren(...alternativesOf(level), ...evidenceList(level), ...actions(level));
+  state.shown = state.current.prediction.levels[state.level];
+  $("panel").replaceChildren(...supposed(), ...alternativesOf(state.shown, whyNot), ...evidenceList(state.shown), actions(state.shown, optionsChanged));
   drawFrames();
+}
+
+/** Why not this node: what tells it from the predicted one, in place of the evidence. */
+async function whyNot(node) {
+  const item = state.current, asked = query();
+  asked.set("contrast", node);
+  try {
+    const { contrast } = await ask(`v1/predict?${asked}`, {
+      method: "POST", body: item.sent, headers: { "Content-Type": "application/octet-stream" },
+    });
+    if (item !== state.current) return;
+    state.off.clear();
+    state.kept = state.pointed = null;
+    const back = make("button", { type: "button", textContent: "Back to the evidence", onclick: () => { showPanel(); $(`level-${state.level}`).focus(); } });
+    const comparable = contrast.relation === "beside";
+    state.shown = comparable ? contrastLevel(contrast) : null;
+    $("panel").replaceChildren(contrastWords(contrast), ...(comparable ? evidenceList(state.shown) : []), make("p", { className: "actions" }, back));
+    $("live").textContent = $("panel").firstChild.textContent;
+    back.focus({ preventScroll: true });
+    drawFrames();
+  } catch (error) {
+    showMessage(error, error.again ? () => whyNot(node) : null);
+  }
+}
+
+/** Ask again with other options; the address of the page keeps them. */
+export function optionsChanged() {
+  history.replaceState(null, "", `#${query()}`);
+  if (state.current) answerAll();
 }
 
 /** Escape lets go of a piece, then of the list. */

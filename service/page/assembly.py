@@ -7,8 +7,10 @@ lead elsewhere.
 
 from __future__ import annotations
 
+import gzip
 import re
 from base64 import b64encode
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -33,11 +35,21 @@ MODULES: Final = (
 """The modules in an order in which each one imports only earlier ones."""
 
 _IMPORT: Final = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.mjs";\n', flags=re.MULTILINE)
+_TEXT: Final = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)""")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page's HTML in UTF-8, the same compressed by gzip, and its Content-Security-Policy."""
+
+    html: bytes
+    compressed: bytes
+    policy: str
 
 
 @cache
-def page() -> tuple[str, str]:
-    """Return the page's HTML and its Content-Security-Policy, which allows the inline script and style by hash."""
+def page() -> Page:
+    """Put the page together; its policy allows the inline script and style by hash."""
     style = _compact_style(_read("style.css"))
     script = _compact_script("".join(_in_one_scope(_read(f"{name}.mjs")) for name in MODULES))
     html = _compact(_read("index.html")).replace("/* style */", style).replace("/* script */", script)
@@ -45,7 +57,8 @@ def page() -> tuple[str, str]:
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src 'self' blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     )
-    return html, policy
+    content = html.encode()
+    return Page(content, gzip.compress(content, mtime=0), policy)
 
 
 def _read(name: str) -> str:
@@ -66,11 +79,17 @@ def _compact(text: str) -> str:
 
 
 def _compact_script(text: str) -> str:
-    """Remove the spaces around punctuation, on lines that hold no text and no pattern."""
-    return "".join(
-        line if re.search("[\"'`/]", line) else re.sub(r" ?([=<>{}(),;:?&|*]) ?", r"\1", line)
-        for line in _compact(text).splitlines(keepends=True)
-    )
+    """Remove the spaces around punctuation, except in texts and on lines with a pattern or a division."""
+    return "".join(map(_compact_line, _compact(text).splitlines(keepends=True)))
+
+
+def _compact_line(line: str) -> str:
+    parts = _TEXT.split(line)
+    # A text inside a text, or a slash, which may start a pattern.
+    if line.count("`") > 2 or any("/" in code for code in parts[::2]):
+        return line
+    parts[::2] = [re.sub(r" ?([=<>{}(),;:?&|*]) ?", r"\1", code) for code in parts[::2]]
+    return "".join(parts)
 
 
 def _compact_style(text: str) -> str:

@@ -1,12 +1,12 @@
 // The evidence of one level as a waterfall: from the prior over each piece, a pair of parts that look alike, to the score.
-import { absent, number, percent, pieceWords, piecesOf, readable, signed, waterfall } from "./words.mjs";
+import { absent, labelOf, number, percent, pieceWords, readable, signed, waterfall } from "./words.mjs";
 import { crop, drawFrames } from "./picture.mjs";
 import { prototypePicture } from "./service.mjs";
 import { $, make, state } from "./state.mjs";
 
 const PIXELS = 192;
 
-/** The list of a level's evidence, or what stands in its place. */
+/** The list of a level's evidence, or of a contrast's, or what stands in its place. */
 export function evidenceList(level) {
   if (level.logit === null) {
     const words = level.forced
@@ -20,15 +20,14 @@ export function evidenceList(level) {
   list.addEventListener("keydown", moveFocus);
   list.addEventListener("pointerleave", () => point(null));
   showSum(list, steps);
-  const none = level.evidence.length + level.against.length ? null : make("p", { className: "soft", textContent: "No evidence was asked for." });
-  return [list, none, footer(level)].filter(Boolean);
+  return level.contrast ? [list] : [list, footer(level)];
 }
 
 function row(step, level) {
   const bar = make("span", { className: "flow", aria: { hidden: "true" } }, make("i"));
   const value = make("b", { className: "value" });
   if (!step.item) {
-    const names = { prior: "Every similarity as usual", rest: "All other prototypes", score: "Score" };
+    const names = { prior: "Every similarity as usual", rest: "All other prototypes", score: level.contrast ? `Lead over ${labelOf(level.contrast.instead)}` : "Score" };
     return make("li", { className: `step ${step.kind}` }, make("span", { className: "name", textContent: names[step.kind] }), value, bar);
   }
   const { item, kind } = step;
@@ -41,16 +40,19 @@ function row(step, level) {
   pair.onclick = () => keep(state.kept === step.number ? null : step.number);
   pair.onfocus = () => point(step.number);
   pair.onblur = () => point(null);
-  const usual = `${item.usual < 0 ? "+" : "−"} ${number(Math.abs(item.usual))}`;
-  const count = make("button", { type: "button", className: "count", aria: { role: "switch", checked: "true", label: `Count piece ${step.number}` } });
-  count.onclick = () => toggle(step.number, level);
+  // A contribution, or what the piece adds to either node.
+  const terms = level.contrast
+    ? [`${signed(item.predicted)} for it, `, `${signed(item.instead)} for ${labelOf(level.contrast.instead)}`]
+    : [`${number(item.weight)} × `, `(${number(item.similarity)} ${item.usual < 0 ? "+" : "−"} ${number(Math.abs(item.usual))})`];
+  const count = level.contrast ? null : make("button", { type: "button", className: "count", aria: { role: "switch", checked: "true", label: `Count piece ${step.number}` } });
+  if (count) count.onclick = () => toggle(step.number, level);
   const source = item.source?.image ?? "";
   const line = make("li", { className: `step piece ${kind}${absent(item) ? " absent" : ""}`, data: { piece: step.number } }, pair,
     make("span", { className: "tell" },
-      make("span", { className: "formula" }, make("span", { textContent: `${number(item.weight)} × ` }), make("span", { textContent: `(${number(item.similarity)} ${usual})` })),
+      make("span", { className: "formula" }, ...terms.map((term) => make("span", { textContent: term }))),
       make("a", { href: `#prototypes&id=${item.prototype}`, textContent: `prototype ${item.prototype}` }),
       make("span", { className: "source", title: source, textContent: source.slice(source.lastIndexOf("/") + 1) })),
-    value, bar, count);
+    value, bar, count ?? "");
   line.onpointerenter = () => point(step.number);
   return line;
 }
@@ -76,9 +78,9 @@ function showSum(list, steps) {
 }
 
 function footer(level) {
-  const lines = [];
+  const lines = level.evidence.length + level.against.length ? [] : ["No evidence was asked for."];
   if (level.sufficient) lines.push(`${level.sufficient === 1 ? "One piece suffices" : `${level.sufficient} pieces suffice`}, whatever the rest of the picture may show.`);
-  if (level.evidence_share !== null) lines.push(`Shown: ${(100 * level.evidence_share).toFixed(0)} % of what speaks for it.`);
+  if (level.evidence_share !== null && level.evidence.length) lines.push(`Shown: ${(100 * level.evidence_share).toFixed(0)} % of what speaks for it.`);
   if (!level.forced) lines.push(`Against its siblings' scores, that makes ${percent(level.conditional)}.`);
   return make("p", { className: "soft footer", textContent: lines.join(" ") });
 }
@@ -88,7 +90,7 @@ function toggle(piece, level) {
   if (!state.off.delete(piece)) state.off.add(piece);
   const steps = waterfall(level, state.off);
   showSum($("panel").querySelector(".sum"), steps);
-  $("panel").dispatchEvent(new CustomEvent("switched"));
+  $("off").hidden = !state.off.size;
   $("live").textContent = `Piece ${piece} ${state.off.has(piece) ? "left out" : "counted"}: the score is ${number(steps.at(-1).value)}.`;
   drawFrames();
 }
@@ -123,6 +125,3 @@ function moveFocus(event) {
   pairs[pairs.indexOf(event.target) + step]?.focus();
   event.preventDefault();
 }
-
-/** The ids of the prototypes that are switched off at a level. */
-export const prototypesOff = (level) => piecesOf(level).filter(({ number }) => state.off.has(number)).map(({ item }) => item.prototype);

@@ -1,5 +1,5 @@
 // Wires the page: the views, the options, the key, the keyboard.
-import { answer, answerAll, leave, query } from "./answer.mjs";
+import { answer, leave, optionsChanged } from "./answer.mjs";
 import { ask, at, keepKey, request } from "./service.mjs";
 import { drawFrames } from "./picture.mjs";
 import { keep, point } from "./evidence.mjs";
@@ -32,15 +32,19 @@ function follow() {
   if (browsing) return showPrototypes(parameters);
   if (parameters.has("top_k")) $("top_k").value = parameters.get("top_k");
   $("heat-on").checked = parameters.get("maps") === "heat";
+  for (const [name, value] of parameters) if (!["top_k", "maps"].includes(name)) state.options.set(name, value);
+  for (const input of document.querySelectorAll("[data-option]")) input.value = state.options.get(input.dataset.option) ?? "";
   drawFrames();
 }
 
-function optionsChanged() {
-  history.replaceState(null, "", `#${query()}`);
-  if (state.current) answerAll();
-}
-
 $("heat-on").onchange = $("top_k").onchange = optionsChanged;
+for (const input of document.querySelectorAll("[data-option]")) {
+  input.onchange = () => {
+    if (input.value) state.options.set(input.dataset.option, input.value);
+    else state.options.delete(input.dataset.option);
+    optionsChanged();
+  };
+}
 $("keyform").onsubmit = async (event) => {
   event.preventDefault();
   keepKey($("key").value.trim());

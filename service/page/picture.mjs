@@ -49,7 +49,7 @@ export function showPicture() {
   const frame = $("frame");
   frame.style.aspectRatio = `${width} / ${height}`;
   frame.style.setProperty("--ratio", width / height);
-  frame.classList.toggle("enlarged", Math.max(width, height) < 200);
+  frame.classList.toggle("enlarged", Math.max(width, height) < 64);
   $("invite").hidden = true;
   frame.hidden = $("tools").hidden = false;
   const notes = [];
@@ -66,9 +66,9 @@ export function showPicture() {
 /** Draw the frames of the active level, in display pixels: all that speak for its node, or the one that is chosen. */
 export function drawFrames() {
   const { prediction } = state.current ?? {};
-  const level = prediction?.levels[state.level];
+  const level = state.shown;
   const overlay = $("overlay");
-  if (!level || $("frame").hidden) return;
+  if (!level || !prediction || $("frame").hidden) return;
   const { width, height } = $("frame").getBoundingClientRect();
   // Of the longer side, where rounding to display pixels shifts least.
   const scale = Math.max(width, height) / Math.max(prediction.image.width, prediction.image.height);

@@ -3,7 +3,7 @@ import { at } from "./service.mjs";
 import { query } from "./answer.mjs";
 import { frameAround } from "./geometry.mjs";
 import { absent, extent, number, percent, piecesOf, readable, signed, waterfall } from "./words.mjs";
-import { $, make, state } from "./state.mjs";
+import { $, download, make, state } from "./state.mjs";
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
@@ -49,12 +49,6 @@ export function listenToShares() {
 function flash(text) {
   $("note").textContent = `${text} ✓`;
   $("note").hidden = false;
-}
-
-export function download(name, blob) {
-  const link = make("a", { download: name, href: URL.createObjectURL(blob) });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 const WIDTH = 1200, MARGIN = 32, ROW = 108;

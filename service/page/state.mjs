@@ -9,6 +9,10 @@ export const state = {
   pointed: null,
   kept: null,
   off: new Set(),
+  /** The level that is shown, or a contrast in its form. */
+  shown: null,
+  /** Options of requests beyond those with a control: name → value. */
+  options: new Map(),
   model: null,
   nodes: null,
   key: "",
@@ -29,4 +33,10 @@ export function draw(tag, attributes = {}) {
   const element = document.createElementNS($("overlay").namespaceURI, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   return element;
+}
+
+export function download(name, blob) {
+  const link = make("a", { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -3,7 +3,9 @@
 export const round = (value) => Math.round(100 * value) / 100 || 0;
 export const number = (value) => value.toFixed(2).replace("-", "−");
 export const signed = (value) => (value < 0 ? "" : "+") + number(value);
-export const percent = (value) => (100 * value).toFixed(value > 0.9995 || value < 0.0005 ? 2 : 1) + " %";
+// No probability is told as 0 or as certain, unless it is.
+export const percent = (value) =>
+  (value > 0.9999 && value < 1 ? "> 99.99" : value < 0.0001 && value > 0 ? "< 0.01" : (100 * value).toFixed(value > 0.9995 || value < 0.0005 ? 2 : 1)) + " %";
 
 /** A picture may be less similar to a prototype than pictures usually are, even at the most similar place. */
 export const absent = (item) => item.similarity < item.usual;
@@ -50,13 +52,19 @@ function lacking({ evidence }) {
 }
 
 /** The same, where the answer states a precision and how deep that holds. */
-function promised({ answer, levels }) {
-  const held = answer.level ?? 0;
-  const sure = held === levels.length;
-  const title = held ? readable(answer.label ?? labelOf(answer.node)) : "No answer";
+function promised({ answer: { level: held, node, precision, reason }, levels }) {
+  const unknown = reason.includes("unknown");
+  const title = held ? labelOf(node) : unknown ? "Nothing I know" : "Not sure";
+  const promise = `${round(100 * precision)} %`;
   const doubt = held ? lacking(levels[held - 1]) : "";
-  const reason = (sure ? `${percent(levels[held - 1].probability)} sure` : answer.reason) + doubt;
-  return { levels: held, sure: sure && !doubt, title, reason };
+  if (held === levels.length) {
+    return { levels: held, sure: !doubt, title, reason: `${percent(levels.at(-1).probability)} sure; of such answers, ${promise} are right${doubt}` };
+  }
+  const guess = `${readable(levels[held].label)}, ${percent(levels[held].probability)}`;
+  const where = held ? `Stops at ${title}` : "Stops at once";
+  const why = unknown ? (held ? `None of the kinds of ${title} I know` : "Unlike all that I learned from")
+    : reason.includes("below") ? `${where}: below ${promise}` : `${where}: ${reason.replace(/^stops: /, "").replace(/0\.\d+/, promise)}`;
+  return { levels: held, sure: false, title, reason: `${why}. The closest is ${guess}${doubt}.` };
 }
 
 /** One sentence for a screen reader. */
@@ -89,6 +97,19 @@ export function waterfall(level, off = new Set()) {
     at = step.to = round(at + (step.off ? 0 : step.value));
   }
   return [...steps, { kind: "score", value: at, from: 0, to: at }];
+}
+
+/**
+ * A contrast as a level: what tells the predicted node from the other one speaks for it, and the sum is its lead. Pieces
+ * of the other node that were not found come with the rest.
+ */
+export function contrastLevel(contrast) {
+  const pieces = [...contrast.evidence, ...contrast.missing].map((item) => ({ ...item, contribution: item.difference }));
+  const sorted = (sign) => pieces.filter(({ difference }) => sign * difference > 0).sort((one, other) => sign * (other.difference - one.difference));
+  return {
+    contrast, label: `the lead of ${labelOf(contrast.predicted)}`, evidence: sorted(1), against: sorted(-1),
+    logit: contrast.logit_difference, prior: contrast.prior_difference,
+  };
 }
 
 /** A piece of evidence in words. */

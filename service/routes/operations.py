@@ -32,8 +32,11 @@ class OperationsRoutes:
 
     async def page(self, request: Request) -> Response:
         """`GET /`: a page to try the model."""
-        html, policy = page()
-        return HTMLResponse(html, headers={**REVALIDATE, "Content-Security-Policy": policy})
+        found = page()
+        headers = {**REVALIDATE, "Content-Security-Policy": found.policy, "Vary": "Accept-Encoding"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return HTMLResponse(found.compressed, headers={**headers, "Content-Encoding": "gzip"})
+        return HTMLResponse(found.html, headers=headers)
 
     async def live(self, request: Request) -> Response:
         """`GET /livez` (and `/healthz`): the process answers."""

@@ -44,6 +44,11 @@ def answer(*levels: tuple[str, float], known: int | None = None, **more: Any) ->
     return {"known_through_level": known, "levels": told, **more}
 
 
+def promise(node: str | None, level: int, reason: str) -> dict[str, Any]:
+    """How deep an answer goes at a precision of 0.95."""
+    return {"node": node, "level": level, "precision": 0.95, "reason": reason}
+
+
 FRUIT, APPLE, SMITH = ("Fruit", 0.98), ("Apple", 0.9), ("Granny-Smith", 0.8)
 
 
@@ -58,12 +63,30 @@ FRUIT, APPLE, SMITH = ("Fruit", 0.98), ("Apple", 0.9), ("Granny-Smith", 0.8)
         (answer(("Fruit", 0.4), ("Apple", 0.3), known=2), 0, "Not sure", "Fruit, 40.0 %, has less than even odds"),
         # A promise of precision goes before the odds.
         (
-            answer(FRUIT, APPLE, SMITH, answer={"node": "Fruit/Apple", "level": 2, "reason": "stops: below 0.95"}),
+            answer(FRUIT, APPLE, SMITH, answer=promise("Fruit/Apple", 2, "stops: below 0.95")),
             2,
             "Apple",
-            "stops: below 0.95",
+            "Stops at Apple: below 95 %. The closest is Granny Smith, 80.0 %.",
         ),
-        (answer(FRUIT, answer={"node": None, "level": 0, "reason": "stops: below 0.95"}), 0, "No answer", "below 0.95"),
+        (answer(FRUIT, answer=promise(None, 0, "stops: below 0.95")), 0, "Not sure", "Stops at once: below 95 %"),
+        (
+            answer(FRUIT, answer=promise("Fruit", 1, "confident")),
+            1,
+            "Fruit",
+            "98.0 % sure; of such answers, 95 % are right",
+        ),
+        (
+            answer(FRUIT, APPLE, answer=promise("Fruit", 1, "stops: unknown below Fruit")),
+            1,
+            "Fruit",
+            "None of the kinds of Fruit I know",
+        ),
+        (
+            answer(FRUIT, answer=promise(None, 0, "stops: too few pictures for 0.95")),
+            0,
+            "Not sure",
+            "too few pictures for 95 %",
+        ),
     ],
 )
 def test_the_headline_claims_no_more_than_holds(
@@ -81,6 +104,11 @@ def test_an_answer_by_what_the_picture_lacks_is_not_told_with_confidence() -> No
     [found] = called("words", "extent", [[lacking]])
     assert not found["sure"]
     assert found["reason"].endswith("more by what the picture lacks than by what it shows")
+
+
+def test_no_probability_is_told_as_none_or_as_certain() -> None:
+    told = called("words", "percent", [[value] for value in (1.0, 0.99999, 0.9996, 0.5, 0.0004, 0.00002, 0.0)])
+    assert told == ["100.00 %", "> 99.99 %", "99.96 %", "50.0 %", "0.04 %", "< 0.01 %", "0.00 %"]
 
 
 # ---- the sum ---------------------------------------------------------------------------------------------------------
@@ -109,6 +137,34 @@ def test_the_waterfall_leads_from_nothing_to_the_logit() -> None:
         # A piece that rounds to nothing has no step.
         assert [step["number"] for step in parts if "number" in step] == list(range(1, len(parts) - 1))
         assert all(step["value"] for step in parts if "number" in step)
+
+
+def test_a_contrast_is_a_waterfall_from_the_priors_to_the_lead() -> None:
+    generator = np.random.default_rng(1)
+
+    def pieces(count: int) -> list[dict[str, Any]]:
+        values = generator.normal(size=(count, 2)).tolist()
+        return [
+            {**piece(0), "prototype": index, "predicted": one, "instead": other, "difference": one - other}
+            for index, (one, other) in enumerate(values)
+        ]
+
+    contrast: dict[str, Any] = {
+        "predicted": "Fruit/Apple",
+        "instead": "Fruit/Pear",
+        "evidence": pieces(5),
+        "missing": pieces(3),
+    }
+    told = sum(one["difference"] for kind in ("evidence", "missing") for one in contrast[kind])
+    contrast |= {"prior_difference": 0.3, "rest": -0.2, "logit_difference": 0.3 + told - 0.2}
+    [level] = called("words", "contrastLevel", [[contrast]])
+    assert len(level["evidence"]) + len(level["against"]) == 8
+    for kind, sign in (("evidence", 1), ("against", -1)):
+        sizes = [sign * one["contribution"] for one in level[kind]]
+        assert min(sizes) > 0 and sizes == sorted(sizes, reverse=True)
+    [steps] = called("words", "waterfall", [[level]])
+    assert steps[-1]["value"] == pytest.approx(contrast["logit_difference"], abs=0.005 + 1e-9)
+    assert steps[-2]["value"] == pytest.approx(-0.2, abs=0.06)
 
 
 # ---- places ----------------------------------------------------------------------------------------------------------
