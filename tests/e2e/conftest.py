@@ -44,7 +44,8 @@ def page_server(calibrated_bundle: Path, tmp_path_factory: pytest.TempPathFactor
         yield found
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Playwright keeps an event loop running, beside which later tests could run none of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
     if CHROMIUM is None:
