@@ -224,8 +224,8 @@ def _get(
 
 
 def _prototype_image() -> dict[str, Any]:
-    responses = _picture("The training patch in its context", ("image/webp", "image/png"), "unknown_prototype")
-    responses |= _responses(None, ("invalid_parameter", "not_ready", "unknown_parameter", "unknown_prototype"))
+    codes = ("invalid_parameter", "unknown_prototype")
+    responses = _picture("The training patch, alone or in its context", ("image/webp", "image/png"), *codes)
     parameters = [_prototype_id(), *_query_parameters(PrototypeImageQuery)]
     return {"summary": "The image of a prototype", "parameters": parameters, "responses": responses}
 
@@ -249,8 +249,8 @@ def _sample() -> dict[str, Any]:
     return {"summary": "A picture to try the model on", "parameters": [_prototype_id()], "responses": responses}
 
 
-def _picture(description: str, media_types: tuple[str, ...], unknown: str) -> dict[str, Any]:
-    responses = _responses(None, ("not_ready", "unknown_parameter", unknown))
+def _picture(description: str, media_types: tuple[str, ...], *codes: str) -> dict[str, Any]:
+    responses = _responses(None, ("not_ready", "unknown_parameter", *codes))
     content = {media_type: {"schema": _BYTES} for media_type in media_types}
     responses["200"] = {"description": description, "content": content}
     responses["304"] = {"description": "The image is unchanged: If-None-Match names its ETag"}

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from protoserve.bundle.ensemble import Ensemble
 from protoserve.bundle.folder import read_bundle, rewrite_manifest
+from protoserve.images.patch_view import patch_view
 from protoserve.inference.classifier import Classifier
 from service.model.holder import ModelHolder
 from service.routes import model as model_routes
@@ -144,15 +146,15 @@ def test_the_patch_of_a_prototype_is_a_square_of_its_image(client: TestClient, c
 
 
 def test_the_patch_of_an_ensembles_prototype_lies_on_its_members_cells(
-    ensemble_client: TestClient, client: TestClient
+    ensemble_client: TestClient, ensemble: Classifier
 ) -> None:
-    members = ensemble_client.get("/v1/model").json()["members"]
-    own = client.get("/v1/prototypes/2/image?view=patch").content
-    assert ensemble_client.get("/v1/prototypes/2/image?view=patch").content == own
-    # The twin's cells are twice as large.
-    other = ensemble_client.get(f"/v1/prototypes/{members[1]['first_prototype']}/image?view=patch")
-    with Image.open(io.BytesIO(other.content)) as large, Image.open(io.BytesIO(own)) as small:
-        assert large.width > small.width
+    bundle = ensemble.bundle
+    assert isinstance(bundle, Ensemble)
+    for member, first in zip(bundle.members, bundle.first_prototypes, strict=True):
+        row, column = member.manifest.prototypes[1].source_cell
+        cells = member.manifest.graph.cells
+        expected = patch_view(member.picture(1).read_bytes(), bundle.input, cells, row * cells.columns + column)
+        assert ensemble_client.get(f"/v1/prototypes/{first + 1}/image?view=patch").content == expected
 
 
 def test_an_image_that_the_client_has_cached_is_not_sent_again(client: TestClient) -> None:

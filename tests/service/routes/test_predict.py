@@ -70,11 +70,7 @@ def test_the_input_is_the_picture_at_model_size(client: TestClient, classifier: 
     assert answer.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(answer.content)) as picture:
         assert np.array_equal(np.asarray(picture), fit(decode(photograph), classifier.bundle.input).array)
-
-
-def test_the_input_of_what_is_no_picture_is_refused(client: TestClient) -> None:
     check_problem(client.post("/v1/input", content=b"no picture at all"), "unsupported_image")
-    check_problem(client.post("/v1/input?top_k=1", content=b""), "unknown_parameter")
 
 
 def test_concurrent_requests_get_equal_answers(client: TestClient, photograph: Path) -> None:
