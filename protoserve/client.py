@@ -3,9 +3,7 @@
 They need the extra `client` (httpx and tenacity), but no model. They retry a request if the service is busy (429, 503)
 or the connection fails, after `Retry-After` or with exponential backoff, whichever is longer.
 
->>> with Client("http://127.0.0.1:3000") as client:                # doctest: +SKIP
-...     prediction = client.predict("photo.jpg", top_k=3)
-...     print(prediction.path)
+>>> Client("http://127.0.0.1:3000").predict("photo.jpg", top_k=3).path    # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -36,6 +34,8 @@ _BUSY: Final = frozenset({429, 503})
 class Asked(TypedDict, total=False):
     """What a request may ask besides the size of its answer: see `protoserve.inference.options.PredictOptions`."""
 
+    contrast: str
+    without: Sequence[int]
     precision: float
     allow: Sequence[str]
     deny: Sequence[str]
@@ -293,6 +293,8 @@ def _query(top_k: int | None, alternatives: int | None, maps: Maps, asked: Asked
         "top_k": top_k,
         "alternatives": alternatives,
         "maps": None if maps == "boxes" else maps,
+        "contrast": asked.get("contrast"),
+        "without": ",".join(map(str, asked.get("without", ()))) or None,
         "precision": asked.get("precision"),
         "allow": ",".join(asked.get("allow", ())) or None,
         "deny": ",".join(asked.get("deny", ())) or None,

@@ -124,6 +124,13 @@ class Level(Contract):
         description="the shown part of all positive contributions; 1 where there are none; null only for bundles that "
         "were exported without their last-layer weights",
     )
+    sufficient: int | None = Field(
+        default=None,
+        ge=0,
+        description="the fewest prototypes from whose similarities the node follows, that is, its logit exceeds every "
+        "sibling's whatever the other similarities might be within their bounds; null where no top_k suffice, where a "
+        "node has no head of its own, and for bundles that were exported without their last-layer weights",
+    )
     evidence: list[Evidence] = Field(
         default=[],
         description="prototypes that speak for the node, by falling contribution; one that is less similar than usual "
@@ -166,6 +173,70 @@ class RestrictionEffect(Contract):
     unrestricted: Unrestricted | None = Field(description="the path without the restriction, where it is another")
 
 
+class ContrastEvidence(Contract):
+    """One prototype that tells two nodes apart: what it added to the logit of each."""
+
+    prototype: int = Field(ge=0)
+    child: str = Field(description="the node whose prototype it is")
+    similarity: float
+    usual: float = Field(description="as in `Evidence`")
+    found: bool = Field(description="whether it is more similar than usual")
+    predicted: float = Field(description="its contribution to the node that is predicted")
+    instead: float = Field(description="its contribution to the other node")
+    difference: float = Field(description="`predicted` − `instead`: what it adds to the lead of the predicted node")
+    member: int | None = Field(default=None, description="as in `Evidence`")
+    box: Box = Field(description="as in `Evidence`: the best place there is, also where it was not found")
+    seen: Box | None = Field(default=None, description="as in `Evidence`")
+    source: EvidenceSource
+
+
+class ContrastNode(Contract):
+    """A node of the other path, from the level at which the paths part."""
+
+    level: int = Field(ge=1)
+    node: str
+    label: str
+    probability: Probability
+    conditional: Probability
+
+
+class Contrast(Contract):
+    """Why the predicted path and not the path to `node`.
+
+    `logit_difference` = `prior_difference` + the differences in `evidence` and `missing` + `rest`, exactly. Where the
+    `relation` is not `beside`, there is nothing to compare: all numbers are null and all lists empty.
+    """
+
+    node: str = Field(description="the node that the request asked about")
+    relation: Literal["beside", "predicted", "below"] = Field(
+        description="`beside`: its path parts from the predicted path; `predicted`: it is on the predicted path; "
+        "`below`: the predicted path ends above it"
+    )
+    level: int | None = Field(default=None, ge=1, description="the level at which the two paths part")
+    predicted: str | None = Field(
+        default=None,
+        description="the predicted node that is compared: at that level or, where all leaves compete at once (flat "
+        "models and autoencoders), the predicted leaf",
+    )
+    instead: str | None = Field(
+        default=None,
+        description="the node that it is compared with: that of the other path at that level or, where all leaves "
+        "compete at once, the most probable leaf below `node`",
+    )
+    logit_difference: float | None = None
+    prior_difference: float | None = None
+    rest: float | None = Field(default=None, description="the differences of all prototypes that are not shown")
+    evidence: list[ContrastEvidence] = Field(
+        default=[], description="at most top_k prototypes that tell the nodes apart, the largest difference first"
+    )
+    missing: list[ContrastEvidence] = Field(
+        default=[],
+        description="at most top_k prototypes of `instead` that were not found, the largest difference first; "
+        "`evidence` does not repeat them",
+    )
+    path: list[ContrastNode] = Field(default=[], description="the path to `node`, from the level at which it parts")
+
+
 class Prediction(Contract):
     """A prediction at every level down to the most probable leaf, with its evidence."""
 
@@ -175,6 +246,10 @@ class Prediction(Contract):
     known_through_level: int | None = Field(
         default=None, ge=0, description="the deepest known level, 0 for none; null without novelty thresholds"
     )
+    without: list[int] = Field(
+        default=[], description="prototypes left out: the answer is as if they were switched off (`without`)"
+    )
+    contrast: Contrast | None = Field(default=None, description="why not the node of the parameter `contrast`")
     levels: list[Level]
     answer: Answer | None = Field(
         default=None, description="null for an ensemble, and for bundles of older versions, which promise nothing"

@@ -14,6 +14,7 @@ import typer
 from protoserve.cli.options import (
     AllowOption,
     BundleArgument,
+    ContrastOption,
     DenyOption,
     DepthOption,
     DeviceOption,
@@ -23,6 +24,7 @@ from protoserve.cli.options import (
     PriorOption,
     TopKOption,
     WithOption,
+    WithoutOption,
     chosen_model,
 )
 from protoserve.cli.output import console, say, say_line
@@ -44,6 +46,8 @@ def predict(
     top_k: TopKOption = None,
     alternatives: Annotated[int, typer.Option(help="Other nodes to show per level.")] = 3,
     maps: Annotated[bool, typer.Option("--maps", help="Include each prototype's similarity at every cell.")] = False,
+    contrast: ContrastOption = None,
+    without: WithoutOption = None,
     precision: PrecisionOption = None,
     allow: AllowOption = None,
     deny: DenyOption = None,
@@ -60,16 +64,20 @@ def predict(
     --prior and --list say what can be in the picture.
 
     Example: protoserve predict bundles/grocery photo.jpg --top-k 3 --json
+
+    Example: protoserve predict bundles/grocery photo.jpg --contrast Fruit/Lemon --without 12,17
     """
     from protoserve.cli.terminal import prediction_tree
     from protoserve.inference.classifier import BATCH, load
-    from protoserve.inference.option_text import levels_of, weights_of
+    from protoserve.inference.option_text import levels_of, numbers_of, weights_of
 
     classifier = load(chosen_model(bundle, others), device=device)
     asked: OptionKeywords = {
         "top_k": top_k,
         "alternatives": alternatives,
         "maps": maps,
+        "contrast": contrast,
+        "without": numbers_of(without, "--without "),
         "precision": precision,
         "allow": allow or (),
         "deny": deny or (),
@@ -96,6 +104,8 @@ def explain(
         Path, typer.Option("-o", "--output", help=f"The figure to write ({', '.join(FIGURE_SUFFIXES)}).")
     ],
     top_k: Annotated[int, typer.Option(help="Prototypes to draw per level.")] = 3,
+    contrast: ContrastOption = None,
+    without: WithoutOption = None,
     others: WithOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -114,16 +124,19 @@ def explain(
         raise InputError(f"{output} is a folder or the image itself; give another --output")
     from protoserve.cli.figures import explain_figure
     from protoserve.cli.lettering import FONT, undrawable
+    from protoserve.cli.terminal import contrast_lines
     from protoserve.files import new_file
     from protoserve.images.decoding import decode
     from protoserve.images.fitting import fit
     from protoserve.inference.classifier import load
+    from protoserve.inference.option_text import numbers_of
 
     classifier = load(chosen_model(bundle, others), device=device)
+    off = numbers_of(without, "--without ")
     decoded = decode(image)
     fitted = fit(decoded, classifier.bundle.input)
     shown = min(top_k, classifier.table.top_k) if top_k > 0 else top_k
-    prediction = classifier.predict_fitted([fitted], top_k=shown, maps=True)[0]
+    prediction = classifier.predict_fitted([fitted], top_k=shown, maps=True, contrast=contrast, without=off)[0]
     figure = explain_figure(classifier.bundle, decoded, prediction)
     if (text := undrawable(level.label for level in prediction.levels)) is not None:
         say_line(
@@ -137,6 +150,8 @@ def explain(
     except OSError as error:
         raise InputError(f"{output}: can't write it ({error}); give another --output") from error
     say(f"{' › '.join(prediction.path)} ({prediction.levels[-1].probability:.1%}): wrote {output}")
+    for line in contrast_lines(prediction):
+        _print(line)
 
 
 def inspect(bundle: BundleArgument, others: WithOption = None, as_json: JsonOption = False) -> None:

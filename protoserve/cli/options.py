@@ -72,6 +72,16 @@ PrecisionOption: TypeAlias = Annotated[
     typer.Option("--precision", help="The share of answers that must be right.", show_default="the bundle's own"),
 ]
 
+ContrastOption: TypeAlias = Annotated[
+    str | None, typer.Option("--contrast", metavar="NODE", help="Ask why not this node, such as Fruit/Lemon.")
+]
+WithoutOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--without", metavar="PROTOTYPES", help="Answer as if these prototypes were switched off, such as 12,17."
+    ),
+]
+
 
 def chosen_model(bundle: Path, others: list[Path] | None) -> Path | list[Path]:
     """Combine BUNDLE and the repeated `--with` into the argument of `protoserve.load`."""

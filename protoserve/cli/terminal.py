@@ -15,7 +15,7 @@ from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
 from protoserve.cli.audit_report import card_lines
 from protoserve.cli.promise_report import answers_table, promise_lines
-from protoserve.cli.wording import answer_lines, likeness, sum_line, terms
+from protoserve.cli.wording import answer_lines, contrast_sum, likeness, sum_line, terms
 from protoserve.names import one_line
 from protoserve.run.records import Evaluation, Scores
 from protoserve.schema import Evidence, Prediction
@@ -62,7 +62,34 @@ def prediction_tree(image: Path, prediction: Prediction) -> Tree:
             branch.add(_evidence_line(evidence, "cyan"))
         for evidence in level.against:
             branch.add(_evidence_line(evidence, "red"))
+    for line in contrast_lines(prediction):
+        tree.add(line)
     return tree
+
+
+def contrast_lines(prediction: Prediction) -> Iterator[Text]:
+    """Say which prototypes were left out, and why the prediction is not the node of its `contrast`."""
+    if prediction.without:
+        yield Text(f"as if without the prototypes {', '.join(map(str, prediction.without))}", "yellow")
+    contrast = prediction.contrast
+    if contrast is None:
+        return
+    if contrast.relation != "beside":
+        why = "it is on the predicted path" if contrast.relation == "predicted" else "the answer ends above it"
+        yield Text(f"why not {contrast.node}? {why}", "bold")
+        return
+    path = ", ".join(f"{node.label} {node.probability:.1%}" for node in contrast.path)
+    yield Text.assemble((f"why not {contrast.node}?", "bold"), f"  {path}")
+    yield Text(contrast_sum(contrast), "dim")
+    for piece in (*contrast.evidence, *contrast.missing):
+        line = Text.assemble((f"{piece.difference:+.2f}", "cyan" if piece.difference > 0 else "red"))
+        line.append(f" = {piece.predicted:+.2f} - {piece.instead:+.2f}  ")
+        line.append(f"{_corners(piece.box)} {'is like' if piece.found else 'is the most like, but less than usual,'} ")
+        line.append(f"prototype {piece.prototype}", "bold")
+        if piece.member is not None:
+            line.append(f" of member {piece.member}", "dim")
+        line.append(f" of {one_line(piece.child)}, {_corners(piece.source.box)} of {one_line(piece.source.image)}")
+        yield line
 
 
 def _evidence_line(evidence: Evidence, colour: str) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protoserve.schema import Evidence, Level, Prediction
+from protoserve.schema import Contrast, Evidence, Level, Prediction
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,23 @@ def sum_line(level: Level) -> str:
     terms = ", ".join(f"{value + 0.0:+.2f} {name}" for name, value in parts.items())
     share = "" if level.evidence_share is None else f"; {level.evidence_share:.0%} of what speaks for it is shown"
     return f"score {found.logit + 0.0:.2f} = {terms}{share}"
+
+
+def contrast_sum(contrast: Contrast) -> str:
+    """Write what a contrast's difference is made of, to two digits that add up; empty without a difference.
+
+    >>> contrast_sum(Contrast(node="B", relation="beside", level=1, predicted="A", instead="B", logit_difference=1.5,
+    ...     prior_difference=0.25, rest=1.25))
+    'A leads B by 1.50 = +0.25 prior, +0.00 shown, +1.25 rest'
+    """
+    if contrast.logit_difference is None:
+        return ""
+    lead, prior = round(contrast.logit_difference, 2), round(contrast.prior_difference or 0.0, 2)
+    shown = round(sum(round(piece.difference, 2) for piece in (*contrast.evidence, *contrast.missing)), 2)
+    rest = round(lead - prior - shown, 2)
+    # Adding 0.0 turns −0.0 into 0.0.
+    parts = f"{prior + 0.0:+.2f} prior, {shown + 0.0:+.2f} shown, {rest + 0.0:+.2f} rest"
+    return f"{contrast.predicted} leads {contrast.instead} by {lead + 0.0:.2f} = {parts}"
 
 
 def terms(evidence: Evidence) -> str:

@@ -21,10 +21,8 @@ from protoserve.device import Device
 from protoserve.inference.engine import Engine, Outputs
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.last_layers import HostEvidence, MemberLayers, read_last_layers
+from protoserve.inference.probabilities import most_probable_path, node_log_probability
 from protoserve.novelty import NoveltyTable, Thresholds, parent_names
-
-# Smaller probabilities are raised to this before the logarithm, as in the graphs.
-MIN_PROBABILITY = 1e-37
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,8 @@ class OutputCombiner:
         for member, output in zip(self.members, outputs, strict=True):
             divisor = np.repeat(member.temperature, self.table.sizes)
             logit[:, self.table.members] += output.logit[:, self.table.members] / divisor
-        log_probability = self._log_probability(logit)
-        leaves = np.array(self.taxonomy.leaves)
-        path = self.taxonomy.path_at_level[leaves[log_probability[:, leaves].argmax(axis=1)]]
+        log_probability = node_log_probability(logit, self.taxonomy, self.kind, self.table)
+        path = most_probable_path(log_probability, self.taxonomy)
         return Outputs(
             log_probability=log_probability.astype(np.float32),
             logit=logit.astype(np.float32),
@@ -101,28 +98,6 @@ class OutputCombiner:
             cell=np.concatenate([output.cell for output in outputs], axis=1),
             known=self._known(outputs, path),
         )
-
-    def _log_probability(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Compute the log-probabilities [N, V] of all nodes from their logits [N, V], divided by the temperature."""
-        members, offsets, sizes = self.table.members, self.table.offsets, self.table.sizes
-        competing = logit[:, members]
-        competing = competing - np.repeat(np.maximum.reduceat(competing, offsets, axis=1), sizes, axis=1)
-        total = np.add.reduceat(np.exp(competing), offsets, axis=1)
-        conditional = np.zeros_like(logit)
-        conditional[:, members] = competing - np.repeat(np.log(total), sizes, axis=1)
-        if self.kind == "hierarchical":
-            # The added column of zeros is read for levels below a leaf. An only child's conditional is 0, too.
-            padded = np.pad(conditional, ((0, 0), (0, 1)))
-            return np.asarray(padded[:, self.taxonomy.path_at_level].sum(axis=2))
-        probability = np.zeros_like(logit)
-        probability[:, members] = np.exp(conditional[:, members])
-        depths = np.array([len(node) for node in self.taxonomy.nodes])
-        for depth in range(self.taxonomy.depth, 1, -1):
-            below = np.flatnonzero(depths == depth)
-            np.add.at(probability.T, self.taxonomy.parent[below], probability.T[below])
-        log_probability = np.log(np.maximum(probability, MIN_PROBABILITY))
-        log_probability[:, members] = conditional[:, members]
-        return log_probability
 
     def _known(self, outputs: Sequence[Outputs], path: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Let the members with thresholds vote on the ensemble's path; returns [N, L], None if no member has any."""

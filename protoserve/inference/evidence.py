@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -12,15 +11,17 @@ from numpy.typing import NDArray
 from protoserve.errors import BundleError, InputError
 from protoserve.images.geometry import Cells, Geometry
 from protoserve.inference.answering import answers
+from protoserve.inference.contrast import contrast_with
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence_table import EvidenceTable
-from protoserve.inference.options import PredictOptions, ResolvedOptions
+from protoserve.inference.options import PredictOptions, ResolvedOptions, required_switches
+from protoserve.inference.places import place_of
 from protoserve.inference.restricting import CONTRADICTED, Restricted, restrict
+from protoserve.inference.sufficient import sufficient_pieces
 from protoserve.schema import (
     Alternative,
     Answer,
     Evidence,
-    EvidenceSource,
     ImageSize,
     Level,
     Prediction,
@@ -45,6 +46,8 @@ def predictions(
     Raises BundleError for a probability that is NaN or infinite.
     """
     options = PredictOptions().resolved(table) if options is None else options
+    if options.without:
+        outputs = required_switches(table).without(outputs, options.without)
     if len(geometries) != len(outputs):
         raise InputError(f"{len(outputs)} images but {len(geometries)} geometries; give one for each image")
     plain, restricted = outputs, None
@@ -110,6 +113,7 @@ def predictions(
                     prior=prior,
                     rest=rest,
                     evidence_share=share,
+                    sufficient=_sufficient(outputs, image, node, table, options),
                     **evidence,
                 )
             )
@@ -119,6 +123,8 @@ def predictions(
                 image=ImageSize(width=geometry.picture_width, height=geometry.picture_height),
                 path=list(table.nodes[nodes[-1]]),
                 known_through_level=None if known is None else sum(known[image]),
+                without=list(options.without),
+                contrast=contrast_with(outputs, image, table, geometry, options, href),
                 levels=levels,
                 answer=None if found is None else found[image],
                 restriction=None if restricted is None else _effect(plain, restricted, table, image),
@@ -136,6 +142,20 @@ def _effect(plain: Outputs, restricted: Restricted, table: EvidenceTable, image:
         probability = float(np.exp(min(float(plain.log_probability[image, leaf]), 0.0)))
         other = Unrestricted(path=list(table.nodes[leaf]), probability=probability)
     return RestrictionEffect(excluded=excluded, contradicted=excluded > CONTRADICTED, unrestricted=other)
+
+
+def _sufficient(outputs: Outputs, image: int, node: int, table: EvidenceTable, options: ResolvedOptions) -> int | None:
+    """Count the prototypes that prove the node, at most `options.top_k`."""
+    evidence = table.host_evidence
+    if evidence is None or not table.has_head[node] or not options.top_k:
+        return None
+    layer = evidence.layer_of(node)
+    low, high = (bound[layer.prototypes] for bound in table.bounds)
+    similarity = outputs.similarity[image, layer.prototypes].astype(np.float64)
+    if options.without:
+        off = np.isin(layer.prototypes, options.without)
+        low, high = np.where(off, similarity, low), np.where(off, similarity, high)
+    return sufficient_pieces(layer, int(evidence.member_of[node]), similarity, low, high, options.top_k)
 
 
 def _share(evidence: Sequence[Evidence], positive: float) -> float | None:
@@ -163,25 +183,19 @@ def _evidence(
     for rank, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
         if prototype < 0 or sign * contribution <= 0:
             break
-        record = table.prototypes[prototype]
-        member = bisect_right(table.first_prototypes, prototype) - 1
-        cells = table.cells[member]
+        place = place_of(prototype, cell, table, geometry, href)
         pieces.append(
             Evidence(
                 prototype=prototype,
                 similarity=similarity,
-                usual=record.usual or 0.0,
+                usual=table.prototypes[prototype].usual or 0.0,
                 weight=weight,
                 contribution=contribution,
-                member=None if table.model.members is None else member,
-                box=geometry.cell_box(cell, cells),
-                seen=geometry.seen_box(cell, cells),
-                map=None if heat is None else _map(heat[rank], cells),
-                source=EvidenceSource(
-                    image=record.source_image,
-                    box=record.source_box,
-                    href=None if href is None else href(prototype),
-                ),
+                member=place.member,
+                box=place.box,
+                seen=place.seen,
+                map=None if heat is None else _map(heat[rank], place.cells),
+                source=place.source,
             )
         )
     return pieces

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.folder import Bundle
@@ -16,9 +17,12 @@ from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.errors import BundleError
 from protoserve.images.geometry import Cells
 from protoserve.inference.answering import Answering
-from protoserve.inference.last_layers import HostEvidence, read_last_layers
+from protoserve.inference.last_layers import HostEvidence
 from protoserve.inference.restricting import host_evidence
-from protoserve.novelty import NoveltyTable, Thresholds
+from protoserve.inference.sufficient import similarity_bounds
+from protoserve.inference.switching import Switches
+from protoserve.inference.thresholds import read_thresholds
+from protoserve.novelty import Thresholds
 from protoserve.restriction import Restriction, unrestricted
 from protoserve.schema import MemberReference, ModelReference
 from protoserve.taxonomy import ROOT, Taxonomy
@@ -73,6 +77,20 @@ class EvidenceTable:
         """The evidence for nodes that the graph did not predict; None for a bundle without its last-layer weights."""
         return host_evidence(self.bundle)
 
+    @cached_property
+    def switches(self) -> Switches | None:
+        """What answers as if prototypes were off; None for a bundle without its last-layer weights."""
+        return None if self.host_evidence is None else Switches(self.bundle, self.host_evidence)
+
+    @cached_property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The smallest and the largest similarity that each prototype can have: float64 [prototypes] each."""
+        members = self.bundle.members if isinstance(self.bundle, Ensemble) else (self.bundle,)
+        limits = [similarity_bounds(member.manifest.graph) for member in members]
+        counts = [len(member.prototypes) for member in members]
+        low, high = (np.repeat(values, counts) for values in zip(*limits, strict=True))
+        return low, high
+
     @classmethod
     def of(cls, bundle: Model) -> EvidenceTable:
         """Make the table of a bundle or an ensemble.
@@ -112,7 +130,7 @@ class EvidenceTable:
             ),
             levels=tuple(range(*pair) for pair in itertools.pairwise(bounds)),
             prototypes=tuple(bundle.prototypes),
-            thresholds=_thresholds(bundle) if isinstance(bundle, Bundle) else None,
+            thresholds=read_thresholds(bundle) if isinstance(bundle, Bundle) else None,
             first_prototypes=bundle.first_prototypes if isinstance(bundle, Ensemble) else (0,),
             cells=tuple(member.manifest.graph.cells for member in members),
             prior=_prior(members, taxonomy, divided=isinstance(bundle, Ensemble)),
@@ -129,27 +147,3 @@ def _prior(members: Sequence[Bundle], taxonomy: Taxonomy, *, divided: bool) -> t
             parent = "" if flat or "/" not in node else node.rpartition("/")[0]
             prior[node] += value / (member.manifest.temperature.get(parent, 1.0) if divided else 1.0)
     return tuple(prior.values())
-
-
-def _thresholds(bundle: Bundle) -> Thresholds | None:
-    manifest, taxonomy = bundle.manifest, bundle.taxonomy
-    if manifest.novelty is None:
-        return None
-    children = [taxonomy.index.get(record.child) for record in manifest.prototypes]
-    if None in children or not set(manifest.novelty.thresholds) <= {"", *taxonomy.names}:
-        raise BundleError(
-            f"{bundle.directory}: its prototypes or novelty thresholds name nodes that its taxonomy does not have; "
-            "export the bundle again"
-        )
-    numbers = [child for child in children if child is not None]
-    # Only the energy sees what centring subtracts; the last layers of a large taxonomy are large.
-    needs_layers = manifest.novelty.score == "energy"
-    layers = read_last_layers(bundle, NoveltyTable.of(taxonomy, manifest.kind, numbers)) if needs_layers else None
-    return Thresholds.of(
-        taxonomy,
-        manifest.kind,
-        numbers,
-        manifest.novelty.score,
-        manifest.novelty.thresholds,
-        None if layers is None else layers.common_weight,
-    )

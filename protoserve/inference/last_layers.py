@@ -122,6 +122,11 @@ class HostEvidence:
             self.group_of[list(group.children)] = number
             self.member_of[list(group.children)] = np.arange(len(group.children))
 
+    def layer_of(self, node: int) -> GroupLayer:
+        """Return the last layer of a competing node's group, where all evidence comes from one graph."""
+        [member] = self.members
+        return member.groups[int(self.group_of[node])]
+
     def logits(self, graphs: Sequence[Arrays]) -> NDArray[np.float64]:
         """[images, nodes] every node's logit; 0 for a node that competes with no other."""
         logit = np.zeros((len(graphs[0].path), len(self.group_of)))
@@ -155,29 +160,48 @@ class HostEvidence:
     ) -> None:
         group, row = self.group_of[node], self.member_of[node]
         layers = [member.groups[group] for member in self.members]
-        owner = np.concatenate([np.full(len(layer.prototypes), number) for number, layer in enumerate(layers)])
-        prototype = np.concatenate([layer.prototypes for layer in layers])
+        sizes = [len(layer.prototypes) for layer in layers]
+        owner = np.repeat(np.arange(len(layers)), sizes)
+        own = np.concatenate([layer.prototypes for layer in layers])
+        pairs = [(graph, layer.prototypes) for graph, layer in zip(graphs, layers, strict=True)]
+        similarity = np.concatenate([graph.similarity[image, of] for graph, of in pairs]).astype(np.float64)
+        cell = np.concatenate([graph.cell[image, of] for graph, of in pairs])
         weight = np.concatenate([layer.weight[row] for layer in layers])
-        similarity = np.concatenate(
-            [graph.similarity[image, layer.prototypes] for graph, layer in zip(graphs, layers, strict=True)]
-        ).astype(np.float64)
         unusual = similarity - np.concatenate([layer.usual for layer in layers])
         contribution = weight * unusual
+        prototype = own + np.repeat([member.start for member in self.members], sizes)
         # As in `protoserve.networks.pieces.ranking`.
         order = np.where(unusual > 0, contribution, MISSING_RANK * contribution)
         found["positive_contribution"][image, level] = np.maximum(contribution, 0.0).sum()
+        columns = {
+            "prototype": prototype,
+            "cell": cell,
+            "similarity": similarity,
+            "weight": weight,
+            "contribution": contribution,
+        }
         for kind, ranking in (("evidence", -order), ("against", order)):
             best = np.argsort(ranking, kind="stable")[: self.top_k]
-            shown = np.s_[image, level, : len(best)]
-            found[f"{kind}_similarity"][shown], found[f"{kind}_weight"][shown] = similarity[best], weight[best]
-            found[f"{kind}_contribution"][shown] = contribution[best]
-            for rank, (number, own) in enumerate(zip(owner[best].tolist(), prototype[best].tolist(), strict=True)):
-                graph = graphs[number]
-                found[f"{kind}_prototype"][image, level, rank] = self.members[number].start + own
-                found[f"{kind}_cell"][image, level, rank] = graph.cell[image, own]
-                drawn = np.flatnonzero(graph.evidence_prototype[image, level] == own)
-                if kind == "evidence" and graph.path[image, level] == node and len(drawn):
-                    rows, columns = graph.evidence_map.shape[3:]
-                    found["evidence_map"][image, level, rank, :rows, :columns] = graph.evidence_map[
-                        image, level, drawn[0]
-                    ]
+            for name, values in columns.items():
+                found[f"{kind}_{name}"][image, level, : len(best)] = values[best]
+            if kind == "evidence":
+                self._take_maps(found["evidence_map"][image, level], graphs, (image, level, node), owner, own, best)
+
+    @staticmethod
+    def _take_maps(
+        maps: NDArray[np.float32],
+        graphs: Sequence[Arrays],
+        place: tuple[int, int, int],
+        owner: NDArray[np.int64],
+        own: NDArray[np.int64],
+        best: NDArray[np.int64],
+    ) -> None:
+        """Copy the maps of the `best` prototypes, those that their graphs drew for the same image, level and node."""
+        image, level, node = place
+        for number, graph in enumerate(graphs):
+            if graph.path[image, level] != node:
+                continue
+            same = (own[best][:, None] == graph.evidence_prototype[image, level]) & (owner[best] == number)[:, None]
+            ranks, drawn = np.nonzero(same)
+            rows, columns = graph.evidence_map.shape[3:]
+            maps[ranks, :rows, :columns] = graph.evidence_map[image, level, drawn]

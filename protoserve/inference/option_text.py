@@ -1,4 +1,4 @@
-"""Options of a request as text: `Fruit,Vegetables`, `Fruit/Apple:2`, `Fruit:3,Vegetables:0.5`.
+"""Options of a request as text: `Fruit,Vegetables`, `Fruit/Apple:2`, `Fruit:3,Vegetables:0.5`, `12,17`.
 
 Commas separate nodes. A node whose name has a comma can be named in a command by an option of its own, in Python, and
 in a list of the bundle.
@@ -55,3 +55,22 @@ def weights_of(parts: Iterable[str], option: str = "prior=") -> dict[str, float]
         if not colon or not node:
             raise InputError(f"{option}{part[:80]}: write NODE:WEIGHT, such as Fruit:3")
     return found
+
+
+def numbers_of(text: str | None, option: str = "without=") -> tuple[int, ...]:
+    """Read numbers of prototypes, separated by commas; raises InputError, which names the `option`, for anything else.
+
+    >>> numbers_of("12,17")
+    (12, 17)
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        # Longer numbers are no prototypes, and slow to read.
+        if not (part.isascii() and part.isdigit() and len(part) <= 9):
+            raise InputError(
+                f"{option}{text[:80]}: {part[:80]!r} is not the number of a prototype; give numbers separated by "
+                "commas, such as 12,17"
+            )
+    return tuple(int(part) for part in parts)

@@ -15,6 +15,7 @@ from protoserve.bundle.ensemble import Ensemble
 from protoserve.bundle.manifest import ListRecord
 from protoserve.errors import InputError, nearest
 from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.inference.switching import Switches
 from protoserve.promise.threshold import Threshold
 from protoserve.restriction import Restriction, combined, restriction_of
 
@@ -29,6 +30,8 @@ class OptionKeywords(TypedDict, total=False):
     top_k: int | None
     alternatives: int
     maps: bool
+    contrast: str | None
+    without: Sequence[int]
     precision: float | None
     allow: Sequence[str]
     deny: Sequence[str]
@@ -52,6 +55,10 @@ class PredictOptions:
     """The most other nodes per level."""
     maps: bool = False
     """Whether each prototype that speaks for a node has its similarity at every cell."""
+    contrast: str | None = None
+    """The node about which the request asks "why not this one?"."""
+    without: Sequence[int] = ()
+    """The prototypes to answer without, as if they were switched off."""
     precision: float | None = None
     """The share of answers that must be right, above 0 and below 1; None for the bundle's own."""
     allow: Sequence[str] = ()
@@ -68,11 +75,14 @@ class PredictOptions:
     def resolved(self, table: EvidenceTable) -> ResolvedOptions:
         """Check the options for the model of `table`.
 
-        Raises InputError for a number out of range, for a restriction that can't be met (see `restriction_of`), and for
-        a `precision` of a model that promises none..
+        Raises InputError for a number out of range, for a node or prototype that the model does not have, for a model
+        without the last-layer weights that an option needs, for a restriction that can't be met (see `restriction_of`),
+        and for a `precision` of a model that promises none.
         """
         if self.alternatives < 0:
             raise InputError(f"alternatives must be 0 or more, not {self.alternatives}")
+        if self.contrast is not None or self.without:
+            required_switches(table)
         restriction = resolved_restriction(table, self)
         precision = checked_precision(table, self.precision)
         threshold = None
@@ -82,6 +92,8 @@ class PredictOptions:
             top_k=_checked_top_k(table, self.top_k),
             alternatives=self.alternatives,
             maps=self.maps,
+            contrast=None if self.contrast is None else _checked_node(table, self.contrast, "contrast"),
+            without=_checked_prototypes(table, self.without),
             restriction=restriction,
             precision=precision,
             threshold=threshold,
@@ -90,11 +102,13 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """Options that fit a model: nothing is left open."""
+    """Options that fit a model: nodes are numbers, prototypes are in order, each once, and nothing is left open."""
 
     top_k: int
     alternatives: int
     maps: bool
+    contrast: int | None = None
+    without: tuple[int, ...] = ()
     restriction: Restriction | None = None
     precision: float | None = None
     threshold: Threshold | None = None
@@ -154,6 +168,11 @@ def checked_precision(table: EvidenceTable, precision: float | None) -> float | 
     return precision
 
 
+def required_switches(table: EvidenceTable) -> Switches:
+    """Return the table's switches; raises InputError for a model that was exported without its last-layer weights."""
+    return Switches(table.bundle) if table.switches is None else table.switches
+
+
 def _checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
     if top_k is None:
         return min(DEFAULT_TOP_K, table.top_k)
@@ -163,3 +182,24 @@ def _checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
             f"{table.top_k} prototypes per level"
         )
     return top_k
+
+
+def _checked_node(table: EvidenceTable, name: str, option: str) -> int:
+    node = table.index.get(name)
+    if node is None:
+        raise InputError(
+            f"{option}: the taxonomy has no node {name[:80]!r}{nearest(name, table.names)}; name a node by its path, "
+            f"such as {table.names[-1]!r}"
+        )
+    return node
+
+
+def _checked_prototypes(table: EvidenceTable, prototypes: Sequence[int]) -> tuple[int, ...]:
+    count = len(table.prototypes)
+    for prototype in prototypes:
+        if not 0 <= prototype < count:
+            raise InputError(
+                f"without: there is no prototype {prototype}; those of {table.model.name!r} are numbered 0 to "
+                f"{count - 1}, and the nearest is {min(max(prototype, 0), count - 1)}"
+            )
+    return tuple(sorted(set(prototypes)))

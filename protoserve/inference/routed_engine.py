@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from protoserve.errors import BundleError, InputError
 from protoserve.graph_signature import (
     INPUT,
+    OUTPUT_NAMES,
     OUTPUTS,
     ROUTED_OUTPUT_NAMES,
     ROUTED_OUTPUTS,
     GraphOutput,
     RoutedExplanation,
 )
-from protoserve.inference.engine import RUNTIME_ERRORS, check_values
+from protoserve.inference.engine import RUNTIME_ERRORS, Outputs, check_values
 
 RoutedOutputs: TypeAlias = RoutedExplanation[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]
 
@@ -43,14 +44,7 @@ class RoutedEngine:
 
         The full graph runs only on images that are not `certain`. Raises InputError for other arrays.
         """
-        expected = self.routed.get_inputs()[0].shape
-        # Dynamic dimensions have names.
-        fits = images.ndim == len(expected) and all(
-            size == stated or not isinstance(stated, int) for size, stated in zip(images.shape, expected, strict=True)
-        )
-        if images.dtype != np.uint8 or not fits or not len(images):
-            shape = ", ".join(map(str, expected))
-            raise InputError(f"the routed graph takes uint8 images [{shape}], not {images.dtype} {list(images.shape)}")
+        self._check(images)
         names = list(ROUTED_OUTPUT_NAMES)
         arrays = dict(zip(names, self.routed.run(names, {INPUT: images}), strict=True))
         uncertain = np.flatnonzero(~arrays["certain"])
@@ -59,6 +53,29 @@ class RoutedEngine:
             for name, values in _along_path(full).items():
                 arrays[name][uncertain] = values
         return RoutedExplanation(**arrays)
+
+    def whole(self, images: NDArray[np.uint8]) -> Outputs:
+        """Run the full graph on all images, as `Engine.run` does, for questions about nodes off the predicted path.
+
+        A routed graph scores the branches that can win and does not say which, so it can't answer "why not X?"
+        (`protoserve.inference.contrast`). Raises InputError for other arrays, and BundleError for a full graph of
+        format 1, which lacks outputs.
+        """
+        self._check(images)
+        listed = {output.name for output in self.full.get_outputs()}
+        if missing := [name for name in OUTPUT_NAMES if name not in listed]:
+            raise BundleError(f"the full graph has no output {missing[0]!r}; export the run again")
+        return Outputs(**dict(zip(OUTPUT_NAMES, self.full.run(list(OUTPUT_NAMES), {INPUT: images}), strict=True)))
+
+    def _check(self, images: NDArray[np.uint8]) -> None:
+        expected = self.routed.get_inputs()[0].shape
+        # Dynamic dimensions have names.
+        fits = images.ndim == len(expected) and all(
+            size == stated or not isinstance(stated, int) for size, stated in zip(images.shape, expected, strict=True)
+        )
+        if images.dtype != np.uint8 or not fits or not len(images):
+            shape = ", ".join(map(str, expected))
+            raise InputError(f"the routed graph takes uint8 images [{shape}], not {images.dtype} {list(images.shape)}")
 
 
 def _along_path(full: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

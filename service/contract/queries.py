@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
 from protoserve.errors import nearest
-from protoserve.inference.option_text import levels_of, names_of, weights_of
+from protoserve.inference.option_text import levels_of, names_of, numbers_of, weights_of
 from protoserve.inference.options import PredictOptions
 from protoserve.schema import Contract
 from service.contract.problems import Problem
@@ -38,6 +38,13 @@ class PredictQuery(Contract):
         "cell; `none` leaves the evidence out and returns the nodes alone",
     )
     alternatives: int = Field(default=3, ge=0, le=1000, description="other nodes per level")
+    contrast: str | None = Field(
+        default=None, description="why not this node? Named by its path (`Fruit/Lemon`), compared with the answer"
+    )
+    without: str | None = Field(
+        default=None,
+        description="prototypes, separated by commas (`12,17`): the answer as if these were switched off",
+    )
     precision: float | None = Field(
         default=None,
         ge=0.5,
@@ -73,6 +80,8 @@ class PredictQuery(Contract):
             top_k=0 if self.maps == "none" else self.top_k,
             alternatives=self.alternatives,
             maps=self.maps == "heat",
+            contrast=self.contrast,
+            without=numbers_of(self.without),
             precision=self.precision,
             allow=names_of(self.allow),
             deny=names_of(self.deny),

@@ -7,11 +7,12 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from protoserve.bundle.folder import read_bundle, rewrite_manifest
+from protoserve.bundle.folder import Bundle, read_bundle, rewrite_manifest
 from protoserve.bundle.manifest import ListRecord
 from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.inference.option_text import numbers_of
 from protoserve.inference.options import OptionKeywords, PredictOptions, ResolvedOptions
 from tests.promises import promising, sure_above
 
@@ -33,7 +34,27 @@ def test_what_is_not_asked_has_the_documented_default(classifier: Classifier) ->
     resolved = PredictOptions().resolved(classifier.table)
     assert resolved.top_k == min(5, classifier.table.top_k)
     assert resolved.alternatives == 3
-    assert not resolved.maps
+    assert not resolved.maps and resolved.contrast is None and resolved.without == ()
+
+
+def test_nodes_become_numbers_and_prototypes_are_in_order(classifier: Classifier) -> None:
+    name = classifier.table.names[3]
+    resolved = PredictOptions(contrast=name, without=(3, 1, 3)).resolved(classifier.table)
+    assert resolved.contrast == 3 and resolved.without == (1, 3)
+
+
+@pytest.mark.parametrize("option", [{"contrast": "Animal"}, {"without": (0,)}])
+def test_a_model_without_its_weights_says_so(option: dict[str, Any], tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    bare = Bundle(bundle.directory, bundle.manifest.model_copy(update={"weights": None}))
+    with pytest.raises(InputError, match="without its last-layer weights"):
+        PredictOptions(**option).resolved(EvidenceTable.of(bare))
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "1, 2", "-1", "1" * 10, "١"])
+def test_only_numbers_between_commas_are_numbers(text: str) -> None:
+    with pytest.raises(InputError, match="give numbers separated by commas"):
+        numbers_of(text, "without")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +63,10 @@ def test_what_is_not_asked_has_the_documented_default(classifier: Classifier) ->
         ({"top_k": -1}, "top_k must be from 0 to"),
         ({"top_k": 99}, "not 99"),
         ({"alternatives": -1}, "alternatives must be 0 or more, not -1"),
+        ({"contrast": "Animal/Lions"}, "no node 'Animal/Lions'; did you mean 'Animal/Lion'"),
+        ({"contrast": ""}, "no node ''"),
+        ({"without": (0, 9999)}, "no prototype 9999; .* the nearest is"),
+        ({"without": (-1,)}, "no prototype -1; .* the nearest is 0"),
     ],
 )
 def test_an_option_that_the_model_cannot_serve_is_refused(

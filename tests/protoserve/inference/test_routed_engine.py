@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export.graph import ExplainedGraph, RoutedGraph, write_onnx
 from export.targets.onnx_files import run_onnx
 from protoserve.errors import BundleError, InputError
-from protoserve.graph_signature import ROUTED_OUTPUT_NAMES
+from protoserve.graph_signature import ROUTED_OUTPUT_NAMES, named_arrays
 from protoserve.inference.routed_engine import RoutedEngine, RoutedOutputs
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.model_file import load_network
@@ -115,6 +115,14 @@ def test_an_image_gets_the_same_answer_in_any_order(
     for name in ROUTED_OUTPUT_NAMES:
         turned = getattr(backwards, name)[::-1]
         np.testing.assert_allclose(turned, getattr(answer, name), rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_the_whole_answer_is_the_full_graphs(graphs: Graphs, engine: RoutedEngine) -> None:
+    expected = run_onnx(graphs.full)(graphs.images[:3])
+    found = named_arrays(engine.whole(graphs.images[:3]))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def test_outputs_have_the_declared_types(answer: RoutedOutputs) -> None:

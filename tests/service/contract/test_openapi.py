@@ -60,6 +60,8 @@ def test_parameters_are_those_that_the_route_takes(client: TestClient, document:
         "top_k": {"type": "integer", "minimum": 0, "maximum": 9},
         "maps": {"type": "string", "enum": ["none", "boxes", "heat"], "default": "boxes"},
         "alternatives": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 3},
+        "contrast": {"type": "string"},
+        "without": {"type": "string"},
         "precision": {"type": "number", "minimum": 0.5, "exclusiveMaximum": 1},
         "allow": {"type": "string"},
         "deny": {"type": "string"},

@@ -1,0 +1,158 @@
+"""Whether the boxes that "why not X?" names decide close calls. One command:
+
+    python -m benchmarks.accuracy.close_calls NAME=BUNDLE=DATA [NAME=BUNDLE=DATA ...]
+
+A close call is a test picture whose second most probable leaf is within 1 nat of the first. For each, X is that leaf:
+the benchmark asks for the contrast, fills the boxes of the pieces that were found and speak for the predicted node, and
+counts how often the answer's node at the level where the paths part is then another (*flipped*), and how often X is
+more probable than the first leaf (*X ahead*). Beside it: the same region, moved by random offsets that wrap at the
+edges, so that its area is equal. Results in benchmarks/results/close-calls.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from benchmarks.measuring import described, machine, write_results
+from protoserve.audit.regions import combined, filled, region, shifted
+from protoserve.bundle.truth_card import Fill
+from protoserve.data.dataset import read_split
+from protoserve.images.fitting import fit
+from protoserve.images.geometry import Geometry
+from protoserve.inference.classifier import Classifier, load
+from protoserve.inference.engine import Outputs
+from protoserve.inference.evidence import predictions
+from protoserve.inference.options import PredictOptions
+
+NATS: Final = 1.0
+COUNTS: Final = (1, 3, 5, 10)
+FILLS: Final[tuple[Fill, ...]] = ("mean", "blur")
+DRAWS: Final = 4
+BATCH: Final = 16
+COLUMNS: Final = ("flipped", "flipped_at_random", "ahead", "ahead_at_random")
+
+
+@dataclass(frozen=True)
+class CloseCall:
+    """A `picture` uint8 [height, width, 3] at model size, its `outputs`, and its two most probable leaves."""
+
+    picture: NDArray[np.uint8]
+    outputs: Outputs
+    first: int
+    second: int
+
+
+def close_calls(classifier: Classifier, data: Path, most: int, share: int) -> tuple[int, list[CloseCall]]:
+    """Return how many test pictures were looked at (every `share`-th), and the first `most` close calls."""
+    leaves = np.array(classifier.taxonomy.leaves)
+    pictures = read_split(data, "test", classifier.taxonomy, left_out=classifier.bundle.left_out)
+    found: list[CloseCall] = []
+    numbers = range(0, len(pictures), share)
+    for start in track(range(0, len(numbers), BATCH), "close calls"):
+        batch = [numbers[index] for index in range(start, min(start + BATCH, len(numbers)))]
+        arrays = np.stack([fit(pictures.picture(number), classifier.bundle.input).array for number in batch])
+        outputs = classifier.engine.run(arrays)
+        for index in range(len(batch)):
+            chances = outputs.log_probability[index, leaves]
+            first, second = np.argsort(-chances, kind="stable")[:2]
+            if chances[first] - chances[second] <= NATS:
+                call = CloseCall(arrays[index], outputs.rows(index, index + 1), int(leaves[first]), int(leaves[second]))
+                found.append(call)
+        if len(found) >= most:
+            return start + len(batch), found[:most]
+    return len(numbers), found
+
+
+def regions(classifier: Classifier, call: CloseCall, generator: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
+    """For each of COUNTS: [1 + draws, height, width], the boxes that the contrast names, and the same moved."""
+    height, width = call.picture.shape[:2]
+    geometry = Geometry(width, height, width, height, 1.0, 1.0, 0.0, 0.0)
+    for count in COUNTS:
+        options = PredictOptions(top_k=min(count, classifier.table.top_k), contrast=classifier.table.names[call.second])
+        [prediction] = predictions(call.outputs, classifier.table, [geometry], options.resolved(classifier.table))
+        assert prediction.contrast is not None
+        pieces = [piece for piece in prediction.contrast.evidence if piece.found and piece.difference > 0]
+        named = region([piece.box for piece in pieces], (height, width))[None]
+        yield np.concatenate([named, *(shifted(named, generator) for _ in range(DRAWS))])
+
+
+def measure(classifier: Classifier, calls: list[CloseCall], seed: int) -> list[dict[str, Any]]:
+    """Count the flips per number of boxes and fill."""
+    generator = np.random.default_rng(seed)
+    flips: dict[tuple[int, Fill], list[list[float]]] = {}
+    area: dict[int, list[float]] = {count: [] for count in COUNTS}
+    paths = classifier.taxonomy.path_at_level
+    for call in track(calls, "deletions"):
+        level = int(np.flatnonzero(paths[call.first] != paths[call.second])[0])
+        for count, masks in zip(COUNTS, regions(classifier, call, generator), strict=True):
+            area[count].append(float(masks[0].mean()))
+            for fill in FILLS:
+                filling = filled(call.picture, call.picture, fill)
+                outputs = classifier.engine.run(combined(filling, call.picture, masks))
+                ahead = outputs.log_probability[:, call.second] > outputs.log_probability[:, call.first]
+                flipped = (outputs.path[:, : level + 1] != call.outputs.path[:, : level + 1]).any(axis=1)
+                counted = [flipped[0], flipped[1:].mean(), ahead[0], ahead[1:].mean()]
+                flips.setdefault((count, fill), []).append([float(value) for value in counted])
+    return [
+        {
+            "boxes": count,
+            "fill": fill,
+            **dict(zip(COLUMNS, np.mean(rows, axis=0).tolist(), strict=True)),
+            "area": float(np.mean(area[count])),
+        }
+        for (count, fill), rows in flips.items()
+    ]
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Do the boxes of a contrast decide close calls?",
+        "",
+        "Made by `python -m benchmarks.accuracy.close_calls`; all figures in `close-calls.json`.",
+        "",
+        f"Test pictures whose second leaf is within {NATS:g} nat of the first. *Flipped*: the answer's node where the "
+        "two paths part is another after the boxes of the pieces that speak for it are filled. *X ahead*: the second "
+        "leaf is more probable than the first. *At random*: after filling regions of equal area.",
+        "",
+        "| bundle | close calls | boxes | fill | share of the picture | flipped | at random | X ahead | at random |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results["bundles"].items():
+        lines += [
+            f"| {name} | {found['close_calls']} of {found['pictures']} | {row['boxes']} | {row['fill']} | "
+            f"{row['area']:.0%} | {' | '.join(f'{row[column]:.0%}' for column in COLUMNS)} |"
+            for row in found["rows"]
+        ]
+    return "\n".join([*lines, "", described(results["machine"])]) + "\n"
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE=DATA")
+    parser.add_argument("--most", type=int, default=200, help="close calls per bundle")
+    parser.add_argument("--share", type=int, default=1, help="look at every n-th test picture")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    found: dict[str, Any] = {"machine": machine(), "seed": options.seed, "bundles": {}}
+    for named in options.bundles:
+        name, bundle, data = named.split("=")
+        classifier = load(bundle, device="cpu")
+        pictures, calls = close_calls(classifier, Path(data), options.most, options.share)
+        rows = measure(classifier, calls, options.seed)
+        found["bundles"][name] = {"pictures": pictures, "close_calls": len(calls), "rows": rows}
+    write_results("close-calls", found, table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
