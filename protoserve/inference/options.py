@@ -187,10 +187,7 @@ def _checked_top_k(table: EvidenceTable, top_k: int | None) -> int:
 def _checked_node(table: EvidenceTable, name: str, option: str) -> int:
     node = table.index.get(name)
     if node is None:
-        raise InputError(
-            f"{option}: the taxonomy has no node {name[:80]!r}{nearest(name, table.names)}; name a node by its path, "
-            f"such as {table.names[-1]!r}"
-        )
+        raise InputError(f"{option}: the taxonomy has no node {name[:80]!r}{nearest(name[:80], table.names)}")
     return node
 
 
