@@ -1,4 +1,4 @@
-"""The commands `data render`, `train`, `evaluate`, `ablate` and `report`. Each imports heavy modules when it runs."""
+"""The commands `data render`, `train`, `evaluate`, `extend`, `ablate` and `report`. Each imports heavy modules when it runs."""
 
 from __future__ import annotations
 
@@ -214,6 +214,82 @@ def evaluate(
         say(json.dumps(evaluation.model_dump()))
         return
     output_console(width=200).print(*scores_report(evaluation), sep="\n")
+
+
+def extend(
+    run: Annotated[Path, typer.Argument(help="A finished run with prototypes. It stays as it is.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new run's folder; must be new.")],
+    added: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NODE=FOLDER]…",
+            help="A new class and the folder of its pictures. New inner nodes come with their classes.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The data set that the run learned from; only --rename does without.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="A class to remove, with all below it. May be repeated.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="A class to rename. May be repeated.")
+    ] = None,
+    merge: Annotated[
+        list[str] | None, typer.Option(metavar="NEW=OLD,OLD", help="Siblings to make one class. May be repeated.")
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Whether to fit the last layers beside and above again.")
+    ] = True,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            min=0,
+            help="Points of accuracy on the selection images that the old classes may lose at a level.",
+        ),
+    ] = 0.5,
+    cache: Annotated[
+        Path | None, typer.Option(help="The folder of --cache that the run was trained with: saves its features.")
+    ] = None,
+    skip_broken: SkipBrokenOption = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Add classes to a finished run from a few pictures, or remove, rename and merge classes, without training.
+
+    Writes a new run. New prototypes are cut from the pictures; the backbone and all other prototypes stay. Says what
+    the change cost the old classes, and refuses it above --tolerance.
+
+    Example: protoserve extend runs/photos Fruit/Kiwi/Gold=kiwis --data photos --output runs/kiwis
+    """
+    from training.extending.changes import read_changes
+    from training.extending.extending import extend as extend_run
+    from training.extending.telling import extension_lines
+    from training.features.shared_cache import GIGABYTE, SharedCache
+    from training.progress import console
+
+    changes = read_changes(added or [], remove or [], rename or [], merge or [])
+    screen = console()
+    extension = extend_run(
+        run,
+        changes,
+        data,
+        output,
+        tolerance=tolerance,
+        refit=refit,
+        cache=None if cache is None else SharedCache(cache, int(50 * GIGABYTE)),
+        skip_broken=skip_broken,
+        device=device,
+        console=screen,
+    )
+    if as_json:
+        say(json.dumps(extension.document()))
+        return
+    for line in extension_lines(extension):
+        say(line)
+    screen.print("Next:")
+    screen.print(f"  protoserve export {output} --bundle bundles/{output.name}", soft_wrap=True)
 
 
 def ablate(

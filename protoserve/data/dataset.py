@@ -53,6 +53,7 @@ class Dataset:
     indices of `taxonomy.leaves`. `renamed` lists folders that were read as a leaf with another path (see `read_split`).
     `pixels` uint8 [images, rows, columns] are the grey pictures themselves, or None if each picture is a file.
     `passed_over` counts the files that are not among the images, by reason (see `protoserve.data.folders.REASONS`).
+    `elsewhere` holds the files of images that do not lie below `root`, by image.
     """
 
     root: Path
@@ -63,13 +64,15 @@ class Dataset:
     renamed: tuple[tuple[str, str], ...] = ()
     pixels: NDArray[np.uint8] | None = None
     passed_over: PassedOver = field(default_factory=dict)
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def file(self, index: int) -> Path:
         """Return the path of an image."""
-        return self.root / self.images[index]
+        image = self.images[index]
+        return self.elsewhere.get(image, self.root / image)
 
     def index(self, image: str) -> int:
         """Return the index of an image; raises InputError if the split does not contain it."""
@@ -110,7 +113,8 @@ class Dataset:
         if self.pixels is not None and other.pixels is not None:
             pixels = np.concatenate([self.pixels, other.pixels])
         leaves = np.concatenate([self.leaves, other.leaves])
-        return replace(self, images=self.images + other.images, leaves=leaves, pixels=pixels)
+        elsewhere = {**self.elsewhere, **other.elsewhere}
+        return replace(self, images=self.images + other.images, leaves=leaves, pixels=pixels, elsewhere=elsewhere)
 
     def fingerprint(self) -> str:
         """Return a hash of all images' names, leaves and contents, `sha256:…`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,24 @@ class ImageNumbers(Record):
     selection: int
 
 
+class ClassChange(Record):
+    """A change of the classes of a finished run. `node` is the class after an addition, a renaming or a merger, or the
+    one removed; `of` are the classes that it was before. An added class came from the `folder` of that name with so
+    many `pictures`, of which `held_out` select; `prototypes` were cut from the others. `by` is the user, `at` the time
+    (ISO 8601, UTC), and `run` the name of the run that was changed."""
+
+    action: Literal["add", "remove", "rename", "merge"]
+    node: str
+    of: list[str] = Field(default_factory=list)
+    folder: str | None = None
+    pictures: int | None = None
+    held_out: int | None = None
+    prototypes: int | None = None
+    by: str
+    at: str
+    run: str
+
+
 class ExportRecord(Record):
     """The export that wrote a bundle: package → version."""
 
@@ -34,7 +52,7 @@ class Provenance(Record):
     their folders, and `broken` names the pictures left out because they can't be read; both are needed to read the
     run's data set. `passed_over` counts, by split and reason, the files that are not among the images; `copies` counts,
     by split, the pictures that are in train, too, and as `two_classes` those of train that are under two classes. A
-    bundle's manifest adds `export`."""
+    bundle's manifest adds `export`. `changes` are those of the classes after training, oldest first."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
@@ -48,3 +66,4 @@ class Provenance(Record):
     python: str | None = None
     device: str | None = None
     export: ExportRecord | None = None
+    changes: list[ClassChange] = Field(default_factory=list)

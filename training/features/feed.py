@@ -219,6 +219,14 @@ class Feed:
 
     # ---- caches ----------------------------------------------------------------------------------------------
 
+    def cached(self, part: Part, view: int = PLAIN) -> FeatureCache:
+        """The features of all images of a part by the frozen backbone, computed if they are not cached."""
+        return self._cache(part, view)
+
+    def give(self, part: Part, view: int, features: FeatureCache) -> None:
+        """Use these features for the images of a part in one view, instead of computing them."""
+        self._caches[f"{part}-{self.version}", view] = features
+
     def _from_trunk(self, rows: Tensor) -> Tensor:
         assert self._cut is not None
         return self.network.from_maps(self._cut.top(rows))
@@ -231,6 +239,8 @@ class Feed:
         """Features of a frozen backbone, float32. Views other than the plain one are computed from the trunk's output,
         if there is a trunk."""
         key, label = f"{part}-{self.version}", f"features of {part} images, view {view + 1}"
+        if (key, view) in self._caches:
+            return self._caches[key, view]
         network, directories = self.network, None
         if self.shared is not None:
             reduction = network.reduction if isinstance(network, PrototypeNetwork) else None
@@ -238,8 +248,6 @@ class Feed:
             directories = self._shared_directories(self.shared, part, f"{_form(network)}-{self.version}", parts)
         if self._cut is None or view == PLAIN:
             return self._cached(key, part, view, label, network.features, directories=directories)
-        if (key, view) in self._caches:
-            return self._caches[key, view]
         rows = self._trunk_cache(part, view)
         return self._cached(key, part, view, label, self._from_trunk, rows, directories=directories)
 

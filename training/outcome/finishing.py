@@ -7,9 +7,10 @@ import io
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def finish(trainer: Trainer) -> Metrics:
         sources = prototype_sources(
             network, trainer.description, projection, splits.fit, trainer.device, trainer.console
         )
-        write_prototype_pictures(run, splits.fit, sources)
+        write_prototype_pictures(run, splits.fit, dict(enumerate(sources)))
         keep_similarities(trainer)
     if sources is not None and patches is not None and statistics is not None:
         write_patches(
@@ -97,15 +98,22 @@ def finish(trainer: Trainer) -> Metrics:
     return write_outcome(trainer, run, sources)
 
 
-def write_outcome(trainer: Trainer, run: Run, sources: list[PrototypeSource] | None) -> Metrics:
+def write_outcome(
+    trainer: Trainer,
+    run: Run,
+    sources: list[PrototypeSource] | None,
+    answers: dict[Split, Answers] | None = None,
+) -> Metrics:
     """Write the results of a run other than the pictures of its prototypes, and return its metrics.
 
-    Scores validation and test here, once, after all choices were made on the selection images. Writes `model.pt` last,
-    because it marks the run as finished. Skips a figure that can't be drawn, with a warning.
+    Scores validation and test here, once, after all choices were made on the selection images, unless `answers` are
+    given. Writes `model.pt` last, because it marks the run as finished. Skips a figure that can't be drawn, with a
+    warning.
     """
     config, splits, directory, console = trainer.config, trainer.splits, run.directory, trainer.console
     write_bytes(directory / "samples.npy", parity_samples(splits.fit, splits.selection, config.image, sources))
-    answers = answer_splits(trainer.network, splits, config.image, trainer.device, console)
+    if answers is None:
+        answers = answer_splits(trainer.network, splits, config.image, trainer.device, console)
     records = trainer.state.records
     metrics = final_metrics(trainer.network, splits, answers, records, trainer.state.seconds)
     calibration, promise = make_promise(
@@ -171,9 +179,9 @@ def prototype_sources(
     return sources
 
 
-def write_prototype_pictures(run: Run, dataset: Dataset, sources: Sequence[PrototypeSource]) -> None:
-    """Write `prototypes/NNNN.webp` for each prototype: its source image with the patch marked."""
-    for prototype, source in enumerate(sources):
+def write_prototype_pictures(run: Run, dataset: Dataset, sources: Mapping[int, PrototypeSource]) -> None:
+    """Write `prototypes/NNNN.webp` for each of these prototypes: its source image with the patch marked."""
+    for prototype, source in sources.items():
         run.picture(prototype).parent.mkdir(exist_ok=True)
         picture = dataset.picture(dataset.index(source.image)).picture
         buffer = io.BytesIO()
@@ -284,6 +292,18 @@ def write_history(history: History, directory: Path) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_text(directory / "history.csv", buffer.getvalue())
+
+
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """Read `history.csv`; empty if there is none."""
+    file = directory / "history.csv"
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        return [
+            {name: value if name == "stage" else float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(stream)
+        ]
 
 
 def write_confusion(

@@ -10,7 +10,7 @@ from torch import Tensor
 from protoserve.data.dataset import Dataset
 from protoserve.run.similarities import MOST_BYTES, KeptImages, KeptSimilarities, kept_bytes, write_similarities
 from training.loop.trainer import Trainer
-from training.stages.last_layers import fit_distances, learns_from_mirrored
+from training.stages.last_layers import fit_distances, from_mirrored
 
 
 def keep_similarities(trainer: Trainer) -> None:
@@ -38,7 +38,7 @@ def measured_similarities(trainer: Trainer) -> KeptSimilarities:
     fit = head.similarity.of_distance(fit_distances(trainer), head.reference)
     selection = trainer.selection_rows(lambda features: head(trainer.prototype_network.latent(features)).similarity)
     return KeptSimilarities(
-        kept_images(splits.fit, fit), kept_images(splits.selection, selection), learns_from_mirrored(trainer)
+        kept_images(splits.fit, fit), kept_images(splits.selection, selection), from_mirrored(trainer.config)
     )
 
 

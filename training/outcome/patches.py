@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,13 @@ TILE, CONTEXT = 80, 2.0
 BLOCK = 256
 
 
+class EarlierPatches(NamedTuple):
+    """A prototype of an earlier analysis, and the file with the strip of its patches."""
+
+    prototype: AnalysedPrototype
+    strip: Path
+
+
 def write_patches(
     run: Run,
     head: PrototypeHead,
@@ -47,12 +57,14 @@ def write_patches(
     cells: Cells,
     purity_of: int,
     console: Console,
+    earlier: Mapping[int, EarlierPatches] = MappingProxyType({}),
 ) -> None:
     """Write `analysis.json` (see `Analysis`) and `patches/NNNN.webp`.
 
     `nearest` holds each prototype's nearest patches in the images of `fit`, found by the stage `analyse`. `sources` are
     the cells that the prototypes were cut from, and `statistics` describe their similarities to all images of `fit`.
-    `cells` are those of the feature map. Purity is computed over the `purity_of` nearest patches.
+    `cells` are those of the feature map. Purity is computed over the `purity_of` nearest patches. Prototypes whose
+    nearest patches are those of `earlier` take their strips from there.
     """
     taxonomy = head.taxonomy
     own = own_patches(head, nearest, fit.leaves)
@@ -63,18 +75,25 @@ def write_patches(
     with tracked(console, "pictures of nearest patches", len(sources)) as advance:
         for start in range(0, len(sources), BLOCK):
             block = np.arange(start, min(len(sources), start + BLOCK))
-            boxes, tiles = _cut_out(fit, nearest.image[block], nearest.cell[block], rule, cells)
-            for index, prototype in enumerate(block.tolist()):
+            same = {number: earlier[number] for number in block.tolist() if _is_same(earlier, number, fit, nearest)}
+            drawn = block[[number not in same for number in block.tolist()]]
+            cut_boxes, cut_tiles = _cut_out(fit, nearest.image[drawn], nearest.cell[drawn], rule, cells)
+            boxes = dict(zip(drawn.tolist(), cut_boxes, strict=True))
+            strips = {number: _strip(tiles) for number, tiles in zip(drawn.tolist(), cut_tiles, strict=True)}
+            for number, known in same.items():
+                boxes[number] = [patch.box for patch in known.prototype.patches]
+                strips[number] = known.strip.read_bytes()
+            for prototype in block.tolist():
                 child = int(head.grouping.prototype_child[prototype])
                 parent = ROOT if head.kind == "flat" else int(taxonomy.parent[child])
                 source = sources[prototype]
-                write_bytes(run.patches(prototype), _strip(tiles[index]))
+                write_bytes(run.patches(prototype), strips[prototype])
                 patches = [
                     Patch(
                         image=fit.images[image],
                         leaf=taxonomy.names[taxonomy.leaves[fit.leaves[image]]],
                         cell=int(nearest.cell[prototype, rank]),
-                        box=boxes[index][rank],
+                        box=boxes[prototype][rank],
                         distance=float(nearest.distance[prototype, rank]),
                         own=bool(own[prototype, rank]),
                     )
@@ -106,6 +125,15 @@ def write_patches(
         prototypes=prototypes,
     )
     write_text(run.directory / "analysis.json", json.dumps(analysis.model_dump()) + "\n")
+
+
+def _is_same(earlier: Mapping[int, EarlierPatches], prototype: int, fit: Dataset, nearest: NearestPatches) -> bool:
+    """Whether the nearest patches of a prototype are those of the earlier analysis, and their strip is there."""
+    if prototype not in earlier or not earlier[prototype].strip.is_file():
+        return False
+    known = [(patch.image, patch.cell) for patch in earlier[prototype].prototype.patches]
+    images = [fit.images[image] for image in nearest.image[prototype].tolist()]
+    return known == list(zip(images, nearest.cell[prototype].tolist(), strict=True))
 
 
 def _cut_out(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from protoserve.similarity_statistics import SimilaritySums
+from protoserve.run.records import SeparationRecord
+from protoserve.similarity_statistics import SimilarityStatistics, SimilaritySums
 from training.data.batches import slices
 from training.loop.answers import novelty_table
 from training.loop.trainer import Trainer
@@ -27,9 +28,14 @@ def centre(trainer: Trainer) -> dict[str, float]:
         for numbers, latent in zip(slices(everything, batch), trainer.latents(everything), strict=True):
             sums.add(head(latent).similarity.cpu().numpy(), fit.leaves[numbers])
             advance(len(numbers))
-    found = sums.statistics()
-    head.usual.copy_(torch.from_numpy(np.nan_to_num(found.usual)))
-    trainer.state.separation = found
-    record = found.record()
-    trainer.state.records.separation = record
+    record = set_usual(trainer, sums.statistics())
     return {"always_on": record.always_on, "telling": record.telling}
+
+
+@torch.inference_mode()
+def set_usual(trainer: Trainer, found: SimilarityStatistics) -> SeparationRecord:
+    """Set the head's `usual` and the records to the statistics of all fit images."""
+    trainer.explained_network.head.usual.copy_(torch.from_numpy(np.nan_to_num(found.usual)))
+    trainer.state.separation, record = found, found.record()
+    trainer.state.records.separation = record
+    return record

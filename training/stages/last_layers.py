@@ -11,6 +11,7 @@ from torch import Tensor
 
 from protoserve.networks.head import PrototypeHead
 from protoserve.run.records import BestEpochRecord
+from training.config import Config
 from training.data.batches import epoch_batches
 from training.data.pictures import MIRRORED, PLAIN
 from training.loop.epoch import KeepBest, epoch, whole_batches
@@ -51,14 +52,14 @@ def fit_distances(trainer: Trainer) -> Tensor:
     """
     count = len(trainer.splits.fit)
     own = np.arange(count)[trainer.processes.stripe(count)]
-    view = MIRRORED if learns_from_mirrored(trainer) else PLAIN
+    view = MIRRORED if from_mirrored(trainer.config) else PLAIN
     head = trainer.prototype_network.head
     return trainer.processes.joined(nearest_cells_of_all(head, trainer.latents(own, view))[0], count).clone()
 
 
-def learns_from_mirrored(trainer: Trainer) -> bool:
-    """Return whether the last layers learn from mirrored pictures, rather than from plain ones."""
-    return trainer.config.data.mirror and trainer.config.data.views > 1
+def from_mirrored(config: Config) -> bool:
+    """Whether the last layers learn from mirrored pictures, rather than from plain ones."""
+    return config.data.mirror and config.data.views > 1
 
 
 def nearest_cells_of_all(head: PrototypeHead, latents: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

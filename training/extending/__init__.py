@@ -1,0 +1,1 @@
+"""Change the classes of a finished run without training: add, remove, rename, merge."""

@@ -1,0 +1,153 @@
+"""Carry a head over to a changed tree: its prototypes, last layers, temperatures and usual similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protoserve.networks.head import PrototypeHead
+from protoserve.taxonomy import Group, competing_groups
+from training.extending.changes import ChangedTree
+
+
+@dataclass(frozen=True)
+class CarriedHead:
+    """A head over the changed tree. `origin` int64 [P] is the old number of each prototype, −1 for a new one, whose
+    vector is not set yet. `changed` are the groups whose members or prototypes are not those of one old group."""
+
+    head: PrototypeHead
+    origin: NDArray[np.int64]
+    changed: tuple[int, ...]
+
+    @property
+    def new(self) -> NDArray[np.int64]:
+        """The numbers of the new prototypes, int64, ascending."""
+        return np.flatnonzero(self.origin < 0)
+
+
+def new_prototypes(head: PrototypeHead, tree: ChangedTree, fallback: int) -> dict[int, int]:
+    """Return how many prototypes each competing node needs that has none yet: as many as its siblings have in the
+    median, or `fallback` if they have none."""
+    kept = _kept(head, tree)
+    counts = np.bincount(list(kept.values()), minlength=len(tree.taxonomy.nodes))
+    needed = {}
+    for group in competing_groups(tree.taxonomy, head.kind):
+        own = counts[list(group.children)]
+        usual = int(np.median(own[own > 0])) if own.any() else fallback
+        needed |= {child: usual for child, count in zip(group.children, own.tolist(), strict=True) if not count}
+    return needed
+
+
+@torch.no_grad()
+def carried_head(head: PrototypeHead, tree: ChangedTree, needed: Mapping[int, int]) -> CarriedHead:
+    """Make the head over the changed tree, with `needed` new prototypes for nodes that have none.
+
+    What is removed leaves its row and its prototypes; all other weights stay. So the conditionals of the rest are the
+    softmax of what remains of their logits. Where a weight is not given by the old head, it takes the place of one that
+    is: a new member's weight for an old prototype is the mean over the members that the prototype does not belong to,
+    and a new prototype has the mean weights of its siblings' prototypes, or +1 and −0.5 (Chen et al. 2019) without any.
+    """
+    kept, taxonomy = _kept(head, tree), tree.taxonomy
+    groups = competing_groups(taxonomy, head.kind)
+    by_node: dict[int, list[int]] = {}
+    for prototype, node in kept.items():
+        by_node.setdefault(node, []).append(prototype)
+    children, origin = [], []
+    for group in groups:
+        for child in group.children:
+            old = by_node.get(child, [])
+            fresh = needed.get(child, 0)
+            children += [child] * (len(old) + fresh)
+            origin += [*old, *[-1] * fresh]
+    result = PrototypeHead(
+        taxonomy,
+        children,
+        head.prototypes.shape[1],
+        kind=head.kind,
+        similarity=head.similarity,
+        unit_length=head.unit_length,
+    )
+    from_old, numbers = np.array(origin, dtype=np.int64), np.flatnonzero(np.array(origin) >= 0)
+    old = torch.from_numpy(from_old[numbers])
+    result.prototypes[numbers] = head.prototypes[old].cpu()
+    result.usual[numbers] = head.usual[old].cpu()
+    if head.reference is not None and result.reference is not None:
+        result.reference[numbers] = head.reference[old].cpu()
+    result.centre.copy_(head.centre)
+    result.temperature.copy_(_temperatures(head, tree, groups))
+    changed = _set_weights(result, head, tree, from_old)
+    return CarriedHead(result.eval(), from_old, changed)
+
+
+def _kept(head: PrototypeHead, tree: ChangedTree) -> dict[int, int]:
+    """The old prototypes that stay, each with its new node; one of a node that no longer competes goes."""
+    competing = {child for group in competing_groups(tree.taxonomy, head.kind) for child in group.children}
+    moved = {prototype: tree.node_of.get(node) for prototype, node in _children(head)}
+    return {prototype: node for prototype, node in moved.items() if node is not None and node in competing}
+
+
+def _children(head: PrototypeHead) -> list[tuple[int, int]]:
+    return list(enumerate(head.grouping.prototype_child.tolist()))
+
+
+def _temperatures(head: PrototypeHead, tree: ChangedTree, groups: tuple[Group, ...]) -> Tensor:
+    """[G]: each group's temperature: that of the old group of its parent, the first if several were merged, else 1."""
+    of_parent: dict[int, float] = {}
+    for group, value in zip(competing_groups(head.taxonomy, head.kind), head.temperature.tolist(), strict=True):
+        parent = tree.node_of.get(group.parent) if group.parent >= 0 else group.parent
+        if parent is not None:
+            of_parent.setdefault(parent, value)
+    return torch.tensor([of_parent.get(group.parent, 1.0) for group in groups])
+
+
+def _set_weights(
+    result: PrototypeHead, head: PrototypeHead, tree: ChangedTree, origin: NDArray[np.int64]
+) -> tuple[int, ...]:
+    """Fill the last layers, and return the groups that are not as they were."""
+    old_groups = competing_groups(head.taxonomy, head.kind)
+    trained = head.effective_weight().double().cpu()
+    old_child = head.grouping.prototype_child.tolist()
+    old_group, old_slot = head.grouping.prototype_group.tolist(), head.grouping.prototype_slot.tolist()
+    weight = torch.zeros(result.weight.shape, dtype=torch.float64)
+    changed = []
+    for number, group in enumerate(competing_groups(result.taxonomy, head.kind)):
+        prototypes = np.flatnonzero(result.grouping.prototype_group.numpy() == number)
+        member_of = {node: member for member, node in enumerate(group.children)}
+        own_weights, other_weights, sources = [], [], set()
+        for slot, prototype in enumerate(prototypes.tolist()):
+            old = int(origin[prototype])
+            if old < 0:
+                continue
+            old_members, column = old_groups[old_group[old]].children, trained[old_group[old], :, old_slot[old]]
+            own = old_members.index(old_child[old])
+            rest = [column[place] for place in range(len(old_members)) if place != own]
+            other = float(torch.stack(rest).mean())
+            parts: dict[int, list[float]] = {}
+            for place, node in enumerate(old_members):
+                if (member := member_of.get(tree.node_of.get(node, -1))) is not None:
+                    parts.setdefault(member, []).append(float(column[place]))
+            values = [float(np.mean(parts[member])) if member in parts else other for member in range(len(member_of))]
+            values[member_of[tree.node_of[old_child[old]]]] = float(column[own])
+            weight[number, : len(values), slot] = torch.tensor(values, dtype=torch.float64)
+            own_weights.append(float(column[own]))
+            other_weights.append(other)
+            sources.add(old_group[old])
+        own_mean, other_mean = (
+            (float(np.mean(own_weights)), float(np.mean(other_weights))) if own_weights else (1.0, -0.5)
+        )
+        fresh = [slot for slot, prototype in enumerate(prototypes.tolist()) if origin[prototype] < 0]
+        for slot in fresh:
+            own = member_of[int(result.grouping.prototype_child[prototypes[slot]])]
+            weight[number, : len(member_of), slot] = other_mean
+            weight[number, own, slot] = own_mean
+        whole = [old_groups[source] for source in sources]
+        same = len(whole) == 1 and [tree.node_of.get(node) for node in whole[0].children] == list(group.children)
+        if fresh or not same:
+            changed.append(number)
+    result.weight.copy_(weight)
+    return tuple(changed)
