@@ -1,4 +1,5 @@
-"""The commands `data render`, `train`, `evaluate`, `extend`, `ablate` and `report`. Each imports heavy modules when it runs."""
+"""The commands `data render`, `train`, `evaluate`, `extend`, `ablate`, `report`. Each imports heavy modules when it
+runs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +30,14 @@ class CarriedHead:
         return np.flatnonzero(self.origin < 0)
 
 
-def new_prototypes(head: PrototypeHead, tree: ChangedTree, fallback: int) -> dict[int, int]:
+def new_prototypes(
+    head: PrototypeHead, tree: ChangedTree, fallback: int, dropped: Collection[int] = ()
+) -> dict[int, int]:
     """Return how many prototypes each competing node needs that has none yet: as many as its siblings have in the
-    median, or `fallback` if they have none."""
-    kept = _kept(head, tree)
+    median, or `fallback` if they have none. `dropped` are old prototypes that do not stay."""
+    kept = _kept(head, tree, dropped)
     counts = np.bincount(list(kept.values()), minlength=len(tree.taxonomy.nodes))
-    needed = {}
+    needed: dict[int, int] = {}
     for group in competing_groups(tree.taxonomy, head.kind):
         own = counts[list(group.children)]
         usual = int(np.median(own[own > 0])) if own.any() else fallback
@@ -44,15 +46,18 @@ def new_prototypes(head: PrototypeHead, tree: ChangedTree, fallback: int) -> dic
 
 
 @torch.no_grad()
-def carried_head(head: PrototypeHead, tree: ChangedTree, needed: Mapping[int, int]) -> CarriedHead:
-    """Make the head over the changed tree, with `needed` new prototypes for nodes that have none.
+def carried_head(
+    head: PrototypeHead, tree: ChangedTree, needed: Mapping[int, int], dropped: Collection[int] = ()
+) -> CarriedHead:
+    """Make the head over the changed tree, with `needed` new prototypes for nodes that have none, and without the old
+    prototypes `dropped`.
 
     What is removed leaves its row and its prototypes; all other weights stay. So the conditionals of the rest are the
     softmax of what remains of their logits. Where a weight is not given by the old head, it takes the place of one that
     is: a new member's weight for an old prototype is the mean over the members that the prototype does not belong to,
     and a new prototype has the mean weights of its siblings' prototypes, or +1 and −0.5 (Chen et al. 2019) without any.
     """
-    kept, taxonomy = _kept(head, tree), tree.taxonomy
+    kept, taxonomy = _kept(head, tree, dropped), tree.taxonomy
     groups = competing_groups(taxonomy, head.kind)
     by_node: dict[int, list[int]] = {}
     for prototype, node in kept.items():
@@ -60,10 +65,9 @@ def carried_head(head: PrototypeHead, tree: ChangedTree, needed: Mapping[int, in
     children, origin = [], []
     for group in groups:
         for child in group.children:
-            old = by_node.get(child, [])
-            fresh = needed.get(child, 0)
-            children += [child] * (len(old) + fresh)
-            origin += [*old, *[-1] * fresh]
+            stay, fresh = by_node.get(child, []), needed.get(child, 0)
+            children += [child] * (len(stay) + fresh)
+            origin += [*stay, *[-1] * fresh]
     result = PrototypeHead(
         taxonomy,
         children,
@@ -84,15 +88,12 @@ def carried_head(head: PrototypeHead, tree: ChangedTree, needed: Mapping[int, in
     return CarriedHead(result.eval(), from_old, changed)
 
 
-def _kept(head: PrototypeHead, tree: ChangedTree) -> dict[int, int]:
+def _kept(head: PrototypeHead, tree: ChangedTree, dropped: Collection[int]) -> dict[int, int]:
     """The old prototypes that stay, each with its new node; one of a node that no longer competes goes."""
     competing = {child for group in competing_groups(tree.taxonomy, head.kind) for child in group.children}
-    moved = {prototype: tree.node_of.get(node) for prototype, node in _children(head)}
+    children = enumerate(head.grouping.prototype_child.tolist())
+    moved = {prototype: tree.node_of.get(node) for prototype, node in children if prototype not in dropped}
     return {prototype: node for prototype, node in moved.items() if node is not None and node in competing}
-
-
-def _children(head: PrototypeHead) -> list[tuple[int, int]]:
-    return list(enumerate(head.grouping.prototype_child.tolist()))
 
 
 def _temperatures(head: PrototypeHead, tree: ChangedTree, groups: tuple[Group, ...]) -> Tensor:
@@ -146,8 +147,8 @@ def _set_weights(
             weight[number, : len(member_of), slot] = other_mean
             weight[number, own, slot] = own_mean
         whole = [old_groups[source] for source in sources]
-        same = len(whole) == 1 and [tree.node_of.get(node) for node in whole[0].children] == list(group.children)
-        if fresh or not same:
+        same_members = len(whole) == 1 and [tree.node_of.get(node) for node in whole[0].children] == [*group.children]
+        if fresh or not same_members or len(prototypes) < sum(old in sources for old in old_group):
             changed.append(number)
     result.weight.copy_(weight)
     return tuple(changed)

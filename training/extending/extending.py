@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
-from protoserve.data.dataset import Dataset
+from protoserve.data.dataset import Dataset, holds_split
 from protoserve.device import Device
 from protoserve.errors import InputError
 from protoserve.files import new_folder
@@ -115,11 +114,20 @@ def extend(
         place = torch_device(device)
         kept = read_similarities(run, len(finished.sources))
         fit, selection = learned_pictures(run, data, finished.taxonomy, kept, finished.config, console)
-        new = new_pictures(changes.added, tree, fit.root, finished.config, skip_broken=skip_broken, console=console)
+        new = new_pictures(
+            changes.added,
+            tree,
+            fit.root,
+            finished.config,
+            has_val=holds_split(data, "val"),
+            skip_broken=skip_broken,
+            console=console,
+        )
         copies_among(fit, new[0], console)
         head = finished.network.head
-        needed = new_prototypes(head, tree, finished.config.model.prototypes_per_child)
-        carried = carried_head(head, tree, needed)
+        orphaned = _without_source(finished, fit, tree)
+        needed = new_prototypes(head, tree, finished.config.model.prototypes_per_child, orphaned)
+        carried = carried_head(head, tree, needed, orphaned)
         fitted = fitted_head(
             finished.network,
             carried,
@@ -137,8 +145,7 @@ def extend(
         )
         cost = _cost(head, finished.taxonomy, carried.head, tree, selection, fitted)
         _refuse_loss(cost, tolerance, len(remapped(selection, tree)))
-        counts = {node: len(ids) for node, ids in _new_by_node(carried).items()}
-        records = _records(finished, changes, counts, _pictures(new, tree.taxonomy))
+        records = _records(finished, changes, _new_on_path(carried), _pictures(new, tree.taxonomy))
         provenance = _after(finished, tree, changes, records)
         write_changed_run(finished, carried, tree, fitted, data, provenance, draft, place, console, watch)
         return Extension(records, cost, len(remapped(selection, tree)), watch.features, watch.beside_features())
@@ -183,11 +190,20 @@ def _refuse_loss(cost: Mapping[str, Cost], tolerance: float, images: int) -> Non
             )
 
 
-def _new_by_node(carried: CarriedHead) -> dict[str, NDArray[np.int64]]:
-    """The new prototypes of each node."""
-    child = carried.head.grouping.prototype_child.cpu().numpy()
-    names = carried.head.taxonomy.names
-    return {names[node]: carried.new[child[carried.new] == node] for node in np.unique(child[carried.new]).tolist()}
+def _without_source(finished: FinishedRun, fit: Dataset, tree: ChangedTree) -> frozenset[int]:
+    """The prototypes that were cut from pictures of removed classes."""
+    gone = tree.leaf_of[fit.leaves] < 0
+    images = {image for image, removed in zip(fit.images, gone.tolist(), strict=True) if removed}
+    return frozenset(number for number, source in enumerate(finished.sources) if source.image in images)
+
+
+def _new_on_path(carried: CarriedHead) -> dict[str, int]:
+    """How many new prototypes each leaf has, together with the nodes above it."""
+    taxonomy = carried.head.taxonomy
+    child = carried.head.grouping.prototype_child.cpu().numpy()[carried.new]
+    return {
+        taxonomy.names[node]: int(taxonomy.leaves_below[child, leaf].sum()) for leaf, node in enumerate(taxonomy.leaves)
+    }
 
 
 def _pictures(new: tuple[Dataset, Dataset], taxonomy: Taxonomy) -> dict[str, tuple[int, int]]:

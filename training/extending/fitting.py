@@ -155,14 +155,14 @@ def _fit_groups(
     """Fit the last layers of these groups to the similarities `learned` [fit images, P]."""
     below = head.taxonomy.leaves_below.T[fit.leaves]  # [images, nodes]
     of_group = head.grouping.prototype_group.cpu().numpy()
-    fresh = below[len(fit) - len(new) :].any(axis=0)
+    fresh = np.array(below[len(fit) - len(new) :].any(axis=0))
     for number in groups:
         members = np.array(competing_groups(head.taxonomy, head.kind)[number].children)
         prototypes = np.flatnonzero(of_group == number)
         images = np.flatnonzero(below[:, members].any(axis=1))
         if not len(prototypes) or not len(images):
             continue
-        rows = Rows(learned[np.ix_(images, prototypes)], below[np.ix_(images, members)].argmax(axis=1))
+        rows = Rows(learned[images][:, prototypes], below[images][:, members].argmax(axis=1))
         start = head.weight[number, : len(members), : len(prototypes)]
         weight = image_weights(rows.target, fresh[members])
         head.weight[number, : len(members), : len(prototypes)] = refit(start, rows, weight)

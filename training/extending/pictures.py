@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from protoserve.data.checking import copies, copies_note, without_broken
-from protoserve.data.dataset import Dataset, hold_out, holds_split, read_split
+from protoserve.data.dataset import Dataset, held_out_share, hold_out, holds_split, read_split
 from protoserve.data.folders import check_utf8, find_pictures, told
 from protoserve.data.tables import is_table, read_table
 from protoserve.errors import InputError
@@ -69,9 +69,17 @@ def remapped(dataset: Dataset, tree: ChangedTree) -> Dataset:
 
 
 def new_pictures(
-    added: Mapping[str, Path], tree: ChangedTree, root: Path, config: Config, *, skip_broken: bool, console: Console
+    added: Mapping[str, Path],
+    tree: ChangedTree,
+    root: Path,
+    config: Config,
+    *,
+    has_val: bool,
+    skip_broken: bool,
+    console: Console,
 ) -> tuple[Dataset, Dataset]:
-    """Read the pictures of new classes, and hold out as many for selection as training would (`data.hold_out`).
+    """Read the pictures of new classes, and hold out as many for selection as training would (`data.hold_out`, for a
+    data set that `has_val`).
 
     Each image is named `added/CLASS/FILE`, where the new run keeps it. Raises InputError for a folder that does not
     exist or holds no pictures, and for pictures that can't be read, unless `skip_broken`.
@@ -99,7 +107,8 @@ def new_pictures(
     for node in added:
         if not (whole.leaves == place[taxonomy.index[node]]).any():
             raise InputError(f"{added[node]}: none of its {len(broken)} pictures can be read; mend them")
-    return hold_out(whole, config.data.hold_out, config.data_seed)
+    share = held_out_share(config.data.hold_out, has_val=has_val)
+    return hold_out(whole, share, config.data_seed)
 
 
 def copies_among(old: Dataset, new: Dataset, console: Console) -> None:

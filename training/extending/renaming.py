@@ -12,10 +12,11 @@ from protoserve.files import write_text
 from protoserve.networks.model_file import load_network, save_network
 from protoserve.run.folder import Run
 from protoserve.run.provenance import Provenance
+from protoserve.run.records import AnalysedNode
 from protoserve.taxonomy import Taxonomy
 
 # Files that a run's figures and checkpoint would have to be made anew for; they hold the old names.
-_LEFT = ("checkpoint.pt", "report.html", "confusion.png")
+_LEFT = ("checkpoint.pt", "report.html", "confusion.png", "cache", "tensorboard")
 
 
 def write_renamed_run(run: Run, directory: Path, taxonomy: Taxonomy, provenance: Provenance) -> None:
@@ -27,24 +28,31 @@ def write_renamed_run(run: Run, directory: Path, taxonomy: Taxonomy, provenance:
         if entry.name in _LEFT or entry.name.startswith("."):
             continue
         if entry.is_dir():
-            if entry.name in ("prototypes", "patches", "added"):
-                shutil.copytree(entry, directory / entry.name)
+            shutil.copytree(entry, directory / entry.name)
         elif entry.name != run.model.name:
             shutil.copyfile(entry, directory / entry.name)
     metrics, analysis, confusion = run.metrics().model_dump(), run.analysis(), run.confusion()
     _write(directory / "metrics.json", _renamed_metrics(metrics, names), indent=1)
     if confusion is not None:
-        content = {split: _renamed(tables, names) for split, tables in confusion.model_dump().items()}
-        _write(directory / "confusion.json", content)
+        tables = {split: _renamed(table, names) for split, table in confusion.model_dump().items()}
+        _write(directory / "confusion.json", tables)
     if analysis is not None:
-        content = analysis.model_dump()
-        for node, path in zip(content["nodes"], taxonomy.nodes, strict=True):
-            node |= {"name": "/".join(path), "label": path[-1]}
-        for prototype in content["prototypes"]:
-            prototype |= {"child": names[prototype["child"]], "parent": names[prototype["parent"]]}
-            for patch in prototype["patches"]:
-                patch["leaf"] = names.get(patch["leaf"], patch["leaf"])
-        _write(directory / "analysis.json", content)
+        prototypes = [
+            prototype.model_copy(
+                update={
+                    "child": names[prototype.child],
+                    "parent": names[prototype.parent],
+                    "patches": [
+                        patch.model_copy(update={"leaf": names.get(patch.leaf, patch.leaf)})
+                        for patch in prototype.patches
+                    ],
+                }
+            )
+            for prototype in analysis.prototypes
+        ]
+        nodes = [AnalysedNode(name="/".join(path), label=path[-1]) for path in taxonomy.nodes]
+        renamed = analysis.model_copy(update={"nodes": nodes, "prototypes": prototypes})
+        _write(directory / "analysis.json", renamed.model_dump())
     _write(directory / "provenance.json", provenance.model_dump(), indent=1)
     # It is written last, because it marks the run as finished.
     changed = description.model_copy(update={"taxonomy": taxonomy.to_dict()})
