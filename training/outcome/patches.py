@@ -147,6 +147,8 @@ def _cut_out(
     Decodes every image once."""
     boxes: list[list[Box]] = [[(0, 0, 0, 0)] * image.shape[1] for _ in image]
     tiles = np.empty((*image.shape, TILE, TILE, 3), dtype=np.uint8)
+    if not len(image):
+        return boxes, tiles
     order = np.argsort(image, axis=None, kind="stable")
     images, starts = np.unique(image.reshape(-1)[order], return_index=True)
     for image_index, patches in zip(images.tolist(), np.split(order, starts[1:]), strict=True):
