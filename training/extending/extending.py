@@ -35,6 +35,7 @@ from training.extending.fitting import Fitted, fitted_head
 from training.extending.measuring import Stopwatch, log_probability
 from training.extending.outcome import write_changed_run
 from training.extending.pictures import copies_among, learned_pictures, new_pictures, remapped
+from training.extending.refitting import RefitSetting
 from training.extending.renaming import write_renamed_run
 from training.features.shared_cache import SharedCache
 
@@ -136,7 +137,8 @@ def extend(
             new,
             kept,
             finished.config,
-            _groups_to_fit(carried, tree, changes) if refit else (),
+            groups_to_fit(carried, tree, changes) if refit else (),
+            RefitSetting(),
             directory=draft / "cache",
             device=place,
             console=console,
@@ -151,7 +153,7 @@ def extend(
         return Extension(records, cost, len(remapped(selection, tree)), watch.features, watch.beside_features())
 
 
-def _groups_to_fit(carried: CarriedHead, tree: ChangedTree, changes: Changes) -> tuple[int, ...]:
+def groups_to_fit(carried: CarriedHead, tree: ChangedTree, changes: Changes) -> tuple[int, ...]:
     """The groups beside the change, and those above every new class."""
     groups = competing_groups(tree.taxonomy, carried.head.kind)
     above = set()

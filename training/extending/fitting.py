@@ -23,7 +23,7 @@ from training.extending.changes import ChangedTree
 from training.extending.cutting import cut
 from training.extending.measuring import Stopwatch, chained, frozen_feed, similarities, without_own_source
 from training.extending.pictures import remapped
-from training.extending.refitting import Rows, image_weights, refit
+from training.extending.refitting import RefitSetting, Rows, image_weights, refit
 from training.features.cache import FeatureCache
 from training.features.shared_cache import SharedCache
 from training.prototypes.projection import Projection
@@ -62,6 +62,7 @@ def fitted_head(
     kept: KeptSimilarities | None,
     config: Config,
     groups: Sequence[int],
+    setting: RefitSetting,
     *,
     directory: Path,
     device: torch.device,
@@ -107,7 +108,7 @@ def fitted_head(
     source = np.full(len(carried.origin), -1)
     source[carried.new] = cells.image.numpy()
     learned = without_own_source(learned, fit.leaves, source, carried.new)
-    _fit_groups(head, learned, fit, new[0], groups)
+    fit_groups(head, learned, fit, len(new[0]), groups, setting)
     return Fitted(
         fit,
         selection,
@@ -149,13 +150,19 @@ def _cut_prototypes(
 
 
 @torch.no_grad()
-def _fit_groups(
-    head: PrototypeHead, learned: NDArray[np.float32], fit: Dataset, new: Dataset, groups: Sequence[int]
+def fit_groups(
+    head: PrototypeHead,
+    learned: NDArray[np.float32],
+    fit: Dataset,
+    new: int,
+    groups: Sequence[int],
+    setting: RefitSetting,
 ) -> None:
-    """Fit the last layers of these groups to the similarities `learned` [fit images, P]."""
+    """Fit the last layers of these groups to the similarities `learned` [fit images, P]; the last `new` images are of
+    new classes."""
     below = head.taxonomy.leaves_below.T[fit.leaves]  # [images, nodes]
     of_group = head.grouping.prototype_group.cpu().numpy()
-    fresh = np.array(below[len(fit) - len(new) :].any(axis=0))
+    fresh = np.array(below[len(fit) - new :].any(axis=0))
     for number in groups:
         members = np.array(competing_groups(head.taxonomy, head.kind)[number].children)
         prototypes = np.flatnonzero(of_group == number)
@@ -164,5 +171,5 @@ def _fit_groups(
             continue
         rows = Rows(learned[images][:, prototypes], below[images][:, members].argmax(axis=1))
         start = head.weight[number, : len(members), : len(prototypes)]
-        weight = image_weights(rows.target, fresh[members])
-        head.weight[number, : len(members), : len(prototypes)] = refit(start, rows, weight)
+        weight = image_weights(rows.target, fresh[members], setting.balance)
+        head.weight[number, : len(members), : len(prototypes)] = refit(start, rows, weight, setting.ridge)

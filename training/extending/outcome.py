@@ -29,13 +29,13 @@ from training.loop.trainer import Trainer
 from training.outcome.finishing import (
     answer_splits,
     prototype_sources,
-    read_history,
     write_config,
     write_outcome,
     write_prototype_pictures,
 )
 from training.outcome.keeping import kept_images
 from training.outcome.patches import TILE, EarlierPatches, write_patches
+from training.outcome.report import read_history
 from training.stages.analysis import analyse
 from training.stages.calibration import calibrate
 from training.stages.centring import set_usual
@@ -97,7 +97,7 @@ def _follow(trainer: Trainer, finished: FinishedRun, fitted: Fitted) -> None:
     state, metrics, config = trainer.state, finished.run.metrics(), finished.config
     carried: dict[str, Any] = {name: getattr(metrics, name) for name in StageRecords.model_fields}
     state.records = StageRecords(**{name: value for name, value in carried.items() if value is not None})
-    state.history, state.seconds = read_history(finished.run.directory), metrics.seconds or 0.0
+    state.history, state.seconds = read_history(finished.run.directory / "history.csv"), metrics.seconds or 0.0
     sums = SimilaritySums(fitted.fit.taxonomy, novelty_table(trainer.network))
     sums.add(fitted.plain, fitted.fit.leaves)
     set_usual(trainer, sums.statistics())

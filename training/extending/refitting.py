@@ -9,10 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# How strongly a refit is held to the weights that it starts from, and how much a class of few pictures counts: its
-# images weigh (images of a mean class / its images) ** BALANCE. Chosen by benchmarks/accuracy/extending.py --choose.
-RIDGE, BALANCE = 0.01, 0.5
 ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class RefitSetting:
+    """How strongly a refit is held to the weights that it starts from (`ridge`), and how much a class of few pictures
+    counts: its images weigh (images of a mean class / its images) ** `balance`. Chosen by
+    `python -m benchmarks.accuracy.extending --choose`."""
+
+    ridge: float = 0.01
+    balance: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,7 @@ class Rows:
     target: NDArray[np.int64]
 
 
-def image_weights(
-    target: NDArray[np.int64], balanced: NDArray[np.bool_], balance: float = BALANCE
-) -> NDArray[np.float64]:
+def image_weights(target: NDArray[np.int64], balanced: NDArray[np.bool_], balance: float) -> NDArray[np.float64]:
     """Return the weight of each image, float64 [images], 1 but for images of `balanced` members (bool [members]) that
     have fewer images than a mean member."""
     counts = np.bincount(target, minlength=len(balanced)).astype(np.float64)
@@ -35,7 +40,7 @@ def image_weights(
     return np.asarray(weight[target])
 
 
-def refit(start: Tensor, rows: Rows, weight: NDArray[np.float64], ridge: float = RIDGE) -> Tensor:
+def refit(start: Tensor, rows: Rows, weight: NDArray[np.float64], ridge: float) -> Tensor:
     """Return the last layer [M, Q] that minimises the weighted mean cross-entropy + `ridge` · mean squared change.
 
     `start` [M, Q] is the layer to start from and to stay near. A weight's change counts by the mean squared similarity

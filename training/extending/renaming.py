@@ -64,10 +64,12 @@ def _renamed_metrics(metrics: dict[str, Any], names: Mapping[str, str]) -> dict[
     for split in ("selection", "validation", "test"):
         if "siblings" in metrics.get(split, {}):
             metrics[split]["siblings"] = _renamed(metrics[split]["siblings"], names)
-    for record, tables in (("calibration", ("temperature", "images")), ("novelty", ("thresholds",))):
+    for record, tables in (("calibration", ("temperature", "images")), ("novelty", ("thresholds", "images"))):
         for table in tables:
             if table in (metrics.get(record) or {}):
                 metrics[record][table] = _renamed(metrics[record][table], names)
+    if "pooled" in (metrics.get("novelty") or {}):
+        metrics["novelty"]["pooled"] = [names.get(name, name) for name in metrics["novelty"]["pooled"]]
     return metrics
 
 

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -292,18 +291,6 @@ def write_history(history: History, directory: Path) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_text(directory / "history.csv", buffer.getvalue())
-
-
-def read_history(directory: Path) -> list[dict[str, Any]]:
-    """Read `history.csv`; empty if there is none."""
-    file = directory / "history.csv"
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        return [
-            {name: value if name == "stage" else float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(stream)
-        ]
 
 
 def write_confusion(

@@ -16,6 +16,7 @@ from training.extending.finished import read_finished
 from training.extending.fitting import Fitted, fitted_head
 from training.extending.measuring import Stopwatch
 from training.extending.pictures import learned_pictures, new_pictures
+from training.extending.refitting import RefitSetting
 
 
 def fitted(
@@ -38,6 +39,7 @@ def fitted(
         kept,
         finished.config,
         groups,
+        RefitSetting(),
         directory=directory,
         device=torch.device("cpu"),
         console=quiet,

@@ -43,7 +43,11 @@ def test_records_have_the_new_names_and_the_old_values(renamed: Path, small_run:
         "": old.calibration.temperature[""],
         "Alpha": old.calibration.temperature["A"],
     }
-    assert set(new.novelty.thresholds) == {"", "Alpha"}
+    assert old.novelty is not None
+    parents = {"": "", "A": "Alpha"}
+    assert new.novelty.thresholds == {parents[name]: value for name, value in old.novelty.thresholds.items()}
+    assert new.novelty.images == {parents[name]: value for name, value in old.novelty.images.items()}
+    assert new.novelty.pooled == [parents[name] for name in old.novelty.pooled]
     assert old.test is not None and new.test is not None
     assert new.test.accuracy == old.test.accuracy
     assert set(new.test.siblings) == {"", "Alpha"}
