@@ -81,7 +81,8 @@ def assert_would_parse(line: str) -> None:
             assert next(rest, None) is not None, f"{word} takes a value: {line}"
     positional = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     open_ended = any(parameter.nargs == -1 for parameter in positional)
-    assert len(arguments) == len(positional) or (open_ended and len(arguments) > len(positional)), line
+    required = [parameter for parameter in positional if parameter.required]
+    assert len(arguments) == len(positional) or (open_ended and len(arguments) >= len(required)), line
     given = {options[word].name for word in words if word in options}
     for parameter in command.params:
         if parameter.required and parameter.param_type_name == "option":
