@@ -1,21 +1,24 @@
 """Measure whether the promise of a precision holds, and how deep its answers go, beside plain rules. One command:
 
-    python -m benchmarks.accuracy.promise --of rendered BUNDLE DATA --of grocery BUNDLE DATA --work DIR
+    python -m benchmarks.accuracy.promise --rendered BUNDLE DATA --of grocery BUNDLE DATA --work DIR
 
 For each bundle and its data set, the graph's outputs for the selection and test pictures are computed once and kept in
 `--work`. Then 100 times, as many of these pictures as the run's selection has are drawn to calibrate on, and the rest
-is answered: by the promise, and by rules that need no calibration. Writes benchmarks/results/promise.{json,md}.
+is answered: by the promise, and by rules that need no calibration. For `--rendered`, more test pictures are drawn, so
+that the count is less uncertain. Writes benchmarks/results/promise.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.measuring import described, machine, write_results
 from export.validating import fitted_batches
@@ -29,12 +32,17 @@ from protoserve.promise.threshold import Walks, answer_levels, promised_threshol
 from protoserve.restriction import Restriction, restriction_of, unrestricted
 from training.config import parse_config
 from training.data.splits import read_splits
+from training.rendered.classes import leaf_paths
+from training.rendered.picture import draw_picture
 
 PRECISIONS: Final = (0.9, 0.95, 0.99)
-CONFIDENCE: Final = 0.95
+# The default of a run, `promise.confidence`.
+CONFIDENCE: Final = 0.99
 ROUNDS: Final = 100
 # SpeciesNet (Gadot et al. 2024): the leaf from 0.8, else the deepest ancestor from 0.65.
 LEAF, ROLL_UP = 0.8, 0.65
+# Test pictures drawn of each leaf of the rendered set.
+FIGURES: Final = 100
 # The share of the leaves that a random allow-list holds.
 LISTED: Final = 0.5
 
@@ -71,6 +79,24 @@ def read_outputs(folder: Path, data: Path, work: Path) -> tuple[Bundle, dict[str
     return bundle, {
         name: scored(bundle, part, engine, work / f"{bundle.name}-{version}-{name}.npz") for name, part in parts.items()
     }
+
+
+def with_more_test(data: Path, work: Path) -> Path:
+    """A copy of a rendered data set by links, with `FIGURES` test pictures per leaf, of the same seed."""
+    folder = work / "rendered"
+    if not folder.is_dir():
+        settings = json.loads((data / "parts.json").read_text())
+        draft = work / "rendered-draft"
+        for leaf in leaf_paths():
+            for index in range(1, FIGURES + 1):
+                file = draft / "test" / Path(*leaf) / f"{leaf[2].lower()}_{index:04d}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture = draw_picture(leaf, seed=settings["seed"], split="test", index=index, size=settings["size"])
+                Image.fromarray(picture.pixels).save(file)
+        for split in ("train", "val"):
+            (draft / split).symlink_to((data / split).resolve())
+        draft.rename(folder)
+    return folder
 
 
 def joined(parts: list[Calibration]) -> Calibration:
@@ -267,7 +293,8 @@ def tables(name: str, found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--of", nargs=3, action="append", required=True, metavar=("NAME", "BUNDLE", "DATA"))
+    parser.add_argument("--rendered", nargs=2, metavar=("BUNDLE", "DATA"), help="the demo's bundle and data set")
+    parser.add_argument("--of", nargs=3, action="append", default=[], metavar=("NAME", "BUNDLE", "DATA"))
     parser.add_argument("--work", type=Path, required=True, help="the folder that keeps the networks' outputs")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "confidence": CONFIDENCE, "rounds": ROUNDS, "bundles": {}}
@@ -280,6 +307,9 @@ def main() -> None:
         "re-split has too few pictures to promise anything, so gives no answer and holds.",
         "",
     ]
+    if options.rendered:
+        bundle, data = options.rendered
+        options.of.insert(0, ("rendered", bundle, with_more_test(Path(data), options.work)))
     for name, bundle, data in options.of:
         results["bundles"][name] = measure(Path(bundle), Path(data), options.work)
         lines += tables(name, results["bundles"][name])

@@ -80,9 +80,10 @@ def restrict(outputs: Outputs, restriction: Restriction, evidence: HostEvidence)
     changed = np.where(path != outputs.path, path, -1)
     told: dict[str, NDArray[Any]] = {}
     if (changed >= 0).any():
+        new = np.nonzero(changed >= 0)
         for name, array in evidence.on_path([outputs], changed).items():
-            new = (changed >= 0).reshape(*changed.shape, *[1] * (array.ndim - 2))
-            told[name] = np.where(new, array, getattr(outputs, name))
+            told[name] = getattr(outputs, name).copy()
+            told[name][new] = array[new]
     restricted = replace(
         # An ensemble's members have voted on their own path, so say nothing of another.
         outputs,
