@@ -216,9 +216,9 @@ class PromiseConfig(Section):
         default=0.99,
         gt=0.5,
         lt=1,
-        description="Probability, over the draw of the selection images, that the promise holds. At 0.99, a count on as "
-        "many new pictures confirms it in about 95 of 100 cases, because that count is as uncertain. At 0.95, it takes "
-        "fewer selection images: 72 instead of 104 for a precision of 0.95.",
+        description="Probability, over the draw of the selection images, that the promise holds. At 0.99, a count on "
+        "as many new pictures confirms it in about 95 of 100 cases, because that count is as uncertain. At 0.95, it "
+        "takes fewer selection images: 72 instead of 104 for a precision of 0.95.",
     )
 
 
