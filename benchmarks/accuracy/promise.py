@@ -77,7 +77,8 @@ def read_outputs(folder: Path, data: Path, work: Path) -> tuple[Bundle, dict[str
     engine, version = Engine(bundle, device="cpu"), bundle.version[7:19]
     parts = {"selection": splits.selection, "test": splits.test}
     return bundle, {
-        name: scored(bundle, part, engine, work / f"{bundle.name}-{version}-{name}.npz") for name, part in parts.items()
+        name: scored(bundle, part, engine, work / f"{bundle.name}-{version}-{name}-{part.fingerprint()[-12:]}.npz")
+        for name, part in parts.items()
     }
 
 
