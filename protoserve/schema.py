@@ -252,7 +252,9 @@ class Prediction(Contract):
     contrast: Contrast | None = Field(default=None, description="why not the node of the parameter `contrast`")
     levels: list[Level]
     answer: Answer | None = Field(
-        default=None, description="null for an ensemble, and for bundles of older versions, which promise nothing"
+        default=None,
+        description="null for an ensemble, for bundles of older versions, which promise nothing, and `without` some "
+        "prototypes, with which the promise was made",
     )
     restriction: RestrictionEffect | None = Field(default=None, description="null without a restriction in the request")
 

@@ -79,7 +79,8 @@ def predictions(
     }
     positive = outputs.positive_contribution.tolist()
     found: list[Answer] | None = None
-    if options.threshold is not None and options.precision is not None:
+    # The promise was made with all prototypes.
+    if options.threshold is not None and options.precision is not None and not options.without:
         restriction = options.restriction or table.everything
         found = answers(path, log_probability, known, restriction, options.precision, options.threshold)
     result = []

@@ -9,6 +9,7 @@ import pytest
 
 from protoserve.bundle.folder import read_bundle
 from protoserve.inference.answering import Answering, answers
+from protoserve.inference.classifier import load
 from protoserve.promise.threshold import Threshold
 from protoserve.restriction import Restriction, restriction_of, unrestricted
 from protoserve.schema import Answer
@@ -84,3 +85,12 @@ def test_thresholds_come_from_the_bundles_pictures_for_any_precision(tiny_bundle
     # Under a list without the last leaf, no picture is left that the network takes for the first and that is not.
     listed = found.threshold(restriction_of(taxonomy, deny=[taxonomy.names[taxonomy.leaves[-1]]]), 0.8)
     assert listed.images < sure.images and listed.value is not None and listed.value < sure.value
+
+
+def test_an_answer_without_prototypes_promises_nothing(tiny_bundle: Path, tmp_path: Path, photograph: Path) -> None:
+    taxonomy = read_bundle(tiny_bundle).taxonomy
+    model = load(promising(tiny_bundle, tmp_path / "bundle", sure_above(taxonomy, 0.05, groups=3)), device="cpu")
+    assert model.predict(photograph).answer is not None
+    assert model.predict(photograph, without=(0,)).answer is None
+    both = model.predict(photograph, without=(0,), deny=["Tool"])
+    assert both.answer is None and both.restriction is not None
