@@ -3,7 +3,7 @@ import { answer, leave, optionsChanged } from "./answer.mjs";
 import { ask, at, keepKey, request } from "./service.mjs";
 import { drawFrames } from "./picture.mjs";
 import { keep, point } from "./evidence.mjs";
-import { listen } from "./upload.mjs";
+import { listen, offerSamples } from "./upload.mjs";
 import { listenToShares } from "./share.mjs";
 import { showPrototypes } from "./prototypes.mjs";
 import { $, state } from "./state.mjs";
@@ -17,6 +17,10 @@ async function describe() {
   $("model").title = model.version;
   $("top_k").max = model.top_k;
   $("top_k").value = Math.min(Number($("top_k").value), model.top_k);
+  offerSamples();
+  const names = Object.keys(model.lists ?? {});
+  $("lists").hidden = !names.length;
+  $("lists").querySelector("select").replaceChildren(...["", ...names].map((name) => new Option(name || "all", name)));
 }
 
 /** The view and the options that the page's address keeps: `#prototypes&node=…` or `#top_k=3&maps=heat`. */

@@ -1,5 +1,6 @@
 // Pictures come in: chosen, dropped, pasted or taken; those that are too large for the service are shrunk.
 import { answer, choose, showMessage } from "./answer.mjs";
+import { fill, request } from "./service.mjs";
 import { $, make, state } from "./state.mjs";
 
 // The longer side of a picture that had to be shrunk.
@@ -62,6 +63,23 @@ function shrink(bitmap) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+}
+
+/** Offer the pictures that came with the model. */
+export function offerSamples() {
+  const count = Math.min(state.model?.samples ?? 0, 8);
+  if (!count || !$("samples").hidden) return;
+  for (let sample = 0; sample < count; sample++) {
+    const image = make("img", { alt: "", width: 96, height: 96 });
+    fill(image, `v1/samples/${sample}`).catch(() => {});
+    const button = make("button", { type: "button", aria: { label: `sample picture ${sample + 1}` } }, image);
+    button.onclick = async () => {
+      const response = await request(`v1/samples/${sample}`);
+      if (response.ok) take([new File([await response.blob()], `sample-${sample}.png`, { type: "image/png" })]);
+    };
+    $("samples").append(button);
+  }
+  $("samples").hidden = false;
 }
 
 /** Listen to all ways in which pictures come. */
