@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.accuracy import judge_target, judging_data, pictures
+from export.accuracy import JudgingData, judge_target, judging_data, pictures
 from export.graph import ExplainedGraph
 from export.parity import BATCHES, FLOAT32, INT8, check
 from export.records import TargetReport, write_parity
@@ -88,10 +88,9 @@ def export_bundle(
             raise InputError("--image-size: an autoencoder takes only one input size; train one of the new size")
         rule = description.input.model_copy(update={"height": size[0], "width": size[1]})
         description = description.model_copy(update={"input": rule})
-        samples = _resized(samples, size)
+        samples = resized(samples, size)
     rule = description.input
     top_k = min(TOP_K, network.head.top_k_limit)
-    graph = ExplainedGraph(network, top_k, torch.from_numpy(samples[:2])).eval()
     manifest = _manifest(
         network,
         description,
@@ -109,32 +108,62 @@ def export_bundle(
         report(f"reading {data}")
         judging = judging_data(run, data, network.head.taxonomy)
 
-    promised = manifest("").promise is not None
-    with write_bundle(directory, overwrite=overwrite) as draft, TemporaryDirectory() as folder:
-        parity: dict[str, TargetReport] = {}
-        graphs: dict[EdgeOptions, Graphs] = {}
-        np.save(draft / WEIGHTS, _weights(network.head), allow_pickle=False)
+    applied = {target: _applied(target, row, options) for target, row in chosen.items()}
+    with write_bundle(directory, overwrite=overwrite) as draft:
         (draft / "prototypes").mkdir()
         for record in manifest("").prototypes:
             shutil.copyfile(run.picture(record.id), draft / record.picture)
         for sample, picture in zip(manifest("").samples, _spread(samples, tried), strict=True):
             (draft / sample).parent.mkdir(exist_ok=True)
             Image.fromarray(picture).save(draft / sample, optimize=True)
-        if promised:
+        if manifest("").promise is not None:
             shutil.copytree(run.calibration, draft / CALIBRATION)
-        for target, row in chosen.items():
+        model = ExportedModel(network, rule, samples, top_k, run.model)
+        write_model(draft, model, manifest, applied, judging, report)
+    return read_bundle(directory)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What targets are made of: a network, the `rule` of its input, `samples` uint8 [pictures, H, W, 3] at model size
+    for the parity gate, the evidence per level, and the `checkpoint`, whose hash identifies the weights."""
+
+    network: ExplainedNetwork
+    rule: InputRule
+    samples: NDArray[np.uint8]
+    top_k: int
+    checkpoint: Path
+
+
+def write_model(
+    draft: Path,
+    model: ExportedModel,
+    manifest: Callable[[str], Manifest],
+    targets: Mapping[str, EdgeOptions],
+    judging: JudgingData | None,
+    report: Callable[[str], None],
+) -> None:
+    """Write the weights, each of the `targets` with its options, the parity report and the manifest into a draft that
+    holds the pictures of the prototypes.
+
+    Raises ParityError if a target's outputs differ from the network's.
+    """
+    network, rule, samples, top_k = model.network, model.rule, model.samples, model.top_k
+    graph = ExplainedGraph(network, top_k, torch.from_numpy(samples[:2])).eval()
+    np.save(draft / WEIGHTS, head_weights(network.head), allow_pickle=False)
+    parity: dict[str, TargetReport] = {}
+    graphs: dict[EdgeOptions, Graphs] = {}
+    with TemporaryDirectory() as folder:
+        for target, applied in targets.items():
+            row = target_named(target)
             report(f"writing {row.file}")
-            # The options do not apply to the service's file, which takes any batch at model size.
-            applied = EdgeOptions() if target == "onnx" else replace(options, resize=options.resize or row.resizes)
-            if row.planned:
-                applied = replace(applied, batch=applied.batch or 1)
             if applied not in graphs:
                 drafts = Path(folder) / str(len(graphs))
                 drafts.mkdir()
                 graphs[applied] = write_graphs(graph, rule, samples, applied, drafts)
             source = Source(
                 graphs[applied],
-                metadata=file_metadata(manifest(""), run.model, target, row.precision.name, applied),
+                metadata=file_metadata(manifest(""), model.checkpoint, target, row.precision.name, applied),
                 calibration=pictures(judging.calibration, rule) if judging and row.precision is INT8 else None,
                 pictures=draft / "prototypes",
                 report=report,
@@ -158,9 +187,14 @@ def export_bundle(
                 report(f"comparing {row.file} with the network on {len(judging.validation)} validation pictures")
                 validation = judge_target(network, top_k, runtime, judging.validation, rule, applied, row.precision)
                 parity[target] = parity[target].model_copy(update={"validation": validation})
-        write_parity(draft, parity)
-        write_manifest(draft, manifest)
-    return read_bundle(directory)
+    write_parity(draft, parity)
+    write_manifest(draft, manifest)
+
+
+def _applied(name: str, target: Target, options: EdgeOptions) -> EdgeOptions:
+    """Return the options that apply to a target: not to the service's file, which takes any batch at model size."""
+    applied = EdgeOptions() if name == "onnx" else replace(options, resize=options.resize or target.resizes)
+    return replace(applied, batch=applied.batch or 1) if target.planned else applied
 
 
 def _check_options(chosen: Mapping[str, Target], data: Path | None, options: EdgeOptions) -> None:
@@ -185,7 +219,7 @@ def _check_options(chosen: Mapping[str, Target], data: Path | None, options: Edg
         )
 
 
-def _resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize the run's sample pictures uint8 [pictures, H, W, 3] to `size` (height, width)."""
     rule = InputRule(height=size[0], width=size[1], resize="stretch")
     return np.stack([fit(decode(sample), rule).array for sample in samples])
@@ -249,12 +283,6 @@ def _manifest(
     metrics = Metrics() if resized else run.metrics()
     parents = parent_names(competing_groups(taxonomy, head.kind), taxonomy)
     temperature = dict(zip(parents, head.temperature.tolist(), strict=True))
-    competing = head.grouping.node_group[:-1] < len(parents)
-    prior = {
-        name: value
-        for name, value, competes in zip(taxonomy.names, head.prior().tolist(), competing.tolist(), strict=True)
-        if competes
-    }
 
     def build(content_version: str) -> Manifest:
         return Manifest(
@@ -283,7 +311,7 @@ def _manifest(
             prototypes=records,
             samples=[f"samples/{sample}.png" for sample in range(tried)],
             weights=WEIGHTS,
-            prior=prior,
+            prior=head_prior(head),
             temperature=temperature,
             novelty=None if metrics.novelty is None else metrics.novelty.record(),
             promise=None if metrics.promise is None else metrics.promise.record(CALIBRATION),
@@ -294,7 +322,14 @@ def _manifest(
     return build
 
 
-def _weights(head: PrototypeHead) -> NDArray[np.float32]:
+def head_prior(head: PrototypeHead) -> dict[str, float]:
+    """Map every node that competes with others to its prior."""
+    competing = (head.grouping.node_group[:-1] < len(head.temperature)).tolist()
+    priors = zip(head.taxonomy.names, head.prior().tolist(), competing, strict=True)
+    return {name: value for name, value, competes in priors if competes}
+
+
+def head_weights(head: PrototypeHead) -> NDArray[np.float32]:
     """Each prototype's last-layer weights, as trained, for all members of its group, in order: float32 [weights]."""
     present = head.grouping.member_node < len(head.taxonomy.nodes)
     weights = head.effective_weight().detach()[head.grouping.prototype_group, :, head.grouping.prototype_slot]  # [P, M]

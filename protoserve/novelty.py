@@ -21,6 +21,8 @@ from protoserve.taxonomy import ROOT, Group, Kind, Taxonomy, competing_groups
 
 SCORES: tuple[NoveltyScore, ...] = get_args(NoveltyScore)
 
+# Of a threshold: relative to it, or to 1 if that is larger.
+MARGIN = 1e-4
 # Replaces −∞, the logarithm of 0, because differences of infinities are NaN.
 MIN_LOG_PROBABILITY = np.float32(-1e30)
 
@@ -279,3 +281,9 @@ def threshold(scores: NDArray[np.floating[Any]], true_positive_rate: float) -> f
     # The product is rounded, because 0.95 × 20 must not exceed 19.
     needed = int(np.ceil(round(true_positive_rate * len(scores), 9)))
     return float(np.sort(scores)[len(scores) - max(1, needed)])
+
+
+def with_margin(threshold: float) -> float:
+    """Return a slightly lower threshold, so that an image at exactly the threshold stays known in other batches and
+    runtimes, whose scores differ in the last digits."""
+    return threshold - MARGIN * max(1.0, abs(threshold))

@@ -24,7 +24,7 @@ def listing() -> Table:
 def summary(bundle: Bundle, target: str, report: TargetReport) -> str:
     """Describe a target in one line: its file, its size in megabytes, and its agreement with the network."""
     file = bundle.file(target)
-    size = sum(part.stat().st_size for part in _parts(file)) / 1e6
+    size = sum(part.stat().st_size for part in target_parts(file)) / 1e6
     worst = max(value for batch in report.batches.values() for value in batch.worst_difference.values())
     certain = [batch.certain for batch in report.batches.values() if batch.certain is not None]
     line = f"{bundle.manifest.files[target]:<20}{size:7.1f} MB   worst difference {worst:.1e}"
@@ -50,7 +50,7 @@ def next_steps(bundle: Bundle, data: Path | None) -> list[str]:
     return lines
 
 
-def _parts(file: Path) -> list[Path]:
+def target_parts(file: Path) -> list[Path]:
     """List a target's files: the web page's whole folder, or the file and its companions (`.bin`, `.ort.config`)."""
     if file.name == "index.html":
         return [part for part in file.parent.rglob("*") if part.is_file()]

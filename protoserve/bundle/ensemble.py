@@ -18,8 +18,10 @@ from typing import Any, Final, TypeAlias
 
 from pydantic import Field, ValidationError
 
+from protoserve.bundle.curation import Curation, CurationLink
 from protoserve.bundle.folder import Bundle, check_path, first_problem, read_bundle, read_json
-from protoserve.bundle.manifest import PlainText, PrototypeRecord
+from protoserve.bundle.manifest import PrototypeRecord
+from protoserve.bundle.plain_text import PlainText
 from protoserve.errors import BundleError, InputError
 from protoserve.files import new_folder
 from protoserve.images.geometry import InputRule
@@ -112,6 +114,15 @@ class Ensemble:
         """The ensemble's id of every member's first prototype."""
         counts = (len(member.prototypes) for member in self.members)
         return tuple(accumulate(counts, initial=0))[:-1]
+
+    @cached_property
+    def curation(self) -> Curation:
+        """The members' prototypes that are off, and those that are required, by the ensemble's ids."""
+        found: dict[str, dict[int, CurationLink]] = {"off": {}, "required": {}}
+        for first, member in zip(self.first_prototypes, self.members, strict=True):
+            for name, links in found.items():
+                links |= {first + own: link for own, link in getattr(member.curation, name).items()}
+        return Curation(**found)
 
     def member_of(self, prototype: int) -> int:
         """Return the index of a prototype's member."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from protoserve.bundle.curation import Curation, curation_of
 from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
 from protoserve.errors import BundleError, InputError, TaxonomyError
 from protoserve.files import file_hash, new_folder
@@ -89,6 +90,11 @@ class Bundle:
     def left_out(self) -> Mapping[str, str]:
         """The leaves left out of training → their folders, needed to read the model's data set."""
         return self.manifest.left_out
+
+    @cached_property
+    def curation(self) -> Curation:
+        """The prototypes that are off, and those that are required."""
+        return curation_of(self.manifest.curation)
 
     @property
     def metrics(self) -> Metrics:
@@ -339,6 +345,10 @@ def _check_prototypes(bundle: Bundle) -> None:
     for list_name, record in manifest.lists.items():
         for nodes in (record.allow, record.deny, record.depth, record.prior):
             named += [(f"lists.{list_name}", name) for name in nodes]
+    for link in manifest.curation:
+        unknown = [number for number in (*link.disabled, *link.required) if not 0 <= number < len(manifest.prototypes)]
+        if unknown:
+            raise BundleError(f"{file}: curation: there is no prototype {unknown[0]}; export the bundle again")
     named += [("temperature", name) for name in manifest.temperature] + [("prior", name) for name in manifest.prior]
     for key, name in named:
         # The root has no name.

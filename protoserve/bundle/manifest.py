@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, AliasChoices, Field, FiniteFloat
+from pydantic import AliasChoices, Field, FiniteFloat
 
+from protoserve.bundle.curation import CurationLink
+from protoserve.bundle.plain_text import PlainText
 from protoserve.bundle.truth_card import TruthCard
 from protoserve.images.geometry import Cells, InputRule
-from protoserve.names import is_plain
 from protoserve.run.provenance import Provenance
 from protoserve.run.records import Metrics
 from protoserve.schema import Box, Contract, NoveltyRecord, PromiseRecord
 
 FORMAT = 2
 
-
-def _plain(text: str) -> str:
-    if not is_plain(text):
-        raise ValueError("has line breaks or control characters")
-    return text
-
-
-# Text that is shown and logged.
-PlainText: TypeAlias = Annotated[str, AfterValidator(_plain)]
 Temperature: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -126,6 +118,9 @@ class Manifest(Contract):
         default={}, description="name → what can be in a picture, for requests that name it (`protoserve lists`)"
     )
     truth: TruthCard | None = Field(default=None, description="what `protoserve audit --write` measured")
+    curation: list[CurationLink] = Field(
+        default=[], description="what `protoserve curate` has done to this bundle and its ancestors, oldest first"
+    )
     metrics: Metrics = Field(default_factory=Metrics)
     provenance: Provenance = Field(default_factory=Provenance)
 

@@ -18,7 +18,7 @@ from protoserve.bundle.folder import Bundle
 from protoserve.errors import BundleError
 from protoserve.graph_signature import MISSING_RANK, Explanation
 from protoserve.novelty import NoveltyTable
-from protoserve.taxonomy import Taxonomy
+from protoserve.taxonomy import Taxonomy, competing_groups
 
 Arrays: TypeAlias = Explanation[NDArray[np.float32], NDArray[np.int64]]
 
@@ -62,23 +62,12 @@ def read_last_layers(bundle: Bundle, table: NoveltyTable) -> LastLayers | None:
     Raises BundleError when the file does not fit the bundle's prototypes.
     """
     manifest, index = bundle.manifest, bundle.taxonomy.index
-    if manifest.weights is None:
+    weights = read_weights(bundle)
+    if weights is None:
         return None
     group_of = {node: number for number, group in enumerate(table.groups) for node in group.children}
     groups = np.array([group_of[index[record.child]] for record in manifest.prototypes], dtype=np.int64)
     sizes = table.sizes[groups]
-    file = bundle.directory / manifest.weights
-    try:
-        weights = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise BundleError(f"{file}: not an array of weights ({error}); export the bundle again") from error
-    if weights.shape != (sizes.sum(),) or weights.dtype != np.float32:
-        raise BundleError(
-            f"{file}: holds {weights.dtype} {list(weights.shape)}, but the prototypes need float32 [{sizes.sum()}]; "
-            "export the bundle again"
-        )
-    if not np.isfinite(weights).all():
-        raise BundleError(f"{file}: holds weights that are not finite numbers; export the bundle again")
     centred = manifest.graph.centred or any(record.usual is not None for record in manifest.prototypes)
     usual = np.array([record.usual or 0.0 for record in manifest.prototypes])
     starts = np.cumsum(sizes) - sizes
@@ -92,6 +81,33 @@ def read_last_layers(bundle: Bundle, table: NoveltyTable) -> LastLayers | None:
             weight = weight - weight.mean(axis=0)
         layers.append(GroupLayer(prototypes, weight, usual[prototypes]))
     return LastLayers(tuple(layers), centred, common if centred else None)
+
+
+def read_weights(bundle: Bundle) -> NDArray[np.float32] | None:
+    """Read a bundle's `weights.npy`, each prototype's weights for all nodes of its group in turn: float32 [weights];
+    None where it was exported without them.
+
+    Raises BundleError when the file does not fit the bundle's prototypes.
+    """
+    manifest, taxonomy = bundle.manifest, bundle.taxonomy
+    if manifest.weights is None:
+        return None
+    groups = competing_groups(taxonomy, bundle.kind)
+    size_of = {node: len(group.children) for group in groups for node in group.children}
+    count = sum(size_of[taxonomy.index[record.child]] for record in manifest.prototypes)
+    file = bundle.directory / manifest.weights
+    try:
+        weights: NDArray[np.float32] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise BundleError(f"{file}: not an array of weights ({error}); export the bundle again") from error
+    if weights.shape != (count,) or weights.dtype != np.float32:
+        raise BundleError(
+            f"{file}: holds {weights.dtype} {list(weights.shape)}, but the prototypes need float32 [{count}]; "
+            "export the bundle again"
+        )
+    if not np.isfinite(weights).all():
+        raise BundleError(f"{file}: holds weights that are not finite numbers; export the bundle again")
+    return weights
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class FusedHead(nn.Module):
     centre: Tensor
     reference: Tensor | None
     usual: Tensor
+    off: Tensor | None
 
     def __init__(self, head: PrototypeHead, top_k: int, cells: int | None = None) -> None:
         super().__init__()
@@ -74,6 +75,7 @@ class FusedHead(nn.Module):
                 self.register_buffer("centre", head.centre.clone())
             self.register_buffer("reference", None if head.reference is None else head.reference.clone())
             self.register_buffer("usual", head.usual.clone())
+            self.register_buffer("off", None if head.off is None else head.off.clone())
             self.radius = refinement_radius(self.similarity, vectors)
             self.refinements = None if cells is None else max_refinements(vectors, self.radius, cells)
 
@@ -87,6 +89,8 @@ class FusedHead(nn.Module):
         distance, cell = best_cells(product, self.offsets)
         distance = refine_distances(cells, self.vectors, distance, cell, self.radius, self.refinements)
         similarities = self.similarity.of_distance(distance, self.reference)
+        if self.off is not None:
+            similarities = torch.where(self.off, self.usual, similarities)
         logits = grouping.logits(similarities, grouping.split_weights(self.weights[: -self.slots]))
         logit = grouping.node_values(grouping.concatenate_members(logits))
         conditional = grouping.concatenate_members(grouping.conditionals(logits, self.temperature))

@@ -8,6 +8,7 @@ largest group, Q prototypes of the largest group, V nodes of the taxonomy, L lev
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ class PrototypeHead(nn.Module):
     `weight` [G, M, Q] is every group's bias-free last layer, padded; a prototype reaches only members of its own group.
     Weights start at +1 for a prototype's own child and −0.5 for the others (Chen et al. 2019, Hase et al. 2019).
     `usual` [P] is each prototype's usual similarity (see `centred_weight`). It is 0 until it is measured, once, at the
-    end of training.
+    end of training. `off` bool [P] marks the prototypes that `switch_off` has switched off; None without any.
     """
 
     weight_mask: Tensor
@@ -57,6 +58,7 @@ class PrototypeHead(nn.Module):
     centre: Tensor
     reference: Tensor | None
     usual: Tensor
+    off: Tensor | None
     _leaves_below: Tensor | None
 
     def __init__(
@@ -89,6 +91,7 @@ class PrototypeHead(nn.Module):
         self.register_buffer("centre", torch.zeros(dimensions))
         self.register_buffer("reference", torch.zeros(count) if similarity.has_reference else None)
         self.register_buffer("usual", torch.zeros(count))
+        self.register_buffer("off", None, persistent=False)
         self.prototypes = nn.Parameter(torch.rand(count, dimensions))
         self.weight = nn.Parameter(torch.zeros(groups, members, slots))
         self.reset_weight()
@@ -151,6 +154,19 @@ class PrototypeHead(nn.Module):
             reference[slots] = target - torch.linalg.pinv(weight, rtol=1e-9) @ (weight @ target)
         self.weight.copy_(centred)
         self.reference.copy_(reference)
+
+    def switch_off(self, prototypes: Collection[int]) -> None:
+        """Let exactly these prototypes count as usual, whatever the picture shows.
+
+        Their contributions are then 0. Weights and priors stay, so switching on again restores every number.
+        """
+        off = torch.zeros(len(self.prototypes), dtype=torch.bool, device=self.usual.device)
+        off[list(prototypes)] = True
+        self.off = off if prototypes else None
+
+    def counted(self, similarity: Tensor) -> Tensor:
+        """Return the similarities [N, P] as they count: the usual one where a prototype is off."""
+        return similarity if self.off is None else torch.where(self.off, self.usual, similarity)
 
     def effective_weight(self) -> Tensor:
         """Return the last layers [G, M, Q] with exact zeros in a group's padding."""
@@ -237,7 +253,7 @@ class PrototypeHead(nn.Module):
 
     def classify(self, distance: Tensor, cell: Tensor) -> HeadOutput:
         """Compute all outputs from the distances [N, P] and indices int64 [N, P] of the best cells."""
-        similarities = self.similarity.of_distance(distance, self.reference)
+        similarities = self.counted(self.similarity.of_distance(distance, self.reference))
         logits = self.grouping.logits(similarities, self.grouping.weights(self.effective_weight()))
         conditional, log_probability = self._node_log_probability(logits)
         group_logits = self.grouping.group_logits(logits)

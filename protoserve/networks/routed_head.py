@@ -252,7 +252,7 @@ class RoutedHead(nn.Module):
         cells = latent.reshape(-1, 1, latent.shape[1], latent.shape[2] * latent.shape[3])
         if not self.unit_length:
             cells = cells - self.centre
-        similarities = [self._trunk_similarity(cells)]
+        similarities = [self.rows.counted(self._trunk_similarity(cells), None)]
         logits = torch.matmul(similarities[0], self.trunk_weight) + self.trunk_absent
         conditional = torch.log_softmax(logits.reshape(-1, self.trunk_groups, self.trunk_members), dim=2)
         log_probabilities = [torch.matmul(conditional.flatten(1), self.trunk_path)]
@@ -295,7 +295,7 @@ class RoutedHead(nn.Module):
         """
         below = functional.embedding(parent, level.below).long()
         prototypes, child, leaf_index = torch.split(below, [level.slots, level.members, level.members], dim=2)
-        similarity = self._level_similarity(cells, prototypes)
+        similarity = self.rows.counted(self._level_similarity(cells, prototypes), prototypes)
         if level.temperature is None:
             logit = torch.matmul(functional.embedding(child, self.rows.scaled), similarity).squeeze(3)
         else:

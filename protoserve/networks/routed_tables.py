@@ -62,11 +62,35 @@ def node_tables(head: PrototypeHead) -> NodeTables:
     return NodeTables(taxonomy, depth, first_child, children, first_prototype, prototypes, group)
 
 
+class Counted(nn.Module):
+    """Gives prototypes that are off their usual similarity; adds nothing to a graph where none is."""
+
+    table: Tensor | None
+
+    def __init__(self, head: PrototypeHead) -> None:
+        super().__init__()
+        # [P + 1, 2] what a similarity is multiplied with, and what is then added.
+        table = None if head.off is None else torch.stack([~head.off, head.off * head.usual], dim=1).float()
+        self.register_buffer("table", None if table is None else functional.pad(table, (0, 0, 0, 1)), persistent=False)
+
+    def forward(self, similarity: Tensor, prototypes: Tensor | None) -> Tensor:
+        """Return the similarities as they count: those of the first prototypes [N, K] (None), or [N, …, 1] of
+        `prototypes` int64 [N, …]."""
+        if self.table is None:
+            return similarity
+        if prototypes is None:
+            factor, addend = self.table[: similarity.shape[1]].unbind(1)
+        else:
+            factor, addend = torch.split(functional.embedding(prototypes, self.table), 1, dim=-1)
+        return similarity * factor + addend
+
+
 class LastLayerRows(nn.Module):
     """Looks up a node's row of its group's last layer, padded with 0 past the group's prototypes.
 
     If a table of all nodes' rows is small compared with the prototypes, the rows are stored in one (`dense`), and again
     as `scaled`, divided by the group's temperature. Otherwise they are stored one after the other without padding.
+    `counted` prepares the similarities that the rows are multiplied with.
     """
 
     table: Tensor | None
@@ -78,6 +102,7 @@ class LastLayerRows(nn.Module):
     def __init__(self, head: PrototypeHead) -> None:
         super().__init__()
         nodes, slots = len(head.taxonomy.nodes), head.top_k_limit
+        self.counted = Counted(head)
         self.dense = 4 * (nodes + 1) * slots <= head.prototypes.numel()
         weight, member = head.centred_weight().detach(), head.grouping.node_member.cpu()
         group = head.grouping.node_group.cpu()

@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from protoserve.novelty import fit_thresholds, parent_names
+from protoserve.novelty import fit_thresholds, parent_names, with_margin
 from protoserve.run.records import NoveltyThresholds
 from training.loop.answers import answer_features, images_below, novelty_table
 from training.loop.trainer import Trainer
-
-# Relative to the threshold, or to 1 if that is larger.
-MARGIN = 1e-4
 
 
 @torch.inference_mode()
@@ -34,7 +31,7 @@ def novelty(trainer: Trainer) -> dict[str, float]:
         score=setting.score,
         true_positive_rate=setting.true_positive_rate,
         thresholds={
-            names[group]: _with_margin(float(fitted.minimum[group]))
+            names[group]: with_margin(float(fitted.minimum[group]))
             for group in np.flatnonzero(fitted.minimum > -np.inf)
         },
         images=images,
@@ -59,9 +56,3 @@ def few_images(record: NoveltyThresholds) -> list[str]:
     if none := [parent or "the root" for parent, images in record.images.items() if not images]:
         lines.append(f"warning: no selection image below {', '.join(none)}, so every picture is known there")
     return lines
-
-
-def _with_margin(threshold: float) -> float:
-    """A slightly lower threshold, so that an image at exactly the threshold stays known in other batches and runtimes,
-    whose scores differ in the last digits."""
-    return threshold - MARGIN * max(1.0, abs(threshold))

@@ -7,12 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protoserve.errors import InputError
+from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.similarity import Similarity, to_unit_length
 from protoserve.taxonomy import ROOT, Kind, Taxonomy
-from tests.protoserve.networks.heads import SIMILARITIES, expected, random_head, random_latent
+from tests.protoserve.networks.heads import SIMILARITIES, expected, head_over_random_tree, random_head, random_latent
 
 
 @pytest.mark.parametrize("kind", ["hierarchical", "flat"])
@@ -186,3 +189,29 @@ def test_a_prototypes_own_weight_is_less_the_mean_over_the_members_of_its_group(
         column = weight[group, members < len(head.taxonomy.nodes), slot]
         own = weight[group, np.flatnonzero(members == int(grouping.prototype_child[prototype]))[0], slot]
         assert found == pytest.approx(own - column.mean(), abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.0, 1.0))
+def test_switching_off_takes_exactly_the_contributions_away_and_leaves_the_priors(seed: int, share: float) -> None:
+    head = head_over_random_tree(seed)
+    off = np.flatnonzero(np.random.default_rng(seed).random(len(head.prototypes)) < share)
+    latent = random_latent(head, 4, 2, 3)
+    loops, prior = expected(head, latent), head.prior().detach().numpy()
+    centred, grouping = head.centred_weight().detach().double().numpy(), head.grouping
+    logit = loops.logit.copy()
+    for prototype in off.tolist():
+        group, slot = int(grouping.prototype_group[prototype]), int(grouping.prototype_slot[prototype])
+        unusual = loops.similarity[:, prototype] - float(head.usual[prototype])
+        for member, node in enumerate(head.taxonomy.groups[group].children):
+            logit[:, node] -= centred[group, member, slot] * unusual
+    head.switch_off(off.tolist())
+    with torch.inference_mode():
+        found = explain(head, latent, 1)
+        trained = head(latent)
+    assert found.logit.numpy() == pytest.approx(logit, abs=1e-4)
+    assert found.log_probability.numpy() == pytest.approx(trained.log_probability.numpy(), abs=1e-4)
+    assert head.prior().detach().numpy() == pytest.approx(prior)
+    head.switch_off([])
+    with torch.inference_mode():
+        assert explain(head, latent, 1).logit.numpy() == pytest.approx(loops.logit, abs=1e-4)

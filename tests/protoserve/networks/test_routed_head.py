@@ -50,6 +50,21 @@ def test_where_the_certificate_holds_the_answer_is_the_full_heads(
     assert_same_where_certain(head, width, trunk)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.integers(1, 4),
+    form=st.sampled_from(["log1p", "cosine", "negative-distance"]),
+    trunk=st.sampled_from([0, 12, 1024]),
+)
+def test_where_the_certificate_holds_the_answer_is_the_full_heads_with_prototypes_off(
+    seed: int, width: int, form: SimilarityForm, trunk: int
+) -> None:
+    head = head_over_random_tree(seed, Similarity(form, 0.1))
+    head.switch_off(np.flatnonzero(np.random.default_rng(seed).random(len(head.prototypes)) < 0.5).tolist())
+    assert_same_where_certain(head, width, trunk)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from protoserve.networks.network import PrototypeNetwork
-from protoserve.novelty import SCORES
+from protoserve.novelty import MARGIN, SCORES
 from protoserve.schema import NoveltyScore
 from training.config import Config
 from training.loop.answers import answer_features, novelty_table
 from training.loop.trainer import Trainer
-from training.stages.novelty_thresholds import MARGIN, few_images, novelty
+from training.stages.novelty_thresholds import few_images, novelty
 
 
 def scores_of(trainer: Trainer, score: NoveltyScore) -> dict[str, list[float]]:
