@@ -1,4 +1,4 @@
-"""The commands `export`, `validate` and `centre`. They import heavy libraries only when they run."""
+"""The commands `export`, `validate`, `centre` and `curate`. They import heavy libraries only when they run."""
 
 from __future__ import annotations
 
@@ -187,3 +187,87 @@ def validate(
         say(json.dumps(evaluation.model_dump()))
         return
     console(width=200).print(*scores_report(evaluation), sep="\n")
+
+
+def curate(
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle; it stays as it is.")],
+    output: Annotated[Path, typer.Option(help="The folder to write, a new version of the bundle.")],
+    disable: Annotated[str, typer.Option(metavar="IDS", help="Prototypes to switch off, as in 12,17.")] = "",
+    require: Annotated[
+        str,
+        typer.Option(metavar="IDS", help="Prototypes to insist on: their class is known only where they are found."),
+    ] = "",
+    restore: Annotated[
+        str, typer.Option(metavar="IDS", help="Prototypes that are neither off nor required any more.")
+    ] = "",
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Switch off what 'protoserve feedback … --curation' lists."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; inspect and the service show it.")] = "",
+    by: Annotated[str | None, typer.Option(help="Who; by default the name of this user's account.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="The run that the bundle was exported from; targets other than ONNX's need it."),
+    ] = None,
+    refit: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="As --run; also refit the last layers, without what is off."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A data set: measure the accuracy on it before and after.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to measure on.", show_default="val, or test if there is no val")
+    ] = None,
+    drop: Annotated[str, typer.Option(metavar="TARGETS", help="Targets to leave out of the new bundle.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle at --output.")] = False,
+) -> None:
+    """Switch prototypes of a bundle off, or insist on them, in a new version that says who did so, when and why.
+
+    A prototype that is off counts as usual, whatever the picture shows: it adds nothing to any class, and all sums
+    hold. Try it first with 'protoserve predict --without 12'. Every file of the bundle passes the parity gate again.
+
+    Example: protoserve curate bundles/grocery --disable 12,17 --reason "the shelf, not the fruit" --data grocery-store
+    --output bundles/grocery-2
+    """
+    from rich.markup import escape
+
+    from export.curating import Source
+    from export.curating import curate as write_curated
+    from export.curation_request import requested_link
+    from protoserve.bundle.curation import told
+    from protoserve.bundle.folder import read_bundle
+    from protoserve.errors import InputError
+    from protoserve.run.folder import open_run
+
+    if run is not None and refit is not None:
+        raise InputError("--run and --refit both name the run; give --refit alone")
+    opened, place = read_bundle(bundle), run or refit
+    link = requested_link(
+        opened, disable, require, restore, from_file, reason=reason, by=by, refitted=refit is not None
+    )
+    source = Source(None if place is None else open_run(place), data, split)
+    screen = console(error=True)
+    with screen.status("reading the bundle") as status:
+        curated = write_curated(
+            opened,
+            link,
+            output,
+            source,
+            drop=[target.strip() for target in drop.split(",") if target.strip()],
+            overwrite=overwrite,
+            report=lambda message: status.update(escape(message)),
+        )
+    off = curated.bundle.curation.off
+    say(f"{output}   {curated.bundle.name} {curated.bundle.version[:19]}, from {opened.version[:19]}")
+    for prototype in sorted(off):
+        child = curated.bundle.prototypes[prototype].child
+        say(f"prototype {prototype} of {child} is off, {told(off[prototype])}")
+    for prototype, why in sorted(curated.bundle.curation.required.items()):
+        say(f"prototype {prototype} of {curated.bundle.prototypes[prototype].child} is required, {told(why)}")
+    accuracy = curated.link.accuracy
+    if accuracy is not None:
+        say(f"accuracy on {accuracy.images} images of {accuracy.split}:")
+        for level, before in accuracy.before.items():
+            say(f"  {level.replace('_', ' ')}  {before:.1%} → {accuracy.after[level]:.1%}")
+    for line in curated.notes:
+        screen.print(line, soft_wrap=True, markup=False)

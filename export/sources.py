@@ -143,16 +143,17 @@ def lower_version(model: Any) -> None:
 
 
 def file_metadata(
-    manifest: Manifest, weights: Path, target: str, precision: str, options: EdgeOptions
+    manifest: Manifest, origin: Path, target: str, precision: str, options: EdgeOptions
 ) -> dict[str, str]:
     """Return the texts that a host needs to prepare pictures and to name outputs; they go into the target's file.
 
-    `protoserve` is the manifest as JSON. Its `version` is the hash of the run's file `weights` and of the manifest; a
-    bundle's own version is the hash of all its files, so no file can contain it. `nodes` are the names of the
+    `protoserve` is the manifest as JSON. Its `version` is the hash of the file `origin` (the run's network, or the
+    manifest of the bundle that a curated one was made from) and of the manifest; a bundle's own version is the hash of
+    all its files, so no file can contain it. `nodes` are the names of the
     taxonomy's nodes in the graph's order, one per line, for hosts without a JSON parser. `options` describe, in JSON,
     the inputs that the file takes.
     """
-    digest = hashlib.sha256(weights.read_bytes())
+    digest = hashlib.sha256(origin.read_bytes())
     digest.update(manifest.model_dump_json().encode())
     named = manifest.model_copy(update={"version": f"sha256:{digest.hexdigest()}"})
     inputs = {"target": target, "precision": precision, "batch": options.batches, "resize_in_graph": options.resize}
