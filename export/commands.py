@@ -224,10 +224,9 @@ def curate(
     """Switch prototypes of a bundle off, or insist on them, in a new version that says who did so, when and why.
 
     A prototype that is off counts as usual, whatever the picture shows: it adds nothing to any class, and all sums
-    hold. Try it first with 'protoserve predict --without 12'. Every file of the bundle passes the parity gate again.
+    hold. Every file of the bundle passes the parity gate again.
 
-    Example: protoserve curate bundles/grocery --disable 12,17 --reason "the shelf, not the fruit" --data grocery-store
-    --output bundles/grocery-2
+    Example: protoserve curate bundles/grocery --output bundles/grocery-2 --disable 12,17 --reason "the shelf"
     """
     from rich.markup import escape
 

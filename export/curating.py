@@ -227,7 +227,9 @@ def _write_exported(
             )
         report(f"reading {source.data}")
         judging = judging_data(source.run, source.data, bundle.taxonomy)
-    shutil.copytree(bundle.directory / "prototypes", draft / "prototypes")
+    for picture in (*(record.picture for record in manifest.prototypes), *manifest.samples):
+        (draft / picture).parent.mkdir(exist_ok=True)
+        shutil.copyfile(bundle.directory / picture, draft / picture)
     if made.calibration is not None and manifest.promise is not None:
         write_calibration(made.calibration, draft / manifest.promise.folder)
     reports = read_parity(bundle.directory)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from protoserve.bundle.curation import told
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
@@ -230,6 +231,11 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         "input": manifest.input.model_dump(mode="json"),
         "graph": manifest.graph.model_dump(mode="json"),
         "usual": _usual(manifest),
+        "curation": {
+            "off": sorted(bundle.curation.off),
+            "required": sorted(bundle.curation.required),
+            "chain": [link.model_dump(mode="json") for link in manifest.curation],
+        },
         "truth": None if manifest.truth is None else manifest.truth.model_dump(mode="json"),
         "targets": manifest.files,
         "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
@@ -272,6 +278,7 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
             f"contributions count from the usual similarity, {usual['smallest']:.2f} to {usual['largest']:.2f} (mean "
             f"{usual['mean']:.2f}); centred by {own}"
         )
+    yield from _curation_report(bundle)
     if bundle.manifest.truth is None:
         yield Text("evidence not audited; run 'protoserve audit BUNDLE --data DIR --write'", "yellow")
     else:
@@ -302,6 +309,32 @@ def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
         branch = Tree(part)
         _add_values(branch, document[part])
         yield branch
+
+
+def _curation_report(bundle: Bundle) -> Iterator[RenderableType]:
+    """Yield the chain of a bundle's curation, oldest first, and what holds after it; nothing without any."""
+    if not bundle.manifest.curation:
+        return
+    chain = Tree("curated")
+    for link in bundle.manifest.curation:
+        acts = [
+            f"{act} {', '.join(map(str, prototypes))}"
+            for act, prototypes in (("off", link.disabled), ("required", link.required), ("restored", link.restored))
+            if prototypes
+        ]
+        acts += ["last layers refitted"] if link.refitted else []
+        branch = chain.add(Text(f"{'; '.join(acts)}, {told(link)}"))
+        branch.add(Text(f"from {_short(link.before)}", "dim"))
+        if link.accuracy is not None:
+            changes = (
+                f"{level.replace('_', ' ')} {before:.1%} → {link.accuracy.after[level]:.1%}"
+                for level, before in link.accuracy.before.items()
+            )
+            branch.add(Text(f"{', '.join(changes)} on {link.accuracy.images} images of {link.accuracy.split}"))
+    yield chain
+    for name, links in (("off", bundle.curation.off), ("required", bundle.curation.required)):
+        for prototype in sorted(links):
+            yield Text(f"prototype {prototype} of {bundle.prototypes[prototype].child} is {name}", "yellow")
 
 
 def _add_values(tree: Tree, values: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.options import PredictOptions, ResolvedOptions, required_switches
 from protoserve.inference.places import place_of
+from protoserve.inference.required import known_with_required
 from protoserve.inference.restricting import CONTRADICTED, Restricted, restrict
 from protoserve.inference.sufficient import sufficient_pieces
 from protoserve.schema import (
@@ -69,6 +70,9 @@ def predictions(
         # What the picture resembles does not depend on a restriction.
         arrays = plain.log_probability, plain.logit, plain.similarity
         known = table.thresholds.of_outputs(path, *arrays).tolist()
+    if table.required:
+        fits = None if known is None else np.array(known, dtype=np.bool_)
+        known = known_with_required(fits, path, outputs.similarity, table.required).tolist()
     shown = np.s_[:, :, : options.top_k]
     columns = {
         kind: [

@@ -18,6 +18,7 @@ from protoserve.errors import BundleError
 from protoserve.images.geometry import Cells
 from protoserve.inference.answering import Answering
 from protoserve.inference.last_layers import HostEvidence
+from protoserve.inference.required import Requirement
 from protoserve.inference.restricting import host_evidence
 from protoserve.inference.sufficient import similarity_bounds
 from protoserve.inference.switching import Switches
@@ -56,6 +57,8 @@ class EvidenceTable:
     """Every node's logit where all similarities are usual."""
     top_k: int
     """The most evidence per level."""
+    required: tuple[Requirement, ...]
+    """The prototypes that people insist on."""
 
     @cached_property
     def everything(self) -> Restriction:
@@ -135,6 +138,10 @@ class EvidenceTable:
             cells=tuple(member.manifest.graph.cells for member in members),
             prior=_prior(members, taxonomy, divided=isinstance(bundle, Ensemble)),
             top_k=bundle.top_k,
+            required=tuple(
+                Requirement(taxonomy.index[record.child], record.id, record.usual or 0.0)
+                for record in (bundle.prototypes[number] for number in sorted(bundle.curation.required))
+            ),
         )
 
 

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from protoserve.bundle.curation import CurationLink
 from protoserve.bundle.ensemble import Ensemble, Model
 from protoserve.bundle.manifest import ListRecord
 from protoserve.bundle.truth_card import TruthCard
@@ -32,6 +33,16 @@ class LimitsDocument(Contract):
     image_pixels: int
     image_side: int = Field(description="longest side of an image, in pixels")
     batch_images: int
+
+
+class CuratedDocument(Contract):
+    """A prototype that people have switched off or insist on: who did so, when and why."""
+
+    prototype: int
+    node: str = Field(description="the node that it is evidence for")
+    reason: str
+    by: str
+    at: str = Field(description="the time in UTC, ISO 8601")
 
 
 class MemberDocument(Contract):
@@ -80,6 +91,10 @@ class ModelDocument(Contract):
         description="what the model promises about its answers; null for an ensemble, and for bundles of older versions"
     )
     lists: dict[str, ListRecord] = Field(description="the lists that a request can name, and what each allows")
+    off: list[CuratedDocument] = Field(
+        description="prototypes that are switched off: they count as usual, whatever a picture shows"
+    )
+    required: list[CuratedDocument] = Field(description="prototypes without which a picture is not known as their node")
     members: list[MemberDocument] | None = Field(description="the bundles of an ensemble; null for a single bundle")
 
 
@@ -113,6 +128,8 @@ class PrototypeDocument(Contract):
         description="its mean similarity over training pictures below the parent, each child counting the same; null "
         "where it was not measured"
     )
+    off: CuratedDocument | None = Field(description="who switched it off, and why; null if it is on")
+    required: CuratedDocument | None = Field(description="who insists on it, and why; null if nobody does")
     source: EvidenceSource
 
 
@@ -167,8 +184,15 @@ def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocum
         truth=None if isinstance(bundle, Ensemble) else bundle.manifest.truth,
         promise=None if isinstance(bundle, Ensemble) else bundle.manifest.promise,
         lists={} if isinstance(bundle, Ensemble) else bundle.manifest.lists,
+        off=[_curated(bundle, *item) for item in sorted(bundle.curation.off.items())],
+        required=[_curated(bundle, *item) for item in sorted(bundle.curation.required.items())],
         members=_members(bundle) if isinstance(bundle, Ensemble) else None,
     )
+
+
+def _curated(bundle: Model, prototype: int, link: CurationLink) -> CuratedDocument:
+    node = bundle.prototypes[prototype].child
+    return CuratedDocument(prototype=prototype, node=node, reason=link.reason, by=link.by, at=link.at)
 
 
 def _members(ensemble: Ensemble) -> list[MemberDocument]:
@@ -216,7 +240,8 @@ def taxonomy_document(bundle: Model) -> TaxonomyDocument:
 
 def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
     """Describe the prototype with the id `prototype`, which must exist."""
-    record = bundle.prototypes[prototype]
+    record, curation = bundle.prototypes[prototype], bundle.curation
+    off, required = (links.get(prototype) for links in (curation.off, curation.required))
     return PrototypeDocument(
         id=record.id,
         member=bundle.member_of(prototype),
@@ -224,6 +249,8 @@ def prototype_document(bundle: Model, prototype: int) -> PrototypeDocument:
         parent=record.parent or None,
         weight=record.weight,
         usual=record.usual,
+        off=None if off is None else _curated(bundle, prototype, off),
+        required=None if required is None else _curated(bundle, prototype, required),
         source=EvidenceSource(image=record.source_image, box=record.source_box, href=prototype_href(prototype)),
     )
 
