@@ -28,8 +28,8 @@ def changed(bundle: Bundle, folder: Path, off: list[int]) -> Path:
 
 def test_a_file_with_the_right_prototypes_off_passes(bundle: Bundle, tmp_path: Path) -> None:
     report = read_parity(bundle.directory)["onnx"]
-    files = bundle.file("onnx"), changed(bundle, tmp_path, [2, 9])
-    found = check_switched(bundle, *map(run_onnx, files), [2, 9], report)
+    old, new = run_onnx(bundle.file("onnx")), run_onnx(changed(bundle, tmp_path, [2, 9]))
+    found = check_switched(bundle, old, new, [2, 9], report)
     assert list(found.batches) == list(report.batches) and found.pictures == min(PICTURES, len(bundle.prototypes))
     for batch in found.batches.values():
         assert max(batch.worst_difference.values()) < 1e-4 and batch.agreement == {"path": 1.0}
@@ -37,9 +37,9 @@ def test_a_file_with_the_right_prototypes_off_passes(bundle: Bundle, tmp_path: P
 
 @pytest.mark.parametrize("off", [[], [2], [2, 8], [2, 9, 10]])
 def test_a_file_with_others_off_is_stopped(bundle: Bundle, tmp_path: Path, off: list[int]) -> None:
-    runtimes = run_onnx(bundle.file("onnx")), run_onnx(changed(bundle, tmp_path, off))
+    old, new = run_onnx(bundle.file("onnx")), run_onnx(changed(bundle, tmp_path, off))
     with pytest.raises(ParityError, match=r"of a changed file differs by .*no bundle was written"):
-        check_switched(bundle, *runtimes, [2, 9], read_parity(bundle.directory)["onnx"])
+        check_switched(bundle, old, new, [2, 9], read_parity(bundle.directory)["onnx"])
 
 
 def test_the_pictures_are_the_prototypes_own_at_their_size(bundle: Bundle) -> None:

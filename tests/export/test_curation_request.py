@@ -30,11 +30,10 @@ def line(bundle: Bundle, prototype: int, **changes: object) -> dict[str, object]
     return {**said, "at": "2026-01-01T00:00:00Z", **changes}
 
 
-def ask(bundle: Bundle, disable: str = "", file: Path | None = None, **changes: str | None) -> CurationLink:
-    options: dict[str, str | None] = {"reason": "the wall", "by": "Ann", **changes}
-    return requested_link(
-        bundle, disable, "4", "", file, reason=options["reason"] or "", by=options["by"], refitted=False
-    )
+def ask(
+    bundle: Bundle, disable: str = "", file: Path | None = None, reason: str = "the wall", by: str | None = "Ann"
+) -> CurationLink:
+    return requested_link(bundle, disable, "4", "", file, reason=reason, by=by, refitted=False)
 
 
 def test_options_become_a_link(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +65,17 @@ def test_feedback_on_another_version_is_refused(bundle: Bundle, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("disable", "changes", "message"),
+    ("disable", "reason", "message"),
     [
-        ("3;4", {}, "--disable 3;4: '3;4' is not the number of a prototype; give numbers, as in 12,17"),
-        ("-1", {}, "'-1' is not the number"),
-        ("3", {"reason": "  "}, 'give --reason "…"'),
-        ("3", {"reason": "two\nlines"}, "--reason and --by are one line of text"),
+        ("3;4", "x", "--disable 3;4: '3;4' is not the number of a prototype; give numbers, as in 12,17"),
+        ("-1", "x", "'-1' is not the number"),
+        ("3", "  ", 'give --reason "…"'),
+        ("3", "two\nlines", "--reason and --by are one line of text"),
     ],
 )
-def test_what_can_not_be_asked_says_how(bundle: Bundle, disable: str, changes: dict[str, str], message: str) -> None:
+def test_what_can_not_be_asked_says_how(bundle: Bundle, disable: str, reason: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ask(bundle, disable, **changes)
+        ask(bundle, disable, reason=reason)
 
 
 def test_no_number_is_no_prototype() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console, RenderableType
 
-from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.curation import CurationAccuracy, CurationLink
+from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.cli.terminal import bundle_document, bundle_report, prediction_tree, scores_line, scores_report
 from protoserve.run.records import Evaluation, Metrics, Scores, SeparationRecord
 from protoserve.schema import ImageSize, Level, ModelReference, Prediction
@@ -140,3 +141,21 @@ def test_the_report_says_what_contributions_count_from(tiny_bundle: Path) -> Non
     assert "centred by the host; files for the edge keep their own order" in report(graph=older)
     unmeasured = [record.model_copy(update={"usual": None}) for record in bundle.prototypes]
     assert "usual similarities were not measured; run 'protoserve centre'" in report(prototypes=unmeasured)
+
+
+def test_the_report_tells_the_chain_of_curation(tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    accuracy = CurationAccuracy(split="val", images=40, before={"leaf": 0.9}, after={"leaf": 0.875})
+    first = CurationLink(
+        before="sha256:0123456789ab", disabled=[4, 2], reason="the wall", by="Ann", at="2026-01-01", accuracy=accuracy
+    )
+    second = CurationLink(before="sha256:1", restored=[4], refitted=True, reason="a mistake", by="Ben", at="2026-01-02")
+    curated = Bundle(bundle.directory, bundle.manifest.model_copy(update={"curation": [first, second]}))
+    text = printed(bundle_report(curated))
+    assert "off 4, 2, by Ann on 2026-01-01: 'the wall'" in text
+    assert "from sha256:0123456789ab" in text and "leaf 90.0% → 87.5% on 40 images of val" in text
+    assert "restored 4; last layers refitted, by Ben on 2026-01-02: 'a mistake'" in text
+    assert f"prototype 2 of {bundle.prototypes[2].child} is off" in text and "prototype 4 of" not in text
+    document = bundle_document(curated)["curation"]
+    assert (document["off"], document["required"], len(document["chain"])) == ([2], [], 2)
+    assert "curated" not in printed(bundle_report(bundle))

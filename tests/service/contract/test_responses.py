@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from protoserve.bundle.folder import read_bundle
+from protoserve.bundle.curation import CurationLink
+from protoserve.bundle.folder import Bundle, read_bundle
 from service.contract.responses import model_document, prototype_document, taxonomy_document
 from service.model.holder import ModelHolder
 from service.settings import Settings
@@ -52,3 +53,19 @@ def test_a_prototype_document_has_the_record_and_the_url_of_its_image(holder: Mo
         assert document.parent == (record.parent or None)
         assert document.source.href == f"v1/prototypes/{prototype}/image"
         assert (document.source.image, document.source.box) == (record.source_image, record.source_box)
+
+
+def test_what_is_off_or_required_is_named_with_why(holder: ModelHolder) -> None:
+    bundle = holder.current().classifier.bundle
+    assert isinstance(bundle, Bundle)
+    link = CurationLink(before="sha256:0", disabled=[4, 2], required=[7], reason="the wall", by="Ann", at="2026-01-01")
+    curated = Bundle(bundle.directory, bundle.manifest.model_copy(update={"curation": [link]}))
+    document = model_document(curated, "cpu", Settings())
+    assert [(item.prototype, item.node, item.reason, item.by) for item in document.off] == [
+        (number, bundle.prototypes[number].child, "the wall", "Ann") for number in (2, 4)
+    ]
+    assert [item.prototype for item in document.required] == [7]
+    off, other = prototype_document(curated, 4), prototype_document(curated, 5)
+    assert off.off is not None and off.off.at == "2026-01-01" and off.required is None
+    assert other.off is None and other.required is None
+    assert model_document(bundle, "cpu", Settings()).off == []
