@@ -1,5 +1,5 @@
 // Wires the page: the views, the options, the key, the keyboard.
-import { answer, leave, optionsChanged } from "./answer.mjs";
+import { answer, leave, optionsChanged, query } from "./answer.mjs";
 import { ask, at, keepKey, request } from "./service.mjs";
 import { drawFrames } from "./picture.mjs";
 import { keep, point } from "./evidence.mjs";
@@ -33,7 +33,11 @@ function follow() {
     if (current) $(id).setAttribute("aria-current", "page");
     else $(id).removeAttribute("aria-current");
   }
-  if (browsing) return showPrototypes(parameters);
+  if (browsing) {
+    // The way back keeps the options.
+    $("to-explain").href = `#${query()}`;
+    return showPrototypes(parameters);
+  }
   if (parameters.has("top_k")) $("top_k").value = parameters.get("top_k");
   $("heat-on").checked = parameters.get("maps") === "heat";
   for (const [name, value] of parameters) if (!["top_k", "maps"].includes(name)) state.options.set(name, value);

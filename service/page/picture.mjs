@@ -74,7 +74,9 @@ export function drawFrames() {
   const scale = Math.max(width, height) / Math.max(prediction.image.width, prediction.image.height);
   overlay.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const chosen = state.pointed ?? state.kept;
-  const pieces = piecesOf(level).filter(({ number, kind }) => chosen === null ? kind === "evidence" && !state.off.has(number) : number === chosen);
+  const pieces = piecesOf(level).filter(({ number, kind, item }) => chosen === null
+    ? kind === "evidence" && !state.off.has(number) && !(level.contrast && absent(item))
+    : number === chosen);
   const frames = pieces.map(({ item }) => frameAround(item.box, scale, HALO));
   const places = numberPlaces(frames, RADIUS, { width, height });
   const seen = pieces.filter(({ item }) => item.seen && chosen !== null).flatMap(({ item }) =>

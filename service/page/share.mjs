@@ -2,7 +2,7 @@
 import { at } from "./service.mjs";
 import { query } from "./answer.mjs";
 import { frameAround } from "./geometry.mjs";
-import { absent, extent, number, percent, piecesOf, readable, signed, waterfall } from "./words.mjs";
+import { absent, extent, labelOf, number, percent, piecesOf, readable, signed, waterfall } from "./words.mjs";
 import { $, download, make, state } from "./state.mjs";
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
@@ -56,7 +56,7 @@ const WIDTH = 1200, MARGIN = 32, ROW = 108;
 /** Draw the headline, the picture and the evidence of the active level, as they are on the page, and save that. */
 async function savePicture() {
   const { picture, prediction, name } = state.current;
-  const level = prediction.levels[state.level];
+  const level = state.shown ?? { ...prediction.levels[state.level], logit: null };
   const steps = level.logit === null ? [] : waterfall(level, state.off);
   const { title, reason } = extent(prediction);
   const half = WIDTH / 2 - MARGIN * 1.5;
@@ -78,7 +78,7 @@ async function savePicture() {
   pen.fillRect(0, 0, WIDTH, height);
   write(title, MARGIN, 62, 40, "--ink", 700);
   write(reason, MARGIN, 94, 18, "--soft");
-  write(prediction.levels.map(({ label, probability }) => `${readable(label)} ${percent(probability)}`).join("  ›  "), MARGIN, 124, 16);
+  write(level.contrast ? `Why not ${labelOf(level.contrast.instead)}?` : prediction.levels.map(({ label, probability }) => `${readable(label)} ${percent(probability)}`).join("  ›  "), MARGIN, 124, 16);
   pen.drawImage(picture.source, MARGIN, 150, prediction.image.width * scale, tall);
   const marks = piecesOf(level).filter(({ kind, number: own }) => kind === "evidence" && !state.off.has(own));
   for (const { item, number: own } of marks.reverse()) {
@@ -104,7 +104,7 @@ async function savePicture() {
       disc(pen, x + 10, middle, step.number, ink(step.kind === "evidence" ? "--mark-for" : "--mark-against"));
       write(step.off ? "off" : absent(step.item) ? "≉" : "≈", x + 142, middle + 6, 18, "--soft");
     } else write(rows[index].querySelector(".name").textContent, x, middle + 6, 16, "--soft");
-    write(step.kind === "score" ? number(step.value) : signed(step.value), x + 290, middle + 6, 20, step.value < 0 ? "--against" : "--for", 600);
+    write(step.kind === "score" ? number(step.value) : signed(step.value), x + 290, middle + 6, 20, step.kind === "score" ? "--ink" : step.value < 0 ? "--against" : "--for", 600);
     pen.fillStyle = ink(step.kind === "score" ? "--total" : step.to < step.from ? "--against" : "--for");
     pen.globalAlpha = step.item || step.kind === "score" ? 1 : 0.5;
     pen.fillRect(x + 375 + 170 * part(Math.min(step.from, step.to)), middle - 6, Math.max(2, 170 * (part(Math.max(step.from, step.to)) - part(Math.min(step.from, step.to)))), 12);

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from protoserve.feedback.curation import CurationLine
 from tests.e2e.page_browser import asked, photographs, shoot, wait_for, wait_for_answer
 from tests.e2e.serving import Server
 
@@ -21,6 +22,11 @@ def evidence(level: dict[str, Any]) -> list[dict[str, Any]]:
 
 def figure(text: str) -> float:
     return float(text.replace("−", "-"))
+
+
+def active_level(page: Any) -> int:
+    tabs = "[...document.querySelectorAll('[role=tab]')]"
+    return int(page.evaluate(f"{tabs}.findIndex((tab) => tab.ariaSelected === 'true')"))
 
 
 # ---- numbers and places ----------------------------------------------------------------------------------------------
@@ -77,9 +83,7 @@ def test_frames_lie_around_the_boxes(fresh: Any, page_server: Server, name: str)
     fresh.set_input_files("#file", {"name": f"{name}.jpg", "mimeType": "image/jpeg", "buffer": picture})
     wait_for_answer(fresh, f"{name}.jpg")
     fresh.mouse.move(0, 0)
-    number = fresh.evaluate(
-        "[...document.querySelectorAll('[role=tab]')].findIndex((tab) => tab.ariaSelected === 'true')"
-    )
+    number = active_level(fresh)
     level = told["levels"][number]
     frame = fresh.locator("#frame").bounding_box()
     longer = "width" if told["image"]["width"] >= told["image"]["height"] else "height"
@@ -175,6 +179,61 @@ def test_several_pictures_are_answered_one_by_one(fresh: Any, photograph: Path) 
     shoot(fresh, "strip")
     fresh.locator("#strip button").nth(1).click()
     wait_for_answer(fresh, "wide.jpg")
+
+
+# ---- acting on the evidence ------------------------------------------------------------------------------------------
+
+
+def test_an_alternative_is_told_by_what_tells_it_apart(fresh: Any, page_server: Server) -> None:
+    button = fresh.locator(".others button").first
+    node = button.get_attribute("title")
+    contrast = asked(page_server, fresh.given.read_bytes(), contrast=node)["contrast"]
+    button.click()
+    fresh.wait_for_selector(".heading")
+    assert fresh.inner_text(".heading").startswith(f"Why {contrast['predicted'].rpartition('/')[2]} and not")
+    *parts, lead = [figure(text) for text in fresh.locator(".step .value").all_inner_texts()]
+    assert sum(parts) == pytest.approx(lead, abs=1e-9)
+    assert lead == pytest.approx(contrast["logit_difference"], abs=0.005 + 1e-9)
+    told = [*contrast["evidence"], *contrast["missing"]]
+    assert fresh.locator(".piece").count() == sum(abs(piece["difference"]) >= 0.005 for piece in told)
+    fresh.click("#panel .actions button")
+    assert fresh.locator(".score .name").inner_text() == "Score"
+
+
+def test_an_answer_without_a_piece_is_asked_for_and_kept_as_a_curation(fresh: Any, page_server: Server) -> None:
+    first = fresh.locator(".piece").first
+    prototype = int(first.locator("a").inner_text().removeprefix("prototype "))
+    first.locator(".count").click()
+    fresh.fill("#off input", "the background")
+    with fresh.expect_download() as download:
+        fresh.click("#off button:nth-of-type(2)")
+    [line] = [CurationLine.model_validate_json(line) for line in download.value.path().read_text().splitlines()]
+    assert (line.prototype, line.reason) == (prototype, "the background")
+    fresh.click("#off button:nth-of-type(1)")
+    fresh.wait_for_selector(".supposed")
+    expected = asked(page_server, fresh.given.read_bytes(), without=prototype)
+    assert line.model == expected["model"]["version"]
+    assert f"prototype {prototype} were switched off" in fresh.inner_text(".supposed")
+    number = active_level(fresh)
+    assert figure(fresh.inner_text(".score .value")) == pytest.approx(expected["levels"][number]["logit"], abs=0.006)
+    fresh.click("#panel button:text('Count all again')")
+    wait_for(fresh, "!document.querySelector('.supposed')")
+
+
+def test_a_restriction_is_kept_in_the_address_and_told(fresh: Any, page_server: Server) -> None:
+    expected = asked(page_server, fresh.given.read_bytes(), allow="Animal")
+    fresh.click("#options summary")
+    fresh.fill("[data-option=allow]", "Animal")
+    fresh.dispatch_event("[data-option=allow]", "change")
+    wait_for(fresh, "document.querySelector('[role=tab] span').textContent === 'Animal'")
+    assert "allow=Animal" in fresh.url
+    assert fresh.locator("[role=tab]").count() == len(expected["levels"])
+    assert (expected["restriction"]["unrestricted"] is not None) == (
+        "Without the restriction" in fresh.inner_text("#panel")
+    )
+    fresh.fill("[data-option=allow]", "")
+    fresh.dispatch_event("[data-option=allow]", "change")
+    wait_for(fresh, "!location.hash.includes('allow')")
 
 
 def test_nothing_broke_the_pages_own_policy_or_left_the_service(page: Any) -> None:
