@@ -50,14 +50,14 @@ class CloseCall:
     second: int
 
 
-def close_calls(classifier: Classifier, data: Path, most: int, share: int) -> tuple[int, list[CloseCall]]:
-    """Return how many test pictures were looked at (every `share`-th), and the first `most` close calls."""
+def close_calls(classifier: Classifier, data: Path, most: int, seed: int) -> tuple[int, list[CloseCall]]:
+    """Look at the test pictures in random order; return how many it took, and the first `most` close calls."""
     leaves = np.array(classifier.taxonomy.leaves)
     pictures = read_split(data, "test", classifier.taxonomy, left_out=classifier.bundle.left_out)
     found: list[CloseCall] = []
-    numbers = range(0, len(pictures), share)
+    numbers = np.random.default_rng(seed).permutation(len(pictures)).tolist()
     for start in track(range(0, len(numbers), BATCH), "close calls"):
-        batch = [numbers[index] for index in range(start, min(start + BATCH, len(numbers)))]
+        batch = numbers[start : start + BATCH]
         arrays = np.stack([fit(pictures.picture(number), classifier.bundle.input).array for number in batch])
         outputs = classifier.engine.run(arrays)
         for index in range(len(batch)):
@@ -140,14 +140,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE=DATA")
     parser.add_argument("--most", type=int, default=200, help="close calls per bundle")
-    parser.add_argument("--share", type=int, default=1, help="look at every n-th test picture")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "seed": options.seed, "bundles": {}}
     for named in options.bundles:
         name, bundle, data = named.split("=")
         classifier = load(bundle, device="cpu")
-        pictures, calls = close_calls(classifier, Path(data), options.most, options.share)
+        pictures, calls = close_calls(classifier, Path(data), options.most, options.seed)
         rows = measure(classifier, calls, options.seed)
         found["bundles"][name] = {"pictures": pictures, "close_calls": len(calls), "rows": rows}
     write_results("close-calls", found, table(found))

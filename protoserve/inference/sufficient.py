@@ -56,46 +56,39 @@ def sufficient_pieces(
     may be infinite. None if no set of at most `limit` prototypes suffices. The search stops after a fixed number of
     steps; then the number is that of the smallest set it has found, and None if it has found none.
     """
-    others = np.delete(np.arange(len(layer.weight)), row)
+    # Priors are weights times usual similarities, so these are the logits.
     logits = layer.weight @ similarity
+    others = np.delete(np.arange(len(logits)), row)
     # The strongest rival usually decides; large groups are rejected without a look at the others.
     rival = others[[int(logits[others].argmax())]]
     for rows in (rival, others):
-        gain, need = _cover(layer, row, rows, similarity, low, high)
+        slope = layer.weight[row] - layer.weight[rows]
+        gain, need = _cover(slope, logits[row] - logits[rows], similarity, low, high)
         if _at_least(gain, need) > limit:
             return None
-    open_rows = need >= 0
-    if not open_rows.any():
-        return 0
-    return _fewest(gain[open_rows], need[open_rows], limit)
+    unmet = need >= 0
+    return _fewest(gain[unmet], need[unmet], limit) if unmet.any() else 0
 
 
 def _cover(
-    layer: GroupLayer,
-    row: int,
-    others: NDArray[np.int64],
+    slope: NDArray[np.float64],
+    lead: NDArray[np.float64],
     similarity: NDArray[np.float64],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What knowing each prototype adds to the least lead over each of `others`, float64 [others, n] ≥ 0, and the sum
-    that must be exceeded, [others]."""
-    slope = layer.weight[row] - layer.weight[others]
-    # A prototype with equal weights matters not, even where its bounds are infinite.
-    worst = np.where(slope > 0, low, high) - layer.usual
-    least = np.multiply(slope, worst, out=np.zeros_like(slope), where=slope != 0)
-    lead = layer.prior[row] - layer.prior[others]
-    known = slope * (similarity - layer.usual)
-    # A similarity beyond its bound by rounding adds nothing.
-    with np.errstate(invalid="ignore"):
-        gain = np.maximum(known - least, 0.0)
-    if np.isinf(least).any():
-        # Without a bound, every prototype that matters must be known: its loss is more than all others make up for.
-        finite = np.where(np.isinf(least), 0.0, np.abs(least)).sum(axis=1)
-        loss = 4.0 * (1.0 + np.abs(lead) + np.abs(known).sum(axis=1) + finite)[:, None]
-        gain = np.where(np.isinf(least), loss, gain)
-        least = np.where(np.isinf(least), known - loss, least)
-    return gain, -(lead + least.sum(axis=1))
+    """What knowing each prototype adds to the least lead over each rival, float64 [rivals, n] ≥ 0, and the sum that
+    must be exceeded, [rivals]. `slope` [rivals, n] are the differences of weights, `lead` [rivals] those of logits."""
+    worst = np.where(slope > 0, low, high)
+    # Equal weights matter not, even where the bounds are infinite. A similarity beyond its bound by rounding adds 0.
+    gain = np.multiply(slope, similarity - worst, out=np.zeros_like(slope), where=slope != 0)
+    gain = np.maximum(gain, 0.0)
+    infinite = np.isinf(gain)
+    if infinite.any():
+        # Without a bound, every prototype that matters must be known: it adds more than all others can make up for.
+        rest = np.where(infinite, 0.0, gain).sum(axis=1)
+        gain = np.where(infinite, (4.0 * (1.0 + np.abs(lead) + rest))[:, None], gain)
+    return gain, gain.sum(axis=1) - lead
 
 
 def _at_least(gain: NDArray[np.float64], need: NDArray[np.float64]) -> int:
@@ -127,7 +120,7 @@ def _greedy(gain: NDArray[np.float64], need: NDArray[np.float64], limit: int) ->
     """The size of a set that suffices, which takes in turn what closes most of the remaining needs; None above the
     limit."""
     left, free = need.copy(), np.ones(gain.shape[1], dtype=np.bool_)
-    for size in range(1, limit + 1):
+    for size in range(1, min(limit, gain.shape[1]) + 1):
         unmet = left >= 0
         closed = np.minimum(gain[unmet], left[unmet, None] + 1e-12).sum(axis=0)
         best = int(np.where(free, closed, -1.0).argmax())
@@ -135,8 +128,6 @@ def _greedy(gain: NDArray[np.float64], need: NDArray[np.float64], limit: int) ->
         free[best] = False
         if (left < 0).all():
             return size
-        if not free.any():
-            return None
     return None
 
 

@@ -51,7 +51,7 @@ def test_a_model_without_its_weights_says_so(option: dict[str, Any], tiny_bundle
         PredictOptions(**option).resolved(EvidenceTable.of(bare))
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "1, 2", "-1", "1" * 10, "١"])
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "1 2", "-1", "1" * 10, "١"])
 def test_only_numbers_between_commas_are_numbers(text: str) -> None:
     with pytest.raises(InputError, match="give numbers separated by commas"):
         numbers_of(text, "without")

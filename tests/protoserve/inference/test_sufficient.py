@@ -87,3 +87,8 @@ def test_bounds_are_the_formulas_values_at_the_ends_of_its_distances(form: Simil
 def test_the_negative_distance_has_no_bounds() -> None:
     graph = GraphRecord(rows=1, columns=1, prototypes=1, top_k=1, similarity="negative-distance", epsilon=0.0)
     assert similarity_bounds(graph) == (-math.inf, math.inf)
+
+
+def test_prototypes_that_weigh_the_same_for_all_prove_nothing() -> None:
+    layer = GroupLayer(np.arange(2), np.zeros((2, 2)), np.ones(2))
+    assert sufficient_pieces(layer, 0, np.ones(2), np.zeros(2), np.full(2, 3.0), 2) is None

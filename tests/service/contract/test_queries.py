@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.requests import Request
 
 from protoserve.inference.classifier import Classifier
+from protoserve.schema import Prediction
 from service.contract.queries import PredictQuery, parse_query
 from tests.service.predictions import as_served
 from tests.service.problems import check_problem
@@ -90,3 +93,48 @@ def test_a_restriction_that_can_not_be_met_is_refused_before_the_picture(
     response = client.post("/v1/predict", content=b"not a picture", params=query)
     assert response.status_code in {400, 422}
     assert detail in response.json()["detail"]
+
+
+def _path_of(prediction: Prediction) -> set[str]:
+    return {level.node for level in prediction.levels}
+
+
+def test_contrast_and_without_are_those_of_the_python_interface(
+    client: TestClient, classifier: Classifier, photograph: Path
+) -> None:
+    name = next(name for name in classifier.table.names if name not in _path_of(classifier.predict(photograph)))
+    query: dict[str, Any] = {"contrast": name, "without": "0,3"}
+    body = photograph.read_bytes()
+    found = Prediction.model_validate_json(client.post("/v1/predict", content=body, params=query).content)
+    expected = classifier.predict(photograph, contrast=name, without=(0, 3))
+    assert found.without == [0, 3] and found.contrast is not None and expected.contrast is not None
+    assert found.contrast.node == name
+    assert found.contrast.logit_difference == pytest.approx(expected.contrast.logit_difference, abs=1e-4)
+    assert [piece.prototype for piece in found.contrast.evidence] == [
+        piece.prototype for piece in expected.contrast.evidence
+    ]
+    assert found.contrast.evidence[0].source.href is not None
+
+
+def test_options_of_one_request_change_no_other(client: TestClient, photograph: Path) -> None:
+    data = photograph.read_bytes()
+    alone = client.post("/v1/predict", content=data).json()
+    queries: list[dict[str, Any]] = [{}, {"without": "0,1,2"}, {"contrast": "Tool"}, {"top_k": 1}] * 4
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda query: client.post("/v1/predict", content=data, params=query).json(), queries))
+    assert all(answer == alone for answer, query in zip(answers, queries, strict=True) if not query)
+    assert all(answer["without"] == [0, 1, 2] for answer in answers[1::4])
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("contrast=Tol", "did you mean 'Tool'?"),
+        ("without=99999", "there is no prototype 99999"),
+        ("without=1,x", "'x' is not the number of a prototype"),
+    ],
+)
+def test_an_option_that_the_model_does_not_have_is_refused(client: TestClient, query: str, said: str) -> None:
+    for path in ("/v1/predict", "/v1/predict/batch"):
+        response = client.post(f"{path}?{query}", content=b"not an image")
+        assert said in check_problem(response, "invalid_parameter")["detail"]
