@@ -303,9 +303,9 @@ def main() -> None:
         "# The promise of a precision",
         "",
         "Made by `python -m benchmarks.accuracy.promise --rendered BUNDLE DATA --of NAME BUNDLE DATA --work DIR`; "
-        f"all figures in `promise.json`. {ROUNDS} re-splits of the selection and test pictures; *held* counts those in which the "
-        "share of right answers, counted on the pictures not calibrated on, is the promised one or more. A *silent* "
-        "re-split has too few pictures to promise anything, so gives no answer and holds.",
+        f"all figures in `promise.json`. {ROUNDS} re-splits of the selection and test pictures; *held* counts those in "
+        "which the share of right answers, counted on the pictures not calibrated on, is the promised one or more. A "
+        "*silent* re-split has too few pictures to promise anything, so gives no answer and holds.",
         "",
     ]
     if options.rendered:
