@@ -63,9 +63,7 @@ def predict(
     With --json, prints a prediction for one image and a list of predictions for several. --allow, --deny, --depth,
     --prior and --list say what can be in the picture.
 
-    Example: protoserve predict bundles/grocery photo.jpg --top-k 3 --json
-
-    Example: protoserve predict bundles/grocery photo.jpg --contrast Fruit/Lemon --without 12,17
+    Example: protoserve predict bundles/grocery photo.jpg --top-k 3 --contrast Fruit/Lemon --allow Fruit --json
     """
     from protoserve.cli.terminal import prediction_tree
     from protoserve.inference.classifier import BATCH, load
