@@ -1,4 +1,4 @@
-"""What the options of a request add to an answer: `contrast`, `without`, and both. One command:
+"""What the options of a request add to an answer: `contrast`, `without`, both, `allow` and `deny`. One command:
 
     python -m benchmarks.service.options NAME=BUNDLE=PICTURES [NAME=BUNDLE=PICTURES ...]
 
@@ -37,6 +37,9 @@ def choices(classifier: Classifier, path: list[str]) -> dict[str, PredictOptions
         "contrast": PredictOptions(contrast=other),
         "without": PredictOptions(without=off),
         "both": PredictOptions(contrast=other, without=off),
+        # A list that holds the answer, so that the path stays, and one that excludes it.
+        "allow": PredictOptions(allow=(path[0],)),
+        "deny": PredictOptions(deny=(leaf,)),
     }
 
 
@@ -75,11 +78,13 @@ def table(results: dict[str, Any]) -> str:
         "Milliseconds of one thread's own time, from the engine's arrays to JSON, one picture; medians. *Added*: "
         "beside the plain answer of the same round.",
         "",
-        "| bundle | plain | added by contrast | by without | by both |",
-        "|---|---|---|---|---|",
+        "| bundle | plain | added by contrast | by without | by both | by allow | by deny, with another path |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in results["bundles"].items():
-        added = " | ".join(f"{found['added_ms'][option]:.2f}" for option in ("contrast", "without", "both"))
+        added = " | ".join(
+            f"{found['added_ms'][option]:.2f}" for option in ("contrast", "without", "both", "allow", "deny")
+        )
         lines.append(f"| {name} | {found['plain_ms']:.2f} | {added} |")
     return "\n".join([*lines, "", described(results["machine"])]) + "\n"
 
