@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 NoveltyScore = Literal["energy", "similarity", "own-similarity", "probability", "support"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]
@@ -38,10 +38,17 @@ class ModelReference(Contract):
 
 
 class ImageSize(Contract):
-    """The sender's picture after its EXIF orientation is applied, in pixels."""
+    """The sender's picture: its size after its EXIF orientation is applied, in pixels, and what identifies it."""
 
     width: int = Field(gt=0)
     height: int = Field(gt=0)
+    sha256: str | None = Field(
+        default=None,
+        description="of the bytes that were sent, in hexadecimal; null for a picture that came as pixels in Python",
+    )
+    drafted: bool = Field(
+        default=False, description="whether a setting for speed (PROTOSERVE_JPEG_DRAFT) changed how it was decoded"
+    )
 
 
 class Alternative(Contract):
@@ -238,10 +245,21 @@ class Contrast(Contract):
 
 
 class Prediction(Contract):
-    """A prediction at every level down to the most probable leaf, with its evidence."""
+    """A prediction at every level down to the most probable leaf, with its evidence.
 
+    Model, picture and options determine all the rest, so that `protoserve verify` can make the same prediction again.
+    """
+
+    id: str | None = Field(
+        default=None,
+        description="identifies the answer: a hash of the model's version, the picture and the options, so that equal "
+        "requests have equal ids; null where the picture has no `sha256`",
+    )
     model: ModelReference
     image: ImageSize
+    options: dict[str, JsonValue] = Field(
+        default={}, description="what the request asked for, by the names of the Python interface"
+    )
     path: list[str]
     known_through_level: int | None = Field(
         default=None, ge=0, description="the deepest known level, 0 for none; null without novelty thresholds"

@@ -25,6 +25,7 @@ from protoserve.inference.engine import Engine
 from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.inference.evidence import predictions
 from protoserve.inference.evidence_table import EvidenceTable
+from protoserve.inference.identity import identified
 from protoserve.inference.options import OptionKeywords, PredictOptions, ResolvedOptions
 from protoserve.schema import Prediction
 from protoserve.taxonomy import Taxonomy
@@ -98,7 +99,8 @@ class Classifier:
         if not fitted:
             return []
         outputs = self.engine.run(np.stack([image.array for image in fitted]))
-        return predictions(outputs, self.table, [image.geometry for image in fitted], options)
+        made = predictions(outputs, self.table, [image.geometry for image in fitted], options)
+        return [identified(prediction, image, options) for prediction, image in zip(made, fitted, strict=True)]
 
     def _fit_item(self, image: ImageSource, item: int) -> FittedImage:
         try:

@@ -97,6 +97,7 @@ class PredictOptions:
             restriction=restriction,
             precision=precision,
             threshold=threshold,
+            given=self,
         )
 
 
@@ -113,6 +114,8 @@ class ResolvedOptions:
     precision: float | None = None
     threshold: Threshold | None = None
     """That of `precision` under the restriction; None for a model that promises nothing."""
+    given: PredictOptions = PredictOptions()
+    """The options from which these follow."""
 
 
 def resolved_restriction(table: EvidenceTable, options: PredictOptions) -> Restriction | None:

@@ -28,6 +28,7 @@ from protoserve.images.fitting import FittedImage
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import predictions
+from protoserve.inference.identity import identified
 from protoserve.inference.options import ResolvedOptions
 from protoserve.schema import Prediction
 from service.contract.problems import Problem, as_problem, internal_error
@@ -269,6 +270,7 @@ def _explain(model: LoadedModel, inference: _Inference, options: ResolvedOptions
         [prediction] = predictions(
             inference.outputs, model.classifier.table, [inference.image.geometry], options, href=prototype_href
         )
+        prediction = identified(prediction, inference.image, options)
     model.counts.count(prediction, inference.outputs)
     context = current_context()
     context.model = model.version

@@ -26,7 +26,7 @@ def test_the_keywords_are_the_records_fields() -> None:
     assert get_type_hints(OptionKeywords) == get_type_hints(PredictOptions)
     # What a request says of the picture's class is resolved to one restriction and its threshold.
     asked = {"allow", "deny", "depth", "prior", "list"}
-    resolved = {field.name for field in fields(PredictOptions)} - asked | {"restriction", "threshold"}
+    resolved = {field.name for field in fields(PredictOptions)} - asked | {"restriction", "threshold", "given"}
     assert {field.name for field in fields(ResolvedOptions)} == resolved
 
 
