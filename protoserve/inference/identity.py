@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
@@ -45,8 +45,13 @@ def recorded(options: ResolvedOptions) -> dict[str, Any]:
     record: dict[str, Any] = {"top_k": options.top_k}
     for field in fields(PredictOptions):
         value = getattr(options.given, field.name)
-        if field.name not in record and (field.name in _ALWAYS or value != field.default):
-            record[field.name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, Mapping):
+            value = dict(value)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            value = list(value)
+        is_default = value == field.default or value in ([], {})
+        if field.name not in record and (field.name in _ALWAYS or not is_default):
+            record[field.name] = value
     return record
 
 

@@ -8,7 +8,7 @@ request of a mixed batch has its own options.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
 from protoserve.bundle.ensemble import Ensemble
@@ -114,7 +114,7 @@ class ResolvedOptions:
     precision: float | None = None
     threshold: Threshold | None = None
     """That of `precision` under the restriction; None for a model that promises nothing."""
-    given: PredictOptions = PredictOptions()
+    given: PredictOptions = field(default=PredictOptions(), compare=False)
     """The options from which these follow."""
 
 

@@ -61,7 +61,8 @@ def test_a_draft_is_another_answer() -> None:
 
 def test_options_return_from_their_record(classifier: Classifier) -> None:
     table = classifier.table
-    options = PredictOptions(top_k=1, maps=True)
+    node = classifier.taxonomy.names[0]
+    options = PredictOptions(top_k=1, maps=True, contrast=node, without=(2, 0), prior={node: 2.0})
     assert options_of(json.loads(json.dumps(recorded(options.resolved(table))))) == options
     default = recorded(PredictOptions().resolved(table))
     assert set(default) == {"top_k", "alternatives", "maps"} <= {field.name for field in fields(PredictOptions)}
