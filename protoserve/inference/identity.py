@@ -66,6 +66,7 @@ def options_of(record: Mapping[str, Any]) -> PredictOptions:
             f"the answer has the option {unknown[0]!r}{nearest(unknown[0], known)}, which this version does not know; "
             "update it"
         )
-    return PredictOptions(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    return PredictOptions(**values)
