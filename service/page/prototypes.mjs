@@ -51,7 +51,7 @@ async function gallery({ prototypes, cursor }, node, parameters) {
   const cards = make("ul", { className: "cards" }, ...prototypes.map((prototype) => card(prototype, Boolean(parameters.get("id")))));
   const section = make("section", { className: "gallery", aria: { label: heading } }, make("h2", { textContent: heading }), cards);
   if (!prototypes.length) cards.replaceWith(make("p", { className: "soft", textContent: "An only child, or a node without a head of its own: it has no prototypes." }));
-  if (!parameters.get("id") && !parameters.get("node")) section.prepend(truthCard());
+  if (!parameters.get("id") && !parameters.get("node")) section.prepend(truthCard(), curatedList());
   if (cursor) {
     const more = make("button", { type: "button", textContent: "More" });
     more.onclick = async () => {
@@ -75,8 +75,21 @@ function card(prototype, large) {
     make("div", {},
       make("a", { href: `#prototypes&id=${id}`, textContent: `prototype ${id}` }),
       make("span", { className: "soft", textContent: ` of ${readable(node.slice(node.lastIndexOf("/") + 1))}` }),
-      make("p", { textContent: facts.join(" · ") }), ...flags,
+      make("p", { textContent: facts.join(" · ") }), ...flags, ...curated("switched off", prototype.off), ...curated("required", prototype.required),
       make("p", { className: "soft source", title: source.image, textContent: large ? source.image : name })));
+}
+
+/** Who switched a prototype off or insists on it, when and why. */
+function curated(words, link) {
+  if (!link) return [];
+  return [make("p", { className: "supposed" }, make("b", { textContent: words }), ` ${link.reason} (${link.by}, ${link.at.slice(0, 10)})`)];
+}
+
+function curatedList() {
+  const { off = [], required = [] } = state.model ?? {};
+  const lines = [...off.map((link) => [link, "switched off"]), ...required.map((link) => [link, "required"])].map(([link, words]) =>
+    make("li", {}, make("a", { href: `#prototypes&id=${link.prototype}`, textContent: `prototype ${link.prototype}` }), ` of ${readable(link.node)}`, ...curated(words, link)));
+  return make("ul", {}, ...lines);
 }
 
 /** What the audit says about a prototype, in the bundle's own numbering. */
