@@ -18,7 +18,7 @@ class RefitSetting:
     counts: its images weigh (images of a mean class / its images) ** `balance`. Chosen by
     `python -m benchmarks.accuracy.extending --choose`."""
 
-    ridge: float = 0.01
+    ridge: float = 0.001
     balance: float = 0.5
 
 
