@@ -12,12 +12,13 @@ from protoserve.telemetry import disable_telemetry
 
 if TYPE_CHECKING:
     from protoserve.inference.classifier import Classifier, load
+    from protoserve.replay.verifying import verify
 
 # Libraries read these variables when they are imported, and every module below imports this one first.
 disable_telemetry()
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "__version__", "load"]
+__all__ = ["Classifier", "__version__", "load", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from protoserve.inference import classifier
 
         return getattr(classifier, name)
+    if name == "verify":
+        from protoserve.replay.verifying import verify
+
+        return verify
     raise AttributeError(f"module 'protoserve' has no attribute {name!r}")

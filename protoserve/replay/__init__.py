@@ -1,0 +1,1 @@
+"""Past answers made again, and compared with what was answered."""
