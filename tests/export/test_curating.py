@@ -165,8 +165,10 @@ def refitted(learned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     train = read_split(learned[1], "train", bundle.taxonomy)
     fitted = np.stack([fit(train.picture(index), bundle.input).array for index in range(len(train))])
     similarity = Engine(bundle, device="cpu").run(fitted).similarity
-    kept = KeptImages(train.images, train.leaves, similarity)
-    write_similarities(KeptSimilarities(kept, kept, mirrored=False), run)
+    # Every other selection image is of another class, so that a refit to chance is not taken for certain.
+    mixed = np.where(np.arange(len(train)) % 2, train.leaves, (train.leaves + 1) % len(bundle.taxonomy.leaves))
+    fitted_on, selection = (KeptImages(train.images, leaves, similarity) for leaves in (train.leaves, mixed))
+    write_similarities(KeptSimilarities(fitted_on, selection, mirrored=False), run)
     curated = curate(bundle, link(OFF, [3], refitted=True), folder / "new", Source(run=open_run(run)))
     assert any("refitted with penalty" in note for note in curated.notes)
     return bundle, curated.bundle, run
