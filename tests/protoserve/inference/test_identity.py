@@ -44,7 +44,7 @@ def test_equal_requests_have_equal_ids_and_others_differ(classifier: Classifier,
         classifier.predict(data + b"\0").id,
     ]
     assert len({*same, *others}) == 5
-    batch = classifier.predict([data, photograph])
+    batch = classifier.predict([data, data])
     assert {answer.id for answer in batch} == same
 
 
