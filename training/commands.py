@@ -218,12 +218,12 @@ def evaluate(
 
 
 def extend(
-    run: Annotated[Path, typer.Argument(help="A finished run with prototypes. It stays as it is.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run with prototypes. It stays as it is.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new run's folder; must be new.")],
     added: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NODE=FOLDER]…",
+            metavar="NODE=FOLDER",
             help="A new class and the folder of its pictures. New inner nodes come with their classes.",
         ),
     ] = None,

@@ -246,7 +246,7 @@ def test_a_curation_that_is_killed_leaves_the_old_bundle_and_repeats_the_same(
         if output.exists():
             assert read_bundle(output).curation.off
             shutil.rmtree(output)
-    versions = []
+    versions: list[str] = []
     for place in (output, tmp_path / "again"):
         arguments[-1] = str(place)
         main(arguments)
