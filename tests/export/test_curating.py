@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from multiprocessing import get_context
@@ -225,6 +226,7 @@ def test_every_runtime_of_a_curated_bundle_adds_up(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="takes minutes: make test-faults")
 def test_a_curation_that_is_killed_leaves_the_old_bundle_and_repeats_the_same(
     made: tuple[Bundle, Bundle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,11 @@ ITERATIONS = 200
 @dataclass(frozen=True)
 class RefitSetting:
     """How strongly a refit is held to the weights that it starts from (`ridge`), and how much a class of few pictures
-    counts: its images weigh (images of a mean class / its images) ** `balance`. The defaults favour the recall of new classes;
-    they come from a short search on held-out photographs of three classes of one data set
-    (`python -m benchmarks.accuracy.extending --choose`)."""
+    counts: its images weigh (images of a mean class / its images) ** `balance`.
+
+    The defaults favour the recall of new classes; they come from a short search on held-out photographs of three
+    classes of one data set (`python -m benchmarks.accuracy.extending --choose`).
+    """
 
     ridge: float = 0.001
     balance: float = 0.5

@@ -197,6 +197,7 @@ def test_a_network_without_prototypes_is_refused(small_run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="takes minutes: make test-faults")
 def test_a_killed_command_leaves_nothing_that_is_read_and_its_repetition_ends_the_same(
     small_run: Path, small_data: Path, white: Path, added: Path, tmp_path: Path
 ) -> None:
