@@ -39,6 +39,10 @@ def switch_off(model: Any, prototypes: Collection[int], usual: NDArray[np.float3
         graph.node.remove(producer)
         producer = next(node for node in graph.node if measured in node.output)
         _rename(producer.output, measured, SIMILARITY)
+        used = {name for node in graph.node for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
     if prototypes:
         off = np.zeros(len(usual), dtype=np.bool_)
         off[list(prototypes)] = True
@@ -47,10 +51,6 @@ def switch_off(model: Any, prototypes: Collection[int], usual: NDArray[np.float3
         graph.node.insert(list(graph.node).index(producer) + 1, switch)
         graph.initializer.append(numpy_helper.from_array(off, _OFF))
         graph.initializer.append(numpy_helper.from_array(np.asarray(usual, dtype=np.float32), _USUAL))
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 def _is_switch(node: Any, graph: Any, prototypes: int) -> bool:

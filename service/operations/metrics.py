@@ -86,6 +86,9 @@ GREATEST_SIMILARITY: Final = Histogram(
     buckets=_SIMILARITIES,
 )
 FEEDBACK: Final = Counter("protoserve_feedback", "Feedback kept, by verdict", ["verdict"])
+# Prometheus can only compare with what was 0 before.
+for _verdict in ("right", "wrong", "wrong reason"):
+    FEEDBACK.labels(_verdict)
 FEEDBACK_PICTURES: Final = Counter("protoserve_feedback_pictures", "Pictures received with feedback")
 RELOADS: Final = Counter("protoserve_reloads", "Model reloads, by outcome: done or refused", ["outcome"])
 # prometheus_client's Info does not support several processes.

@@ -58,8 +58,8 @@ RENDER: dict[str, Case] = {
 }
 
 TRAIN: dict[str, Case] = {
-    "no configuration": (lambda b: training(b, config=b.directory / "gone.yaml"), "no such configuration"),
-    "a folder as configuration": (lambda b: training(b, config=b.directory), "no such configuration"),
+    "no configuration": (lambda b: training(b, config=b.directory / "gone.yaml"), "neither a configuration file nor a"),
+    "a folder as configuration": (lambda b: training(b, config=b.directory), "neither a configuration file nor a"),
     "torn YAML": (lambda b: training(b, config=b.file("torn.yaml", b"name: [")), "not valid YAML"),
     "binary YAML": (lambda b: training(b, config=b.file("torn.yaml", b"\xff\xfe\x00")), "can't read it"),
     "a list as YAML": (lambda b: training(b, config=b.file("list.yaml", b"- name")), "write keys and values"),
@@ -215,7 +215,7 @@ EXPORT: dict[str, Case] = {
 
 VALIDATE: dict[str, Case] = {
     "no bundle": (lambda b: ["validate", b.directory / "gone", "--data", b.data], "no such bundle"),
-    "a run": (lambda b: ["validate", b.run, "--data", b.data], "manifest.json is missing"),
+    "a run": (lambda b: ["validate", b.run, "--data", b.data], "is a run, not a bundle"),
     "an altered bundle": (
         lambda b: ["validate", b.file("bundle/model.onnx").parent, "--data", b.data],
         "model.onnx does not match",

@@ -112,7 +112,7 @@ def test_the_page_predicts_like_the_service(kind: str, page: Any, web_bundle: Pa
     expected = load(web_bundle, device="cpu").predict(pictures[kind])
     found = ask(page, pictures[kind])
     assert found["path"] == expected.path
-    assert found["image"] == expected.image.model_dump()
+    assert found["image"] == expected.image.model_dump(include={"width", "height"})
     for level, wanted in zip(found["levels"], expected.levels, strict=True):
         assert (level["node"], level["label"], level["forced"]) == (wanted.node, wanted.label, wanted.forced)
         # The graph's own resize and the browser's decoder differ by a grey level in places.

@@ -137,10 +137,11 @@ def test_behind_a_proxy_with_a_prefix_every_address_works(tiny_bundle: Path, pho
     with serving(tiny_bundle, tmp_path) as server, proxied(server, "/models/tiny") as address:
         # The page: what it links to and what its script asks.
         page = httpx.get(f"{address}/").text
-        named = set(re.findall(r'href="([^"#]+)"|request\("([^"?]+)', page))
+        named = set(re.findall(r'href="([^"#]+)"|["`](v1/[a-z]+)', page))
         addresses = {link or asked for link, asked in named} - {"data:,"}
         assert {"openapi.json", "v1/model", "v1/predict", "v1/taxonomy", "v1/prototypes"} <= addresses
-        for found in addresses - {"v1/predict"}:
+        # The others take a picture, or name one.
+        for found in addresses - {"v1/predict", "v1/input", "v1/samples"}:
             assert httpx.get(urljoin(f"{address}/", found)).status_code == 200, found
         # The JSON documents.
         with Client(address) as client:

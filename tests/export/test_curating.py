@@ -251,6 +251,8 @@ def test_a_curation_that_is_killed_leaves_the_old_bundle_and_repeats_the_same(
     versions: list[str] = []
     for place in (output, tmp_path / "again"):
         arguments[-1] = str(place)
-        main(arguments)
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert not ended.value.code
         versions.append(read_bundle(place).version)
     assert versions[0] == versions[1]

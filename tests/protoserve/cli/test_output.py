@@ -128,7 +128,7 @@ def test_results_are_printed_in_every_encoding(
     ]
     codes, out, err = several(commands, PYTHONIOENCODING=encoding, LC_ALL="C")
     assert codes == [0, 0, 0, 0, 0, 2], err
-    assert "photo-\\u7eff-" in out and "error: gone-\\u7eff.yaml: no such configuration" in err
+    assert "photo-\\u7eff-" in out and "error: gone-\\u7eff.yaml: neither a configuration file nor a recipe" in err
 
 
 def test_our_own_typography_has_a_plain_form() -> None:

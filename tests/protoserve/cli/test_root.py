@@ -22,9 +22,11 @@ MAIN = "from protoserve.cli.root import main; main()"
 EXTRA_OF_COMMAND = {
     "ablate": "train",
     "centre": "export",
+    "curate": "export",
     "data render": "train",
     "evaluate": "train",
     "export": "export",
+    "extend": "train",
     "key": "serve",
     "publish": "serve",
     "report": "train",
@@ -98,10 +100,10 @@ def test_help_lists_the_commands_of_all_packages(protoserve_command: CommandLine
     assert {words.split()[0] for words in EXTRA_OF_COMMAND} | own <= set(listed)
 
 
-@pytest.mark.parametrize("words", sorted(set(EXTRA_OF_COMMAND) - {"data render", "key", "validate"}))
+@pytest.mark.parametrize("words", sorted(set(EXTRA_OF_COMMAND) - {"curate", "data render", "key", "validate"}))
 def test_without_its_extra_a_command_names_it_in_one_line(words: str, tmp_path: Path) -> None:
-    """In a process that can't import the extra's libraries; `data render` and `key` need none of them, and `validate`
-    first reads the bundle."""
+    """In a process that can't import the extra's libraries; `data render` and `key` need none of them, `curate` and
+    `validate` first read the bundle."""
     command = get_command(build_app()).commands[words]  # type: ignore[attr-defined]
     (example,) = re.findall(r"Example: protoserve ([^&\n]+)", command.help)
     # A run as far as a command can tell without reading its network.

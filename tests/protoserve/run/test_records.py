@@ -118,4 +118,6 @@ def test_a_bundle_holds_the_thresholds_alone() -> None:
         "score": "probability",
         "true_positive_rate": 0.9,
         "thresholds": {"": 0.25},
+        "images": {},
+        "pooled": [],
     }

@@ -41,7 +41,7 @@ def test_metrics_are_in_prometheus_text_format(client: TestClient) -> None:
 
 def test_the_openapi_document_states_the_limits_of_this_service(run_app: RunApp, holder: ModelHolder) -> None:
     served = run_app(max_images=7).get("/openapi.json").json()
-    assert served == openapi_document(top_k=holder.current().classifier.table.top_k, images=7)
+    assert served == openapi_document(top_k=holder.current().classifier.table.top_k, images=7, feedback=False)
 
 
 def test_the_openapi_document_is_built_once(run_app: RunApp, monkeypatch: pytest.MonkeyPatch) -> None:
