@@ -60,7 +60,7 @@ class PredictOptions:
     without: Sequence[int] = ()
     """The prototypes to answer without, as if they were switched off."""
     precision: float | None = None
-    """The share of answers that must be right, above 0 and below 1; None for the bundle's own."""
+    """The share of answers that must be right, from 0.5 to below 1; None for the bundle's own."""
     allow: Sequence[str] = ()
     """Nodes in whose branches the picture's class must lie; none for all."""
     deny: Sequence[str] = ()
@@ -71,6 +71,11 @@ class PredictOptions:
     """Node → how much more frequent its leaves are than in training, relative to others."""
     list: str | None = None
     """The name of one of the bundle's lists, which holds in addition."""
+
+    @property
+    def sets_threshold(self) -> bool:
+        """Whether the answer's threshold may be another than that of a request without options."""
+        return self.precision is not None or any((self.allow, self.deny, self.depth, self.prior, self.list))
 
     def resolved(self, table: EvidenceTable) -> ResolvedOptions:
         """Check the options for the model of `table`.

@@ -92,7 +92,7 @@ class PredictRoutes:
     async def predict(self, request: Request) -> Response:
         """`POST /v1/predict`: one image, as the raw body or as the only part of a form."""
         model = self.current_model()
-        options = _options(request, model.classifier)
+        options = await _options(request, model.classifier)
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
             body = await self._read(request, reserve_bytes)
@@ -141,7 +141,7 @@ class PredictRoutes:
     async def predict_batch(self, request: Request) -> Response:
         """`POST /v1/predict/batch`: a form of images; a prediction or a problem for each, in order."""
         model = self.current_model()
-        options = _options(request, model.classifier)
+        options = await _options(request, model.classifier)
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
             body = await self._read(request, reserve_bytes)
@@ -260,9 +260,17 @@ async def _in_thread(function: Callable[P, Response], *arguments: P.args, **name
     return await anyio.to_thread.run_sync(partial(function, *arguments, **named), abandon_on_cancel=True)
 
 
-def _options(request: Request, classifier: Classifier) -> ResolvedOptions:
-    """Check the query before reading the body, which may be large."""
-    return parse_query(request, PredictQuery).options().resolved(classifier.table)
+async def _options(request: Request, classifier: Classifier) -> ResolvedOptions:
+    """Check the query before reading the body, which may be large.
+
+    A restriction or a precision that was not asked for before needs a threshold of its own, from all calibration
+    pictures. In a large taxonomy this takes time, so it happens in a thread.
+    """
+    options = parse_query(request, PredictQuery).options()
+    resolve = partial(options.resolved, classifier.table)
+    if options.sets_threshold:
+        return await anyio.to_thread.run_sync(resolve, abandon_on_cancel=True)
+    return resolve()
 
 
 def _explain(model: LoadedModel, inference: _Inference, options: ResolvedOptions) -> Prediction:
