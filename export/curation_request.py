@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from protoserve.account import account_name
 from protoserve.bundle.curation import CurationLink
 from protoserve.bundle.folder import Bundle, first_problem
 from protoserve.errors import InputError
@@ -50,7 +50,7 @@ def requested_link(
             restored=parse_ids("--restore", restore),
             refitted=refitted,
             reason=reason,
-            by=(by or getpass.getuser()).strip(),
+            by=(by or account_name()).strip(),
             at=now(),
         )
     except ValidationError as error:

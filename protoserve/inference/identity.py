@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from protoserve.errors import InputError, nearest
 from protoserve.images.fitting import FittedImage
 from protoserve.inference.options import PredictOptions, ResolvedOptions
@@ -58,7 +60,7 @@ def recorded(options: ResolvedOptions) -> dict[str, Any]:
 def options_of(record: Mapping[str, Any]) -> PredictOptions:
     """Return the options that `recorded` wrote.
 
-    Raises InputError for an option that this version does not have.
+    Raises InputError for an option that this version does not have, and for a value of another type.
     """
     known = {field.name for field in fields(PredictOptions)}
     if unknown := sorted(set(record) - known):
@@ -66,7 +68,10 @@ def options_of(record: Mapping[str, Any]) -> PredictOptions:
             f"the answer has the option {unknown[0]!r}{nearest(unknown[0], known)}, which this version does not know; "
             "update it"
         )
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-    }
-    return PredictOptions(**values)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    try:
+        return TypeAdapter(PredictOptions).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InputError(f"the answer's option {name} is {first['input']!r}: {first['msg']}") from error

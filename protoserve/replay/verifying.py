@@ -20,7 +20,7 @@ from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import predictions
 from protoserve.inference.identity import identified, options_of
-from protoserve.replay.answers import read_answers
+from protoserve.replay.answers import checked_answer, read_answers
 from protoserve.replay.comparing import differences
 from protoserve.schema import Prediction
 
@@ -81,7 +81,7 @@ def _chosen(answer: Path | str | Mapping[str, Any] | Prediction, fitted: FittedI
     if isinstance(answer, Prediction):
         return answer.model_dump(mode="json")
     if isinstance(answer, Mapping):
-        return dict(answer)
+        return checked_answer(answer)
     answers = read_answers(Path(answer))
     if len(answers) == 1:
         return answers[0]

@@ -7,7 +7,6 @@ follows by the functions of the stages: usual similarities, temperatures, thresh
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from protoserve.account import account_name
 from protoserve.data.dataset import Dataset, holds_split
 from protoserve.device import Device
 from protoserve.errors import InputError
@@ -220,7 +220,7 @@ def _records(
 ) -> tuple[ClassChange, ...]:
     """The changes as the provenance keeps them."""
     common: dict[str, Any] = {
-        "by": getpass.getuser(),
+        "by": account_name(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": visible(finished.run.directory.resolve().name),
     }

@@ -69,3 +69,9 @@ def test_options_return_from_their_record(classifier: Classifier) -> None:
     assert options_of(default).resolved(table).top_k == PredictOptions().resolved(table).top_k
     with pytest.raises(InputError, match=r"has the option 'contrasts'.*update it"):
         options_of({"contrasts": 1})
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", "many"), ("without", "12"), ("depth", [1]), ("maps", 7)])
+def test_an_option_of_another_type_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"the answer's option {name}"):
+        options_of({name: value})

@@ -30,7 +30,16 @@ def test_answers_are_read(tmp_path: Path, document: Any, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "not JSON"), ("[]", "holds no answer"), ('{"code": "overloaded"}', "not an answer"), ("3", "not an answer")],
+    [
+        ("{", "not JSON"),
+        ("[]", "holds no answer"),
+        ('{"code": "overloaded"}', "not an answer"),
+        ("3", "not an answer"),
+        ('{"results": 5}', "not an answer"),
+        ('{"results": [3]}', "not an answer"),
+        ('{"model": {}, "image": 3, "path": [], "levels": []}', "not an answer .image"),
+        ('{"model": {}, "image": {}, "path": [], "levels": [{"level": 1, "evidence": [{}]}]}', "levels.0.evidence.0"),
+    ],
 )
 def test_another_file_is_refused(tmp_path: Path, content: str, said: str) -> None:
     file = tmp_path / "answer.json"
