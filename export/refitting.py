@@ -1,11 +1,7 @@
 """Refits the last layers of a network with prototypes switched off, on similarities alone.
 
-For each group of competing nodes, the weights W minimise
-
-    mean over the group's images of −log softmax(W · similarity)[true member] + λ · mean over members of ‖W − W₀‖²
-
-which is convex. W₀ are the weights from before, so that what the images do not decide stays. λ is chosen on the
-selection images, by their negative log-likelihood along all paths.
+Each group's layer is that of `protoserve.networks.refitting`, near the weights from before. Its penalty λ is chosen on
+the selection images, by their negative log-likelihood along all paths.
 """
 
 from __future__ import annotations
@@ -21,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from protoserve.networks.head import PrototypeHead
+from protoserve.networks.refitting import refit_layer
 from protoserve.novelty import NoveltyTable, Thresholds, fit_thresholds, parent_names, with_margin
 from protoserve.promise.calibration import Calibration, kept_sample
 from protoserve.promise.measuring import promise_metrics
@@ -33,7 +30,6 @@ from protoserve.temperatures import fit_temperatures, shrinkage_path, tolerated
 
 # From "fits the images" to "stays as it was", on a logarithmic grid.
 PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-STEPS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def refit(head: PrototypeHead, kept: KeptSimilarities, fixed: Collection[int]) -
 
 
 def _fitted(head: PrototypeHead, images: KeptImages, start: Tensor, free: Tensor, penalty: float) -> Tensor:
-    """Return the weights [G, M, Q] that minimise the objective, from `start`; only prototypes in `free` bool [P]
+    """Return the weights [G, M, Q] that minimise the objective near `start`; only prototypes in `free` bool [P]
     move."""
     weight = start.clone()
     member = _members(head, images.leaves)
@@ -83,29 +79,10 @@ def _fitted(head: PrototypeHead, images: KeptImages, start: Tensor, free: Tensor
         if not len(rows) or not moving.any():
             continue
         size = int((head.grouping.member_node[group] < len(head.taxonomy.nodes)).sum())
-        inputs, targets = similarity[rows][:, own].double(), member[rows, group]
-        base = start[group, :size, : len(own)].double()
-        held = inputs[:, ~moving] @ base[:, ~moving].T
-        weight[group, :size, : len(own)][:, moving] = _minimised(
-            inputs[:, moving], held, targets, base[:, moving], penalty
-        ).to(weight)
+        weight[group, :size, : len(own)] = refit_layer(
+            start[group, :size, : len(own)], similarity[rows][:, own], member[rows, group], penalty, free=moving
+        )
     return weight
-
-
-def _minimised(inputs: Tensor, held: Tensor, targets: Tensor, base: Tensor, penalty: float) -> Tensor:
-    """Minimise by L-BFGS, from `base` [members, prototypes]; `held` [images, members] are added to the logits."""
-    weight = base.clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([weight], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        optimiser.zero_grad()
-        loss = functional.cross_entropy(inputs @ weight.T + held, targets)
-        loss = loss + penalty * (weight - base).square().sum(1).mean()
-        loss.backward()
-        return loss
-
-    optimiser.step(objective)
-    return weight.detach()
 
 
 def _members(head: PrototypeHead, leaves: NDArray[np.int64]) -> Tensor:

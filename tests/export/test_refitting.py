@@ -69,7 +69,8 @@ def test_the_weights_are_those_of_the_least_objective(group: int) -> None:
         weight[:, free] = flat.reshape(len(nodes), -1)
         logits = inputs @ weight.T
         loss = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(rows)), target[rows]]
-        return float(loss.mean() + found.penalty * ((weight - base) ** 2).sum(axis=1).mean())
+        change = ((weight - base) ** 2 * (inputs**2).mean(axis=0)).sum()
+        return float(loss.mean() + found.penalty * change)
 
     best = minimize(objective, base[:, free].ravel(), method="BFGS", options={"gtol": 1e-8})
     weight = head.weight[group, : len(nodes), : len(own)].detach().double().numpy()

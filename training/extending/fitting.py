@@ -14,6 +14,7 @@ from rich.console import Console
 from protoserve.data.dataset import Dataset
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import PrototypeNetwork
+from protoserve.networks.refitting import refit_layer
 from protoserve.run.similarities import KeptSimilarities
 from protoserve.taxonomy import competing_groups
 from training.config import Config
@@ -23,7 +24,7 @@ from training.extending.changes import ChangedTree
 from training.extending.cutting import cut
 from training.extending.measuring import Stopwatch, chained, frozen_feed, similarities, without_own_source
 from training.extending.pictures import remapped
-from training.extending.refitting import RefitSetting, Rows, image_weights, refit
+from training.extending.refitting import RefitSetting, image_weights
 from training.features.cache import FeatureCache
 from training.features.shared_cache import SharedCache
 from training.prototypes.projection import Projection
@@ -169,7 +170,13 @@ def fit_groups(
         images = np.flatnonzero(below[:, members].any(axis=1))
         if not len(prototypes) or not len(images):
             continue
-        rows = Rows(learned[images][:, prototypes], below[images][:, members].argmax(axis=1))
+        similarity, target = learned[images][:, prototypes], below[images][:, members].argmax(axis=1)
         start = head.weight[number, : len(members), : len(prototypes)]
-        weight = image_weights(rows.target, fresh[members], setting.balance)
-        head.weight[number, : len(members), : len(prototypes)] = refit(start, rows, weight, setting.ridge)
+        weight = torch.from_numpy(image_weights(target, fresh[members], setting.balance))
+        head.weight[number, : len(members), : len(prototypes)] = refit_layer(
+            start,
+            torch.from_numpy(similarity),
+            torch.from_numpy(target),
+            setting.ridge,
+            share=weight / weight.sum(),
+        )
