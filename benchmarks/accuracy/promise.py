@@ -24,6 +24,7 @@ from benchmarks.measuring import described, machine, write_results
 from export.validating import fitted_batches
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.data.dataset import Dataset
+from protoserve.files import read_yaml
 from protoserve.inference.engine import Engine
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.novelty import NoveltyTable
@@ -32,6 +33,7 @@ from protoserve.promise.threshold import Walks, answer_levels, promised_threshol
 from protoserve.restriction import Restriction, restriction_of, unrestricted
 from training.config import parse_config
 from training.data.splits import read_splits
+from training.recipes import recipes
 from training.rendered.classes import leaf_paths
 from training.rendered.picture import draw_picture
 
@@ -224,6 +226,29 @@ def reuse(parts: dict[str, Calibration], precision: float, group_of: NDArray[np.
     }
 
 
+def training_of(bundle: Bundle) -> str:
+    """How a bundle's run was trained: the recipe of its name, and where its settings are others."""
+    config = bundle.manifest.provenance.config or {}
+    name = str(config.get("name"))
+    recipe = {found.name: found.file for found in recipes()}.get(name)
+    if recipe is None:
+        return f"the configuration {name}, which is no recipe of the package"
+    own, of_recipe = (flat(parse_config(content, name).model_dump()) for content in (config, read_yaml(recipe)))
+    # Where the weights were read from says nothing about them.
+    changed = {key: value for key, value in own.items() if value != of_recipe.get(key) and key != "model.weights"}
+    if not changed:
+        return f"the recipe {name}"
+    return f"the recipe {name} with " + ", ".join(f"{key}={json.dumps(value)}" for key, value in changed.items())
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All values of nested sections by their dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def measure(folder: Path, data: Path, work: Path) -> dict[str, Any]:
     """All figures of one bundle."""
     bundle, parts = read_outputs(folder, data, work)
@@ -235,7 +260,8 @@ def measure(folder: Path, data: Path, work: Path) -> dict[str, Any]:
             yield whole
 
     images = len(parts["selection"])
-    result: dict[str, Any] = {"selection": images, "test": len(parts["test"]), "precisions": {}}
+    result: dict[str, Any] = {"training": training_of(bundle), "selection": images, "test": len(parts["test"])}
+    result["precisions"] = {}
     for precision in PRECISIONS:
         result["precisions"][f"{precision:g}"] = {
             "resplits": resplit(pool, images, precision, group_of, always(), whole),
@@ -255,6 +281,7 @@ def tables(name: str, found: dict[str, Any]) -> list[str]:
     some = next(iter(found["precisions"].values()))["resplits"]["promise"]
     levels = " | ".join(f"level {number + 1}" for number in range(len(some["coverage"])))
     lines = [f"## {name}: {found['selection']} calibration pictures, {found['test']} of test", ""]
+    lines += [f"Trained by {found['training']}.", ""]
     for kind, title in (("resplits", "All classes"), ("allow", "Under random allow-lists that hold the truth")):
         lines += [
             f"{title}. Cells: share of the pictures answered at this level / how many of these are right, in %.",
