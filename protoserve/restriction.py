@@ -64,7 +64,7 @@ class Restriction:
     def cut(self) -> NDArray[np.bool_]:
         """Whether paths end at the node although it is not a leaf: bool [nodes]."""
         found = np.zeros(len(self.taxonomy.nodes), dtype=np.bool_)
-        found[self.end[self.end != np.array(self.taxonomy.leaves)]] = True
+        found[self.end[self.end != self.taxonomy.leaf_nodes]] = True
         return found
 
     def log_probability(self, leaf_log_probability: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -74,7 +74,8 @@ class Restriction:
         weighted -= weighted.max(axis=1, keepdims=True)
         order, bounds = self._ranges
         # The added column is the bound after the last leaf.
-        mass = np.pad(np.exp(weighted)[:, order], ((0, 0), (0, 1)))
+        mass = np.zeros((len(weighted), len(order) + 1))
+        np.exp(weighted[:, order], out=mass[:, :-1])
         nodes = np.add.reduceat(mass, bounds, axis=1)[:, ::2]
         with np.errstate(divide="ignore"):
             found = np.log(nodes) - np.log(mass.sum(axis=1, keepdims=True))
@@ -82,7 +83,7 @@ class Restriction:
 
     def path(self, log_probability: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the path to the most probable end, int64 [images, levels], −1 below it; the first of equals wins."""
-        ends = np.unique(self.end[self.log_weight > -np.inf])
+        ends = self._ends
         return np.asarray(self.taxonomy.path_at_level[ends[log_probability[:, ends].argmax(axis=1)]])
 
     def excluded(self, leaf_log_probability: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -91,9 +92,14 @@ class Restriction:
         return np.asarray(np.minimum(probability[:, self.log_weight == -np.inf].sum(axis=1), 1.0))
 
     @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """The nodes at which allowed paths end, in order: int64 [ends]."""
+        return np.unique(self.end[self.log_weight > -np.inf])
+
+    @cached_property
     def _ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The leaves in depth-first order, and the bounds of every node's leaves in it: first and last + 1 in turn."""
-        paths = self.taxonomy.path_at_level[list(self.taxonomy.leaves)]
+        paths = self.taxonomy.path_at_level[self.taxonomy.leaf_nodes]
         order = np.lexsort(paths.T[::-1])
         first = np.empty(len(self.taxonomy.nodes), dtype=np.int64)
         for column in paths[order].T:
@@ -117,7 +123,7 @@ def combined(first: Restriction, second: Restriction) -> Restriction:
 
 def unrestricted(taxonomy: Taxonomy) -> Restriction:
     """Return the restriction that allows everything."""
-    return Restriction(taxonomy, np.zeros(len(taxonomy.leaves)), np.array(taxonomy.leaves, dtype=np.int64))
+    return Restriction(taxonomy, np.zeros(len(taxonomy.leaves)), taxonomy.leaf_nodes)
 
 
 def restriction_of(
@@ -160,7 +166,7 @@ def restriction_of(
         if not 0 < weights[node] < np.inf:
             raise InputError(f"prior={node}:{weights[node]:g}: give a number above 0, or deny the node")
         log_weight[inside & kept] = np.log(weights[node])
-    end = np.array(taxonomy.leaves, dtype=np.int64)
+    end = taxonomy.leaf_nodes
     for node, level in (depth or {}).items():
         lowest = node.count("/") + 1 if node else 1
         inside = np.ones_like(kept) if not node else _leaves_below(taxonomy, node, "depth")
@@ -177,4 +183,4 @@ def _leaves_below(taxonomy: Taxonomy, node: str, option: str) -> NDArray[np.bool
     if node not in taxonomy.index:
         raise InputError(f"{option}: the taxonomy has no node {node[:80]!r}{nearest(node[:80], taxonomy.names)}")
     level = node.count("/")
-    return np.asarray(taxonomy.path_at_level[list(taxonomy.leaves), level] == taxonomy.index[node])
+    return np.asarray(taxonomy.path_at_level[taxonomy.leaf_nodes, level] == taxonomy.index[node])

@@ -172,6 +172,11 @@ class Taxonomy:
         return table
 
     @cached_property
+    def leaf_nodes(self) -> NDArray[np.int64]:
+        """The leaves' node numbers as an array: int64 [leaves]."""
+        return np.array(self.leaves, dtype=np.int64)
+
+    @cached_property
     def level_of_leaf(self) -> NDArray[np.int64]:
         """Each leaf's ancestor at level k + 1, or the leaf itself if its depth is less: int64 [leaves, depth]."""
         table = self.path_at_level[list(self.leaves)]

@@ -108,8 +108,7 @@ def _pieces(
     unusual = outputs.similarity[image, layer.prototypes].astype(np.float64) - layer.usual
     ours, theirs = (layer.weight[evidence.member_of[node]] for node in nodes)
     contribution, difference = ours * unusual, (ours - theirs) * unusual
-    own = [table.prototypes[prototype].child == table.names[nodes[1]] for prototype in layer.prototypes.tolist()]
-    absent = np.array(own) & (unusual <= 0)
+    absent = (table.child[layer.prototypes] == nodes[1]) & (unusual <= 0)
     order = np.argsort(-np.abs(difference), kind="stable")
 
     def told(wanted: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
@@ -121,7 +120,7 @@ def _pieces(
 
 
 def _most_probable_leaf(log_probability: NDArray[np.float32], node: int, taxonomy: Taxonomy) -> int:
-    leaves = np.array(taxonomy.leaves)
+    leaves = taxonomy.leaf_nodes
     level = len(taxonomy.nodes[node]) - 1
     below = leaves[taxonomy.path_at_level[leaves, level] == node]
     return int(below[log_probability[below].argmax()])

@@ -57,7 +57,7 @@ def predictions(
         outputs = restricted.outputs
     path = outputs.path
     on_path = path >= 0
-    log_probability = np.take_along_axis(outputs.log_probability, np.where(on_path, path, 0), axis=1)
+    log_probability = outputs.log_probability[np.arange(len(path))[:, None], np.where(on_path, path, 0)]
     if np.isnan(outputs.log_probability).any() or not np.isfinite(log_probability[on_path]).all():
         raise BundleError("the graph returned a probability that is not a finite number; export the bundle again")
     log_probability = np.where(on_path, log_probability, np.float32(0.0))
@@ -82,6 +82,10 @@ def predictions(
         for kind in ("evidence", "against")
     }
     positive = outputs.positive_contribution.tolist()
+    off: NDArray[np.bool_] | None = None
+    if options.without:
+        off = np.zeros(len(table.prototypes), dtype=np.bool_)
+        off[list(options.without)] = True
     found: list[Answer] | None = None
     # The promise was made with all prototypes.
     if options.threshold is not None and options.precision is not None and not options.without:
@@ -118,7 +122,7 @@ def predictions(
                     prior=prior,
                     rest=rest,
                     evidence_share=share,
-                    sufficient=_sufficient(outputs, image, node, table, options),
+                    sufficient=_sufficient(outputs, image, node, table, options.top_k, off),
                     **evidence,
                 )
             )
@@ -149,18 +153,19 @@ def _effect(plain: Outputs, restricted: Restricted, table: EvidenceTable, image:
     return RestrictionEffect(excluded=excluded, contradicted=excluded > CONTRADICTED, unrestricted=other)
 
 
-def _sufficient(outputs: Outputs, image: int, node: int, table: EvidenceTable, options: ResolvedOptions) -> int | None:
-    """Count the prototypes that prove the node, at most `options.top_k`."""
+def _sufficient(
+    outputs: Outputs, image: int, node: int, table: EvidenceTable, top_k: int, off: NDArray[np.bool_] | None
+) -> int | None:
+    """Count the prototypes that prove the node, at most `top_k`; `off` bool [prototypes] are those switched off."""
     evidence = table.host_evidence
-    if evidence is None or not table.has_head[node] or not options.top_k:
+    if evidence is None or not table.has_head[node] or not top_k:
         return None
     layer = evidence.layer_of(node)
     low, high = (bound[layer.prototypes] for bound in table.bounds)
     similarity = outputs.similarity[image, layer.prototypes].astype(np.float64)
-    if options.without:
-        off = np.isin(layer.prototypes, options.without)
-        low, high = np.where(off, similarity, low), np.where(off, similarity, high)
-    return sufficient_pieces(layer, int(evidence.member_of[node]), similarity, low, high, options.top_k)
+    if off is not None and (known := off[layer.prototypes]).any():
+        low, high = np.where(known, similarity, low), np.where(known, similarity, high)
+    return sufficient_pieces(layer, int(evidence.member_of[node]), similarity, low, high, top_k)
 
 
 def _share(evidence: Sequence[Evidence], positive: float) -> float | None:
@@ -216,7 +221,7 @@ def _other_nodes(outputs: Outputs, table: EvidenceTable, options: ResolvedOption
     """Find the most probable nodes of each level except the predicted one, as many as asked for: [images][levels], most
     probable first. Nodes that the restriction does not allow are no alternatives."""
     count, restriction = options.alternatives, options.restriction
-    allowed = None if restriction is None else restriction.allowed.tolist()
+    allowed = None if restriction is None else restriction.allowed
     images = np.arange(len(outputs))
     result: list[list[list[Alternative]]] = [[] for _ in images]
     for level, nodes in enumerate(table.levels):
@@ -227,11 +232,12 @@ def _other_nodes(outputs: Outputs, table: EvidenceTable, options: ResolvedOption
         candidates[images[on_path], predicted[on_path] - nodes.start] = -np.inf
         kept = min(count, len(nodes) - 1)
         best = np.argpartition(-candidates, max(kept - 1, 0), axis=1)[:, :kept]
-        values = np.take_along_axis(candidates, best, axis=1)
+        rows = images[:, None]
+        values = candidates[rows, best]
         # Ties are broken by node number, so that the result does not depend on numpy's partitioning.
         order = np.lexsort((best, -values))
-        best = np.take_along_axis(best, order, axis=1) + nodes.start
-        probability = np.exp(np.minimum(np.take_along_axis(values, order, axis=1), 0.0))
+        best = best[rows, order] + nodes.start
+        probability = np.exp(np.minimum(values[rows, order], 0.0))
         for image, (image_nodes, values_of_image) in enumerate(zip(best.tolist(), probability.tolist(), strict=True)):
             result[image].append(
                 [

@@ -86,6 +86,11 @@ class EvidenceTable:
         return None if self.host_evidence is None else Switches(self.bundle, self.host_evidence)
 
     @cached_property
+    def child(self) -> NDArray[np.int64]:
+        """The node that each prototype belongs to: int64 [prototypes]."""
+        return np.array([self.index[record.child] for record in self.prototypes], dtype=np.int64)
+
+    @cached_property
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The smallest and the largest similarity that each prototype can have: float64 [prototypes] each."""
         members = self.bundle.members if isinstance(self.bundle, Ensemble) else (self.bundle,)

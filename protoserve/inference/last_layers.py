@@ -6,7 +6,7 @@ evidence comes from the graphs' similarities and the bundles' `weights.npy`, in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -134,9 +134,10 @@ class HostEvidence:
         # The group in which each node competes, −1 for none, and its place among the group's members.
         self.group_of = np.full(len(taxonomy.nodes), -1, dtype=np.int64)
         self.member_of = np.zeros(len(taxonomy.nodes), dtype=np.int64)
-        for number, group in enumerate(table.groups):
-            self.group_of[list(group.children)] = number
-            self.member_of[list(group.children)] = np.arange(len(group.children))
+        self._children = tuple(np.array(group.children, dtype=np.int64) for group in table.groups)
+        for number, children in enumerate(self._children):
+            self.group_of[children] = number
+            self.member_of[children] = np.arange(len(children))
 
     def layer_of(self, node: int) -> GroupLayer:
         """Return the last layer of a competing node's group, where all evidence comes from one graph."""
@@ -147,10 +148,40 @@ class HostEvidence:
         """[images, nodes] every node's logit; 0 for a node that competes with no other."""
         logit = np.zeros((len(graphs[0].path), len(self.group_of)))
         for member, graph in zip(self.members, graphs, strict=True):
-            for group, layer in zip(self.table.groups, member.groups, strict=True):
-                products = graph.similarity[:, layer.prototypes].astype(np.float64) @ layer.weight.T
-                logit[:, list(group.children)] += products
+            for children, layer in zip(self._children, member.groups, strict=True):
+                logit[:, children] += graph.similarity[:, layer.prototypes].astype(np.float64) @ layer.weight.T
         return logit
+
+    @cached_property
+    def group_of_prototype(self) -> NDArray[np.int64]:
+        """The group of every prototype, where all evidence comes from one graph: int64 [prototypes]."""
+        [member] = self.members
+        found = np.empty(sum(len(layer.prototypes) for layer in member.groups), dtype=np.int64)
+        for number, layer in enumerate(member.groups):
+            found[layer.prototypes] = number
+        return found
+
+    def renewed_logits(self, graph: Arrays, groups: Iterable[int]) -> NDArray[np.float64]:
+        """[images, nodes] the graph's logits; those of the nodes of some `groups` from its similarities, where all
+        evidence comes from one graph."""
+        logit = graph.logit.astype(np.float64)
+        [member] = self.members
+        for group in groups:
+            layer = member.groups[group]
+            logit[:, self._children[group]] = graph.similarity[:, layer.prototypes].astype(np.float64) @ layer.weight.T
+        return logit
+
+    def renewed(self, graph: Arrays, path: NDArray[np.int64], told: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        """The outputs that say why, for the nodes of `path`: made here where `told` bool [images, levels], elsewhere
+        the graph's own; nothing if none is told. `told` must hold where the path is not the graph's."""
+        if not told.any():
+            return {}
+        new = np.nonzero(told)
+        found = {}
+        for name, array in self.on_path([graph], np.where(told, path, -1)).items():
+            found[name] = getattr(graph, name).copy()
+            found[name][new] = array[new]
+        return found
 
     def on_path(self, graphs: Sequence[Arrays], path: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The outputs that say why, for the nodes of `path` int64 [images, levels], −1 for none.
@@ -176,16 +207,18 @@ class HostEvidence:
     ) -> None:
         group, row = self.group_of[node], self.member_of[node]
         layers = [member.groups[group] for member in self.members]
+        pairs = [(graph, layer.prototypes) for graph, layer in zip(graphs, layers, strict=True)]
         sizes = [len(layer.prototypes) for layer in layers]
         owner = np.repeat(np.arange(len(layers)), sizes)
-        own = np.concatenate([layer.prototypes for layer in layers])
-        pairs = [(graph, layer.prototypes) for graph, layer in zip(graphs, layers, strict=True)]
-        similarity = np.concatenate([graph.similarity[image, of] for graph, of in pairs]).astype(np.float64)
-        cell = np.concatenate([graph.cell[image, of] for graph, of in pairs])
-        weight = np.concatenate([layer.weight[row] for layer in layers])
-        unusual = similarity - np.concatenate([layer.usual for layer in layers])
+        own = _joined([layer.prototypes for layer in layers])
+        similarity = _joined([graph.similarity[image, of] for graph, of in pairs]).astype(np.float64)
+        cell = _joined([graph.cell[image, of] for graph, of in pairs])
+        weight = _joined([layer.weight[row] for layer in layers])
+        unusual = similarity - _joined([layer.usual for layer in layers])
         contribution = weight * unusual
-        prototype = own + np.repeat([member.start for member in self.members], sizes)
+        prototype = _joined(
+            [layer.prototypes + member.start for layer, member in zip(layers, self.members, strict=True)]
+        )
         # As in `protoserve.networks.pieces.ranking`.
         order = np.where(unusual > 0, contribution, MISSING_RANK * contribution)
         found["positive_contribution"][image, level] = np.maximum(contribution, 0.0).sum()
@@ -221,3 +254,8 @@ class HostEvidence:
             ranks, drawn = np.nonzero(same)
             rows, columns = graph.evidence_map.shape[3:]
             maps[ranks, :rows, :columns] = graph.evidence_map[image, level, drawn]
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Join arrays; a lone one stays as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

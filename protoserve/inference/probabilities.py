@@ -21,12 +21,11 @@ def node_log_probability(
     competing = logit[:, members]
     competing = competing - np.repeat(np.maximum.reduceat(competing, offsets, axis=1), sizes, axis=1)
     total = np.add.reduceat(np.exp(competing), offsets, axis=1)
-    conditional = np.zeros_like(logit)
+    # The added column of zeros is read for levels below a leaf. An only child's conditional is 0, too.
+    conditional = np.zeros((len(logit), logit.shape[1] + 1))
     conditional[:, members] = competing - np.repeat(np.log(total), sizes, axis=1)
     if kind == "hierarchical":
-        # The added column of zeros is read for levels below a leaf. An only child's conditional is 0, too.
-        padded = np.pad(conditional, ((0, 0), (0, 1)))
-        return np.asarray(padded[:, taxonomy.path_at_level].sum(axis=2))
+        return np.asarray(conditional[:, taxonomy.path_at_level].sum(axis=2))
     probability = np.zeros_like(logit)
     probability[:, members] = np.exp(conditional[:, members])
     depths = np.array([len(node) for node in taxonomy.nodes])
@@ -40,5 +39,5 @@ def node_log_probability(
 
 def most_probable_path(log_probability: NDArray[np.float64], taxonomy: Taxonomy) -> NDArray[np.int64]:
     """Return the path to the most probable leaf, int64 [N, levels], −1 below it."""
-    leaves = np.array(taxonomy.leaves)
+    leaves = taxonomy.leaf_nodes
     return np.asarray(taxonomy.path_at_level[leaves[log_probability[:, leaves].argmax(axis=1)]])

@@ -4,7 +4,6 @@ logits. What the graph did not say about a node of the new path comes from the l
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,22 +73,15 @@ class Restricted:
 
 def restrict(outputs: Outputs, restriction: Restriction, evidence: HostEvidence) -> Restricted:
     """Apply a restriction to the outputs for N images. Each image's are independent of the others'."""
-    leaves = outputs.log_probability[:, list(restriction.taxonomy.leaves)]
+    leaves = outputs.log_probability[:, restriction.taxonomy.leaf_nodes]
     log_probability = restriction.log_probability(leaves)
     path = restriction.path(log_probability)
-    changed = np.where(path != outputs.path, path, -1)
-    told: dict[str, NDArray[Any]] = {}
-    if (changed >= 0).any():
-        new = np.nonzero(changed >= 0)
-        for name, array in evidence.on_path([outputs], changed).items():
-            told[name] = getattr(outputs, name).copy()
-            told[name][new] = array[new]
     restricted = replace(
         # An ensemble's members have voted on their own path, so say nothing of another.
         outputs,
         log_probability=log_probability.astype(np.float32),
         path=path,
         known=None,
-        **told,
+        **evidence.renewed(outputs, path, path != outputs.path),
     )
     return Restricted(restricted, restriction.excluded(leaves))

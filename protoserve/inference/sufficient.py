@@ -58,14 +58,16 @@ def sufficient_pieces(
     """
     # Priors are weights times usual similarities, so these are the logits.
     logits = layer.weight @ similarity
-    others = np.delete(np.arange(len(logits)), row)
+    others = np.concatenate([np.arange(row), np.arange(row + 1, len(logits))])
     # The strongest rival usually decides; large groups are rejected without a look at the others.
     rival = others[[int(logits[others].argmax())]]
     for rows in (rival, others):
         slope = layer.weight[row] - layer.weight[rows]
         gain, need = _cover(slope, logits[row] - logits[rows], similarity, low, high)
-        if _at_least(gain, need) > limit:
+        if _is_out_of_reach(gain, need, limit):
             return None
+        if len(others) == 1:
+            break
     unmet = need >= 0
     return _fewest(gain[unmet], need[unmet], limit) if unmet.any() else 0
 
@@ -80,12 +82,15 @@ def _cover(
     """What knowing each prototype adds to the least lead over each rival, float64 [rivals, n] ≥ 0, and the sum that
     must be exceeded, [rivals]. `slope` [rivals, n] are the differences of weights, `lead` [rivals] those of logits."""
     worst = np.where(slope > 0, low, high)
-    # Equal weights matter not, even where the bounds are infinite. A similarity beyond its bound by rounding adds 0.
-    gain = np.multiply(slope, similarity - worst, out=np.zeros_like(slope), where=slope != 0)
-    gain = np.maximum(gain, 0.0)
-    infinite = np.isinf(gain)
-    if infinite.any():
+    # A similarity beyond its bound by rounding adds 0.
+    if np.isfinite(worst).all():
+        gain = np.maximum(slope * (similarity - worst), 0.0)
+    else:
+        # Equal weights matter not, also where the bounds are infinite.
+        gain = np.multiply(slope, similarity - worst, out=np.zeros_like(slope), where=slope != 0)
+        gain = np.maximum(gain, 0.0)
         # Without a bound, every prototype that matters must be known: it adds more than all others can make up for.
+        infinite = np.isinf(gain)
         rest = np.where(infinite, 0.0, gain).sum(axis=1)
         gain = np.where(infinite, (4.0 * (1.0 + np.abs(lead) + rest))[:, None], gain)
     return gain, gain.sum(axis=1) - lead
@@ -96,6 +101,14 @@ def _at_least(gain: NDArray[np.float64], need: NDArray[np.float64]) -> int:
     most = -np.sort(-gain, axis=1).cumsum(axis=1)
     counts = np.where(need < 0, 0, 1 + (most <= need[:, None]).sum(axis=1))
     return int(counts.max())
+
+
+def _is_out_of_reach(gain: NDArray[np.float64], need: NDArray[np.float64], limit: int) -> bool:
+    """Whether `_at_least` is above the limit, found without sorting."""
+    count = gain.shape[1]
+    if limit < count:
+        gain = np.partition(gain, count - limit - 1, axis=1)[:, count - limit :]
+    return bool(((gain.sum(axis=1) <= need) & (need >= 0)).any())
 
 
 def _fewest(gain: NDArray[np.float64], need: NDArray[np.float64], limit: int) -> int | None:

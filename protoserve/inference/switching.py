@@ -58,30 +58,35 @@ class Switches:
     def without(self, outputs: Outputs, prototypes: Collection[int]) -> Outputs:
         """Return the `outputs` as they would be if these prototypes were off.
 
-        Maps are those that the graph drew, so evidence of another path than the graph's has none (NaN). The members of
-        an ensemble vote again on what is known.
+        Only what competes beside these prototypes is computed again. Maps are those that the graph drew, so evidence of
+        another path than the graph's has none (NaN). The members of an ensemble vote again on what is known.
         """
-        off = sorted(prototypes)
+        off = np.array(sorted(prototypes), dtype=np.int64)
         similarity = outputs.similarity.copy()
         similarity[:, off] = self.usual[off]
         counted = replace(outputs, similarity=similarity)
-        logit, log_probability = self._answer(counted)
+        evidence = self.evidence
+        # The last column is that of nodes that compete with no other, whose group is −1.
+        touched = np.zeros(len(self.table.groups) + 1, dtype=np.bool_)
+        touched[evidence.group_of_prototype[off]] = True
+        logit = evidence.renewed_logits(counted, np.flatnonzero(touched).tolist())
+        log_probability = self._log_probability(logit)
         path = most_probable_path(log_probability, self.taxonomy)
+        told = (path != outputs.path) | (touched[evidence.group_of[path]] & (path >= 0))
         return replace(
             counted,
             log_probability=log_probability.astype(np.float32),
             logit=logit.astype(np.float32),
             path=path,
             known=self._known(counted, path),
-            **self.evidence.on_path([counted], path),
+            **evidence.renewed(counted, path, told),
         )
 
-    def _answer(self, outputs: Outputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Logits and log-probabilities [images, nodes] from similarities."""
-        logit = self.evidence.logits([outputs])
+    def _log_probability(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log-probabilities [images, nodes] from logits."""
         divided = logit.copy()
         divided[:, self.table.members] /= self._divisor
-        return logit, node_log_probability(divided, self.taxonomy, self.kind, self.table)
+        return node_log_probability(divided, self.taxonomy, self.kind, self.table)
 
     def _known(self, outputs: Outputs, path: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Let an ensemble's members vote, as its engine does; None for a bundle, whose thresholds apply later."""
@@ -89,7 +94,8 @@ class Switches:
         for member, (start, stop) in zip(self._members, pairwise(self._bounds), strict=True):
             if member._thresholds is not None:
                 own = replace(outputs, similarity=outputs.similarity[:, start:stop])
-                logit, log_probability = member._answer(own)
+                logit = member.evidence.logits([own])
+                log_probability = member._log_probability(logit)
                 arrays = log_probability.astype(np.float32), logit.astype(np.float32), own.similarity
                 votes.append(member._thresholds.of_outputs(path, *arrays))
         return np.mean(votes, axis=0) >= 0.5 if votes else None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import GraphRecord, Manifest, PrototypeRecord
+from protoserve.graph_signature import MISSING_RANK
 from protoserve.images.geometry import Geometry, InputRule
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence_table import EvidenceTable
@@ -59,7 +60,7 @@ class RandomHead:
         return np.log(np.maximum(total, 1e-37))
 
     def outputs(self, similarity: NDArray[np.float64]) -> Outputs:
-        """What a graph would put out for pictures of these similarities [images, prototypes]; no evidence."""
+        """What a graph would put out for pictures of these similarities [images, prototypes]; its maps are 0."""
         tree = self.bundle.taxonomy
         logit = np.stack([self.logits(row) for row in similarity])
         log_probability = np.stack([self.log_probability(row) for row in logit])
@@ -77,6 +78,21 @@ class RandomHead:
             for name in ("similarity", "weight", "contribution")
         }
         cells = np.arange(similarity.size).reshape(similarity.shape) % (ROWS * COLUMNS)
+        positive = np.zeros(path.shape, dtype=np.float32)
+        for image, level in zip(*np.nonzero(path >= 0), strict=True):
+            weight = self.centred[path[image, level]]
+            unusual = similarity[image] - self.usual
+            contribution = weight * unusual
+            positive[image, level] = np.maximum(contribution, 0.0).sum()
+            rank = np.where(unusual > 0, 1.0, MISSING_RANK) * contribution
+            competing = [int(prototype) for prototype in np.argsort(-rank) if weight[prototype] != 0]
+            for kind, best in (("evidence", competing[:TOP_K]), ("against", competing[::-1][:TOP_K])):
+                place = (image, level, slice(len(best)))
+                numbers[f"{kind}_prototype"][place] = best
+                numbers[f"{kind}_cell"][place] = cells[image, best]
+                values[f"{kind}_similarity"][place] = similarity[image, best]
+                values[f"{kind}_weight"][place] = weight[best]
+                values[f"{kind}_contribution"][place] = contribution[best]
         return Outputs(
             log_probability=log_probability.astype(np.float32),
             logit=logit.astype(np.float32),
@@ -84,7 +100,7 @@ class RandomHead:
             evidence_map=np.zeros((*shape, ROWS, COLUMNS), dtype=np.float32),
             similarity=similarity.astype(np.float32),
             cell=cells,
-            positive_contribution=np.zeros(path.shape, dtype=np.float32),
+            positive_contribution=positive,
             **numbers,
             **values,
         )

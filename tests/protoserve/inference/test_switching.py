@@ -83,3 +83,20 @@ def test_outputs_stay_as_they_were(tiny_bundle: Path, tiny_run: Path) -> None:
     before = replace(outputs, similarity=outputs.similarity.copy())
     Switches(bundle).without(outputs, [0])
     assert (outputs.similarity == before.similarity).all()
+
+
+def test_what_competes_with_no_switched_off_prototype_stays_as_the_graph_gave_it(
+    tiny_bundle: Path, tiny_run: Path
+) -> None:
+    bundle = read_bundle(tiny_bundle)
+    outputs = Engine(bundle, device="cpu").run(np.load(tiny_run / "samples.npy"))
+    deep = next(record.id for record in bundle.manifest.prototypes if record.parent == "Animal/Ape")
+    found = Switches(bundle).without(outputs, [deep])
+    below = bundle.taxonomy.index["Animal/Ape"]
+    image = int(np.flatnonzero((outputs.path == below).any(axis=1) & (found.path == outputs.path).all(axis=1))[0])
+    for name in ("evidence_prototype", "evidence_contribution", "evidence_map", "against_prototype"):
+        before, after = getattr(outputs, name)[image], getattr(found, name)[image]
+        np.testing.assert_array_equal(after[:2], before[:2], err_msg=name)
+    assert not found.evidence_contribution[image][found.evidence_prototype[image] == deep].any()
+    others = [node for node, name in enumerate(bundle.taxonomy.names) if not name.startswith("Animal/Ape/")]
+    np.testing.assert_array_equal(found.logit[:, others], outputs.logit[:, others])
