@@ -138,7 +138,7 @@ LENT = {
 }
 # Modules that need an extra of their own.
 OWN_EXTRA = {
-    "protoserve/client.py": "client",
+    **{path.relative_to(ROOT).as_posix(): "client" for path in sorted((ROOT / "protoserve/client").glob("*.py"))},
     "protoserve/feedback/database.py": "feedback",
     "protoserve/images/formats.py": "heif",
     "protoserve/scoring/local.py": "score",

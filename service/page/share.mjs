@@ -2,7 +2,7 @@
 import { at } from "./service.mjs";
 import { query } from "./answer.mjs";
 import { frameAround } from "./geometry.mjs";
-import { absent, extent, labelOf, number, percent, piecesOf, readable, signed, waterfall } from "./words.mjs";
+import { absent, extent, labelOf, number, percent, piecesOf, pythonArgument, readable, signed, waterfall } from "./words.mjs";
 import { $, download, make, state } from "./state.mjs";
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
@@ -14,7 +14,7 @@ const FORMS = {
     ...(state.key ? [`-H "Authorization: Bearer $PROTOSERVE_KEY"`] : []), quoted(at(`v1/predict?${query()}`)),
   ].join(" "),
   python: () => {
-    const options = [...query()].map(([name, value]) => `, ${name}=${/^[0-9.]+$/.test(value) ? value : JSON.stringify(value)}`).join("");
+    const options = [...query()].map(([name, value]) => `, ${pythonArgument(name, value)}`).join("");
     return [
       ...(state.key ? ["import os", ""] : []),
       "from protoserve.client import Client", "",

@@ -120,3 +120,15 @@ export function pieceWords({ item, kind, value, number: count }, level) {
   const from = item.source ? `a part of the training picture ${item.source.image}` : `prototype ${item.prototype}`;
   return `${count}: ${effect} ${readable(level.label)}. The part from ${left}, ${top} to ${right}, ${bottom} ${likeness} ${from}.`;
 }
+
+/** An option of the query as a keyword of the Python client: lists and mappings become Python's own. */
+export function pythonArgument(name, value) {
+  const parts = value.split(",").map((part) => part.trim()).filter(Boolean);
+  if (name === "without") return `${name}=[${parts.join(", ")}]`;
+  if (name === "allow" || name === "deny") return `${name}=${JSON.stringify(parts)}`;
+  if (name === "depth" || name === "prior") {
+    const pairs = parts.map((part) => [part.slice(0, Math.max(part.lastIndexOf(":"), 0)), part.slice(part.lastIndexOf(":") + 1)]);
+    return `${name}={${pairs.map(([node, number]) => `${JSON.stringify(node)}: ${number}`).join(", ")}}`;
+  }
+  return `${name}=${/^[0-9.]+$/.test(value) ? value : JSON.stringify(value)}`;
+}

@@ -252,3 +252,24 @@ def test_heat_maps_lie_where_the_model_saw_the_picture() -> None:
                 assert math.isclose(placed, offset + scale * centre, abs_tol=1e-6), (rule.resize, width, tile, step)
             # Nothing that the model saw stays without a value.
             assert start <= offset + 1e-6 and start + length >= offset + scale * target - 1e-6
+
+
+# ---- the request as Python -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("top_k", "5", "top_k=5"),
+        ("maps", "heat", 'maps="heat"'),
+        ("precision", "0.95", "precision=0.95"),
+        ("without", "12,17", "without=[12, 17]"),
+        ("without", "12", "without=[12]"),
+        ("allow", "Fruit/Apple, Garlic", 'allow=["Fruit/Apple","Garlic"]'),
+        ("depth", "3,Fruit/Apple:2", 'depth={"": 3, "Fruit/Apple": 2}'),
+        ("prior", "Fruit:0.5", 'prior={"Fruit": 0.5}'),
+        ("list", "winter", 'list="winter"'),
+    ],
+)
+def test_an_option_is_a_keyword_of_the_client(name: str, value: str, code: str) -> None:
+    assert called("words", "pythonArgument", [[name, value]]) == [code]
