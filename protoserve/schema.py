@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
+
+if TYPE_CHECKING:
+    from protoserve.pages.crops import Pictures
 
 NoveltyScore = Literal["energy", "similarity", "own-similarity", "probability", "support"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]
@@ -244,6 +249,19 @@ class Contrast(Contract):
     path: list[ContrastNode] = Field(default=[], description="the path to `node`, from the level at which it parts")
 
 
+@dataclass(frozen=True)
+class Showing:
+    """Where a notebook finds the pictures of a prediction: `pictures` opens them, or returns None where they are gone.
+
+    They are no part of the prediction: any two are equal, and pickled predictions leave them behind.
+    """
+
+    pictures: Callable[[], Pictures | None] = field(default=lambda: None, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Showing, ()
+
+
 class Prediction(Contract):
     """A prediction at every level down to the most probable leaf, with its evidence.
 
@@ -275,6 +293,27 @@ class Prediction(Contract):
         "prototypes, with which the promise was made",
     )
     restriction: RestrictionEffect | None = Field(default=None, description="null without a restriction in the request")
+    _showing: Showing = PrivateAttr(default_factory=Showing)
+
+    def shown_with(self, pictures: Callable[[], Pictures | None]) -> Self:
+        """Return this prediction, which notebooks now show with what `pictures` returns."""
+        self._showing = Showing(pictures)
+        return self
+
+    # Imported when a person looks: the contract needs no pictures, and its readers no Pillow.
+
+    def _repr_html_(self) -> str:
+        """The answer and its evidence for a notebook; without pictures where they are not at hand."""
+        from protoserve.pages.answer import notebook_html
+
+        return notebook_html(self, self._showing.pictures())
+
+    def __repr__(self) -> str:
+        from protoserve.pages.answer import brief
+
+        return brief(self)
+
+    __str__ = __repr__
 
 
 class PromiseRecord(Contract):

@@ -1,4 +1,4 @@
-"""The commands that need only bundles: `predict`, `explain`, `inspect` and `ensemble`.
+"""The commands that need only bundles: `predict`, `inspect` and `ensemble`.
 
 Each imports numpy, onnxruntime, Pillow and pydantic inside its function, so that `--help` stays fast.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,17 +27,14 @@ from protoserve.cli.options import (
     WithoutOption,
     chosen_model,
 )
-from protoserve.cli.output import console, say, say_line
+from protoserve.cli.output import console, say
 from protoserve.errors import InputError
-from protoserve.names import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from protoserve.inference.options import OptionKeywords
     from protoserve.schema import Prediction
-
-FIGURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def predict(
@@ -95,76 +92,26 @@ def predict(
         _print(prediction_tree(image, prediction))
 
 
-def explain(
+def inspect(
     bundle: BundleArgument,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help=f"The figure to write ({', '.join(FIGURE_SUFFIXES)}).")
-    ],
-    top_k: Annotated[int, typer.Option(help="Prototypes to draw per level.")] = 3,
-    contrast: ContrastOption = None,
-    without: WithoutOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show all: the whole class tree, all files, metrics and provenance.")
+    ] = False,
     others: WithOption = None,
-    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
-    """Draw an image with its evidence beside the prototypes' source patches, level by level.
-
-    Example: protoserve explain bundles/grocery photo.jpg -o explanation.png
-    """
-    if output.suffix.lower() not in FIGURE_SUFFIXES:
-        raise InputError(
-            f"{output}: can't write a figure as {output.suffix or 'a file without suffix'!r}; "
-            f"use one of {', '.join(FIGURE_SUFFIXES)}"
-        )
-    if not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder; make it first or give another --output")
-    if output.is_dir() or (output.exists() and output.resolve() == image.resolve()):
-        raise InputError(f"{output} is a folder or the image itself; give another --output")
-    from protoserve.cli.figures import explain_figure
-    from protoserve.cli.lettering import FONT, undrawable
-    from protoserve.cli.terminal import contrast_lines
-    from protoserve.files import new_file
-    from protoserve.images.decoding import decode
-    from protoserve.images.fitting import fit
-    from protoserve.inference.classifier import load
-    from protoserve.inference.option_text import numbers_of
-
-    classifier = load(chosen_model(bundle, others), device=device)
-    off = numbers_of(without, "--without ")
-    decoded = decode(image)
-    fitted = fit(decoded, classifier.bundle.input)
-    shown = min(top_k, classifier.table.top_k) if top_k > 0 else top_k
-    prediction = classifier.predict_fitted([fitted], top_k=shown, maps=True, contrast=contrast, without=off)[0]
-    figure = explain_figure(classifier.bundle, decoded, prediction)
-    if (text := undrawable(level.label for level in prediction.levels)) is not None:
-        say_line(
-            f"note: no font of this machine has all characters of {visible(text)!r}, so the figure shows '?'; install "
-            f"one, such as Noto Sans, or name a font file in {FONT}",
-            error=True,
-        )
-    try:
-        with new_file(output) as draft:
-            figure.save(draft)
-    except OSError as error:
-        raise InputError(f"{output}: can't write it ({error}); give another --output") from error
-    say(f"{' › '.join(prediction.path)} ({prediction.levels[-1].probability:.1%}): wrote {output}")
-    for line in contrast_lines(prediction):
-        _print(line)
-
-
-def inspect(bundle: BundleArgument, others: WithOption = None, as_json: JsonOption = False) -> None:
-    """Show the content of a bundle: its taxonomy, prototypes, input, files, metrics and provenance.
+    """Show a bundle on one screen: its classes, accuracy, truth card, promise, input and files; with --all, all of it.
 
     Example: protoserve inspect bundles/grocery
     """
-    from protoserve.cli.terminal import model_document, model_report
+    from protoserve.cli.inspection import model_document, model_report
     from protoserve.inference.classifier import open_model
 
     model = open_model(chosen_model(bundle, others))
     if as_json:
         _print_json(model_document(model))
     else:
-        for part in model_report(model):
+        for part in model_report(model, everything=everything):
             _print(part)
 
 

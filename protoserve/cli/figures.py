@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.cli.lettering import INK, Pen
-from protoserve.cli.wording import is_absence, likeness, sum_line, terms
+from protoserve.cli.wording import sum_line, terms
 from protoserve.images.decoded import DecodedImage
 from protoserve.images.decoding import decode
 from protoserve.images.geometry import Cells, Geometry, geometry_of
+from protoserve.pages.words import is_absence, likeness
 from protoserve.schema import Box, Evidence, Level, Prediction
 
 PROTOTYPE_SIDE: Final = 224

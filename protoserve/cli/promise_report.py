@@ -10,8 +10,11 @@ from protoserve.bundle.manifest import ListRecord, Manifest
 from protoserve.run.promise_records import AnswerScores
 
 
-def promise_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield lines about a bundle's promise, thresholds and lists, each with its style: yellow for what is missing."""
+def promise_lines(manifest: Manifest, *, everything: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield lines about a bundle's promise, thresholds and lists, each with its style: yellow for what is missing.
+
+    Without `everything`, parents and lists are counted and not named.
+    """
     promise, novelty = manifest.promise, manifest.novelty
     if promise is None:
         yield "promises no precision, so its predictions have no answer; train and export the run again", "yellow"
@@ -35,11 +38,19 @@ def promise_lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
                 "yellow",
             )
     if novelty is not None and novelty.images:
+        counts = novelty.images.values()
         behind = ", ".join(f"{parent or 'the root'} {images}" for parent, images in novelty.images.items())
+        if not everything:
+            behind = f"{min(counts)} to {max(counts)} for each of {len(counts)} parents"
         yield f"pictures behind the novelty thresholds: {behind}", ""
         if novelty.pooled:
             few = ", ".join(parent or "the root" for parent in novelty.pooled)
+            if not everything:
+                few = "1 parent" if len(novelty.pooled) == 1 else f"{len(novelty.pooled)} parents"
             yield f"too few of their own, so they share a threshold: {few}", "yellow"
+    if manifest.lists and not everything:
+        yield f"lists: {', '.join(manifest.lists)}", ""
+        return
     for name, record in manifest.lists.items():
         yield f"list {name!r}: {list_line(record)}", ""
 

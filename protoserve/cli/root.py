@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 
 from protoserve import __version__
 from protoserve.cli.audit import audit
-from protoserve.cli.bundles import ensemble, explain, inspect, predict
+from protoserve.cli.bundles import ensemble, inspect, predict
+from protoserve.cli.explaining import explain
 from protoserve.cli.feedback import feedback
 from protoserve.cli.lists import lists
 from protoserve.cli.output import prepare_streams, say, say_line

@@ -1,4 +1,4 @@
-"""Predictions, scores and bundles as text for a terminal."""
+"""Predictions and scores as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from protoserve.bundle.curation import told
-from protoserve.bundle.ensemble import Model
-from protoserve.bundle.folder import Bundle
-from protoserve.bundle.manifest import Manifest
-from protoserve.cli.audit_report import card_lines
-from protoserve.cli.promise_report import answers_table, promise_lines
-from protoserve.cli.wording import answer_lines, contrast_sum, likeness, sum_line, terms
+from protoserve.cli.promise_report import answers_table
+from protoserve.cli.wording import answer_lines, contrast_sum, sum_line, terms
 from protoserve.names import one_line
+from protoserve.pages.words import likeness
 from protoserve.run.records import Evaluation, Scores
 from protoserve.schema import Evidence, Prediction
-from protoserve.taxonomy import ROOT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -181,165 +176,3 @@ def _corners(box: tuple[int, int, int, int]) -> str:
 def _short(version: str) -> str:
     """Shorten a version to `sha256:` and 12 digits."""
     return version[:19]
-
-
-def model_document(model: Model) -> dict[str, Any]:
-    """Make the JSON document of `inspect`: `bundle_document` for a bundle; for an ensemble, its name, its version and
-    its members' documents."""
-    if isinstance(model, Bundle):
-        return bundle_document(model)
-    return {
-        "name": model.name,
-        "version": model.version,
-        "members": [
-            {"first_prototype": first, **bundle_document(member)}
-            for first, member in zip(model.first_prototypes, model.members, strict=True)
-        ],
-    }
-
-
-def model_report(model: Model) -> Iterator[RenderableType]:
-    """Yield the content of `model_document` as text for people, part by part."""
-    if isinstance(model, Bundle):
-        yield from bundle_report(model)
-        return
-    yield Text.assemble((model.name, "bold"), f"  an ensemble of {len(model.members)} bundles")
-    yield Text(model.version, "dim")
-    for index, (first, member) in enumerate(zip(model.first_prototypes, model.members, strict=True)):
-        yield Text(f"\nmember {index}, its prototypes numbered from {first}", "bold")
-        yield from bundle_report(member)
-
-
-def bundle_document(bundle: Bundle) -> dict[str, Any]:
-    """Make the JSON document of a bundle: the manifest, with counts in place of the prototypes' records."""
-    manifest, taxonomy = bundle.manifest, bundle.taxonomy
-    counts = dict.fromkeys(taxonomy.names, 0)
-    for record in manifest.prototypes:
-        counts[record.child] += 1
-    files = sorted(file for file in bundle.directory.rglob("*") if file.is_file())
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "format": manifest.format,
-        "kind": manifest.kind,
-        "taxonomy": {
-            "nodes": len(taxonomy.nodes),
-            "leaves": len(taxonomy.leaves),
-            "depth": taxonomy.depth,
-            "prototypes": counts,
-        },
-        "input": manifest.input.model_dump(mode="json"),
-        "graph": manifest.graph.model_dump(mode="json"),
-        "usual": _usual(manifest),
-        "curation": {
-            "off": sorted(bundle.curation.off),
-            "required": sorted(bundle.curation.required),
-            "chain": [link.model_dump(mode="json") for link in manifest.curation],
-        },
-        "truth": None if manifest.truth is None else manifest.truth.model_dump(mode="json"),
-        "targets": manifest.files,
-        "files": {file.relative_to(bundle.directory).as_posix(): file.stat().st_size for file in files},
-        "temperature": manifest.temperature,
-        "novelty": None if manifest.novelty is None else manifest.novelty.model_dump(mode="json"),
-        "promise": None if manifest.promise is None else manifest.promise.model_dump(mode="json"),
-        "lists": {name: record.model_dump(mode="json") for name, record in manifest.lists.items()},
-        "metrics": manifest.metrics.model_dump(),
-        "provenance": manifest.provenance.model_dump(),
-    }
-
-
-def _usual(manifest: Manifest) -> dict[str, float] | None:
-    """The range of the prototypes' usual similarities; None where they were not measured."""
-    usual = [record.usual for record in manifest.prototypes if record.usual is not None]
-    return {"smallest": min(usual), "mean": sum(usual) / len(usual), "largest": max(usual)} if usual else None
-
-
-def bundle_report(bundle: Bundle) -> Iterator[RenderableType]:
-    """Yield the content of `bundle_document` as text for people, part by part."""
-    document = bundle_document(bundle)
-    taxonomy, counts = bundle.taxonomy, document["taxonomy"]["prototypes"]
-    rule, graph = bundle.manifest.input, bundle.manifest.graph
-    yield Text.assemble((document["name"], "bold"), f"  {document['kind']}, format {document['format']}")
-    yield Text(document["version"], "dim")
-    seen = "" if graph.tile is None else f", each from {graph.tile} × {graph.tile} pixels alone"
-    yield Text(
-        f"input {rule.width} × {rule.height} pixels, {rule.resize}; {graph.rows} × {graph.columns} cells{seen}; "
-        f"{graph.prototypes} prototypes, up to {graph.top_k} for each level's node and as many against it"
-    )
-    usual = document["usual"]
-    if usual is None:
-        yield Text(
-            "contributions count from a similarity of 0: usual similarities were not measured; run 'protoserve centre'",
-            "yellow",
-        )
-    else:
-        own = "the graph" if graph.centred else "the host; files for the edge keep their own order"
-        yield Text(
-            f"contributions count from the usual similarity, {usual['smallest']:.2f} to {usual['largest']:.2f} (mean "
-            f"{usual['mean']:.2f}); centred by {own}"
-        )
-    yield from _curation_report(bundle)
-    if bundle.manifest.truth is None:
-        yield Text("evidence not audited; run 'protoserve audit BUNDLE --data DIR --write'", "yellow")
-    else:
-        yield from (Text(line) for line in card_lines(bundle.manifest.truth))
-    separation = bundle.manifest.metrics.separation
-    if separation is not None:
-        yield Text(
-            f"{separation.telling} of {separation.prototypes} prototypes tell their class from its siblings, "
-            f"{separation.always_on} are always on"
-        )
-    yield from (Text(line, style) for line, style in promise_lines(bundle.manifest))
-    tree = Tree(f"{len(taxonomy.nodes)} nodes, {len(taxonomy.leaves)} leaves, depth {taxonomy.depth}")
-    branches: dict[int, Tree] = {ROOT: tree}
-    for node, name in enumerate(taxonomy.names):
-        own = f"  {counts[name]} prototypes" if counts[name] else ""
-        line = Text.assemble(taxonomy.nodes[node][-1], (own, "dim"))
-        branches[node] = branches[int(taxonomy.parent[node])].add(line)
-    yield tree
-    files = document["files"]
-    pictures = {record.picture for record in bundle.manifest.prototypes}
-    listed = Tree(f"{len(files)} files, {sum(files.values()):,} bytes")
-    for name, size in files.items():
-        if name not in pictures:
-            listed.add(Text(f"{name}  {size:,}"))
-    listed.add(Text(f"{len(pictures)} prototype pictures  {sum(files[name] for name in pictures):,}"))
-    yield listed
-    for part in ("metrics", "provenance"):
-        branch = Tree(part)
-        _add_values(branch, document[part])
-        yield branch
-
-
-def _curation_report(bundle: Bundle) -> Iterator[RenderableType]:
-    """Yield the chain of a bundle's curation, oldest first, and what holds after it; nothing without any."""
-    if not bundle.manifest.curation:
-        return
-    chain = Tree("curated")
-    for link in bundle.manifest.curation:
-        acts = [
-            f"{act} {', '.join(map(str, prototypes))}"
-            for act, prototypes in (("off", link.disabled), ("required", link.required), ("restored", link.restored))
-            if prototypes
-        ]
-        acts += ["last layers refitted"] if link.refitted else []
-        branch = chain.add(Text(f"{'; '.join(acts)}, {told(link)}"))
-        branch.add(Text(f"from {_short(link.before)}", "dim"))
-        if link.accuracy is not None:
-            changes = (
-                f"{level.replace('_', ' ')} {before:.1%} → {link.accuracy.after[level]:.1%}"
-                for level, before in link.accuracy.before.items()
-            )
-            branch.add(Text(f"{', '.join(changes)} on {link.accuracy.images} images of {link.accuracy.split}"))
-    yield chain
-    for name, links in (("off", bundle.curation.off), ("required", bundle.curation.required)):
-        for prototype in sorted(links):
-            yield Text(f"prototype {prototype} of {bundle.prototypes[prototype].child} is {name}", "yellow")
-
-
-def _add_values(tree: Tree, values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            _add_values(tree.add(Text(one_line(key))), value)
-        else:
-            tree.add(Text(one_line(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protoserve.pages import words
+from protoserve.pages.words import extent, headline
 from protoserve.schema import Contrast, Evidence, Level, Prediction
 
 
@@ -71,35 +73,17 @@ def terms(evidence: Evidence) -> str:
     >>> terms(Evidence(prototype=1, similarity=1.75, usual=0.98, weight=0.75, contribution=0.5775, box=(0, 0, 1, 1)))
     '0.75 × (1.75 - 0.98)'
     """
-    sign = "-" if evidence.usual >= 0 else "+"
-    return f"{evidence.weight:.2f} × ({evidence.similarity:.2f} {sign} {abs(evidence.usual):.2f})"
+    return words.terms(evidence).replace("−", "-")
 
 
 def answer_lines(prediction: Prediction) -> list[tuple[str, str]]:
-    """Say in lines, each with its style, how deep a prediction is sure, and what the request's restriction did."""
-    lines = []
-    if (answer := prediction.answer) is not None:
-        node = "no answer" if answer.node is None else f"answer: {answer.node}"
-        style = "bold green" if answer.node is not None else "bold yellow"
-        lines.append((f"{node}  ({answer.reason}; right in {answer.precision:g} of the cases)", style))
+    """Say in lines, each with its style, how far a prediction goes, and what the request's restriction did."""
+    found = extent(prediction)
+    style = "bold green" if found.sure else "bold yellow"
+    lines = [(headline(prediction), style)]
     if (effect := prediction.restriction) is not None and effect.contradicted:
         lines.append((f"the picture contradicts the list: {effect.excluded:.1%} for what it excludes", "bold yellow"))
     if effect is not None and effect.unrestricted is not None:
         other = effect.unrestricted
         lines.append((f"without the list: {' › '.join(other.path)}  {other.probability:.1%}", "dim"))
     return lines
-
-
-def is_absence(evidence: Evidence) -> bool:
-    """Return whether a piece of evidence is that the picture is less similar to the prototype than usual: even its most
-    similar place is."""
-    return evidence.similarity < evidence.usual
-
-
-def likeness(evidence: Evidence) -> str:
-    """Say how the most similar place in the picture relates to the prototype.
-
-    >>> likeness(Evidence(prototype=1, similarity=0.6, usual=0.9, weight=-1, contribution=0.3, box=(0, 0, 1, 1)))
-    'looks less than usual like'
-    """
-    return "looks less than usual like" if is_absence(evidence) else "looks like"

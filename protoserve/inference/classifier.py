@@ -26,6 +26,7 @@ from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.inference.evidence import predictions
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.identity import identified
+from protoserve.inference.opened_pictures import pictures_at_hand
 from protoserve.inference.options import OptionKeywords, PredictOptions, ResolvedOptions
 from protoserve.schema import Prediction
 from protoserve.taxonomy import Taxonomy
@@ -65,15 +66,21 @@ class Classifier:
 
         Raises ImageError for an image that can't be decoded and InputError for a missing file (for a list, both name
         the item's index), and InputError for an option out of range.
+
+        A notebook shows a prediction with its picture, as long as that is at hand: the file, the bytes, or the object
+        that was given, which a prediction does not keep alive.
         """
         resolved = PredictOptions(**options).resolved(self.table)
         if not isinstance(images, list | tuple):
-            return self._predict([self.fit(images)], resolved)[0]
-        result = []
+            return self._with_pictures(self._predict([self.fit(images)], resolved)[0], images)
+        result: list[Prediction] = []
         for start in range(0, len(images), BATCH):
             batch = [self._fit_item(images[item], item) for item in range(start, min(start + BATCH, len(images)))]
             result += self._predict(batch, resolved)
-        return result
+        return [self._with_pictures(*pair) for pair in zip(result, images, strict=True)]
+
+    def _with_pictures(self, prediction: Prediction, image: ImageSource) -> Prediction:
+        return prediction.shown_with(pictures_at_hand(image, prediction.image.sha256, self.bundle))
 
     def fit(
         self,

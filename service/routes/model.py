@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protoserve.bundle.ensemble import Ensemble, Model
+from protoserve.bundle.ensemble import Model
 from protoserve.errors import BundleError, nearest
-from protoserve.images.patch_view import patch_view
+from protoserve.inference.opened_pictures import read_patch
 from service.contract.problems import Problem
 from service.contract.queries import NoQuery, PrototypeImageQuery, PrototypesQuery, parse_query
 from service.contract.responses import (
@@ -75,7 +75,7 @@ class ModelRoutes:
         tag = f"{bundle.version}-{prototype}"
         # An autoencoder's prototype is a whole picture.
         if view == "patch" and bundle.kind != "autoencoder":
-            return await self._picture(request, f"{tag}-patch", ".webp", lambda: _read_patch(bundle, prototype))
+            return await self._picture(request, f"{tag}-patch", ".webp", lambda: read_patch(bundle, prototype))
         return await self._picture(request, tag, suffix, lambda: bundle.read_picture(prototype))
 
     async def sample(self, request: Request) -> Response:
@@ -104,14 +104,6 @@ class ModelRoutes:
                 {"Retry-After": "1"},
             ) from None
         return Response(content, headers=headers, media_type=_MEDIA_TYPES.get(suffix, BINARY))
-
-
-def _read_patch(bundle: Model, prototype: int) -> bytes:
-    """A square around a prototype's patch, as WebP."""
-    member = bundle.members[bundle.member_of(prototype) or 0] if isinstance(bundle, Ensemble) else bundle
-    cells = member.manifest.graph.cells
-    row, column = bundle.prototypes[prototype].source_cell
-    return patch_view(bundle.read_picture(prototype), bundle.input, cells, row * cells.columns + column)
 
 
 def _json_response(document: BaseModel) -> Response:

@@ -56,44 +56,6 @@ def test_predict_prints_a_readable_tree(tiny_bundle: Path, photograph: Path, pro
     assert max(map(len, out.splitlines())) < 400 and not any(line.endswith("  ") for line in out.splitlines())
 
 
-# ---- explain ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["out.png", "out.JPG", "out.webp"])
-def test_explain_writes_a_whole_figure(
-    tiny_bundle: Path, photograph: Path, tmp_path: Path, name: str, protoserve_command: CommandLine
-) -> None:
-    output = tmp_path / name
-    output.write_bytes(b"something older")
-    code, out, err = protoserve_command("explain", tiny_bundle, photograph, "-o", output, "--top-k", "1")
-    assert code == 0 and err == "" and str(output) in out
-    with Image.open(output) as figure:
-        figure.load()
-        assert figure.width == 1200
-    assert [file.name for file in tmp_path.iterdir()] == [name]
-
-
-def test_explain_never_leaves_or_harms_a_file_on_failure(
-    tiny_bundle: Path, photograph: Path, tmp_path: Path, protoserve_command: CommandLine
-) -> None:
-    (tmp_path / "older.png").write_bytes(b"older")
-    (tmp_path / "notes.jpg").write_text("no picture")
-    own = tmp_path / "own.jpg"
-    shutil.copy(photograph, own)
-    before = own.read_bytes()
-    for image, output, message in [
-        (photograph, tmp_path / "figure.pdf", "can't write a figure as '.pdf'"),
-        (photograph, tmp_path / "figure", "can't write a figure"),
-        (photograph, tmp_path / "nowhere" / "figure.png", "no such folder"),
-        (tmp_path / "notes.jpg", tmp_path / "older.png", "is not a picture"),
-        (own, own, "the image itself"),
-    ]:
-        code, out, err = protoserve_command("explain", tiny_bundle, image, "-o", output)
-        assert (code, out) == (2, "") and message in err
-    assert (tmp_path / "older.png").read_bytes() == b"older" and own.read_bytes() == before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes.jpg", "older.png", "own.jpg"]
-
-
 # ---- inspect ---------------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +86,9 @@ def test_inspect_json(tiny_bundle: Path, protoserve_command: CommandLine) -> Non
 
 def test_inspect_for_people(tiny_bundle: Path, protoserve_command: CommandLine) -> None:
     code, out, err = protoserve_command("inspect", tiny_bundle)
+    assert code == 0 and err == "" and out.count("\n") <= 24
+    assert "Animal  3 leaves" in out and "--all shows" in out and "Orangutan" not in out
+    code, out, err = protoserve_command("inspect", tiny_bundle, "--all")
     assert code == 0 and err == ""
     for expected in (
         "tiny",
@@ -151,7 +116,6 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
     figure = tmp_path / "figure.png"
     for image, message in [
         (tmp_path / "gone.jpg", "gone.jpg: no such image"),
-        (tmp_path / "empty", "is a folder; give an image file"),
         (tmp_path / "notes.jpg", "notes.jpg is not a picture"),
         (tmp_path / "half.jpg", "half.jpg is damaged or truncated"),
     ]:
@@ -161,6 +125,8 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
         ):
             code, out, err = protoserve_command(*arguments)
             assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1
+    code, out, err = protoserve_command("predict", tiny_bundle, tmp_path / "empty")
+    assert (code, out) == (2, "") and "is a folder; give an image file" in err
     for bundle, message in [
         (tmp_path / "nothing", "no such bundle"),
         (tmp_path / "empty", "manifest.json is missing"),

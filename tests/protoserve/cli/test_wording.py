@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from protoserve.cli import wording
-from protoserve.cli.wording import LevelSum, is_absence, level_sum, likeness, sum_line, terms
+from protoserve.cli.wording import LevelSum, level_sum, sum_line, terms
 from protoserve.schema import Evidence, Level
 
 
@@ -63,9 +63,3 @@ def test_no_zero_has_a_sign(value: float) -> None:
 
 def test_the_factors_show_what_is_usual() -> None:
     assert terms(piece(0.0, similarity=-0.5, usual=-0.75, weight=-0.25)) == "-0.25 × (-0.50 + 0.75)"
-
-
-def test_less_than_usual_is_no_likeness() -> None:
-    assert not is_absence(piece(1.0)) and likeness(piece(1.0)) == "looks like"
-    missing = piece(0.3, similarity=0.6, usual=0.9, weight=-1.0)
-    assert is_absence(missing) and likeness(missing) == "looks less than usual like"

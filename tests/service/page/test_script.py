@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import asdict
 from itertools import pairwise, product
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from protoserve.images.geometry import InputRule, geometry_of
+from protoserve.pages import words
+from protoserve.schema import Answer, Evidence, ImageSize, Level, ModelReference, Prediction
 from service.page.assembly import FOLDER
 
 
@@ -96,6 +99,61 @@ def test_the_headline_claims_no_more_than_holds(
     assert (found["levels"], found["title"]) == (levels, title)
     assert reason in found["reason"]
     assert found["sure"] is (levels == len(prediction["levels"]))
+
+
+def test_the_page_and_python_say_the_same() -> None:
+    """A prediction told in a notebook or in a terminal has the page's words."""
+    generator = np.random.default_rng(0)
+    stops = (
+        "confident",
+        "stops: below 0.9",
+        "stops: unknown below B",
+        "stops: too few pictures for 0.9",
+        "stops: as deep",
+    )
+    shown = []
+    for _ in range(100):
+        depth = int(generator.integers(1, 4))
+        odds = np.sort(generator.uniform(0, 1, depth) ** 0.5)[::-1].tolist()
+        levels = [
+            Level(
+                level=place + 1,
+                node="/".join(["A-a", "B_b", "C"][: place + 1]),
+                label=["A-a", "B_b", "C"][place],
+                probability=value,
+                conditional=1.0,
+                evidence=[
+                    Evidence(
+                        prototype=0, weight=1.0, box=(0, 0, 1, 1), **piece(float(value), similarity=float(similar))
+                    )
+                    for value, similar in generator.uniform(0, 2, (2, 2)).tolist()
+                ],
+            )
+            for place, value in enumerate(odds)
+        ]
+        held = int(generator.integers(0, depth + 1))
+        reason = "confident" if held == depth else str(generator.choice(stops))
+        told = Answer(node=levels[held - 1].node if held else None, level=held, precision=0.9, reason=reason)
+        shown.append(
+            Prediction(
+                model=ModelReference(name="m", version="v"),
+                image=ImageSize(width=1, height=1),
+                path=[level.label for level in levels],
+                known_through_level=None if generator.uniform() < 0.3 else int(generator.integers(0, depth + 1)),
+                levels=levels,
+                answer=told if generator.uniform() < 0.5 else None,
+            )
+        )
+    parts: Any = {
+        "answer": True,
+        "known_through_level": True,
+        "levels": {"__all__": {"label", "probability", "evidence"}},
+    }
+    found = called("words", "extent", [[one.model_dump(mode="json", include=parts)] for one in shown])
+    assert found == [asdict(words.extent(one)) for one in shown]
+    values = [[value] for value in (*generator.uniform(-3, 3, 50).tolist(), -0.001, 0.0)]
+    for name in ("signed", "number"):
+        assert called("words", name, values) == [getattr(words, name)(*value) for value in values]
 
 
 def test_an_answer_by_what_the_picture_lacks_is_not_told_with_confidence() -> None:

@@ -1,0 +1,1 @@
+"""Answers and reports for people: words, and HTML that needs nothing but itself."""
