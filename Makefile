@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check format test test-fast test-install test-faults container test-container bench-head bench-service clean distclean
+.PHONY: help install demo demo-bundle docs serve check format test test-fast test-install test-faults container test-container bench-head bench-service clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
@@ -29,6 +29,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install ## Draw pictures, train, export, validate, explain, audit, serve, ask over HTTP
 	@scripts/demo.sh
+
+demo-bundle: install ## Make protoserve/demo, the bundle that comes with the package, from what `make demo` trained
+	@scripts/package_demo.sh
+
+docs: install ## Build the documentation site into site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 serve: install ## Serve the demo's bundle until Ctrl-C (PORT=3000)
 	@PORT=$(PORT) scripts/demo.sh serve

@@ -27,7 +27,10 @@ _TARGET = "service.service:ProtoServe"
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle or an ensemble.", show_default=False)],
+    bundle: Annotated[
+        Path,
+        typer.Argument(help="Folder of a bundle or an ensemble; 'demo' comes with the package.", show_default=False),
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
     host: Annotated[str, typer.Option(help="Address or name to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of worker processes.")] = 1,
@@ -38,6 +41,7 @@ def serve(
     Example: protoserve serve bundles/grocery --port 3000
     """
     _require("serve")
+    from protoserve.bundle.packaged import located
     from protoserve.inference.classifier import load
     from service.settings import read_settings
 
@@ -63,7 +67,7 @@ def serve(
             # BentoML makes folders there, and a service account may have no home. A bundle needs no model store.
             "BENTOML_HOME": str(scratch),
             # Keep a link unresolved, so that it can be moved to another bundle.
-            "PROTOSERVE_BUNDLE": str(bundle.absolute()),
+            "PROTOSERVE_BUNDLE": str(located(bundle).absolute()),
             "PROTOSERVE_DEVICE": device,
             "PROTOSERVE_WORKERS": str(workers),
         }

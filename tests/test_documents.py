@@ -141,8 +141,11 @@ def headings(text: str) -> list[str]:
     return re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
 
 
-def test_the_readme_shows_a_true_document() -> None:
-    documents = [json.loads(block) for block in blocks("json")]
+ANSWER = (ROOT / "docs/answer.md").read_text(encoding="utf-8")
+
+
+def test_the_documents_show_a_true_answer() -> None:
+    documents = [json.loads(block) for block in blocks("json", ANSWER)]
     predictions = [Prediction.model_validate(document) for document in documents if "levels" in document]
     assert predictions
     for prediction in predictions:

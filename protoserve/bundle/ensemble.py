@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from protoserve.bundle.curation import Curation, CurationLink
 from protoserve.bundle.folder import Bundle, check_path, first_problem, read_bundle, read_json
 from protoserve.bundle.manifest import PrototypeRecord
+from protoserve.bundle.packaged import located
 from protoserve.bundle.plain_text import PlainText
 from protoserve.errors import BundleError, InputError
 from protoserve.files import new_folder
@@ -172,7 +173,7 @@ def ensemble_of(members: Sequence[Bundle], *, name: str | None = None, directory
 
 def read_model(directory: Path | str) -> Model:
     """Open and verify the folder of a bundle or an ensemble; raises as `read_bundle` and `read_ensemble` do."""
-    directory = Path(directory)
+    directory = located(directory)
     return read_ensemble(directory) if (directory / ENSEMBLE).is_file() else read_bundle(directory)
 
 

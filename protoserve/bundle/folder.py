@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from protoserve.bundle.curation import Curation, curation_of
 from protoserve.bundle.manifest import FORMAT, Manifest, PrototypeRecord
+from protoserve.bundle.packaged import check_changeable, located
 from protoserve.errors import BundleError, InputError, TaxonomyError
 from protoserve.files import file_hash, new_folder
 from protoserve.images.geometry import InputRule
@@ -148,13 +149,13 @@ class Bundle:
 
 
 def read_bundle(directory: Path | str) -> Bundle:
-    """Open and verify a bundle.
+    """Open and verify a bundle; `demo` is the one that comes with the package.
 
     Files that a file manager left, such as `.DS_Store`, are ignored. Raises InputError if there is no such folder, and
     BundleError for a file that is missing, added, altered, not a regular file or outside the folder, for an invalid
     manifest and for a format newer than this version reads.
     """
-    directory = Path(directory)
+    directory = located(directory)
     check_place(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such bundle; make one with 'protoserve export RUN --bundle {directory}'")
@@ -234,8 +235,10 @@ def write_manifest(draft: Path, build: Callable[[str], Manifest]) -> Manifest:
 def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     """Replace a bundle's folder by one whose manifest has `changes`, field → value, and open it.
 
-    Its version and its checksums follow. The old folder stays until the new one is complete.
+    Its version and its checksums follow. The old folder stays until the new one is complete. Raises InputError for the
+    bundle that comes with the package.
     """
+    check_changeable(bundle.directory)
     with write_bundle(bundle.directory, overwrite=True) as draft:
         shutil.copytree(bundle.directory, draft, dirs_exist_ok=True)
         for name in (MANIFEST, SUMS):
