@@ -49,7 +49,7 @@ def test_it_explains_its_own_samples() -> None:
 
 def test_it_says_how_it_was_made_and_how_true_its_evidence_is() -> None:
     manifest = read_bundle("demo").manifest
-    assert manifest.provenance["config"]["name"] == "rendered"
+    assert manifest.provenance.config["name"] == "rendered"
     assert manifest.truth is not None
     for hits in manifest.truth.parts:
         if hits.part == "object":
