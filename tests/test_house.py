@@ -167,7 +167,7 @@ def known_owners() -> Mapping[str, list[str]]:
 def distributions(names: set[str]) -> dict[str, set[str]]:
     """For each imported top-level module from outside, the distributions that bring it."""
     owners = known_owners()
-    outside = top(names) - set(sys.stdlib_module_names) - set(ROOMS) - {"benchmarks", "tests"}
+    outside = top(names) - set(sys.stdlib_module_names) - set(ROOMS) - {"benchmarks", "scripts", "tests"}
     return {name: {canonicalize_name(owner) for owner in owners.get(name, [name])} for name in outside}
 
 
