@@ -79,6 +79,22 @@ def test_the_answer_is_copied_as_json_a_command_python_and_a_link(
     wait_for(fresh, "location.hash === '#top_k=5'")
 
 
+# ---- the packaged model ----------------------------------------------------------------------------------------------
+
+
+def test_the_packaged_model_explains_its_own_pictures(browser: Any, tmp_path: Path) -> None:
+    with serving(Path("demo"), tmp_path) as server:
+        page = open_page(browser, server.address, viewport={"width": 1280, "height": 860}, device_scale_factor=1.5)
+        for sample, name in enumerate(("Ladybird", "Cockatoo")):
+            page.goto(server.address)
+            page.locator("#samples button").nth(sample).click()
+            page.wait_for_selector(".piece")
+            assert page.text_content("#title") == name
+            shoot(page, f"demo-{name}")
+        assert not page.complaints
+        page.close()
+
+
 # ---- keyboard, sight, sizes ------------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
 import typer
+
+from tests.e2e.serving import running
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("protoserve", "training", "export", "service")
@@ -59,7 +62,11 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in listed} == set(PACKAGES)
 
 
-def test_it_works_from_any_folder(wheel: Path, tmp_path: Path, tiny_bundle: Path, photograph: Path) -> None:
+# The first sample picture of the packaged model.
+SAMPLE = "from protoserve.bundle.packaged import FOLDER; print(FOLDER / 'samples' / '0.png')"
+
+
+def test_it_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     programs = environment(tmp_path / "environment")
     run([sys.executable, "-m", "pip", "--python", programs / "python", "install", "--no-deps", wheel], tmp_path)
     site = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "environment")})
@@ -71,16 +78,24 @@ def test_it_works_from_any_folder(wheel: Path, tmp_path: Path, tiny_bundle: Path
     assert Path(where.strip()).is_relative_to(site)
     assert "frozen" in run([programs / "protoserve", "train", "--list-recipes"], elsewhere)
     assert "protoserve serve" in run([programs / "protoserve", "serve", "--help"], elsewhere)
-    assert '"path"' in run([programs / "protoserve", "predict", tiny_bundle, photograph, "--json"], elsewhere)
+    sample = run([programs / "python", "-c", SAMPLE], elsewhere).strip()
+    assert Path(sample).is_relative_to(site)
+    assert '"Ladybird"' in run([programs / "protoserve", "predict", "demo", sample, "--json"], elsewhere)
 
 
 @ALL
-def test_the_serving_install_needs_no_torch(wheel: Path, tmp_path: Path, tiny_bundle: Path, photograph: Path) -> None:
+def test_the_serving_install_needs_no_torch(wheel: Path, tmp_path: Path) -> None:
     programs = environment(tmp_path / "environment")
     constraints = ROOT / "constraints.txt"
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet"]
     run([*pip, "--constraint", constraints, f"protoserve[serve] @ {wheel.as_uri()}"], tmp_path)
-    assert '"path"' in run([programs / "protoserve", "predict", tiny_bundle, photograph, "--json"], tmp_path)
+    sample = run([programs / "python", "-c", SAMPLE], tmp_path).strip()
+    assert '"Ladybird"' in run([programs / "protoserve", "predict", "demo", sample, "--json"], tmp_path)
+    with (
+        running((str(programs / "protoserve"), "serve", "demo"), tmp_path) as server,
+        urllib.request.urlopen(f"{server.address}/v1/samples/0", timeout=60) as answer,
+    ):
+        assert answer.read() == Path(sample).read_bytes()
     assert "protoserve serve" in run([programs / "protoserve", "serve", "--help"], tmp_path)
     missing = "import importlib.util; print(importlib.util.find_spec('torch'))"
     assert run([programs / "python", "-c", missing], tmp_path).strip() == "None"
