@@ -147,7 +147,7 @@ def _promised(answer: Answer, levels: Sequence[Level]) -> Extent:
     promise = f"{rounded(100 * answer.precision):g} %"
     doubt = _lacking(levels[held - 1]) if held else ""
     if held == len(levels):
-        reason = f"{percent(levels[-1].probability)} sure; of such answers, {promise} are right{doubt}"
+        reason = f"{percent(levels[-1].probability)} sure; of such answers, at least {promise} are right{doubt}"
         return Extent(held, not doubt, title, reason)
     where = f"Stops at {title}" if held else "Stops at once"
     if unknown:

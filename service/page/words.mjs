@@ -58,7 +58,7 @@ function promised({ answer: { level: held, node, precision, reason }, levels }) 
   const promise = `${round(100 * precision)} %`;
   const doubt = held ? lacking(levels[held - 1]) : "";
   if (held === levels.length) {
-    return { levels: held, sure: !doubt, title, reason: `${percent(levels.at(-1).probability)} sure; of such answers, ${promise} are right${doubt}` };
+    return { levels: held, sure: !doubt, title, reason: `${percent(levels.at(-1).probability)} sure; of such answers, at least ${promise} are right${doubt}` };
   }
   const guess = `${readable(levels[held].label)}, ${percent(levels[held].probability)}`;
   const where = held ? `Stops at ${title}` : "Stops at once";

@@ -79,7 +79,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
             prediction(FRUIT, answer=Answer(node="Fruit", level=1, precision=0.975, reason="confident")),
             1,
             "Fruit",
-            "98.0 % sure; of such answers, 97.5 % are right",
+            "98.0 % sure; of such answers, at least 97.5 % are right",
         ),
     ],
 )

@@ -76,7 +76,7 @@ FRUIT, APPLE, SMITH = ("Fruit", 0.98), ("Apple", 0.9), ("Granny-Smith", 0.8)
             answer(FRUIT, answer=promise("Fruit", 1, "confident")),
             1,
             "Fruit",
-            "98.0 % sure; of such answers, 95 % are right",
+            "98.0 % sure; of such answers, at least 95 % are right",
         ),
         (
             answer(FRUIT, APPLE, answer=promise("Fruit", 1, "stops: unknown below Fruit")),
