@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 
@@ -18,8 +18,8 @@ def prediction(classifier: Classifier, photograph: Path) -> Prediction:
     return classifier.predict(photograph)
 
 
-def query(**asked: Any) -> dict[str, Any]:
-    return dict(calls.predict(b"picture", None, None, "boxes", calls.Asked(**asked)).options["params"])
+def query(**asked: Unpack[calls.Asked]) -> dict[str, Any]:
+    return dict(calls.predict(b"picture", None, None, "boxes", asked).options["params"])
 
 
 def test_options_are_written_as_the_service_reads_them() -> None:
