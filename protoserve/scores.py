@@ -23,11 +23,13 @@ def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64]
     """Compute all scores of a data set.
 
     `log_probability` [images, nodes] are natural logarithms; `leaves` int64 [images] are the indices of the true leaves
-    in `taxonomy.leaves`. The predicted path is that of the most probable leaf, so levels never contradict each other.
-    Level k compares the nodes at depth k, or the leaf itself if its depth is less.
+    in `taxonomy.leaves`; of images that are labelled only down to an inner node, in `taxonomy.label_nodes`. Such an
+    image counts at the levels down to its node, and in `siblings`; all else is of the images that are labelled down to
+    a leaf. The predicted path is that of the most probable leaf, so levels never contradict each other. Level k
+    compares the nodes at depth k, or the leaf itself if its depth is less.
 
-    - `images`: their number; `accuracy` by level (`level_1` …, `leaf`); `macro_accuracy`: the mean recall of the leaves
-      that occur;
+    - `images`: their number, and `inner`: how many of them are labelled only down to an inner node; `accuracy` by level
+      (`level_1` …, `leaf`); `macro_accuracy`: the mean recall of the leaves that occur;
     - `mistake_severity`: the mean height of *c* over the mistakes, in levels, None without any; and
       `hierarchical_distance`: the same over all images (Bertinetto et al. 2020);
     - `hierarchical`: `precision`, `recall` and `f1` of the predicted path's nodes against the true path's, pooled over
@@ -43,20 +45,25 @@ def scores(log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64]
     except ModuleNotFoundError as error:
         raise MissingExtraError("scoring a data set", "train") from error
 
-    predicted = log_probability[:, list(taxonomy.leaves)].argmax(axis=1)
-    table = _level_table(taxonomy)
-    accuracy = {name: float(accuracy_score(column[leaves], column[predicted])) for name, column in table.items()}
-    macro = recall_score(leaves, predicted, labels=np.unique(leaves), average="macro", zero_division=0.0)
+    predicted = log_probability[:, taxonomy.leaf_nodes].argmax(axis=1)
+    accuracy = {}
+    for name, column in _level_table(taxonomy).items():
+        labelled = column[leaves] >= 0
+        accuracy[name] = float(accuracy_score(column[leaves[labelled]], column[predicted[labelled]]))
+    to_leaf = leaves < len(taxonomy.leaves)
+    predicted, true = predicted[to_leaf], leaves[to_leaf]
+    macro = recall_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0.0)
     confusion = sibling_confusion(log_probability, leaves, taxonomy)
     calibration = calibration_scores(log_probability, leaves, taxonomy)
-    severity, distance = _heights(predicted, leaves, taxonomy)
+    severity, distance = _heights(predicted, true, taxonomy)
     return Scores(
         images=len(leaves),
+        inner=int((~to_leaf).sum()),
         accuracy=accuracy,
         macro_accuracy=float(macro),
         mistake_severity=severity,
         hierarchical_distance=distance,
-        hierarchical=_hierarchical(predicted, leaves, taxonomy),
+        hierarchical=_hierarchical(predicted, true, taxonomy),
         negative_log_likelihood=calibration.negative_log_likelihood,
         expected_calibration_error=calibration.expected_calibration_error,
         siblings={
@@ -71,10 +78,10 @@ def calibration_scores(
 ) -> CalibrationScores:
     """Compute `negative_log_likelihood` and `expected_calibration_error` by level; arguments as in `scores`."""
     exact = log_probability.astype(np.float64)
-    rows = np.arange(len(leaves))
-    negative_log_likelihood = {
-        name: float(-exact[rows, column[leaves]].mean()) for name, column in _level_table(taxonomy).items()
-    }
+    negative_log_likelihood = {}
+    for name, column in _level_table(taxonomy).items():
+        labelled = np.flatnonzero(column[leaves] >= 0)
+        negative_log_likelihood[name] = float(-exact[labelled, column[leaves[labelled]]].mean())
     error = {
         name: expected_calibration_error(confidence, correct)
         for name, (confidence, correct) in confidences(log_probability, leaves, taxonomy).items()
@@ -86,15 +93,16 @@ def confidences(
     log_probability: NDArray[np.floating[Any]], leaves: NDArray[np.int64], taxonomy: Taxonomy
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Return, by level, the probability of each image's predicted node, float64 [images] in [0, 1], and whether that
-    node is the true one, bool [images]."""
-    predicted = log_probability[:, list(taxonomy.leaves)].argmax(axis=1)
-    rows = np.arange(len(leaves))
+    node is the true one, bool [images]; arguments as in `scores`. Images whose label ends above a level are not among
+    the level's."""
+    predicted = log_probability[:, taxonomy.leaf_nodes].argmax(axis=1)
     levels = {}
     for name, column in _level_table(taxonomy).items():
-        node = column[predicted]
+        rows = np.flatnonzero(column[leaves] >= 0)
+        node = column[predicted[rows]]
         # A sum of float32 probabilities may exceed 1 by one unit in the last place.
         confidence = np.exp(np.minimum(log_probability[rows, node].astype(np.float64), 0.0))
-        levels[name] = (confidence, node == column[leaves])
+        levels[name] = (confidence, node == column[leaves[rows]])
     return levels
 
 
@@ -135,7 +143,7 @@ def sibling_confusion(
     """
     from sklearn.metrics import confusion_matrix
 
-    path = taxonomy.path_at_level[list(taxonomy.leaves)]
+    path = taxonomy.path_at_level[taxonomy.label_nodes]
     matrices = {}
     for group in taxonomy.groups:
         first, size = group.children[0], len(group.children)
@@ -177,7 +185,9 @@ def _depths(
 
 
 def _level_table(taxonomy: Taxonomy) -> dict[str, NDArray[np.int64]]:
-    """Map each level's name to the node of every leaf at that level, int64 [leaves]."""
-    table = taxonomy.level_of_leaf
+    """Map each level's name to the node of every label at that level, int64 [labels]; −1 below an inner label."""
+    count = len(taxonomy.leaves)
+    inner = taxonomy.path_at_level[taxonomy.label_nodes[count:]]
+    table = np.concatenate([taxonomy.level_of_leaf, inner])
     levels = {f"level_{level + 1}": table[:, level] for level in range(taxonomy.depth)}
-    return {**levels, "leaf": np.array(taxonomy.leaves, dtype=np.int64)}
+    return {**levels, "leaf": np.concatenate([taxonomy.leaf_nodes, np.full(len(inner), -1, dtype=np.int64)])}

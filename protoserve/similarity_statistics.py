@@ -64,11 +64,11 @@ class SimilaritySums:
 
     def __init__(self, taxonomy: Taxonomy, table: NoveltyTable) -> None:
         self.table = table
-        path = taxonomy.path_at_level[list(taxonomy.leaves)]
+        path = taxonomy.path_at_level[taxonomy.label_nodes]
         group_of, member_of = np.full((2, table.nodes + 1), -1, dtype=np.int64)
         group_of[table.members] = np.repeat(np.arange(len(table.groups)), table.sizes)
         member_of[table.members] = np.arange(len(table.members)) - np.repeat(table.offsets, table.sizes)
-        # [leaves, levels] the groups that a leaf lies below, and its member in each; −1 for none.
+        # [labels, levels] the groups that a label lies below, and its member in each; −1 for none.
         self._groups, self._members = group_of[path], member_of[path]
         self._groups[path < 0] = -1
         self.prototype_group = group_of[table.prototype_child]
@@ -81,7 +81,11 @@ class SimilaritySums:
         self._squares = [np.zeros(shape) for shape in shapes]
 
     def add(self, similarity: NDArray[np.floating[Any]], leaves: NDArray[np.int64]) -> None:
-        """Add pictures: `similarity` [images, prototypes], and `leaves` int64 [images], places in `taxonomy.leaves`."""
+        """Add pictures: `similarity` [images, prototypes], and `leaves` int64 [images], places in `taxonomy.leaves`.
+
+        Those of pictures that are labelled only down to an inner node are places in `taxonomy.label_nodes`; such a
+        picture counts down to there.
+        """
         values = similarity.astype(np.float64)
         groups, members = self._groups[leaves], self._members[leaves]
         for group in np.unique(groups[groups >= 0]).tolist():

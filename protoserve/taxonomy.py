@@ -198,6 +198,33 @@ class Taxonomy:
         ancestors = self.path_at_level[list(self.leaves)]
         return np.bincount(ancestors[ancestors >= 0], minlength=len(self.nodes)).astype(np.int64)
 
+    # ---- labels that stop at an inner node --------------------------------------------------------------------
+
+    @cached_property
+    def label_nodes(self) -> NDArray[np.int64]:
+        """What a picture can be labelled with: the leaves, in the order of `leaves`, then the inner nodes, ascending:
+        int64 [labels]."""
+        leaves = set(self.leaves)
+        inner = [node for node in range(len(self.nodes)) if node not in leaves]
+        return np.concatenate([self.leaf_nodes, np.array(inner, dtype=np.int64)])
+
+    @cached_property
+    def labels_below(self) -> NDArray[np.bool_]:
+        """Whether a label says that a picture is of the node or of one below it: bool [nodes, labels].
+
+        The first columns are `leaves_below`.
+        """
+        # The extra row takes the −1 of levels below the label.
+        below = np.zeros((len(self.nodes) + 1, len(self.label_nodes)), dtype=np.bool_)
+        for level in self.path_at_level[self.label_nodes].T:
+            below[level, np.arange(len(self.label_nodes))] = True
+        return below[:-1]
+
+    @cached_property
+    def leaves_of_label(self) -> NDArray[np.bool_]:
+        """The leaves that a picture of each label may have: bool [labels, leaves]."""
+        return self.leaves_below[self.label_nodes]
+
     # ---- as JSON ---------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,41 +23,59 @@ from training.sections.data import LossConfig
 
 
 class LossTables(NamedTuple):
-    """How the G groups of competing nodes relate to each leaf.
+    """How the G groups of competing nodes relate to each label: to each leaf and, for pictures that are labelled only
+    down to an inner node, to each inner node (see `Taxonomy.label_nodes`).
 
-    `own` bool [leaves, G, Q]: whether a group's prototype belongs to a node on the leaf's path. `other` bool
-    [leaves, G, Q]: whether it belongs to a sibling of such a node. `passes` bool [leaves, G]: whether the leaf lies
-    below the group's parent. `target` int64 [leaves, G]: the member of the group that is on the leaf's path.
+    `own` bool [labels, G, Q]: whether a group's prototype belongs to a node on the label's path. `other` bool
+    [labels, G, Q]: whether it belongs to a sibling of such a node. `passes` bool [labels, G]: whether the label lies
+    below the group's parent. `target` int64 [labels, G]: the member of the group that is on the label's path.
+    `outside` bool [labels, G]: whether the group's parent lies in another branch; below an inner label, nobody knows.
+    `leaves` bool [labels, leaves]: the leaves that a picture of the label may have; None where all labels are leaves.
     """
 
     own: Tensor
     other: Tensor
     passes: Tensor
     target: Tensor
+    outside: Tensor
+    leaves: Tensor | None = None
 
 
-def loss_tables(head: PrototypeHead) -> LossTables:
-    """The tables of a head. They depend on its taxonomy and prototypes only, so compute them once."""
-    taxonomy = head.taxonomy
+def loss_tables(head: PrototypeHead, *, inner: bool = False) -> LossTables:
+    """The tables of a head, with those of inner nodes if there are pictures of such labels (`inner`). They depend on
+    its taxonomy and prototypes only, so compute them once."""
+    taxonomy, device = head.taxonomy, head.weight.device
     none = len(taxonomy.nodes)
-    on_path = torch.from_numpy(taxonomy.leaves_below.T).to(head.weight.device)  # [leaves, nodes]
+    below = taxonomy.labels_below if inner else taxonomy.leaves_below
+    on_path = torch.from_numpy(below.T).to(device)  # [labels, nodes]
     on_path = torch.nn.functional.pad(on_path, (0, 1))
-    members = on_path[:, head.grouping.member_node]  # [leaves, G, M]
+    members = on_path[:, head.grouping.member_node]  # [labels, G, M]
     passes = members.any(dim=2)
     child_or_none = torch.nn.functional.pad(head.grouping.prototype_child, (0, 1), value=none)
     slot_child = child_or_none[head.grouping.slot_prototype]
     own = on_path[:, slot_child]
     present = (slot_child < none)[None]
-    return LossTables(own, passes[:, :, None] & present & ~own, passes, members.int().argmax(dim=2))
+    other, target = passes[:, :, None] & present & ~own, members.int().argmax(dim=2)
+    if not inner:
+        return LossTables(own, other, passes, target, ~passes)
+    # Below an inner label, no member is known to be on the picture's path or off it.
+    first = head.grouping.member_node[:, 0].cpu().numpy()
+    nodes = taxonomy.label_nodes[len(taxonomy.leaves) :, None]
+    levels = [len(taxonomy.nodes[node]) - 1 for node in nodes[:, 0]]
+    undecided = np.zeros(tuple(passes.shape), dtype=np.bool_)
+    undecided[len(taxonomy.leaves) :] = (nodes == taxonomy.path_at_level[first][:, levels].T) & (first != nodes)
+    outside = ~passes & ~torch.from_numpy(undecided).to(device)
+    return LossTables(own, other, passes, target, outside, torch.from_numpy(taxonomy.leaves_of_label).to(device))
 
 
 @dataclass(frozen=True)
 class Answered:
     """What the terms of the loss read of a batch.
 
-    `output` is the head's output for images whose true leaves are `leaves`, int64 [batch], indices into
-    `taxonomy.leaves`. `teacher_logits` [batch, leaves] come from the plain classifier that distillation learns from, or
-    are None without one. `noise` is the head's output for pictures of noise, or None without any.
+    `output` is the head's output for images whose true labels are `leaves`, int64 [batch], rows of the `tables`. These
+    are indices into `taxonomy.leaves` or, for images that are labelled only down to an inner node, into
+    `taxonomy.label_nodes`. `teacher_logits` [batch, leaves] come from the plain classifier that distillation learns
+    from, or are None without one. `noise` is the head's output for pictures of noise, or None without any.
     """
 
     head: PrototypeHead
@@ -147,8 +166,9 @@ def outside_loss(answered: Answered) -> Tensor:
     train a parent on images of other branches, whose arbitrary conditionals there then affect which leaf is the most
     probable.
     """
-    outside = torch.where(answered.passes, 0.0, divergence(answered.head, answered.output))
-    return (outside.sum(1) / (~answered.passes).sum(1).clamp_min(1)).mean()
+    elsewhere = answered.tables.outside[answered.leaves]
+    outside = torch.where(elsewhere, divergence(answered.head, answered.output), 0.0)
+    return (outside.sum(1) / elsewhere.sum(1).clamp_min(1)).mean()
 
 
 def leaf_loss(answered: Answered) -> Tensor:
@@ -156,7 +176,7 @@ def leaf_loss(answered: Answered) -> Tensor:
 
     Not in the papers. It makes leaves of different branches compete, too.
     """
-    return _leaf(answered.head, answered.output, answered.leaves)
+    return _leaf(answered.head, answered.output, answered.leaves, answered.tables.leaves)
 
 
 def distillation_loss(answered: Answered) -> Tensor | None:
@@ -219,13 +239,26 @@ def distillation(
     return -temperature * terms.sum() / len(leaves)
 
 
-def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor) -> Tensor:
+def _leaf(head: PrototypeHead, output: HeadOutput, leaves: Tensor, possible: Tensor | None) -> Tensor:
     """The cross-entropy over all leaves, with a leaf's logit the sum of the logits along its path."""
     grouping = head.grouping
     rows = grouping.concatenate_members(grouping.logits_of_groups(output.group_logits))
     path = grouping.path_row[grouping.leaf_node]
     sums = gather_columns(rows, path.reshape(-1)).reshape(-1, *path.shape).sum(2)
-    return torch.nn.functional.cross_entropy(sums, leaves)
+    return leaf_cross_entropy(sums, leaves, possible)
+
+
+def leaf_cross_entropy(logits: Tensor, labels: Tensor, possible: Tensor | None, smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy over all leaves, `logits` [batch, leaves], with label smoothing; the mean over images.
+
+    `possible` bool [labels, leaves] are the leaves that a picture of each label may have: of a picture that is labelled
+    only down to an inner node, −log of the sum of their probabilities counts. None where all labels are leaves.
+    """
+    if possible is None:
+        return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    log_probability = logits.log_softmax(1)
+    chosen = log_probability.masked_fill(~possible[labels], -torch.inf).logsumexp(1)
+    return -((1.0 - smoothing) * chosen + smoothing * log_probability.mean(1)).mean()
 
 
 def _weights(passes: Tensor, average: str) -> Tensor:

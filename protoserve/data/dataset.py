@@ -7,7 +7,7 @@ per image, or a folder of IDX files such as MNIST's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -50,7 +50,8 @@ class Dataset:
     """The images of one split.
 
     `images` are paths relative to `root`, in a fixed order; each identifies its image. `leaves` int64 [images] are
-    indices of `taxonomy.leaves`. `renamed` lists folders that were read as a leaf with another path (see `read_split`).
+    indices of `taxonomy.leaves`; for an image that is labelled only down to an inner node, of `taxonomy.label_nodes`,
+    which the leaves begin. `renamed` lists folders that were read as a leaf with another path (see `read_split`).
     `pixels` uint8 [images, rows, columns] are the grey pictures themselves, or None if each picture is a file.
     `passed_over` counts the files that are not among the images, by reason (see `protoserve.data.folders.REASONS`).
     `elsewhere` holds the files of images that do not lie below `root`, by image.
@@ -68,6 +69,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def to_leaf(self) -> NDArray[np.bool_]:
+        """Whether each image is labelled down to a leaf: bool [images]."""
+        return self.leaves < len(self.taxonomy.leaves)
 
     def file(self, index: int) -> Path:
         """Return the path of an image."""
@@ -101,6 +107,10 @@ class Dataset:
         left = [index for index, image in enumerate(self.images) if image not in images]
         dropped = len(self) - len(left)
         return replace(self.subset(left), passed_over=added(self.passed_over, {reason: dropped} if dropped else {}))
+
+    def not_passing_over(self, reason: str) -> Dataset:
+        """Return the data set with no file passed over for `reason`, because another data set holds those."""
+        return replace(self, passed_over={name: count for name, count in self.passed_over.items() if name != reason})
 
     def notes(self) -> list[str]:
         """Say which folders were read as a leaf with another path, and how many files were passed over and why."""
@@ -145,7 +155,9 @@ def read_taxonomy(root: Path) -> Taxonomy:
     """
     if is_table(root):
         table = read_table(root)
-        return Taxonomy.from_paths(sorted({table.paths[row] for row in table.rows("train")}))
+        paths = {table.paths[row] for row in table.rows("train")}
+        inner = {path[:end] for path in paths for end, letter in enumerate(path) if letter == "/"}
+        return Taxonomy.from_paths(sorted(paths - inner))
     if not root.is_dir():
         raise InputError(
             f"{root}: no such folder; --data takes a folder that holds train, val and test, or a CSV or Parquet file"
@@ -183,22 +195,71 @@ def read_split(
 
     Splits may differ by a level of only children: `Vegetables/Mushroom/Brown-Cap` is read as the leaf
     `Vegetables/Brown-Cap` if `Mushroom` has no other child and is not a node of the taxonomy. `renamed` lists such
-    folders.
+    folders. Images that are labelled only down to an inner node count as passed over; `read_inner` reads them.
 
     Raises InputError for a split that does not exist, and TaxonomyError for images of a class that the taxonomy does
     not contain.
     """
-    split = split_named(split)
+    dataset = _read_labelled(root, split_named(split), taxonomy, left_out)
+    to_leaf = dataset.to_leaf
+    if inner := int((~to_leaf).sum()):
+        leaves = dataset.subset(np.flatnonzero(to_leaf))
+        dataset = replace(leaves, passed_over=added(dataset.passed_over, {"inner": inner}))
+    if not len(dataset):
+        others = told(dataset.passed_over)
+        brackets = f" ({others})" if others else ""
+        raise InputError(
+            f"{root}: {dataset.split!r} holds no images of the taxonomy's {len(taxonomy.leaves)} leaves{brackets}"
+        )
+    missing = sorted(set(range(len(taxonomy.leaves))) - set(dataset.leaves.tolist()))
+    if every_leaf and missing:
+        name, folder = taxonomy.names[taxonomy.leaves[missing[0]]], taxonomy.folders[missing[0]]
+        raise TaxonomyError(f"leaf {name!r} has no images {_place(root, dataset.split, folder)}; add some")
+    return dataset
+
+
+def read_inner(
+    root: Path, split: str, taxonomy: Taxonomy, *, left_out: Mapping[str, str] = NOTHING_LEFT_OUT
+) -> Dataset:
+    """Read the images of a split that are labelled only down to an inner node of the taxonomy; perhaps none.
+
+    Those of a parent that the taxonomy lost with its left-out leaves are skipped. Raises as `read_split` does.
+    """
+    dataset = _read_labelled(root, split_named(split), taxonomy, left_out)
+    return replace(dataset.subset(np.flatnonzero(~dataset.to_leaf)), renamed=(), passed_over={})
+
+
+def read_labelled(
+    root: Path, split: str, taxonomy: Taxonomy, *, left_out: Mapping[str, str] = NOTHING_LEFT_OUT
+) -> Dataset:
+    """Read a split as `read_split` does, with the images of `read_inner` at its end."""
+    dataset = read_split(root, split, taxonomy, left_out=left_out)
+    if "inner" not in dataset.passed_over:
+        return dataset
+    return dataset.not_passing_over("inner").joined(read_inner(root, split, taxonomy, left_out=left_out))
+
+
+def _place(root: Path, split: str, folder: str) -> str:
+    """Say where a leaf's images of a split would be."""
     if is_table(root):
-        return _read_rows(read_table(root), split, taxonomy, left_out, every_leaf)
+        return f"in {split!r} of {root}"
     if holds_idx(root):
-        return _read_idx(root, split, taxonomy, left_out, every_leaf)
+        return f"of the class {folder} in {split!r}"
+    return f"under {(split_folder(root, split) or root / split) / folder}"
+
+
+def _read_labelled(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> Dataset:
+    """Read all images of a split that have a label of the taxonomy."""
+    if is_table(root):
+        return _read_rows(read_table(root), split, taxonomy, left_out)
+    if holds_idx(root):
+        return _read_idx(root, split, taxonomy, left_out)
     if split_folder(root, split) is None:
         present = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
         raise InputError(
             f"{root}: no split {split!r}{nearest(split, present)}; it holds {', '.join(present) or 'none'}"
         )
-    return _read_folders(root, split, taxonomy, left_out, every_leaf)
+    return _read_folders(root, split, taxonomy, left_out)
 
 
 def held_out_share(setting: float | Literal["auto"], *, has_val: bool) -> float:
@@ -229,11 +290,20 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
 # ---- one reader per form of data set -------------------------------------------------------------------------
 
 
-def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
+def _inner_labels(taxonomy: Taxonomy, left_out: Iterable[str]) -> dict[str, int]:
+    """Map the inner nodes to their labels, and those that only left-out leaves had to `LEFT_OUT`."""
+    parents = {name[:end] for name in left_out for end, letter in enumerate(name) if letter == "/"}
+    labels = {normal(parent): LEFT_OUT for parent in parents}
+    inner = taxonomy.label_nodes[len(taxonomy.leaves) :].tolist()
+    return labels | {normal(taxonomy.names[node]): label for label, node in enumerate(inner, len(taxonomy.leaves))}
+
+
+def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> Dataset:
     """Read a split of class folders."""
     folder = split_folder(root, split)
     assert folder is not None  # `read_split` has checked it
-    leaf_of = {normal(name): leaf for leaf, name in enumerate(taxonomy.folders)}
+    leaf_of = _inner_labels(taxonomy, left_out)
+    leaf_of |= {normal(name): leaf for leaf, name in enumerate(taxonomy.folders)}
     leaf_of |= dict.fromkeys(map(normal, left_out.values()), LEFT_OUT)
     found = find_pictures(folder)
     check_utf8(found.files, root)
@@ -259,13 +329,6 @@ def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[
             f"{folder / name}: holds images, but the taxonomy has no leaf {name!r}{hint(name, leaf_of)}; "
             "remove the folder or add the leaf"
         )
-    if not images:
-        others = told(found.passed_over)
-        brackets = f" ({others})" if others else ""
-        raise InputError(f"{folder}: holds no images of the taxonomy's {len(taxonomy.leaves)} leaves{brackets}")
-    if every_leaf and (missing := sorted(set(range(len(taxonomy.leaves))) - set(leaves))):
-        name = taxonomy.names[taxonomy.leaves[missing[0]]]
-        raise TaxonomyError(f"leaf {name!r} has no images under {folder / taxonomy.folders[missing[0]]}; add some")
     kept = tuple((name, shorter) for name, shorter in renamed.items() if leaf_of[shorter] != LEFT_OUT)
     return Dataset(
         root,
@@ -278,7 +341,7 @@ def _read_folders(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[
     )
 
 
-def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
+def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> Dataset:
     """Read a split of IDX files; the folder of a leaf is its label, a number."""
     pixels, labels = read_idx_split(root, split)
     unknown_leaf = len(taxonomy.leaves)
@@ -298,18 +361,16 @@ def _read_idx(root: Path, split: str, taxonomy: Taxonomy, left_out: Mapping[str,
             f"{root}: holds images of the class {unknown[0]}, but the taxonomy has no such leaf; "
             f"add it to {TAXONOMY_FILE}"
         )
-    for name, folder, leaf in known:
-        if every_leaf and not (leaves == leaf).any():
-            raise TaxonomyError(f"leaf {name!r} has no images of the class {folder} in {split!r}; add some")
     kept = np.flatnonzero(leaves != LEFT_OUT)
     images = tuple(f"{split}/{labels[index]}/{index:05d}" for index in kept)
     return Dataset(root, split, taxonomy, images, leaves[kept], pixels=pixels[kept])
 
 
-def _read_rows(table: Table, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str], every_leaf: bool) -> Dataset:
+def _read_rows(table: Table, split: str, taxonomy: Taxonomy, left_out: Mapping[str, str]) -> Dataset:
     """Read a split of a table, in the order of its rows."""
-    leaf_of = {normal(taxonomy.names[node]): leaf for leaf, node in enumerate(taxonomy.leaves)}
-    skipped = {normal(path) for path in left_out}
+    leaf_of = _inner_labels(taxonomy, left_out)
+    leaf_of |= {normal(taxonomy.names[node]): leaf for leaf, node in enumerate(taxonomy.leaves)}
+    skipped = {normal(path) for path in left_out} | {path for path, leaf in leaf_of.items() if leaf == LEFT_OUT}
     images, leaves = [], []
     for row in table.rows(split):
         path = table.paths[row]
@@ -322,9 +383,4 @@ def _read_rows(table: Table, split: str, taxonomy: Taxonomy, left_out: Mapping[s
             )
         images.append(table.images[row])
         leaves.append(leaf_of[path])
-    if not images:
-        raise InputError(f"{table.file}: {split!r} holds no images of the taxonomy's {len(leaf_of)} leaves")
-    if every_leaf and (missing := sorted(set(leaf_of.values()) - set(leaves))):
-        name = taxonomy.names[taxonomy.leaves[missing[0]]]
-        raise TaxonomyError(f"{table.file}: leaf {name!r} has no images in {split!r}; add some")
     return Dataset(table.root, split, taxonomy, tuple(images), np.array(leaves, dtype=np.int64))

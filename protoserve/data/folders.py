@@ -28,6 +28,7 @@ REASONS: Final[Mapping[str, str]] = MappingProxyType(
         "hidden": "hidden",
         "not_a_file": "that are pipes, sockets or devices",
         "broken": "that can't be read",
+        "inner": "labelled only down to an inner node of the class tree",
     }
 )
 
@@ -120,11 +121,11 @@ def split_named(name: str) -> str:
 
 
 def taxonomy_of_folders(directory: Path) -> Taxonomy:
-    """Read the tree of nested folders below `directory`: a folder with images is a leaf, any other a parent.
+    """Read the tree of nested folders below `directory`: a folder with subfolders is a parent, any other a leaf.
 
-    Names are sorted and in Unicode's composed form; hidden entries are skipped. Raises InputError if there is no such
-    folder, and TaxonomyError for a leaf without images, a folder with both images and subfolders, a name that is not
-    UTF-8 or looks like a sibling's, and a loop of links.
+    A parent may have images of its own, which are labelled only down to it. Names are sorted and in Unicode's composed
+    form; hidden entries are skipped. Raises InputError if there is no such folder, and TaxonomyError for a leaf without
+    images, images directly in `directory`, a name that is not UTF-8 or looks like a sibling's, and a loop of links.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; give the folder that holds the class folders")
@@ -141,13 +142,9 @@ def _leaves(folder: Path, path: tuple[str, ...], above: frozenset[Path]) -> Iter
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     subfolders = [entry for entry in entries if entry.is_dir()]
     has_images = any(has_picture_suffix(entry) for entry in entries if not entry.is_dir())
-    if has_images and subfolders:
-        raise TaxonomyError(
-            f"{folder} holds both images and the folder {subfolders[0].name!r}; move the images into their own folder"
-        )
     if has_images and not path:
         raise TaxonomyError(f"{folder} holds images directly; put them into one folder per class")
-    if has_images:
+    if has_images and not subfolders:
         yield path
     elif not subfolders and path:
         others = told(find_pictures(folder).passed_over)

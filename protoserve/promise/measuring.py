@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -37,6 +37,23 @@ def promise_metrics(walks: Walks, precision: float, confidence: float) -> Promis
     return PromiseMetrics(
         precision=precision, confidence=confidence, images=len(walks), thresholds=thresholds, least_images=least
     )
+
+
+def promise_scores(
+    walks: Walks, calibration: Walks, thresholds: Mapping[str, float | None], confidence: float
+) -> dict[str, AnswerScores]:
+    """Score a promise on pictures, by stated precision.
+
+    `thresholds` are those of the promise. `resplits` of each says how often the promise holds when the `calibration`
+    pictures and these change sides.
+    """
+    pool = joined([calibration, walks])
+    return {
+        stated: answer_scores(walks, threshold).model_copy(
+            update={"resplits": resplits(pool, len(calibration), float(stated), confidence)}
+        )
+        for stated, threshold in thresholds.items()
+    }
 
 
 def warnings(metrics: PromiseMetrics) -> list[str]:

@@ -10,17 +10,21 @@ from protoserve.run.record import Record
 
 
 class DataReference(Record):
-    """The data set of a run: its folder's name and the fingerprint of its training split."""
+    """The data set of a run: its folder's name, the fingerprint of its training pictures that are labelled down to a
+    leaf, and that of those labelled only down to an `inner` node, None without any."""
 
     root: str
     fingerprint: str
+    inner: str | None = None
 
 
 class ImageNumbers(Record):
-    """The numbers of images that a run was fitted and selected on."""
+    """The numbers of images that a run was fitted and selected on; `inner` of those fitted on are labelled only down to
+    an inner node."""
 
     fit: int
     selection: int
+    inner: int = 0
 
 
 class ClassChange(Record):

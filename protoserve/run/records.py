@@ -232,6 +232,7 @@ class Scores(Record):
     """The scores of a data set; see `protoserve.scores.scores`. Runs of older versions have fewer of them."""
 
     images: int
+    inner: int = 0
     accuracy: dict[str, float]
     macro_accuracy: float
     mistake_severity: float | None = None

@@ -110,10 +110,7 @@ TRAIN: dict[str, Case] = {
         lambda b: training(without(b, "train/Scuba/0.png", "train/Scuba/1.png")),
         "leaf 'Scuba' has no images",
     ),
-    "pictures beside folders": (
-        lambda b: training(stray_picture(b, "train/Animal/stray.png")),
-        "holds both images and the folder",
-    ),
+    "pictures beside folders": (lambda b: training(stray_picture(b, "train/stray.png")), "holds images directly"),
     "a class that only val has": (
         lambda b: training(stray_picture(b, "val/Tool/Blade/Knive/0.png")),
         "no leaf 'Tool/Blade/Knive'; did you mean 'Tool/Blade/Knife'?",

@@ -139,3 +139,20 @@ def test_sibling_confusion_compares_siblings_alone() -> None:
     siblings = scores(answers(*rows), truth, TREE).siblings
     assert siblings["A"] == SiblingsScore(images=4, accuracy=0.75)
     assert siblings["A/x"] == SiblingsScore(images=2, accuracy=0.5)
+
+
+def test_a_picture_of_an_inner_node_counts_down_to_there() -> None:
+    # The labels after the leaves are the inner nodes A, B and A/x, in this order.
+    inner = {TREE.names[node]: label for label, node in enumerate(TREE.label_nodes)}
+    rows = answers({"A/x/i": 0.9}, {"A/x/j": 0.8}, {"B/u": 0.7}, {"A/y": 0.9})
+    truth = np.array([inner["A/x/i"], inner["A/x"], inner["A/x"], inner["A"]])
+    found, leaf = scores(rows, truth, TREE), scores(rows[:1], truth[:1], TREE)
+    assert (found.images, found.inner) == (4, 3)
+    assert found.accuracy == {"level_1": 3 / 4, "level_2": pytest.approx(2 / 3), "level_3": 1.0, "leaf": 1.0}
+    assert (found.siblings[""].images, found.siblings["A"].images, found.siblings["A/x"].images) == (4, 3, 1)
+    for name in ("macro_accuracy", "mistake_severity", "hierarchical_distance", "hierarchical"):
+        assert getattr(found, name) == getattr(leaf, name), name
+    for name in ("level_3", "leaf"):
+        assert found.negative_log_likelihood[name] == leaf.negative_log_likelihood[name]
+        assert found.expected_calibration_error[name] == leaf.expected_calibration_error[name]
+    assert found.negative_log_likelihood["level_2"] == pytest.approx(-rows[:3, TREE.index["A/x"]].mean())

@@ -85,3 +85,12 @@ def test_a_prototype_without_pictures_of_its_class_has_no_record() -> None:
     sums = sums_of("flat", [2, 3])
     sums.add(np.array([[5.0, 2.0]]), np.array([0]))
     assert sums.statistics().of_prototype(1) is None
+
+
+def test_a_picture_of_an_inner_node_counts_down_to_there() -> None:
+    # Prototypes of Fruit and of Apple. The third picture is of some fruit (label 3, after three leaves).
+    sums = sums_of("hierarchical", [0, 2])
+    sums.add(np.array([[1.0, 5.0], [2.0, 1.0], [6.0, 900.0], [4.0, 0.0]]), np.array([0, 1, 3, 2]))
+    found = sums.statistics()
+    assert (found.own[0], found.siblings[0]) == pytest.approx((3.0, 4.0))
+    assert (found.own[1], found.siblings[1]) == pytest.approx((5.0, 1.0))

@@ -117,3 +117,14 @@ def test_leaves_may_be_left_out() -> None:
 def test_unknown_leaves_parents_and_too_many_leaves_can_not_be_left_out(leaves: list[str], message: str) -> None:
     with pytest.raises(TaxonomyError, match=message):
         Taxonomy.from_paths(["Fruit/Apple", "Fruit/Lemon", "Garlic"]).without(leaves)
+
+
+def test_labels_are_the_leaves_and_then_the_inner_nodes() -> None:
+    tree = Taxonomy.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Lemon", "Garlic"])
+    names = [tree.names[node] for node in tree.label_nodes]
+    assert names[:4] == [tree.names[leaf] for leaf in tree.leaves] and names[4:] == ["Fruit", "Fruit/Apple"]
+    np.testing.assert_array_equal(tree.labels_below[:, :4], tree.leaves_below)
+    # A picture of an apple is a fruit and an apple, and nobody knows which one.
+    assert [tree.names[node] for node in np.flatnonzero(tree.labels_below[:, 5])] == ["Fruit", "Fruit/Apple"]
+    assert [names[leaf] for leaf in np.flatnonzero(tree.leaves_of_label[5])] == ["Fruit/Apple/Gala", "Fruit/Apple/Fuji"]
+    assert tree.leaves_of_label[:4].tolist() == np.eye(4, dtype=bool).tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 from protoserve.networks.head import HeadOutput, PrototypeHead, prototype_children
 from protoserve.networks.similarity import Similarity, SimilarityForm
 from protoserve.taxonomy import Kind, Taxonomy
-from training.losses import Answered, LossTables, distillation, loss_tables, noise_loss, objective
+from training.losses import Answered, LossTables, distillation, leaf_cross_entropy, loss_tables, noise_loss, objective
 from training.sections.data import LossConfig
 
 # Leaves at depths 1 to 4, and a parent with an only child.
@@ -360,3 +360,56 @@ def test_a_teacher_with_the_networks_logits_costs_their_entropy_and_has_no_gradi
     torch.testing.assert_close(term, -(probability * probability.log()).sum(1).mean())
     gradient = torch.autograd.grad(term, head.prototypes)[0]
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
+TERMS = LossConfig(cross_entropy=2.0, cluster=0.3, separation=0.2, l1=0.01, l2=0.02, outside=1.0, leaf=1.0)
+
+
+def test_leaves_cost_the_same_whether_or_not_there_are_labels_of_inner_nodes() -> None:
+    head = random_head("hierarchical")
+    output, leaves = head(random_latent(8, "log1p")), torch.arange(8)
+    plain = vars(losses(head, output, leaves, loss_tables(head), TERMS))
+    beside = vars(losses(head, output, leaves, loss_tables(head, inner=True), TERMS))
+    assert plain.keys() == beside.keys() and plain
+    for name, value in plain.items():
+        torch.testing.assert_close(beside[name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("name", ["A", "A/B", "R/S"])
+def test_a_picture_of_an_inner_node_teaches_the_levels_down_to_there_alone(name: str) -> None:
+    head = random_head("hierarchical")
+    tree, tables = head.taxonomy, loss_tables(head, inner=True)
+    node = tree.index[name]
+    label = int(np.flatnonzero(tree.label_nodes == node)[0])
+    output = head(random_latent(1, "log1p"))
+    found = losses(head, output, torch.tensor([label]), tables, TERMS)
+    chance = output.log_probability[0, node]
+    torch.testing.assert_close(found.cross_entropy, -chance, rtol=1e-5, atol=1e-6)
+    below = torch.from_numpy(tree.leaves_of_label[label])
+    logits = output.group_logits
+    groups = {group.parent: number for number, group in enumerate(tree.groups)}
+    sums = []
+    for leaf in tree.leaves:
+        path = [step for step in tree.path_at_level[leaf] if step >= 0]
+        steps = [(groups[int(tree.parent[step])], step) for step in path if int(tree.parent[step]) in groups]
+        sums.append(total([logits[0, group, tree.groups[group].children.index(step)] for group, step in steps]))
+    leaf_logits = torch.stack(sums)
+    expected = leaf_logits.logsumexp(0) - leaf_logits[below].logsumexp(0)
+    torch.testing.assert_close(found.leaf.double(), expected.double(), rtol=1e-5, atol=1e-6)
+    # Nothing is said about the groups at or below the node, by whatever term but those of the weights.
+    parts = found.cross_entropy + found.cluster - found.separation + found.outside
+    [gradient] = torch.autograd.grad(parts, logits, retain_graph=True)
+    for parent, group in groups.items():
+        silent = parent >= 0 and bool(tree.path_at_level[parent, len(tree.nodes[node]) - 1] == node)
+        assert bool(gradient[0, group].any()) != silent, tree.names[parent]
+
+
+def test_label_smoothing_of_leaves_is_torchs() -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    possible = torch.cat([torch.eye(3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)])
+    torch.testing.assert_close(leaf_cross_entropy(logits, labels, None, 0.1), expected)
+    torch.testing.assert_close(leaf_cross_entropy(logits, labels, possible, 0.1), expected)
+    # Of a picture that may be of any leaf, only the smoothing remains.
+    nothing = leaf_cross_entropy(logits[:1], torch.tensor([3]), possible)
+    torch.testing.assert_close(nothing, torch.zeros(()), atol=1e-6, rtol=0)

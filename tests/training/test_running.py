@@ -20,6 +20,7 @@ from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.networks.tiles import Tiles
 from protoserve.run.folder import open_run
 from protoserve.run.records import Metrics
+from protoserve.run.similarities import read_similarities
 from training import running
 from training.config import Config, parse_config
 from training.data.pictures import fitted
@@ -219,3 +220,38 @@ def test_a_plain_classifier_learns_on_tiles(
     network, description, _ = load_network(tmp_path / "run" / "model.pt")
     assert isinstance(network, LinearNetwork) and description.tile == 16
     assert network.backbone.tiles == Tiles(16, 16)
+
+
+def with_pictures_of_an_inner_node(data: Path, folder: Path) -> Path:
+    """A copy of a data set in which six pictures of A/y are labelled A."""
+    shutil.copytree(data, folder)
+    for number in range(6):
+        (folder / "train" / "A" / "y" / f"{number}.png").rename(folder / "train" / "A" / f"{number}.png")
+    return folder
+
+
+def test_a_run_learns_from_pictures_of_an_inner_node_in_all_its_stages(
+    small_config: Callable[..., Config], small_data: Path, tmp_path: Path
+) -> None:
+    """Whole, because every stage reads the labels."""
+    data, printed = with_pictures_of_an_inner_node(small_data, tmp_path / "data"), io.StringIO()
+    terms = {"outside": 1.0, "leaf": 0.3, "distillation": 1.0}
+    some = {"prune": {"enabled": True}, "replace": {"enabled": True}, "start": {"share": 0.5}, "loss": terms}
+    config = small_config(**{**SHORT, **some, "anchored": {"epochs": 1}, "last_layers": {"epochs": 1}})
+    metrics = train(config, data, tmp_path / "run", console=Console(file=printed, width=200))
+    assert metrics is not None
+    assert "6 pictures of train are labelled only down to an inner node" in printed.getvalue()
+    run = open_run(tmp_path / "run")
+    provenance = run.provenance()
+    assert provenance.images is not None and provenance.images.inner == 6
+    assert provenance.data is not None and provenance.data.inner is not None
+    kept = read_similarities(run.directory, len(load_network(run.model)[2] or ()))
+    assert kept is not None and len(kept.fit.images) == provenance.images.fit - 6 and kept.fit.leaves.max() < 3
+
+
+def test_a_plain_classifier_learns_from_pictures_of_an_inner_node(
+    short: Config, small_data: Path, tmp_path: Path
+) -> None:
+    data = with_pictures_of_an_inner_node(small_data, tmp_path / "data")
+    metrics = train(short, data, tmp_path / "run", linear=True)
+    assert metrics is not None and metrics.test is not None and metrics.test.inner == 0

@@ -11,7 +11,15 @@ import numpy as np
 from rich.console import Console
 
 from protoserve.data.checking import broken_pictures, copies, copies_note, refuse_broken, under_two_leaves
-from protoserve.data.dataset import Dataset, held_out_share, hold_out, holds_split, read_split, read_taxonomy
+from protoserve.data.dataset import (
+    Dataset,
+    held_out_share,
+    hold_out,
+    holds_split,
+    read_inner,
+    read_split,
+    read_taxonomy,
+)
 from protoserve.data.folders import PassedOver
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.names import normal
@@ -24,14 +32,23 @@ FEW_PICTURES: Final = 10
 
 
 @dataclass(frozen=True)
+class InnerPictures:
+    """How many pictures of train are labelled only down to an inner node, and their fingerprint."""
+
+    images: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Splits:
     """The parts of a data set.
 
     The run trains on `fit` and chooses weights on `selection`: images held out of train, together with val if there is
-    one. `validation` and `test` are scored once, at the end. `left_out` maps the leaves of `data.leave_out` to their
-    folders. `broken` are the images left out because they can't be read. `passed_over` counts by split and reason the
-    files that are not images, `copies` by split the images that are in train, too, and as `two_classes` those of train
-    that are under two leaves. `notes` say all this in words;
+    one. At the end of `fit` are those of train that are labelled only down to an inner node, which `inner` counts; None
+    without any. `fingerprint` is that of all others of train. `validation` and `test` are scored once, at the end.
+    `left_out` maps the leaves of `data.leave_out` to their folders. `broken` are the images left out because they can't
+    be read. `passed_over` counts by split and reason the files that are not images, `copies` by split the images that
+    are in train, too, and as `two_classes` those of train that are under two leaves. `notes` say all this in words;
     `found` says how many pictures there are to learn from, and which classes have few.
     """
 
@@ -46,6 +63,7 @@ class Splits:
     copies: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
+    inner: InnerPictures | None = None
 
 
 def read_splits(config: Config, data: Path, *, skip_broken: bool = False, console: Console | None = None) -> Splits:
@@ -63,12 +81,19 @@ def read_splits(config: Config, data: Path, *, skip_broken: bool = False, consol
     for split in ("val", "test"):
         if holds_split(data, split):
             read[split] = read_split(data, split, taxonomy, left_out=left_out)
-    broken = _broken(read, console or Console(quiet=True))
+    above = None
+    # Where all leaves compete at once, no prototype and no probability belongs to an inner node.
+    if config.model.kind == "hierarchical" and "inner" in read["train"].passed_over:
+        above = read_inner(data, "train", taxonomy, left_out=left_out)
+        read["train"] = read["train"].not_passing_over("inner")
+    checked = read if above is None else {**read, "inner": above}
+    broken = _broken(checked, console or Console(quiet=True))
     if not skip_broken:
         refuse_broken(broken)
     if broken:
         read = {split: dataset.without(broken) for split, dataset in read.items()}
         _check_left(read)
+        above = None if above is None else above.without(broken)
     everything, notes = read["train"], [note for dataset in read.values() for note in dataset.notes()]
     found = {split: copies(everything, read[split]) for split in read if split != "train"}
     notes += [copies_note(pairs, f"{split} are also in train") for split, pairs in found.items() if pairs]
@@ -80,8 +105,9 @@ def read_splits(config: Config, data: Path, *, skip_broken: bool = False, consol
     validation = read.get("val", held)
     if not len(validation):
         raise InputError(f"{data}: no val split and data.hold_out is 0: nothing to select on; set data.hold_out to 0.1")
+    inner = None if above is None else InnerPictures(len(above), above.fingerprint())
     return Splits(
-        fit,
+        fit if above is None else fit.joined(above),
         selection=held.joined(validation) if "val" in read and len(held) else validation,
         validation=validation,
         test=read.get("test"),
@@ -91,7 +117,8 @@ def read_splits(config: Config, data: Path, *, skip_broken: bool = False, consol
         passed_over={split: dataset.passed_over for split, dataset in read.items()},
         copies={**counts, **({"two_classes": len(doubtful)} if doubtful else {})},
         notes=tuple(notes),
-        found=tuple(_found(read, fit, held, taxonomy)),
+        found=(*_found(read, fit, held, taxonomy), *_found_above(above)),
+        inner=inner,
     )
 
 
@@ -113,6 +140,18 @@ def _found(read: Mapping[str, Dataset], fit: Dataset, held: Dataset, taxonomy: T
         shown = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
         lines.append(f"warning: fewer than {FEW_PICTURES} pictures to learn from: {shown}; add some")
     return lines
+
+
+def _found_above(above: Dataset | None) -> list[str]:
+    """Say how many pictures are labelled only down to an inner node, and which nodes these are."""
+    if above is None or not len(above):
+        return []
+    taxonomy = above.taxonomy
+    counts = np.bincount(above.leaves, minlength=len(taxonomy.label_nodes))
+    told = [f"{taxonomy.names[taxonomy.label_nodes[label]]} ({counts[label]})" for label in np.flatnonzero(counts)]
+    shown = ", ".join(told[:5]) + (f" and {len(told) - 5} more" if len(told) > 5 else "")
+    count = "1 picture of train is" if len(above) == 1 else f"{len(above):,} pictures of train are"
+    return [f"{count} labelled only down to an inner node, and learned from down to there: {shown}"]
 
 
 def _broken(read: Mapping[str, Dataset], console: Console) -> dict[str, str]:

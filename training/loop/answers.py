@@ -115,6 +115,12 @@ def joined(parts: list[Answers]) -> Answers:
     )
 
 
+def rows_of(answers: Answers, rows: NDArray[np.int64]) -> Answers:
+    """The answers for some of the pictures."""
+    novelty = {score: values[rows] for score, values in answers.novelty.items()}
+    return Answers(answers.log_probability[rows], answers.uncalibrated[rows], novelty)
+
+
 def answer_dataset(
     network: Network, dataset: Dataset, rule: InputRule, device: torch.device, console: Console
 ) -> Answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from protoserve.errors import InputError
 from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.head import PrototypeHead
 from protoserve.networks.model_file import ExplainedNetwork, Network, NetworkDescription, save_whole
 from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.run.records import Scores, SelectionAccuracy
@@ -109,7 +111,7 @@ class Trainer:
             taxonomy = self.splits.fit.taxonomy
             plain = LinearNetwork(network.backbone, taxonomy, self.config.model.dropout)
             self._plain = plain.to(self.device).eval()
-            self._tables = loss_tables(network.head)
+            self._tables = self.tables_of(network.head)
 
     # ---- running the steps -----------------------------------------------------------------------------------
 
@@ -213,6 +215,17 @@ class Trainer:
         assert self._tables is not None
         return self._tables
 
+    def tables_of(self, head: PrototypeHead) -> LossTables:
+        """The loss tables of a head for the labels of the fit images."""
+        return loss_tables(head, inner=not self.splits.fit.to_leaf.all())
+
+    @cached_property
+    def possible_leaves(self) -> Tensor | None:
+        """bool [labels, leaves]: the leaves that a picture of each label may have, on the run's device; None where all
+        fit images are labelled down to a leaf."""
+        fit = self.splits.fit
+        return None if fit.to_leaf.all() else torch.from_numpy(fit.taxonomy.leaves_of_label).to(self.device)
+
     @torch.inference_mode()
     def latent(self, numbers: NDArray[np.int64], view: int = PLAIN) -> Tensor:
         """Latent maps [images, D, rows, columns] of fit images in one view."""
@@ -254,7 +267,7 @@ class Trainer:
         return selection_accuracy(scores(log_probability.cpu().numpy(), selection.leaves, selection.taxonomy))
 
     def targets(self, numbers: NDArray[np.int64]) -> Tensor:
-        """int64 [images]: the true leaves of fit images, indices into `taxonomy.leaves`, on the run's device."""
+        """int64 [images]: the true labels of fit images, indices into `taxonomy.label_nodes`, on the run's device."""
         return torch.from_numpy(self.splits.fit.leaves[numbers]).to(self.device)
 
     def optimiser(
@@ -287,6 +300,7 @@ class Trainer:
                 "config": config,
                 "linear": self.linear,
                 "data": self.splits.fingerprint,
+                **({} if self.splits.inner is None else {"inner": self.splits.inner.fingerprint}),
             },
             sort_keys=True,
         )

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from protoserve.data.checking import without_broken
-from protoserve.data.dataset import read_split
+from protoserve.data.dataset import read_labelled
 from protoserve.data.novel import read_novel
 from protoserve.device import Device
 from protoserve.networks.device import torch_device
@@ -18,7 +19,7 @@ from protoserve.run.folder import open_run
 from protoserve.run.records import Evaluation
 from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
-from training.loop.answers import answer_dataset
+from training.loop.answers import answer_dataset, rows_of
 from training.outcome.novelty_report import evaluate_novelty
 from training.outcome.promising import evaluate_promise
 from training.progress import tracked
@@ -36,6 +37,8 @@ def evaluate(
 ) -> Evaluation:
     """The scores of a finished run's network on one split (see `protoserve.scores.scores`), and the `seconds` it took.
 
+    Pictures that are labelled only down to an inner node count down to there; the promise and novelty leave them out.
+
     Every picture's header is read first; with `skip_broken`, pictures that can't be read are left out and counted.
     With `novel`, a folder with images of classes that the run does not know (see `read_novel`), the result also has
     `novel` (see `training.outcome.novelty_report.novelty_report`).
@@ -45,7 +48,7 @@ def evaluate(
     network, description, _ = load_network(opened.model)
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     left_out = opened.provenance().left_out
-    dataset = read_split(data, split, taxonomy, left_out=left_out)
+    dataset = read_labelled(data, split, taxonomy, left_out=left_out)
     with tracked(console, "reading headers", len(dataset)) as advance:
         dataset, _ = without_broken(dataset, skip=skip_broken, advance=advance)
     unknown = None if novel is None else read_novel(novel, split, taxonomy, left_out)
@@ -55,6 +58,9 @@ def evaluate(
     network = network.to(chosen)
     answers = answer_dataset(network, dataset, description.input, chosen, console)
     result: dict[str, Any] = dict(scores(answers.log_probability, dataset.leaves, taxonomy))
+    # A promise and a threshold are about whole paths.
+    whole = np.flatnonzero(dataset.to_leaf)
+    answers, dataset = rows_of(answers, whole), dataset.subset(whole)
     result["promise"] = evaluate_promise(opened, network, answers, dataset)
     if unknown is not None:
         recorded = opened.metrics().novelty

@@ -268,12 +268,20 @@ def provenance(config: Config, splits: Splits, device: torch.device) -> Provenan
     return Provenance(
         config=config.model_dump(mode="json"),
         seed=config.seed,
-        data=DataReference(root=visible(splits.fit.root.name), fingerprint=splits.fingerprint),
+        data=DataReference(
+            root=visible(splits.fit.root.name),
+            fingerprint=splits.fingerprint,
+            inner=None if splits.inner is None else splits.inner.fingerprint,
+        ),
         left_out=dict(splits.left_out),
         broken=list(splits.broken),
         passed_over={split: dict(counts) for split, counts in splits.passed_over.items()},
         copies=dict(splits.copies),
-        images=ImageNumbers(fit=len(splits.fit), selection=len(splits.selection)),
+        images=ImageNumbers(
+            fit=len(splits.fit),
+            selection=len(splits.selection),
+            inner=0 if splits.inner is None else splits.inner.images,
+        ),
         versions={name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         python=platform.python_version(),
         device=str(device),

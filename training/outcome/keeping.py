@@ -32,14 +32,14 @@ def keep_similarities(trainer: Trainer) -> None:
 
 @torch.inference_mode()
 def measured_similarities(trainer: Trainer) -> KeptSimilarities:
-    """Compute the similarities of the fit images, in the view that last layers learn from, and of the selection
-    images."""
+    """Compute the similarities of the fit images that are labelled down to a leaf, in the view that last layers learn
+    from, and of the selection images."""
     head, splits = trainer.prototype_network.head, trainer.splits
     fit = head.similarity.of_distance(fit_distances(trainer), head.reference)
     selection = trainer.selection_rows(lambda features: head(trainer.prototype_network.latent(features)).similarity)
-    return KeptSimilarities(
-        kept_images(splits.fit, fit), kept_images(splits.selection, selection), from_mirrored(trainer.config)
-    )
+    rows = np.flatnonzero(splits.fit.to_leaf)
+    learned = kept_images(splits.fit.subset(rows), fit[torch.from_numpy(rows).to(fit.device)])
+    return KeptSimilarities(learned, kept_images(splits.selection, selection), from_mirrored(trainer.config))
 
 
 def kept_images(dataset: Dataset, similarity: Tensor) -> KeptImages:

@@ -16,7 +16,7 @@ from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import Thresholds
 from protoserve.promise.calibration import Calibration, kept_sample, read_calibration
-from protoserve.promise.measuring import answer_scores, joined, promise_metrics, resplits
+from protoserve.promise.measuring import answer_scores, promise_metrics, promise_scores
 from protoserve.promise.threshold import Walks
 from protoserve.restriction import unrestricted
 from protoserve.run.folder import Run
@@ -86,9 +86,4 @@ def evaluate_promise(run: Run, network: Network, answers: Answers, dataset: Data
     novelty = None if metrics.novelty is None else metrics.novelty.record()
     calibration = walks_of(kept, network, dataset.taxonomy)
     walks = walks_of(scored_pictures(answers, dataset, network, novelty), network, dataset.taxonomy)
-    pool = joined([calibration, walks])
-    result = {}
-    for stated, threshold in promise.thresholds.items():
-        again = resplits(pool, len(calibration), float(stated), promise.confidence)
-        result[stated] = answer_scores(walks, threshold).model_copy(update={"resplits": again})
-    return result
+    return promise_scores(walks, calibration, promise.thresholds, promise.confidence)

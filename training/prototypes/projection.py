@@ -44,7 +44,8 @@ def search(head: PrototypeHead, latents: Iterable[tuple[Tensor, Tensor, Tensor]]
     """The nearest cell of each prototype among these images of its class, which may be a part of the data set.
 
     `latents` yields batches of (numbers int64 [n], leaves int64 [n], latent maps float32 [n, D, rows, columns]), each
-    image once, in any order. The class of a prototype is its child, with all leaves below it. Several processes may
+    image once, in any order. The class of a prototype is its child, with all nodes below it; an image that is labelled
+    only down to an inner node is of the class of that node and of those above it. Several processes may
     each search a part; `merge` combines their results.
     """
     device, (count, dimensions) = head.prototypes.device, head.prototypes.shape
@@ -112,19 +113,19 @@ def complete(head: PrototypeHead, projection: Projection) -> Projection:
 
 
 def own_prototypes(taxonomy: Taxonomy, prototype_child: Tensor) -> Tensor:
-    """int64 [leaves, K]: the prototypes of the nodes on each leaf's path, padded with P; `prototype_child` int64
-    [P]."""
+    """int64 [labels, K]: the prototypes of the nodes on each label's path, those of leaves first, padded with P;
+    `prototype_child` int64 [P]."""
     count = len(prototype_child)
     by_node: dict[int, list[int]] = {}
     for prototype, child in enumerate(prototype_child.tolist()):
         by_node.setdefault(child, []).append(prototype)
     rows = [
         [prototype for node in path if node >= 0 for prototype in by_node.get(node, [])]
-        for path in taxonomy.path_at_level[list(taxonomy.leaves)].tolist()
+        for path in taxonomy.path_at_level[taxonomy.label_nodes].tolist()
     ]
     table = torch.full((len(rows), max(map(len, rows))), count, dtype=torch.int64)
-    for leaf, row in enumerate(rows):
-        table[leaf, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    for label, row in enumerate(rows):
+        table[label, : len(row)] = torch.tensor(row, dtype=torch.int64)
     return table
 
 

@@ -28,13 +28,13 @@ def start_from_data(
     """Set the prototypes of every child to cluster centres of its own training cells.
 
     `latent(numbers)` returns latent maps [n, D, rows, columns]; `leaves` int64 [images] are indices into
-    `taxonomy.leaves`. `mask(child, numbers)`, bool [n, rows, columns], selects the cells to use; None selects all. Uses
-    a random sample of at most `IMAGES_PER_CHILD` images and `CELLS_PER_CHILD` cells per child. If a child has fewer
-    distinct cells than prototypes, its cells repeat with a small jitter.
+    `taxonomy.label_nodes`. `mask(child, numbers)`, bool [n, rows, columns], selects the cells to use; None selects all.
+    Uses a random sample of at most `IMAGES_PER_CHILD` images and `CELLS_PER_CHILD` cells per child. If a child has
+    fewer distinct cells than prototypes, its cells repeat with a small jitter.
     """
     from sklearn.cluster import KMeans
 
-    below = head.taxonomy.leaves_below
+    below = head.taxonomy.labels_below
     children = head.grouping.prototype_child.cpu().numpy()
     generator = np.random.default_rng((seed, 1))
     for child in np.unique(children):

@@ -47,13 +47,13 @@ def telling_cells(
     """Return up to `number` cells that tell `child` from its siblings best and differ from each other.
 
     `latents(images)` yields batches of latent maps [n, D, rows, columns] of training images; `leaves` int64 [images]
-    are indices into `taxonomy.leaves`. Scores `candidates` random cells of the child's images. Takes them by falling
-    effect, but leaves out those whose similarities to the child's images correlate with a chosen cell's by more than
-    `correlation`: they would say the same again. A candidate's own image does not count for it.
+    are indices into `taxonomy.label_nodes`. Scores `candidates` random cells of the child's images. Takes them by
+    falling effect, but leaves out those whose similarities to the child's images correlate with a chosen cell's by more
+    than `correlation`: they would say the same again. A candidate's own image does not count for it.
     """
     taxonomy, generator = head.taxonomy, np.random.default_rng((seed, 3, child))
     nodes = taxonomy.children_of(int(taxonomy.parent[child])) if head.kind == "hierarchical" else taxonomy.leaves
-    images = {node: _sample(np.flatnonzero(taxonomy.leaves_below[node][leaves]), generator) for node in nodes}
+    images = {node: _sample(np.flatnonzero(taxonomy.labels_below[node][leaves]), generator) for node in nodes}
     own = images.pop(child)
     maps = torch.cat([*latents(own)]).flatten(2)  # [own, D, cells]
     index, cell = generator.integers(0, len(own), candidates), generator.integers(0, maps.shape[2], candidates)

@@ -17,9 +17,9 @@ def mean_similarities(head: PrototypeHead, distance: Tensor, leaves: NDArray[np.
     """float64 [P]: the mean similarity of each prototype over the images below its child's parent; over all images in a
     flat network.
 
-    `distance` [images, P]; `leaves` int64 [images] are indices into `taxonomy.leaves`.
+    `distance` [images, P]; `leaves` int64 [images] are indices into `taxonomy.label_nodes`.
     """
-    below = torch.from_numpy(head.taxonomy.leaves_below.T[leaves]).to(distance.device)  # [images, nodes]
+    below = torch.from_numpy(head.taxonomy.labels_below.T[leaves]).to(distance.device)  # [images, nodes]
     # [images, groups]
     passes = torch.nn.functional.pad(below, (0, 1))[:, head.grouping.member_node].any(dim=2).double()
     sums = torch.matmul(passes.t(), head.similarity_of(distance).double())  # [groups, P]
@@ -131,8 +131,10 @@ def pure_prototypes(
 
 
 def class_sizes(head: PrototypeHead, leaves: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [P]: the number of images below each prototype's child; `leaves` int64 [images]."""
-    images = np.bincount(leaves, minlength=len(head.taxonomy.leaves))
+    """int64 [P]: the number of images below each prototype's child that are labelled down to a leaf; `leaves` int64
+    [images]."""
+    count = len(head.taxonomy.leaves)
+    images = np.bincount(leaves[leaves < count], minlength=count)
     child = head.grouping.prototype_child.cpu().numpy()
     return np.asarray((head.taxonomy.leaves_below @ images)[child], dtype=np.int64)
 

@@ -31,12 +31,13 @@ def analyse(trainer: Trainer) -> dict[str, float]:
 
 
 def fit_patches(trainer: Trainer, nearest: int) -> NearestPatches:
-    """The `nearest` patches of each prototype among the plain views of the fit images."""
-    fit, batch = trainer.splits.fit, trainer.config.batch
-    with tracked(trainer.console, "nearest training patches", len(fit)) as advance:
+    """The `nearest` patches of each prototype among the plain views of the fit images that are labelled down to a leaf:
+    of others, nobody knows whether they are of the prototype's class."""
+    batch = trainer.config.batch
+    everything = np.flatnonzero(trainer.splits.fit.to_leaf)
+    with tracked(trainer.console, "nearest training patches", len(everything)) as advance:
 
         def latents() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-            everything = np.arange(len(fit))
             for numbers, latent in zip(slices(everything, batch), trainer.latents(everything), strict=True):
                 yield numbers, latent
                 advance(len(numbers))

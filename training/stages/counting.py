@@ -21,7 +21,6 @@ from training.data.batches import slices
 from training.loop.epoch import KeepBest
 from training.loop.optimising import adam
 from training.loop.trainer import Trainer
-from training.losses import loss_tables
 from training.progress import tracked
 from training.prototypes.nearest_patches import own_patches, own_weights
 from training.prototypes.thinning import (
@@ -145,7 +144,7 @@ def _refit(trainer: Trainer, head: PrototypeHead, fit: Tensor, selection: Tensor
     """Train the last layers of `head` on distances `fit` [images, P], and return the accuracies of the best epoch on
     `selection` [images, P]. The head keeps that epoch's weights, or its initial ones if they are better."""
     config = trainer.config
-    tables = loss_tables(head)
+    tables = trainer.tables_of(head)
     optimiser = adam([([head.weight], config.last_layers.learning_rate)])
     keep, best = KeepBest({}, "weights"), _accuracies(trainer, head, selection)
     keep.keep({"weight": head.weight})

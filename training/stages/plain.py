@@ -10,6 +10,7 @@ from protoserve.errors import InputError
 from training.features.building import freeze_all_but, trainable_modules, trainable_parameters
 from training.loop.epoch import epoch, images_in, shared_batches, with_inputs
 from training.loop.trainer import Trainer
+from training.losses import leaf_cross_entropy
 
 
 def finetune(trainer: Trainer) -> dict[str, float]:
@@ -39,7 +40,7 @@ def finetune(trainer: Trainer) -> dict[str, float]:
     def objective(numbers: NDArray[np.int64], maps: Tensor) -> dict[str, Tensor]:
         logits = plain.leaf_logits(plain.from_maps(maps))
         targets = trainer.targets(numbers)
-        return {"loss": nn.functional.cross_entropy(logits, targets, label_smoothing=setting.label_smoothing)}
+        return {"loss": leaf_cross_entropy(logits, targets, trainer.possible_leaves, setting.label_smoothing)}
 
     row = epoch(trainer, optimiser, pairs, objective, step=step, cosine=True, images=images_in(batches))
     plain.eval()
@@ -60,7 +61,8 @@ def linear(trainer: Trainer) -> dict[str, float]:
     inputs = trainer.feed.varied((batch.numbers for batch in batches), trainer.state.step)
 
     def objective(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(plain.leaf_logits(features), trainer.targets(numbers))}
+        logits = plain.leaf_logits(features)
+        return {"loss": leaf_cross_entropy(logits, trainer.targets(numbers), trainer.possible_leaves)}
 
     row = epoch(trainer, optimiser, with_inputs(batches, inputs), objective, step=step, cosine=True)
     plain.eval()

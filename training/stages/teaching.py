@@ -13,6 +13,7 @@ from training.loop.epoch import epoch, whole_batches
 from training.loop.optimising import adam
 from training.loop.plan import Step
 from training.loop.trainer import Trainer
+from training.losses import leaf_cross_entropy
 from training.progress import tracked
 
 # The defaults of the plain classifier. Training takes seconds.
@@ -28,7 +29,7 @@ def teach(trainer: Trainer) -> dict[str, float]:
     optimiser = adam([([*layer.parameters()], LEARNING_RATE)])
 
     def loss(numbers: NDArray[np.int64], features: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(layer(features), trainer.targets(numbers))}
+        return {"loss": leaf_cross_entropy(layer(features), trainer.targets(numbers), trainer.possible_leaves)}
 
     row: dict[str, float] = {}
     with tracked(trainer.console, "teacher", EPOCHS) as advance:
@@ -66,11 +67,14 @@ def class_activation_mask(trainer: Trainer, numbers: NDArray[np.int64], share: f
     """bool [n, rows, columns]: the `share` of each fit image's cells with the highest class activation for its leaf.
 
     The class activation (Zhou et al. 2016) is the product of the cell's features with the teacher's weights of the
-    leaf, less the mean weights over all leaves.
+    leaf, less the mean weights over all leaves. Of an image that is labelled only down to an inner node, the mean
+    weights of that node's leaves count.
     """
     assert trainer.state.teacher is not None  # the plan teaches first
     weight = trainer.state.teacher.weight
     weight = weight - weight.mean(0)
+    if (possible := trainer.possible_leaves) is not None:
+        weight = possible.to(weight) @ weight / possible.sum(1, keepdim=True)
     masks = []
     for part in slices(numbers, trainer.config.batch):
         features = trainer.feed.batch_features("fit", part)

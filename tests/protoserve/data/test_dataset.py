@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from protoserve.data.dataset import hold_out, read_split, read_taxonomy
+from protoserve.data.dataset import hold_out, read_inner, read_labelled, read_split, read_taxonomy
 from protoserve.errors import InputError, TaxonomyError
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import Cells, InputRule
+from protoserve.taxonomy import Taxonomy
 from tests.protoserve.data.folder_pictures import add_pictures
 
 
@@ -181,3 +182,33 @@ def test_a_picture_s_name_that_is_not_utf8_is_shown(root: Path) -> None:
     (root / "train/Garlic/0.png").rename(root / "train" / "Garlic" / os.fsdecode(b"caf\xe9.png"))
     with pytest.raises(InputError, match=r"caf\\xe9\.png: the name is not UTF-8; rename it"):
         read_split(root, "train", read_taxonomy(root))
+
+
+def test_images_of_an_inner_node_are_read_apart(root: Path) -> None:
+    add_pictures(root, "train/Fruit", 3)
+    taxonomy = read_taxonomy(root)
+    leaves, inner = read_split(root, "train", taxonomy, every_leaf=True), read_inner(root, "train", taxonomy)
+    assert leaves.to_leaf.all() and len(leaves) == 30
+    assert leaves.notes() == [
+        "note: train: passed over 3 files: 3 labelled only down to an inner node of the class tree"
+    ]
+    assert not inner.to_leaf.any() and inner.notes() == []
+    assert [taxonomy.names[node] for node in taxonomy.label_nodes[inner.leaves]] == ["Fruit"] * 3
+    together = read_labelled(root, "train", taxonomy)
+    assert together.images == leaves.images + inner.images and together.notes() == []
+    assert len(read_inner(root, "val", taxonomy)) == 0
+
+
+def test_a_split_of_inner_images_alone_holds_none(root: Path) -> None:
+    add_pictures(root, "test/Fruit", 2)
+    with pytest.raises(InputError, match=r"holds no images of the taxonomy's 3 leaves \(passed over 2 files: 2 lab"):
+        read_split(root, "test", read_taxonomy(root))
+
+
+def test_images_of_a_parent_that_lost_its_leaves_are_left_out_with_them(root: Path) -> None:
+    add_pictures(root, "train/Fruit", 2)
+    whole = read_taxonomy(root)
+    left_out = {name: name for name in ("Fruit/Apple", "Fruit/Lemon")}
+    taxonomy = Taxonomy.from_paths(["Garlic", "Onion"])
+    assert "Fruit" in whole.names and "Fruit" not in taxonomy.names
+    assert len(read_inner(root, "train", taxonomy, left_out=left_out)) == 0

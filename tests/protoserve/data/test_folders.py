@@ -51,10 +51,12 @@ def test_a_leaf_folder_without_images_is_named(tmp_path: Path) -> None:
         taxonomy_of_folders(tmp_path)
 
 
-def test_a_folder_with_images_and_folders_is_named(tmp_path: Path) -> None:
-    touch(tmp_path / "Fruit" / "Apple", "1.jpg")
-    touch(tmp_path / "Fruit", "1.jpg")
-    with pytest.raises(TaxonomyError, match="both images and the folder 'Apple'"):
+def test_a_parent_may_have_images_of_its_own(tmp_path: Path) -> None:
+    for folder in ("Fruit/Apple", "Fruit/Lemon", "Garlic", "Fruit"):
+        touch(tmp_path / folder, "1.jpg")
+    assert taxonomy_of_folders(tmp_path).names == ("Fruit", "Garlic", "Fruit/Apple", "Fruit/Lemon")
+    touch(tmp_path, "1.jpg")
+    with pytest.raises(TaxonomyError, match="holds images directly"):
         taxonomy_of_folders(tmp_path)
 
 

@@ -214,3 +214,28 @@ def test_what_was_found_is_said_first_and_small_classes_are_named(data: Path) ->
     )
     assert held == "held out of train to select on (data.hold_out): 3 pictures"
     assert few == "warning: fewer than 10 pictures to learn from: B (3), A/x (3), A/y (3); add some"
+
+
+def test_pictures_of_an_inner_node_are_learned_from_and_never_selected_on(data: Path, tmp_path: Path) -> None:
+    whole = part_of(data, tmp_path / "whole", "train", "val")
+    for number, name in enumerate(("a", "b", "c")):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(whole / "train" / "A" / f"{name}.png")
+    splits, plain = read_splits(config(hold_out=0.25), whole), read_splits(config(hold_out=0.25), data)
+    count = len(plain.fit)
+    assert splits.fit.images[:count] == plain.fit.images and splits.selection.images == plain.selection.images
+    assert splits.fit.images[count:] == ("train/A/a.png", "train/A/b.png", "train/A/c.png")
+    taxonomy = splits.fit.taxonomy
+    assert {taxonomy.names[node] for node in taxonomy.label_nodes[splits.fit.leaves[count:]]} == {"A"}
+    assert splits.found[-1] == (
+        "3 pictures of train are labelled only down to an inner node, and learned from down to there: A (3)"
+    )
+    assert splits.fingerprint == plain.fingerprint and not splits.notes
+    assert splits.inner is not None and splits.inner.images == 3 and plain.inner is None
+
+
+def test_where_all_leaves_compete_at_once_pictures_of_an_inner_node_are_passed_over(data: Path, tmp_path: Path) -> None:
+    whole = part_of(data, tmp_path / "whole", "train", "val")
+    Image.new("RGB", (4, 4)).save(whole / "train" / "A" / "a.png")
+    splits = read_splits(parse_config({"name": "a", "model": {"kind": "flat"}}, "c"), whole)
+    assert splits.inner is None and splits.fit.to_leaf.all()
+    assert splits.passed_over["train"] == {"inner": 1} and "1 labelled only down to an inner node" in splits.notes[0]

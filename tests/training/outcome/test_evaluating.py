@@ -149,3 +149,16 @@ def test_evaluate_needs_something_novel(
         shutil.rmtree(tmp_path / leaf, ignore_errors=True)
     with pytest.raises(InputError, match="no image of a class that the taxonomy lacks"):
         document_of(left_out_run, rendered_data, "test", novel=tmp_path)
+
+
+def test_pictures_of_an_inner_node_count_down_to_there(small_run: Path, small_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_data / "test", data / "test")
+    for picture in sorted((data / "test" / "A" / "y").iterdir()):
+        picture.rename(data / "test" / "A" / picture.name)
+    whole, part = document_of(small_run, small_data, "test"), document_of(small_run, data, "test")
+    assert (part["images"], part["inner"], part["passed_over"]) == (9, 3, {})
+    assert part["accuracy"]["level_1"] == whole["accuracy"]["level_1"]
+    assert part["siblings"]["A"]["images"] == 3 and part["siblings"][""] == whole["siblings"][""]
+    # The promise is about whole paths.
+    assert part["promise"]["0.9"]["images"] == 6

@@ -212,8 +212,8 @@ def test_own_prototypes_are_those_of_the_nodes_on_the_path() -> None:
     taxonomy = Taxonomy.from_paths(UNEVEN)
     children = prototype_children(taxonomy, "hierarchical", 2)
     table = own_prototypes(taxonomy, torch.tensor(children))
-    for row, leaf in zip(table.tolist(), taxonomy.leaves, strict=True):
-        path = {node for node in taxonomy.path_at_level[leaf].tolist() if node >= 0}
+    for row, labelled in zip(table.tolist(), taxonomy.label_nodes, strict=True):
+        path = {node for node in taxonomy.path_at_level[labelled].tolist() if node >= 0}
         found = [prototype for prototype in row if prototype < len(children)]
         assert sorted(found) == [prototype for prototype, child in enumerate(children) if child in path]
 
@@ -223,3 +223,20 @@ def test_a_class_without_images_is_an_error(problem: Problem) -> None:
     kept = (leaves != 0).nonzero()[:, 0].numpy()
     with pytest.raises(RuntimeError, match="of 'Q' has no training image"):
         complete(head, search(head, batches(latent, leaves, kept, 6)))
+
+
+def test_pictures_of_an_inner_node_are_cut_for_it_and_for_what_is_above_it() -> None:
+    head, latent, leaves = make_problem(UNEVEN, images=40)
+    tree = head.taxonomy
+    label = {tree.names[node]: number for number, node in enumerate(tree.label_nodes)}
+    children = head.grouping.prototype_child
+    # Of pictures 30 to 39, only that they show a B is known, and each prototype equals a cell of one of them.
+    labels = leaves.clone()
+    labels[30:] = label["A/B"]
+    with torch.no_grad():
+        for number in range(len(children)):
+            head.prototypes[number] = latent[30 + number % 10, :, 0, 0]
+    found = complete(head, search(head, [(torch.arange(40), labels, latent)]))
+    for number, child in enumerate(children.tolist()):
+        from_inner = int(found.image[number]) >= 30
+        assert from_inner == (tree.names[child] in ("A", "A/B")), tree.names[child]
