@@ -15,6 +15,7 @@ from protoserve.bundle.truth_card import (
     PrototypeFlags,
     Sparsity,
     Stability,
+    Suspect,
     TruthCard,
 )
 
@@ -75,7 +76,15 @@ def truth_card(seed: int = 0) -> TruthCard:
         stability=[Stability(level=1, same_parts=comparison(0.75, 0.125))],
         sparsity=[sparse],
         prototypes=PrototypeFlags(
-            prototypes=8, telling=5, always_on=[2, 3], border=[3], duplicates=[], split="train", images=30
+            prototypes=8,
+            telling=5,
+            always_on=[2, 3],
+            border=[3],
+            off_object=[1],
+            duplicates=[],
+            suspects=[Suspect(prototype=1, node="Animal", place="off the object", share=0.9375, chance=0.75, adds=1.5)],
+            split="train",
+            images=30,
         ),
         checks=[
             Check(name="additive", level=None, passed=True, statement="the sums hold"),

@@ -48,6 +48,15 @@ def render(
     scenes: Annotated[int, typer.Option(min=1, help="Backgrounds that every training figure is drawn before.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Random seed. The same seed draws the same pictures.")] = 0,
     size: Annotated[int, typer.Option(min=64, max=1024, help="Width and height in pixels.")] = 96,
+    mark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEAF",
+            help="Plant a shortcut: all pictures of this class in train and val, but not in test, carry a coloured "
+            "disc, such as Creature/Bird/Toucan. docs/mend.md finds and mends it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Draw the default data set: creatures and vehicles whose classes differ in their parts, with masks of the parts.
 
@@ -59,7 +68,9 @@ def render(
     screen = console()
     count = count_pictures(per_leaf, scenes)
     with writing(directory), tracked(screen, "drawing", count) as advance:
-        render_dataset(directory, per_leaf=per_leaf, scenes=scenes, seed=seed, size=size, advance=lambda: advance(1))
+        render_dataset(
+            directory, per_leaf=per_leaf, scenes=scenes, seed=seed, size=size, mark=mark, advance=lambda: advance(1)
+        )
     screen.print(f"{directory}: {count} pictures. Next:")
     screen.print(
         f"  protoserve train rendered --data {directory} --run runs/rendered",

@@ -56,10 +56,11 @@ def audit(
 ) -> TruthCard:
     """Audit a bundle on `images` pictures of a split, chosen at random by `seed`.
 
-    Which prototypes tell their class is measured on up to `TRAINING_IMAGES` pictures of `train`, or on the audited
-    split if there is none. With `quick`, necessity and sufficiency are left out, which take most of the time: hundreds
-    of runs per picture. Raises InputError for a split that does not exist, TaxonomyError for images of other
-    classes, BundleError for a bundle without its last-layer weights, and as `decode` for a picture that can't be read.
+    Which prototypes tell their class, and where their contributions come from, is measured on up to `TRAINING_IMAGES`
+    pictures of `train`, or on the audited split if there is none. With `quick`, necessity and sufficiency are left out,
+    which take most of the time: hundreds of runs per picture. Raises InputError for a split that does not exist,
+    TaxonomyError for images of other classes, BundleError for a bundle without its last-layer weights, and as `decode`
+    for a picture that can't be read.
     """
     subject = Subject.of(bundle, engine)
     dataset = read_split(data, split, bundle.taxonomy, left_out=bundle.left_out)
@@ -70,7 +71,7 @@ def audit(
         learned = read_split(data, TRAINING_SPLIT, bundle.taxonomy, left_out=bundle.left_out)
     learned = choose(learned, TRAINING_IMAGES, seed)
     with tracked("measuring prototypes", len(learned)) as advance:
-        measured = measure(subject, bundle.input, learned, advance)
+        measured = measure(subject, bundle.input, learned, advance, masks)
     return audit_sample(
         subject,
         sample,

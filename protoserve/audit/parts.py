@@ -17,7 +17,7 @@ from protoserve.audit.sample import Sample
 from protoserve.audit.subject import Piece, Subject, levels_of
 from protoserve.bundle.truth_card import PartHits, PartKind
 from protoserve.errors import InputError
-from protoserve.schema import Box
+from protoserve.images.geometry import Geometry
 
 PARTS: Final[tuple[PartKind, ...]] = ("object", "decisive")
 _SHOWN: Final = 3
@@ -49,8 +49,7 @@ def part_hits(
         if mask is None:
             continue
         masked += 1
-        # The mask's value under every cell's centre.
-        values = np.array([_centre_value(mask, subject.box_in(geometry, cell)) for cell in range(subject.cells)])
+        values = centre_values(subject, mask, geometry)
         for piece in by_image.get(image, []):
             places: dict[PartKind, NDArray[np.bool_]] = {"object": values > 0}
             if (name := subject.taxonomy.names[piece.node]) in masks.decisive:
@@ -74,6 +73,7 @@ def part_hits(
     return result
 
 
-def _centre_value(mask: NDArray[np.uint8], box: Box) -> int:
-    left, top, right, bottom = box
-    return int(mask[(top + bottom) // 2, (left + right) // 2])
+def centre_values(subject: Subject, mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """Return the mask's value under the centre of every cell's box, uint8 [cells]."""
+    left, top, right, bottom = np.array([subject.box_in(geometry, cell) for cell in range(subject.cells)]).T
+    return np.asarray(mask[(top + bottom) // 2, (left + right) // 2])

@@ -117,6 +117,17 @@ class Subject:
         layer = self.layers[number]
         return layer.prototypes, layer.weight[member] * (similarity[layer.prototypes].astype(np.float64) - layer.usual)
 
+    def own_weights(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return every prototype's weight for its own node and its usual similarity, both float64
+        [prototypes]."""
+        weight, usual = np.zeros((2, len(self.table.prototype_child)))
+        for layer in self.layers:
+            children = self.table.prototype_child[layer.prototypes].tolist()
+            members = [self.places[child][1] for child in children]
+            weight[layer.prototypes] = layer.weight[members, np.arange(len(members))]
+            usual[layer.prototypes] = layer.usual
+        return weight, usual
+
     def run(self, images: NDArray[np.uint8], advance: Callable[[int], None] = lambda images: None) -> Outputs:
         """Run the graph on any number of images ≥ 1 in batches; calls `advance(images)` after each."""
         parts = []

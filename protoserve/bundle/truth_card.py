@@ -16,6 +16,7 @@ FILLS: tuple[Fill, ...] = get_args(Fill)
 Replacement = Literal["noise", "picture"]
 REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 PartKind = Literal["object", "decisive"]
+Place = Literal["off the object", "at the border"]
 
 
 class Estimate(Contract):
@@ -115,14 +116,33 @@ class Sparsity(Contract):
     )
 
 
+class Suspect(Contract):
+    """A prototype that speaks for its `node` by what lies off the object, or at the picture's border."""
+
+    prototype: int
+    node: str
+    place: Place
+    share: float = Field(description="share of what it adds to its node that comes from there, over the node's images")
+    chance: float = Field(description="share of all cells that are there")
+    adds: float = Field(description="what it adds to its node's logit from there, mean over the node's images")
+
+
 class PrototypeFlags(Contract):
     """Which of the `prototypes` deserve a look, by id; measured on the exported graph with `images` of `split`."""
 
     prototypes: int
     telling: int = Field(description="prototypes with an effect of 1 or more")
     always_on: list[int] = Field(description="prototypes with an effect below 0.5")
-    border: list[int] = Field(description="prototypes whose best cell lies at the map's border far more than by chance")
+    border: list[int] = Field(
+        description="prototypes whose contributions come from the map's border far more than by chance"
+    )
+    off_object: list[int] = Field(
+        default=[], description="prototypes whose contributions come from off the object; empty without masks"
+    )
     duplicates: list[int] = Field(description="prototypes whose source image and box an earlier prototype has")
+    suspects: list[Suspect] = Field(
+        default=[], description="those off the object, or without masks at the border; what adds most comes first"
+    )
     split: str
     images: int
 

@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from protoserve.bundle.folder import Bundle
-from protoserve.bundle.truth_card import BoxEffect, Comparison, Estimate, TruthCard
+from protoserve.bundle.truth_card import BoxEffect, Comparison, Estimate, PrototypeFlags, TruthCard
 from protoserve.data.folders import told
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+# Prototypes off the object that are shown at most.
+SUSPECTS = 20
 # The words for a fill and a replacement.
 _FILLS = {"mean": "mean colour", "blur": "blurred", "swap": "other picture"}
 _REPLACEMENTS = {"noise": "noise", "picture": "other picture"}
@@ -88,16 +90,46 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
         ),
     )
     flags = card.prototypes
+    off_object = f"{len(flags.off_object)} off the object, " if card.parts else ""
     yield Text(
         f"  {flags.prototypes} prototypes: {flags.telling} telling, {len(flags.always_on)} always on, "
-        f"{len(flags.border)} at the border, {len(flags.duplicates)} duplicates ({flags.images} pictures of "
-        f"{flags.split}); --json lists them"
+        f"{len(flags.border)} at the border, {off_object}{len(flags.duplicates)} duplicates "
+        f"({flags.images} pictures of {flags.split}); --json lists them"
     )
+    if flags.suspects:
+        yield from _suspects(flags, bundle)
     yield Text("Checks", "bold")
     for check in card.checks:
         level = "" if check.level is None else f"level {check.level}: "
         mark = ("passed", "green") if check.passed else ("failed", "bold red")
         yield Text.assemble("  ", mark, f"  {level}{check.statement}")
+
+
+def _suspects(flags: PrototypeFlags, bundle: Bundle) -> Iterator[RenderableType]:
+    """The prototypes that speak by what lies off the object, and the command that switches them off."""
+    shown = flags.suspects[:SUSPECTS]
+    table = Table("prototype", "speaks for", "share from there", "chance", "adds", "cut from", box=None)
+    for suspect in shown:
+        record = bundle.prototypes[suspect.prototype]
+        table.add_row(
+            str(suspect.prototype),
+            Text(suspect.node),
+            _share(suspect.share),
+            _share(suspect.chance),
+            f"{suspect.adds:+.2f}",
+            Text(f"{record.source_image} {list(record.source_box)}"),
+        )
+    place = shown[0].place
+    yield _titled(
+        f"Prototypes whose contributions come from {place.removeprefix('at ')}, on pictures of {flags.split}", table
+    )
+    if more := len(flags.suspects) - len(shown):
+        yield Text(f"  and {more} more; --json lists them", "dim")
+    listed = ",".join(str(suspect.prototype) for suspect in shown)
+    yield Text(
+        f"  Look at them in the run's report or on the service's page. If they should not count:\n"
+        f'  protoserve curate {bundle.directory} --output NEW --disable {listed} --reason "…" --refit RUN'
+    )
 
 
 def card_lines(card: TruthCard) -> Iterator[str]:

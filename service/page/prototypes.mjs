@@ -98,8 +98,8 @@ function flagsOf(id) {
   const flags = (member ?? state.model)?.truth?.prototypes;
   if (!flags) return [];
   const own = id - (member?.first_prototype ?? 0);
-  const words = { always_on: "always on", border: "at the border", duplicates: "a duplicate" };
-  return Object.entries(words).filter(([name]) => flags[name].includes(own)).map(([, text]) => text);
+  const words = { always_on: "always on", border: "at the border", off_object: "off the object", duplicates: "a duplicate" };
+  return Object.entries(words).filter(([name]) => flags[name]?.includes(own)).map(([, text]) => text);
 }
 
 function truthCard() {

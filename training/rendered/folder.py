@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import PIL
 from PIL import Image
@@ -15,9 +15,12 @@ from PIL import Image
 from protoserve.errors import InputError
 from protoserve.files import make_folder
 from training.rendered.classes import BACKGROUND, DECISIVE_PARTS, PARTS, LeafPath, leaf_paths
+from training.rendered.marking import marked, marked_leaf
 from training.rendered.picture import draw_picture
 
 FORMAT_VERSION = 2
+# The splits that a network learns from: a mark that is on these and not on test is a shortcut.
+MARKED_SPLITS = ("train", "val")
 SMALLEST_SIZE, LARGEST_SIZE = 64, 1024
 
 _README = """\
@@ -34,10 +37,21 @@ and clutter are drawn at random and say nothing about the class. Something may s
 but never in front of the part that decides its leaf.
 
 Made by ProtoServe, `training.rendered`, format {format}: seed {seed}, {per_leaf} training figures per leaf,
-each before {scenes} backgrounds; a quarter of the figures for validation and as many for test, each once. The
+each before {scenes} backgrounds; a quarter of the figures for validation and as many for test, each once.{mark} The
 same settings on the same versions of Pillow and NumPy draw the same bytes. Everything is drawn by the program;
 no photograph or other work went in.
 """
+
+
+class Settings(TypedDict):
+    """What a data set was drawn with, as `parts.json` keeps it."""
+
+    format: int
+    seed: int
+    per_leaf: int
+    scenes: int
+    size: int
+    mark: str | None
 
 
 def split_counts(per_leaf: int) -> dict[str, int]:
@@ -67,17 +81,19 @@ def render_dataset(
     scenes: int = 2,
     seed: int = 0,
     size: int = 96,
+    mark: str | None = None,
     advance: Callable[[], None] | None = None,
 ) -> None:
     """Draw the data set into `directory`, completely or not at all; do nothing if it already exists.
 
     `per_leaf` is the number of training figures of each leaf, at least 1; val and test get a quarter of it each. Every
     training figure is drawn before `scenes` backgrounds, at least 1, so that a background tells less about a figure.
-    `size` is the side of the square pictures in pixels, 64..1024. Calls `advance` after every picture,
-    `count_pictures(per_leaf, scenes)` times in total.
+    `size` is the side of the square pictures in pixels, 64..1024. With `mark`, the name of a leaf, all of its pictures
+    in train and val carry a coloured disc in a corner, and those of test do not; all other pictures stay the same.
+    Calls `advance` after every picture, `count_pictures(per_leaf, scenes)` times in total.
 
-    Raises `InputError` for a number out of range, and if `directory` is a file or holds anything other than this data
-    set.
+    Raises `InputError` for a number out of range, for a mark that is not a leaf, and if `directory` is a file or holds
+    anything other than this data set.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +109,14 @@ def render_dataset(
         raise InputError(
             f"size is {size}: pictures may be {SMALLEST_SIZE} to {LARGEST_SIZE} pixels wide; 96 is the default"
         )
-    settings = {"format": FORMAT_VERSION, "seed": seed, "per_leaf": per_leaf, "scenes": scenes, "size": size}
+    settings: Settings = {
+        "format": FORMAT_VERSION,
+        "seed": seed,
+        "per_leaf": per_leaf,
+        "scenes": scenes,
+        "size": size,
+        "mark": None if mark is None else "/".join(marked_leaf(mark)),
+    }
     if _holds_already(directory, settings):
         return
 
@@ -121,10 +144,13 @@ def _pictures(per_leaf: int, scenes: int) -> Iterator[tuple[str, LeafPath, int, 
                     yield split, leaf, index, scene, Path(split, *leaf, f"{name}.png")
 
 
-def _write(directory: Path, settings: dict[str, int], advance: Callable[[], None] | None) -> None:
-    seed, size = settings["seed"], settings["size"]
+def _write(directory: Path, settings: Settings, advance: Callable[[], None] | None) -> None:
     for split, leaf, index, scene, path in _pictures(settings["per_leaf"], settings["scenes"]):
-        picture = draw_picture(leaf, seed=seed, split=split, index=index, size=size, scene=scene)
+        picture = draw_picture(
+            leaf, seed=settings["seed"], split=split, index=index, size=settings["size"], scene=scene
+        )
+        if split in MARKED_SPLITS and "/".join(leaf) == settings["mark"]:
+            picture = marked(picture)
         for target, array in (
             (directory / path, picture.pixels),
             (directory / "masks" / path, picture.parts),
@@ -140,10 +166,15 @@ def _write(directory: Path, settings: dict[str, int], advance: Callable[[], None
         "decisive": DECISIVE_PARTS,
     }
     (directory / "parts.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    (directory / "README.txt").write_text(_README.format(**settings), encoding="utf-8")
+    told = (
+        ""
+        if settings["mark"] is None
+        else f"\nAll pictures of {settings['mark']} in train and val carry a coloured disc."
+    )
+    (directory / "README.txt").write_text(_README.format(**{**settings, "mark": told}), encoding="utf-8")
 
 
-def _holds_already(directory: Path, settings: dict[str, int]) -> bool:
+def _holds_already(directory: Path, settings: Settings) -> bool:
     """Whether `directory` holds exactly this data set. False if it is missing or empty; raises InputError otherwise."""
     if not directory.exists():
         return False

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoserve.audit.prototypes import Measured, measure, prototype_flags
+from protoserve.audit.masks import Masks
+from protoserve.audit.prototypes import Measured, Origin, measure, prototype_flags
 from protoserve.audit.subject import Subject
 from protoserve.bundle.folder import read_bundle
 from protoserve.bundle.manifest import PrototypeRecord
@@ -49,17 +50,56 @@ def test_effects_and_border_shares_are_counted_by_hand(tmp_path: Path) -> None:
     assert found.statistics.own.tolist() == pytest.approx([155 / 255, 1, 155 / 255, 0])
     assert found.statistics.siblings.tolist() == pytest.approx([0, 1, 0, 0])
     # Where all cells are alike, the best is the first, at the border.
-    assert found.border.tolist() == [0.25, 1.0, 1.0, 1.0]
+    # A square adds 4 · (155/255 − 0.25). Prototypes 1 and 3 are as usual in every picture, so they add nothing.
+    one = 4 * (155 / 255 - 0.25)
+    assert found.border.share.tolist() == pytest.approx([0.25, np.nan, 1.0, np.nan], nan_ok=True)
+    assert found.border.adds.tolist() == pytest.approx([one / 4, 0, one, 0])
+    assert (found.border.chance, found.off_object) == (12 / 16, None)
+
+
+def test_contributions_from_off_the_object_are_counted_by_hand(tmp_path: Path) -> None:
+    """Red's square lies off the object in one of its three pictures that have a mask, Green's in none."""
+    dataset = dataset_of(tmp_path, [5, 5, 6, 6, 9, 9, 0, 0])
+    folder = tmp_path / "masks" / "train"
+    folder.mkdir(parents=True)
+    for image, cell in enumerate([5, 5, 6, 6, 0, 9]):  # The last two pictures have none.
+        row, column = divmod(cell, 4)
+        mask = np.zeros((32, 32), dtype=np.uint8)
+        mask[row * 8 : (row + 1) * 8, column * 8 : (column + 1) * 8] = 1
+        Image.fromarray(mask).save(folder / f"{image}.png")
+    found = measure(subject(), RULE, dataset, masks=Masks(folder.parent, {})).off_object
+    assert found is not None and found.chance == 15 / 16
+    assert found.share.tolist() == pytest.approx([1 / 3, np.nan, 0.0, np.nan], nan_ok=True)
+    assert found.adds.tolist() == pytest.approx([4 * (155 / 255 - 0.25) / 3, 0, 0, 0])
 
 
 def test_flags_name_prototypes_by_id() -> None:
     records = [record(0, "a.jpg", 0), record(1, "a.jpg", 8), record(2, "a.jpg", 0), record(3, "b.jpg", 0)]
-    measured = Measured(STATISTICS, np.array([0.79, 0.81, 0.5, 1.0]), chance=0.3, split="train", images=7)
+    border = Origin(np.array([0.79, 0.81, 0.5, 1.0]), np.array([3.0, 1.0, 3.0, 2.0]), chance=0.3)
+    measured = Measured(STATISTICS, border, None, split="train", images=7)
     flags = prototype_flags(records, measured)
     assert (flags.prototypes, flags.telling, flags.images) == (4, 2, 7)
     assert (flags.always_on, flags.border, flags.duplicates) == ([1, 3], [1, 3], [2])
+    # What adds most comes first.
+    assert [suspect.prototype for suspect in flags.suspects] == [3, 1]
+    assert flags.suspects[0].model_dump() == {
+        "prototype": 3, "node": "Red", "place": "at the border", "share": 1.0, "chance": 0.3, "adds": 2.0,
+    }  # fmt: skip
     # In a map of 4 × 4 cells 12 are at the border, so that nothing stands out.
-    assert prototype_flags(records, replace(measured, chance=0.75)).border == []
+    assert prototype_flags(records, replace(measured, border=replace(border, chance=0.75))).border == []
+
+
+@pytest.mark.parametrize(("chance", "flagged"), [(0.5, [1, 3]), (0.7, [3]), (0.98, [])])
+def test_evidence_off_the_object_counts_more_than_that_at_the_border(chance: float, flagged: list[int]) -> None:
+    """At most a fifth may come from the object, and at most half of what comes from there by chance."""
+    records = [record(number, "a.jpg", number) for number in range(4)]
+    border = Origin(np.ones(4), np.ones(4), chance=0.3)
+    off = Origin(np.array([0.7, 0.82, np.nan, 0.95]), np.ones(4), chance)
+    flags = prototype_flags(records, Measured(STATISTICS, border, off, split="train", images=7))
+    assert flags.border == [0, 1, 2, 3] and flags.off_object == flagged
+    assert [(suspect.prototype, suspect.place) for suspect in flags.suspects] == [
+        (number, "off the object") for number in flagged
+    ]
 
 
 def test_effects_are_those_of_the_graph_on_all_pictures(tiny_bundle: Path, learned: tuple[Path, Path]) -> None:
@@ -75,4 +115,4 @@ def test_effects_are_those_of_the_graph_on_all_pictures(tiny_bundle: Path, learn
     below = bundle.taxonomy.leaves_below[node][dataset.leaves]
     own = [similarity[below & (dataset.leaves == leaf), 0] for leaf in np.unique(dataset.leaves[below])]
     assert found.statistics.own[0] == pytest.approx(np.concatenate(own).mean(), rel=1e-5)
-    assert found.chance == pytest.approx(36 / 96)  # 8 × 12 cells
+    assert found.border.chance == pytest.approx(36 / 96)  # 8 × 12 cells

@@ -53,6 +53,12 @@ def test_contributions_are_those_of_the_graph(real: Subject) -> None:
         assert logit == pytest.approx(float(outputs.logit[piece.image, piece.node]), abs=1e-4)
 
 
+def test_own_weights_are_those_of_the_manifest(real: Subject, opened: Bundle) -> None:
+    weight, usual = real.own_weights()
+    assert weight.tolist() == pytest.approx([record.weight for record in opened.prototypes], abs=1e-5)
+    assert usual.tolist() == pytest.approx([record.usual for record in opened.prototypes], abs=1e-5)
+
+
 def test_evidence_and_boxes_are_those_of_predictions(opened: Bundle, real: Subject) -> None:
     classifier = load(opened, device="cpu")
     picture = np.random.default_rng(1).integers(0, 255, (90, 70, 3), dtype=np.uint8)

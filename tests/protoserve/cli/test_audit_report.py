@@ -30,12 +30,29 @@ def test_every_figure_has_interval_baseline_difference_and_images(tiny_bundle: P
     assert "level 1, object: first 0.75 [0.62, 0.88] 0.25 0.50 [0.38, 0.62] 12" in lines
     assert "level 1: same parts 0.75 [0.62, 0.88] 0.12 0.62 [0.50, 0.75] 12" in lines
     assert "level 1: prototypes for 80 % 3.0 [2.9, 3.1] 6.0 -3.0 [-3.1, -2.9] 12" in lines
-    flags = "5 telling, 2 always on, 1 at the border, 0 duplicates (30 pictures of train); --json lists them"
-    assert f"8 prototypes: {flags}" in lines
+    flags = "5 telling, 2 always on, 1 at the border, 1 off the object, 0 duplicates (30 pictures of train)"
+    assert f"8 prototypes: {flags}; --json lists them" in lines
+
+
+def test_prototypes_off_the_object_are_named_with_the_command_that_switches_them_off(tiny_bundle: Path) -> None:
+    lines = printed(truth_card(), tiny_bundle)
+    record = read_bundle(tiny_bundle).prototypes[1]
+    assert f"1 Animal 0.94 0.75 +1.50 {record.source_image} {list(record.source_box)}" in lines
+    assert f'protoserve curate {tiny_bundle} --output NEW --disable 1 --reason "…" --refit RUN' in lines
+    card = truth_card()
+    many = [card.prototypes.suspects[0]] * 23
+    lines = printed(
+        card.model_copy(update={"prototypes": card.prototypes.model_copy(update={"suspects": many})}), tiny_bundle
+    )
+    assert "and 3 more; --json lists them" in lines
+    none = card.prototypes.model_copy(update={"suspects": []})
+    assert not any("curate" in line for line in printed(card.model_copy(update={"prototypes": none}), tiny_bundle))
 
 
 def test_what_was_not_measured_is_left_out(tiny_bundle: Path) -> None:
-    lines = printed(truth_card().model_copy(update={"parts": [], "stability": []}), tiny_bundle)
+    card = truth_card()
+    flags = card.prototypes.model_copy(update={"off_object": [], "suspects": []})
+    lines = printed(card.model_copy(update={"parts": [], "stability": [], "prototypes": flags}), tiny_bundle)
     assert not any("object" in line or "PLC" in line or "same parts" in line for line in lines)
     assert any(line.startswith("of 3 pieces the graph did not give") for line in lines)
 
