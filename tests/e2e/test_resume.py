@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -61,6 +62,8 @@ CASES = [
     ),
 ]
 SEED = 20
+# How often a run is killed; with PROTOSERVE_TEST_FAULTS, once in every stage.
+KILLS = 5
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,17 @@ def wait_for_checkpoints(process: ForkServerProcess, run: Path, count: int) -> N
         last = next_checkpoint(process, run, last)
 
 
+def wait_within_step(process: ForkServerProcess, run: Path, seconds: float) -> None:
+    """Wait that long, but not beyond the next checkpoint: a machine may work faster than when its pace was measured."""
+    file = run / "checkpoint.pt"
+    last = file.stat().st_ino if file.is_file() else None
+    end = time.perf_counter() + seconds
+    while process.is_alive() and time.perf_counter() < end:
+        time.sleep(0.002)
+        if (file.stat().st_ino if file.is_file() else None) != last:
+            return
+
+
 def pace_of(process: ForkServerProcess, run: Path) -> list[float]:
     """The seconds from the start of a process to its first checkpoint, on to its second, …, and on to its end."""
     last, before, paces = None, time.perf_counter(), []
@@ -151,10 +165,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     stages = [*stages_done(whole), "finish"]
     assert len(paces) == len(stages)
 
-    # Kill within a random step of every stage. To repeat a failure, start from the printed seed.
+    # Kill within a random step of some stages, or of every one. To repeat a failure, start from the printed seed.
     chance = random.Random(SEED)
-    of_stage = [[step for step, stage in enumerate(stages) if stage == name] for name in dict.fromkeys(stages)]
-    moments = sorted(chance.choice(steps) for steps in of_stage)
+    names = list(dict.fromkeys(stages))
+    if "PROTOSERVE_TEST_FAULTS" not in os.environ:
+        names = sorted(chance.sample(names, k=min(KILLS, len(names))), key=stages.index)
+    moments = [chance.choice([step for step, stage in enumerate(stages) if stage == name]) for name in names]
     print(f"seed {SEED}, {len(stages)} steps, killed in those after {moments}")
     killed_in = []
     for moment in moments:
@@ -163,7 +179,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
             (killed / ".draft-0a1b2c3d.checkpoint.pt").write_bytes(b"half")
         process = train(forkserver, config, data, killed)
         wait_for_checkpoints(process, killed, moment - len(stages_done(killed)))
-        process.join(timeout=chance.uniform(0, 0.9 * paces[moment]))
+        wait_within_step(process, killed, chance.uniform(0, 0.9 * paces[moment]))
         if not process.is_alive():
             break
         process.kill()
@@ -175,7 +191,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
         process = train(forkserver, config, data, killed)
     finish(process)
     # A step of a few milliseconds may end before the kill.
-    assert len(set(killed_in)) >= 0.5 * len(of_stage)
+    assert len(set(killed_in)) >= 0.5 * len(names)
 
     expected = torch.load(whole / "model.pt", weights_only=True)
     found = torch.load(killed / "model.pt", weights_only=True)

@@ -26,7 +26,7 @@ from training.rendered import (
     split_counts,
 )
 
-PER_LEAF = 20
+PER_LEAF = 8
 LEAF = ("Creature", "Bird", "Toucan")
 
 
