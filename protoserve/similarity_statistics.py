@@ -110,6 +110,25 @@ class SimilaritySums:
             columns.append(np.stack([usual, of_own, of_siblings, deviation]))
         return SimilarityStatistics(*np.concatenate(columns, axis=1))
 
+    def against_members(self) -> list[tuple[list[int], NDArray[np.float64]]]:
+        """Return, by group, its member nodes and what its prototypes tell apart: float64 [members, prototypes] by how
+        much a prototype is more similar to pictures of its own child than to those of the member.
+
+        The unit is the pooled standard deviation (Cohen 1988, d). NaN for the own child, and where there are no
+        pictures or no deviation.
+        """
+        result = []
+        for group, part in enumerate(self._prototypes):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                mean, square = self._total[group] / self._count[group], self._squares[group] / self._count[group]
+                variance = np.maximum(square - mean**2, 0.0)
+                own = self.prototype_member[part], np.arange(part.stop - part.start)
+                effect = (mean[own] - mean) / np.sqrt((variance[own] + variance) / 2)
+            effect[own] = np.nan
+            effect[~np.isfinite(effect)] = np.nan
+            result.append((list(self.table.groups[group].children), effect))
+        return result
+
 
 def _mean(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
     """[columns] the mean over the `chosen` rows; NaN where none is."""

@@ -1,5 +1,4 @@
-"""The commands `data render`, `train`, `evaluate`, `extend`, `ablate`, `report`. Each imports heavy modules when it
-runs."""
+"""The commands `data render`, `train`, `evaluate`, `extend`, `ablate`. Each imports heavy modules when it runs."""
 
 from __future__ import annotations
 
@@ -342,22 +341,3 @@ def ablate(
     rows = ablation.ablate(changed, data, out, device=device, console=screen)
     say(json.dumps(rows) if as_json else ablation.markdown(rows).rstrip())
     screen.print(f"{out}: ablation.md, ablation.csv, ablation.json and prototypes.png", soft_wrap=True)
-
-
-def report(
-    run: Annotated[Path, typer.Argument(help="A finished run.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; by default RUN/report.html.")
-    ] = None,
-) -> None:
-    """Write an HTML report of a run: scores, curves, confusion, and every prototype with its nearest patches.
-
-    The report is one file, embeds all its pictures and works offline.
-
-    Example: protoserve report runs/grocery -o grocery.html
-    """
-    from training.outcome.report import write_report
-
-    file = run / "report.html" if output is None else output
-    size = write_report(run, file)
-    say(f"{file}: {size / 1e6:.1f} MB")

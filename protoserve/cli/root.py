@@ -24,6 +24,7 @@ from protoserve.cli.explaining import explain
 from protoserve.cli.feedback import feedback
 from protoserve.cli.lists import lists
 from protoserve.cli.output import prepare_streams, say, say_line
+from protoserve.cli.report import report
 from protoserve.cli.score import score
 from protoserve.cli.verify import verify
 from protoserve.errors import MissingExtraError, ProtoServeError
@@ -93,7 +94,7 @@ def build_app() -> typer.Typer:
         epilog="Example: protoserve predict bundles/grocery photo.jpg",
     )
     app.callback()(_root)
-    for command in (predict, explain, inspect, lists, ensemble, score, audit, feedback, verify):
+    for command in (predict, explain, inspect, lists, ensemble, score, audit, report, feedback, verify):
         app.command()(command)
     groups: dict[str, typer.Typer] = {}
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=_command_order):

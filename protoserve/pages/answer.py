@@ -82,7 +82,7 @@ def answer(prediction: Prediction, pictures: Pictures | None, name: str = "") ->
             "header",
             make("h2", held.title, class_=f"title {kind}"),
             make("p", held.reason, class_=f"reason {kind}"),
-            make("ol", [_crumb(level, held.levels) for level in prediction.levels], class_="path"),
+            _path(prediction.levels, held.levels),
             [make("p", line, class_="supposed") for line in supposed(prediction)],
         ),
         sections,
@@ -116,6 +116,11 @@ def _crumb(level: Level, held: int) -> Markup:
     return make(
         "li", readable(level.label), " ", make("small", percent(level.probability) + guess), class_=guess and "open"
     )
+
+
+def _path(levels: Sequence[Level], held: int) -> Markup | None:
+    """The levels of the path in one line; nothing for a single level, which the title names."""
+    return make("ol", [_crumb(level, held) for level in levels], class_="path") if len(levels) > 1 else None
 
 
 def _shown_level(levels: Sequence[Level], held: int) -> int:

@@ -64,6 +64,14 @@ def style(*names: str) -> Markup:
     return Markup("".join(f"{line}\n" for line in lines if line and not line.startswith("/*")))
 
 
+@cache
+def script(name: str) -> str:
+    """Return the script of this name beside this module, without indentation and lines that are only comments."""
+    text = (Path(__file__).parent / f"{name}.mjs").read_text(encoding="utf-8")
+    lines = (line.strip() for line in text.splitlines())
+    return "".join(f"{line}\n" for line in lines if line and not line.startswith("//"))
+
+
 def page(title: str, *children: Child, styles: tuple[str, ...], script: str = "") -> str:
     """Make a whole page, light and dark, whose content policy lets it fetch nothing."""
     policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -34,10 +35,10 @@ def index_page(title: str, entries: Sequence[Explained], failures: Sequence[tupl
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     broken = make("ul", [make("li", make("b", visible(name)), f" {visible(reason)}") for name, reason in failures])
     return page(
-        title,
+        visible(title),
         make(
             "main",
-            make("h1", title),
+            make("h1", visible(title)),
             make("p", f"{pictures}: {told}.", class_="soft"),
             make("ul", [_card(entry) for entry in entries], class_="answers"),
             (make("h2", "Not readable"), broken) if failures else None,
@@ -56,6 +57,6 @@ def _card(entry: Explained) -> Markup:
             make("b", entry.found.title, class_=kind),
             make("span", entry.found.reason, class_="why"),
             make("span", visible(entry.name), class_="soft name"),
-            href=quote(entry.file),
+            href=quote(os.fsencode(entry.file)),
         ),
     )

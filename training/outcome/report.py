@@ -1,84 +1,107 @@
-"""The report of a run: one self-contained HTML page."""
+"""The report of a run: its scores, curves, confusion, and every prototype with its nearest training patches."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
 from protoserve.errors import InputError
-from protoserve.files import write_text, yaml_text
+from protoserve.files import yaml_text
 from protoserve.names import visible
+from protoserve.novelty import NoveltyTable
+from protoserve.pages.crops import data_uri
+from protoserve.reporting.mistakes import ChildConfusion
+from protoserve.reporting.page import Report
+from protoserve.reporting.pictures import PictureStore
+from protoserve.reporting.prototypes import Neighbour, ReportedPrototype, told_apart
+from protoserve.reporting.sections import ORDER
 from protoserve.run.folder import Run, open_run
-from protoserve.run.records import (
-    AnalysedPrototype,
-    Analysis,
-    Confusion,
-    ConfusionTables,
-    Metrics,
-    SelectionAccuracy,
-    Split,
-)
-from protoserve.similarity_statistics import ALWAYS_ON, TELLING
+from protoserve.run.provenance import Provenance
+from protoserve.run.records import AnalysedPrototype, Analysis, Confusion, ConfusionTables, Metrics, Split
+from protoserve.run.similarities import read_similarities
+from protoserve.similarity_statistics import SimilaritySums
+from protoserve.taxonomy import Taxonomy
 from training.outcome.charts import counts_figure, losses_figure, selection_figure, separation_figure, svg_or_note
 
-# Longer side of a prototype's source picture, in pixels.
-SOURCE_SIDE = 112
-# Number of children up to which a confusion matrix fits on a page.
-MATRIX = 40
+# Sides in pixels of a prototype's own patch and of its neighbours'.
+OWN: Final = 72
+NEAR: Final = 56
+# Of their WebP; small tiles with a frame take many bytes.
+QUALITY: Final = 42
+# A report shows about as many patches; each prototype has at least two and at most nine beside its own.
+PATCHES: Final = 5000
+LEAST: Final = 2
+MOST: Final = 9
 
 
-@dataclass(frozen=True)
-class SiblingConfusion:
-    """Confusion among the children of `parent`: `counts` [true][predicted], and the `mistakes` among `images`."""
-
-    parent: str
-    labels: list[str]
-    counts: list[list[int]]
-    images: int
-    mistakes: int
-
-
-def write_report(run_directory: Path, file: Path) -> int:
-    """Write the report of a finished run to `file`, and return its size in bytes.
+def run_report(run_directory: Path) -> Report:
+    """Make the report of a finished run; it says which parts the run does not have, such as calibration if off.
 
     Raises InputError if the run is not finished or a part of it can't be read.
     """
     run = open_run(run_directory)
-    if not file.parent.is_dir():
-        raise InputError(f"{file}: there is no folder {file.parent}; make it, or give another --output")
-    text = render(run)
-    write_text(file, text)
-    return len(text.encode("utf-8"))
-
-
-def render(run: Run) -> str:
-    """The page as HTML. It says which parts the run does not have, such as calibration if that was off."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "name": lambda key: key.replace("_", " "),
-        "known": known,
-    }
     metrics, provenance, analysis = run.metrics(), run.provenance(), run.analysis()
+    split = next(iter(metrics.of(ORDER)), None)
+    store = PictureStore()
+    return Report(
+        name=str(provenance.config.get("name", visible(run.directory.name))),
+        facts=_facts(run, metrics, provenance),
+        metrics=metrics,
+        provenance=provenance,
+        configuration=yaml_text(provenance.config),
+        store=store,
+        prototypes=[] if analysis is None else reported_prototypes(run, analysis, store),
+        about_prototypes=_about(analysis),
+        confusions=[] if split is None else sibling_confusions(run.confusion(), split, analysis),
+        split=split or "",
+        hint=_hint(run),
+        charts=_charts(run, metrics, analysis),
+        calibration_picture=_picture(run.directory / "calibration.png"),
+        decoded_picture=_picture(run.directory / "prototypes.png"),
+    )
+
+
+def _facts(run: Run, metrics: Metrics, provenance: Provenance) -> str:
+    model = provenance.config.get("model", {})
+    kind = f"{model.get('kind', '')} network".strip().capitalize()
+    backbone = f" on {model['backbone']}" if "backbone" in model and model.get("kind") != "autoencoder" else ""
+    images = "–" if provenance.images is None else provenance.images.fit
+    seconds = "" if metrics.seconds is None else f" in {metrics.seconds:.0f} s"
+    seed = "–" if provenance.seed is None else provenance.seed
+    return (
+        f"{kind}{backbone}, run {visible(run.directory.name)}, seed {seed}, trained on {images} images{seconds} on "
+        f"{provenance.device or '–'}."
+    )
+
+
+def _hint(run: Run) -> str:
+    name = visible(run.directory.name)
+    return (
+        f"To see the pictures behind these numbers, with both explanations of each: protoserve export {name} --bundle "
+        f"bundles/{name}, then protoserve report {name} --bundle bundles/{name} --data DIR."
+    )
+
+
+def _about(analysis: Analysis | None) -> str:
+    if analysis is None:
+        return (
+            "This run has no prototypes with their nearest patches: it has a linear head, or an older version trained "
+            "it."
+        )
+    return (
+        "Beside each prototype's own patch are the nearest patches among the "
+        f"{analysis.images} training images of all classes, nearest first; one of another class is framed and marked "
+        "✕. Purity counts the patches of the prototype's own class among the nearest ones. Those that tell their class "
+        "from its siblings best come first."
+    )
+
+
+def _charts(run: Run, metrics: Metrics, analysis: Analysis | None) -> dict[str, str]:
     history = read_history(run.directory / "history.csv")
-    scores = metrics.of(("test", "validation", "selection"))
-    main = next(iter(scores), None)
     charts = {
         "selection": svg_or_note(lambda: selection_figure(history), "selection", "Accuracy over the steps of training"),
         "losses": svg_or_note(lambda: losses_figure(history), "losses", "Terms of the loss over the steps of training"),
@@ -90,49 +113,7 @@ def render(run: Run) -> str:
     if analysis is not None and any(prototype.separation for prototype in analysis.prototypes):
         description = "Mean similarity of every prototype to its own class and to the siblings"
         charts["separation"] = svg_or_note(lambda: separation_figure(analysis.prototypes), "separation", description)
-    return environment.get_template("report.html").render(
-        name=provenance.config.get("name", visible(run.directory.name)),
-        run=visible(run.directory.name),
-        model=provenance.config.get("model", {}),
-        provenance=provenance,
-        metrics=metrics,
-        scores=scores,
-        main=main,
-        levels=[] if main is None else list(scores[main].accuracy),
-        charts=charts,
-        counts=counts,
-        stages=stage_table(metrics),
-        confusions=[] if main is None else sibling_confusions(run.confusion(), main, analysis),
-        matrix=MATRIX,
-        confusion_picture=data_uri_of(run.directory / "confusion.png"),
-        calibration_picture=data_uri_of(run.directory / "calibration.png"),
-        decoded_picture=data_uri_of(run.directory / "prototypes.png"),
-        analysis=analysis,
-        groups=prototype_groups(run, analysis) if analysis is not None else [],
-        separations=group_separations(analysis) if analysis is not None else [],
-        telling=TELLING,
-        always_on=ALWAYS_ON,
-        configuration=yaml_text(provenance.config),
-    )
-
-
-def stage_table(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
-    """(label, accuracies on the selection images) before and after the stages that change prototypes or their
-    weights."""
-    stages = {
-        "projection": metrics.projection,
-        "anchoring": metrics.anchored,
-        "pruning": metrics.prune,
-        "last layers": metrics.last_layers,
-    }
-    rows: list[tuple[str, SelectionAccuracy]] = []
-    for label, record in stages.items():
-        if record is not None:
-            # Omit the row "before" if it equals the row "after" of the previous stage.
-            if not rows or rows[-1][1] != record.before:
-                rows.append((f"before {label}", record.before))
-            rows.append((f"after {label}", record.after))
-    return rows
+    return charts
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
@@ -152,7 +133,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file}: can't read the history ({error}); train again") from error
 
 
-def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Analysis | None) -> list[SiblingConfusion]:
+def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Analysis | None) -> list[ChildConfusion]:
     """The confusion between siblings on a split, parents with the most mistakes first. Empty if the run has no
     confusion for the split, or no names of nodes."""
     tables: ConfusionTables | None = getattr(confusion, split, None)
@@ -160,49 +141,75 @@ def sibling_confusions(confusion: Confusion | None, split: Split, analysis: Anal
         return []
     children: dict[str, list[str]] = {}
     for node in analysis.nodes:
-        children.setdefault(node.name.rpartition("/")[0], []).append(node.label)
-    confusions = []
-    for parent, counts in tables.items():
-        images = sum(map(sum, counts))
-        right = sum(row[child] for child, row in enumerate(counts))
-        confusions.append(SiblingConfusion(parent, children[parent], counts, images, images - right))
-    return sorted(confusions, key=lambda table: (-table.mistakes, table.parent))
+        children.setdefault(node.name.rpartition("/")[0], []).append(node.name)
+    found = [ChildConfusion(parent, children[parent], counts) for parent, counts in tables.items()]
+    return sorted((table for table in found if table.mistakes), key=lambda table: (-table.mistakes, table.parent))
 
 
-@dataclass(frozen=True)
-class PicturedPrototype:
-    """A prototype of the global analysis, with its source picture and its strip of patches as `data:` URIs, and whether
-    its source is at the `border` of the feature map."""
-
-    record: AnalysedPrototype
-    source_picture: str
-    strip: str
-    border: bool
+# ---- prototypes ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PrototypeGroup:
-    """The prototypes of one child; `parent` is empty if the child competes at the root."""
+def reported_prototypes(run: Run, analysis: Analysis, store: PictureStore) -> list[ReportedPrototype]:
+    """The prototypes of the global analysis, in order of their numbers, with as many patches as a page can hold."""
+    shown = max(LEAST, min(MOST, PATCHES // max(1, len(analysis.prototypes))))
+    apart = siblings_apart(run, analysis)
+    return [
+        _reported(run, prototype, analysis, store, shown, apart[place] if apart else [])
+        for place, prototype in enumerate(analysis.prototypes)
+    ]
 
-    child: str
-    parent: str
-    prototypes: list[PicturedPrototype]
+
+def _reported(
+    run: Run,
+    prototype: AnalysedPrototype,
+    analysis: Analysis,
+    store: PictureStore,
+    shown: int,
+    apart: list[tuple[str, float]],
+) -> ReportedPrototype:
+    tiles = _tiles(run.patches(prototype.id), analysis.tile, len(prototype.patches))
+    source = prototype.source
+    same = [patch.image == source.image and patch.box == source.box for patch in prototype.patches]
+    if any(same):
+        own = tiles[same.index(True)]
+    else:
+        with Image.open(io.BytesIO(_read(run.picture(prototype.id)))) as picture:
+            own = picture.convert("RGB")
+    others = [(tile, patch) for tile, patch, is_own in zip(tiles, prototype.patches, same, strict=True) if not is_own]
+    notes = ["always on"] if prototype.separation is not None and prototype.separation.always_on else []
+    notes += ["at the border"] if at_border(prototype, analysis) else []
+    return ReportedPrototype(
+        id=prototype.id,
+        child=prototype.child,
+        parent=prototype.parent,
+        weight=prototype.weight,
+        image=source.image,
+        picture=store.add(own, OWN, quality=QUALITY),
+        purity=prototype.purity,
+        separation=prototype.separation,
+        apart=apart,
+        neighbours=[
+            Neighbour(store.add(tile, NEAR, quality=QUALITY), patch.leaf, patch.own, patch.image)
+            for tile, patch in others[:shown]
+        ],
+        notes=notes,
+    )
 
 
-def prototype_groups(run: Run, analysis: Analysis) -> list[PrototypeGroup]:
-    """The prototypes grouped by child, in order of their numbers."""
-    groups: dict[str, PrototypeGroup] = {}
-    for prototype in analysis.prototypes:
-        group = groups.setdefault(prototype.child, PrototypeGroup(prototype.child, prototype.parent, []))
-        group.prototypes.append(
-            PicturedPrototype(
-                prototype,
-                data_uri(_smaller(run.picture(prototype.id)), "image/webp"),
-                data_uri(_read(run.patches(prototype.id)), "image/webp"),
-                at_border(prototype, analysis),
-            )
-        )
-    return list(groups.values())
+def siblings_apart(run: Run, analysis: Analysis) -> list[list[tuple[str, float]]]:
+    """By prototype, the siblings that it tells its class from, measured on the fit images; empty if the run keeps no
+    similarities."""
+    kept = read_similarities(run.directory, len(analysis.prototypes))
+    if kept is None:
+        return []
+    names = [node.name for node in analysis.nodes]
+    parents = {name.rpartition("/")[0] for name in names}
+    leaves = [name for name in names if name not in parents]
+    taxonomy = Taxonomy.from_dict({"nodes": [name.split("/") for name in names], "folders": leaves})
+    children = [taxonomy.index[prototype.child] for prototype in analysis.prototypes]
+    sums = SimilaritySums(taxonomy, NoveltyTable.of(taxonomy, analysis.kind, children))
+    sums.add(kept.fit.similarity, kept.fit.leaves)
+    return told_apart(sums, [node.label for node in analysis.nodes])
 
 
 def at_border(prototype: AnalysedPrototype, analysis: Analysis) -> bool:
@@ -219,64 +226,14 @@ def at_border(prototype: AnalysedPrototype, analysis: Analysis) -> bool:
     return row in (0, analysis.rows - 1) or column in (0, analysis.columns - 1)
 
 
-@dataclass(frozen=True)
-class GroupSeparation:
-    """How well the prototypes that compete below `parent` tell classes apart: their number, how many are `telling`,
-    `always_on` or at the `border`, and the median `effect`."""
-
-    parent: str
-    prototypes: int
-    telling: int
-    always_on: int
-    border: int
-    effect: float
-
-
-def group_separations(analysis: Analysis) -> list[GroupSeparation]:
-    """The separation of the prototypes by parent, in the taxonomy's order; leaves out those that were not measured."""
-    found: dict[str, list[AnalysedPrototype]] = {}
-    for prototype in analysis.prototypes:
-        found.setdefault(prototype.parent, []).append(prototype)
-    rows = []
-    for parent, prototypes in found.items():
-        measured = [(one, one.separation) for one in prototypes if one.separation is not None]
-        if measured:
-            rows.append(
-                GroupSeparation(
-                    parent,
-                    len(measured),
-                    sum(separation.effect >= TELLING for _, separation in measured),
-                    sum(separation.always_on for _, separation in measured),
-                    sum(at_border(one, analysis) for one, _ in measured),
-                    median(separation.effect for _, separation in measured),
-                )
-            )
-    return rows
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent, without the percent sign; a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits; a dash for None."""
-    return "–" if value is None else f"{value:.{digits}g}"
-
-
-def known(value: object) -> object:
-    """The value itself; a dash for None."""
-    return "–" if value is None else value
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as a `data:` URI of a media type."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def data_uri_of(file: Path) -> str | None:
-    """A PNG file as a `data:` URI, or None if there is no such file."""
-    return data_uri(file.read_bytes(), "image/png") if file.is_file() else None
+def _tiles(file: Path, tile: int, count: int) -> list[Image.Image]:
+    """The patches of a strip, one by one."""
+    try:
+        with Image.open(io.BytesIO(_read(file))) as strip:
+            whole = strip.convert("RGB")
+    except OSError as error:
+        raise InputError(f"{file}: can't read the picture ({error}); train again") from error
+    return [whole.crop((tile * place, 0, tile * (place + 1), tile)) for place in range(count)]
 
 
 def _read(file: Path) -> bytes:
@@ -286,15 +243,6 @@ def _read(file: Path) -> bytes:
         raise InputError(f"{file}: can't read the picture ({error.strerror}); train again") from error
 
 
-def _smaller(file: Path) -> bytes:
-    """A prototype's source picture as a small WebP, so that a page can hold thousands."""
-    try:
-        with Image.open(io.BytesIO(_read(file))) as picture:
-            scale = min(1.0, SOURCE_SIDE / max(picture.size))
-            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    except OSError as error:
-        raise InputError(f"{file}: can't read the picture ({error}); train again") from error
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=70, method=4)
-    return buffer.getvalue()
+def _picture(file: Path) -> str | None:
+    """A PNG file as a `data:` URI, or None if there is no such file."""
+    return data_uri(file.read_bytes()) if file.is_file() else None

@@ -29,14 +29,13 @@ EXTRA_OF_COMMAND = {
     "extend": "train",
     "key": "serve",
     "publish": "serve",
-    "report": "train",
     "serve": "serve",
     "train": "train",
     "validate": "export",
 }
 # Libraries that only an extra brings.
 LIBRARIES = {
-    "train": ("torch", "torchvision", "sklearn", "jinja2", "matplotlib", "pyarrow", "ruamel", "ruamel.yaml"),
+    "train": ("torch", "torchvision", "sklearn", "matplotlib", "pyarrow", "ruamel", "ruamel.yaml"),
     "export": ("torch", "torchvision", "onnx", "onnxscript", "pyarrow", "sklearn", "ruamel", "ruamel.yaml"),
     "serve": ("bentoml", "prometheus_client", "pydantic_settings", "python_multipart", "starlette", "uvicorn"),
 }

@@ -1,54 +1,45 @@
-"""The report: alone it shows everything, whatever the names, and says what a run does not hold."""
+"""The report of a run: alone it shows everything, whatever the names, and says what a run does not hold."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from protoserve.cli.root import build_app
 from protoserve.errors import InputError
-from protoserve.run.folder import open_run
+from protoserve.reporting.page import report_page
 from protoserve.run.records import Analysis
-from training.outcome.report import at_border, group_separations, render, write_report
+from protoserve.run.similarities import read_similarities
+from tests.training.conftest import AWKWARD
+from training.outcome.report import at_border, run_report
 
 
-class Page(HTMLParser):
-    """Every tag's attributes, the text, and what is in <style> and <script>."""
+def data_of(html: str) -> dict[str, Any]:
+    """What the page's script draws from."""
+    (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', html, flags=re.DOTALL)
+    document: dict[str, Any] = json.loads(found)
+    return document
 
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.code: list[str] = []
-        self.inside = ""
-        self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = ""
-
-    def handle_data(self, data: str) -> None:
-        (self.code if self.inside in ("style", "script") else self.text).append(data)
+def text_of(html: str) -> str:
+    """The text of the page."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html.partition('<script id="data"')[0])).split())
 
 
 @pytest.fixture(scope="module")
 def html(counted_run: Path) -> str:
-    return render(open_run(counted_run))
-
-
-@pytest.fixture(scope="module")
-def page(html: str) -> Page:
-    return Page(html)
+    return report_page(run_report(counted_run))
 
 
 def analysis_of(run: Path) -> dict[str, Any]:
@@ -56,65 +47,59 @@ def analysis_of(run: Path) -> dict[str, Any]:
     return content
 
 
-def test_nothing_is_fetched(page: Page) -> None:
-    links = [
-        (tag, value)
-        for tag, attributes in page.tags
-        for name, value in attributes.items()
-        if name in ("src", "href", "srcset", "data", "action", "poster", "background", "xlink:href")
-    ]
-    assert links
-    for tag, value in links:
-        assert value is not None
-        assert value.startswith("data:image/") or (tag in ("a", "use") and value.startswith("#")), (tag, value[:60])
-    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed", "base"}
-    for code in page.code:
-        assert "@import" not in code
-        assert "http" not in code
-        assert all(target.startswith(("data:", "#")) for target in re.findall(r"url\(['\"]?([^)'\"]*)", code))
-    policy = [attributes for tag, attributes in page.tags if "http-equiv" in attributes]
-    assert "default-src 'none'" in (policy[0]["content"] or "")
+def test_every_prototype_is_there_with_its_pictures_and_patches(html: str, counted_run: Path) -> None:
+    analysis, data = analysis_of(counted_run), data_of(html)
+    assert [one["id"] for one in data["prototypes"]] == [one["id"] for one in analysis["prototypes"]]
+    for shown, known in zip(data["prototypes"], analysis["prototypes"], strict=True):
+        assert shown["node"] == known["child"] and shown["purity"] == list(known["purity"].values())
+        own = [patch for patch in known["patches"] if patch["box"] == known["source"]["box"]]
+        others = [patch for patch in known["patches"] if not (patch in own and patch["image"] == shown["image"])]
+        assert [data["images"][near[1]][0] for near in shown["near"]] == [
+            patch["image"] for patch in others[: len(shown["near"])]
+        ]
+        assert len(shown["near"]) == 9
+        assert all(0 <= near[0] < len(data["pictures"]) for near in shown["near"])
+        with Image.open(io.BytesIO(base64.b64decode(data["pictures"][shown["picture"]]))) as picture:
+            assert max(picture.size) <= 72
+        separation = known["separation"]
+        expected = [separation["own"], separation["siblings"], separation["effect"]]
+        assert shown["separation"] == pytest.approx(expected, abs=0.006)
+        assert ("always on" in shown["notes"]) == separation["always_on"]
+    # Prototypes of one class stand near the same patches, which are kept once.
+    assert len(data["pictures"]) < 10 * len(data["prototypes"])
 
 
-def test_anchors_lead_somewhere_and_identities_are_unique(page: Page) -> None:
-    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(identities) == len(set(identities))
-    anchors = {attributes["href"] for tag, attributes in page.tags if tag in ("a", "use")}
-    assert {f"#{identity}" for identity in identities} >= anchors
+def test_prototypes_say_which_siblings_they_tell_apart(html: str, counted_run: Path) -> None:
+    kept = read_similarities(counted_run, len(analysis_of(counted_run)["prototypes"]))
+    assert kept is not None
+    names = [node["name"] for node in analysis_of(counted_run)["nodes"]]
+    leaves = [name for name in names if not any(other.startswith(f"{name}/") for other in names)]
+    shown = next(one for one in data_of(html)["prototypes"] if one["node"].startswith("R&D/"))
+    own = kept.fit.similarity[kept.fit.leaves == leaves.index(shown["node"]), shown["id"]].astype(float)
+    assert len(shown["apart"]) == 2
+    for label, effect in shown["apart"]:
+        other = kept.fit.similarity[kept.fit.leaves == leaves.index(f"R&D/{label}"), shown["id"]].astype(float)
+        expected = (own.mean() - other.mean()) / np.sqrt((own.var() + other.var()) / 2)
+        assert effect == pytest.approx(expected, abs=0.06)
 
 
-def test_every_prototype_is_there_with_its_pictures_and_patches(page: Page, counted_run: Path) -> None:
-    analysis = analysis_of(counted_run)
-    articles = [str(attributes["id"]) for tag, attributes in page.tags if tag == "article"]
-    assert sorted(articles) == sorted(f"prototype-{prototype['id']}" for prototype in analysis["prototypes"])
-    titles = [str(attributes["title"]) for tag, attributes in page.tags if tag == "li" and "title" in attributes]
-    expected = [patch["image"] for prototype in analysis["prototypes"] for patch in prototype["patches"]]
-    assert sorted(titles) == sorted(expected)
-    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) >= 2 * len(articles)
-    assert all("alt" in attributes for attributes in pictures)
-
-
-def test_names_are_escaped(page: Page, html: str) -> None:
-    assert "blink" not in {tag for tag, _ in page.tags}
+def test_names_are_escaped(html: str) -> None:
     assert "<blink" not in html
-    text = " ".join(page.text)
-    for name in ("R&D/<blink>x", "R&D/'y\"", "R&D/{{ z }}"):
-        assert name in text
-    parents = {attributes.get("data-parent") for tag, attributes in page.tags if tag == "section"}
-    assert "R&D" in parents
+    found = {node for table in data_of(html)["confusions"] for node in table["nodes"]}
+    assert found <= {*AWKWARD, "R&D"}
 
 
-def test_the_metrics_are_on_the_page(page: Page, counted_run: Path) -> None:
-    text = " ".join(" ".join(page.text).split())
+def test_the_metrics_are_on_the_page(html: str, counted_run: Path) -> None:
+    text = text_of(html)
     metrics = json.loads((counted_run / "metrics.json").read_text())
     for split in ("test", "selection"):
         assert f"{100 * metrics[split]['accuracy']['leaf']:.2f}" in text
     for row in metrics["counts"]["rounds"]:
         assert f"{row['prototypes']}" in text
     assert "Temperatures per parent" in text
-    figures = {attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"}
-    assert any("number of prototypes" in (figure or "") for figure in figures)
+    for figure in ("number of prototypes", "Mean similarity of every prototype to its own class and to the siblings"):
+        assert re.search(rf'<svg role="img" aria-label="[^"]*{figure}', html)
+    assert "http:" not in html and "https:" not in html and "@import" not in html
 
 
 def test_the_analysis_agrees_with_the_network(counted_run: Path) -> None:
@@ -137,16 +122,16 @@ def test_the_analysis_agrees_with_the_network(counted_run: Path) -> None:
 def test_missing_parts_of_a_run_are_noted(counted_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "old"
     shutil.copytree(counted_run, run)
-    for name in ("analysis.json", "confusion.json", "confusion.png", "calibration.png"):
+    for name in ("analysis.json", "confusion.json", "confusion.png", "calibration.png", "similarities.npz"):
         (run / name).unlink()
     metrics = json.loads((run / "metrics.json").read_text())
     kept = {
         split: {key: metrics[split][key] for key in ("images", "accuracy", "macro_accuracy")} for split in ("test",)
     }
     (run / "metrics.json").write_text(json.dumps(kept))
-    text = " ".join(" ".join(Page(render(open_run(run))).text).split())
+    text = text_of(report_page(run_report(run)))
     assert "no prototypes with their nearest patches" in text
-    assert "no confusion between siblings" in text
+    assert "To see the pictures behind these numbers" in text
     assert "no measure of calibration" in text
 
 
@@ -155,8 +140,7 @@ def test_a_missing_picture_is_named(counted_run: Path, tmp_path: Path) -> None:
     shutil.copytree(counted_run, run)
     (run / "patches" / "0000.webp").unlink()
     with pytest.raises(InputError, match=r"patches/0000\.webp: can't read the picture"):
-        write_report(run, tmp_path / "report.html")
-    assert not (tmp_path / "report.html").exists()
+        run_report(run)
 
 
 def test_the_command_writes_the_page_in_the_run_or_to_a_given_file(counted_run: Path, tmp_path: Path) -> None:
@@ -166,8 +150,8 @@ def test_the_command_writes_the_page_in_the_run_or_to_a_given_file(counted_run: 
     assert ended.exit_code == 0, ended.output
     assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert str(file) in ended.output
-    with pytest.raises(InputError, match="there is no folder"):
-        write_report(counted_run, tmp_path / "none" / "page.html")
+    ended = runner.invoke(build_app(), ["report", str(counted_run), "--data", str(tmp_path), "-o", str(file)])
+    assert ended.exit_code and "need both: --data DIR and --bundle BUNDLE" in str(ended.output)
 
 
 # ---- how well prototypes tell classes apart --------------------------------------------------------------------------
@@ -214,41 +198,9 @@ def test_a_feature_map_without_inner_cells_has_no_border() -> None:
     assert not at_border(found.prototypes[0], found)
 
 
-def test_prototypes_are_counted_per_parent() -> None:
-    def separation(effect: float) -> dict[str, Any]:
-        return {"separation": {"own": 2.0, "siblings": 1.0, "effect": effect, "always_on": effect < 0.5}}
-
-    found = group_separations(
-        analysis(
-            {"parent": "", **separation(1.0)},
-            separation(0.25),
-            {**separation(0.75), "source": {"image": "a.png", "box": (0, 0, 8, 8), "cell": 19}},
-            {"parent": "Tool"},
-        )
-    )
-    assert [(row.parent, row.prototypes, row.telling, row.always_on, row.border) for row in found] == [
-        ("", 1, 1, 0, 0),
-        ("Animal", 2, 0, 1, 1),
-    ]
-    assert found[1].effect == pytest.approx(0.5)
-
-
-def test_every_prototype_has_its_means_and_flags(page: Page, counted_run: Path) -> None:
-    text = " ".join(" ".join(page.text).split())
-    records = analysis_of(counted_run)["prototypes"]
-    measured = [record["separation"] for record in records if record["separation"]]
-    assert len(measured) == len(records) > 0
-    for separation in measured:
-        own, siblings, effect = separation["own"], separation["siblings"], separation["effect"]
-        assert f"own {own:.2f}, siblings {siblings:.2f}, effect {effect:+.2f}" in text
-    flagged = [attributes for tag, attributes in page.tags if tag == "article" and "data-always-on" in attributes]
-    assert len(flagged) == sum(separation["always_on"] for separation in measured)
-    figures = {attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"}
-    assert "Mean similarity of every prototype to its own class and to the siblings" in figures
-
-
-def test_a_run_of_an_older_version_has_no_flags(counted_run: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_has_no_separation(counted_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(counted_run, tmp_path / "old")
+    (run / "similarities.npz").unlink()
     metrics = json.loads((run / "metrics.json").read_text())
     del metrics["separation"]
     (run / "metrics.json").write_text(json.dumps(metrics))
@@ -256,5 +208,6 @@ def test_a_run_of_an_older_version_has_no_flags(counted_run: Path, tmp_path: Pat
     for prototype in content["prototypes"]:
         del prototype["separation"]
     (run / "analysis.json").write_text(json.dumps(content))
-    html = render(open_run(run))
-    assert "always on" not in html.partition("<script>")[0] and "median effect" not in html
+    html = report_page(run_report(run))
+    assert "always on" not in text_of(html) and "median effect" not in html
+    assert all(one["apart"] == [] and one["separation"] is None for one in data_of(html)["prototypes"])

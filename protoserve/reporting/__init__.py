@@ -1,0 +1,1 @@
+"""The report of a run or a bundle: one HTML file that needs nothing but itself."""
