@@ -140,7 +140,9 @@ def _explain_folder(classifier: Classifier, folder: Path, output: Path, asked: O
                 small = data_uri(webp(thumbnail(decoded.picture, _THUMBNAIL), 75))
                 entries.append(Explained(name, f"{name}{PAGE}", extent(prediction), small))
             advance(1)
-    write_text(output / INDEX, index_page(f"{folder.resolve().name} by {classifier.bundle.name}", entries, failures))
+    write_text(
+        output / INDEX, index_page(f"{folder.resolve().name}, explained by {classifier.bundle.name}", entries, failures)
+    )
     broken = f", {len(failures)} could not be read" if failures else ""
     say(f"{output / INDEX}: {len(entries)} pictures explained{broken}")
 

@@ -70,7 +70,7 @@ def report(
         found, opened = _run_report(model), None if bundle is None else read_bundle(bundle)
     else:
         opened = read_bundle(model)
-        if file.resolve().is_relative_to(model.resolve()):
+        if file.resolve().is_relative_to(opened.directory.resolve()):
             raise InputError(f"{file} lies in the bundle, which must not change; give another --output")
         found = bundle_report(opened)
     if data is not None and opened is not None:

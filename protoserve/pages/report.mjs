@@ -96,11 +96,18 @@ function mistakeCard(mistake) {
 
 function explanation(mistake, told, title) {
   const [width, height] = mistake.size;
-  const frames = told.pieces.map((piece, index) => ({ ...piece, number: index + 1 })).filter(({ share }) => share > 0).reverse().map((piece) => {
+  // Numbers at the same corner stand side by side.
+  const corners = [];
+  const beside = ([left, top]) => {
+    const near = corners.filter(([x, y]) => Math.abs(x - left) + Math.abs(y - top) < 5).length;
+    corners.push([left, top]);
+    return 21 * near;
+  };
+  const frames = told.pieces.map((piece, index) => ({ ...piece, number: index + 1 })).filter(({ share }) => share > 0).map((piece) => {
     const [left, top, right, bottom] = piece.box;
     const inset = [top, 100 - right, 100 - bottom, left].map((share) => `max(4px, ${share}%)`).join(" ");
-    return make("i", { className: `frame${piece.absent ? " absent" : ""}`, style: { inset } }, make("b", { textContent: piece.number }));
-  });
+    return make("i", { className: `frame${piece.absent ? " absent" : ""}`, style: { inset } }, make("b", { textContent: piece.number, style: { "margin-left": `${beside(piece.box)}px` } }));
+  }).reverse();
   const largest = Math.max(...told.pieces.map(({ share }) => Math.abs(share)), 0.01);
   const rows = told.pieces.map((piece, index) => make("li", { className: piece.share > 0 ? "for" : "against" },
     make("span", { className: "number", textContent: index + 1 }),

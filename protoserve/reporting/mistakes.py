@@ -27,7 +27,7 @@ from protoserve.taxonomy import Taxonomy
 MOST: Final = 240
 MOST_ALIKE: Final = 12
 PIECES: Final = 4
-SIDE: Final = 260
+SIDE: Final = 240
 Tracked = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -175,7 +175,7 @@ def _mistake(classifier: Classifier, decoded: DecodedImage, true: int, store: Pi
         other = classifier.predict_fitted(fitted, top_k=top_k, alternatives=0, allow=[names[true]])[0]
         explanations.append(_explanation(_told(other.levels, level), size))
     return {
-        "picture": store.add(decoded.picture, SIDE, quality=65),
+        "picture": store.add(decoded.picture, SIDE),
         "size": list(size),
         "true": names[ours],
         "predicted": names[theirs],

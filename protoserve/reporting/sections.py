@@ -22,7 +22,7 @@ def section(name: str, title: str, *children: Child) -> Markup:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Child]], picked: int | None = None) -> Markup:
-    """Make a table whose first column names its rows; the row with the number `picked` stands out."""
+    """Make a table whose first column names its rows, with or without a head; the row `picked` stands out."""
     body = [
         make(
             "tr",
@@ -33,7 +33,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Child]], picked: int | No
         )
         for index, row in enumerate(rows)
     ]
-    header = make("thead", make("tr", [make("th", name, scope="col") for name in head]))
+    header = make("thead", make("tr", [make("th", name, scope="col") for name in head])) if head else None
     return make("div", make("table", header, make("tbody", body)), class_="scroll", tabindex=0, role="group")
 
 
@@ -295,4 +295,4 @@ def provenance_section(provenance: Provenance, configuration: str, facts: Mappin
         ("software", f"Python {provenance.python or '–'}" + (f", {software}" if software else "")),
     ]
     configured = details("Configuration", "", make("pre", configuration, tabindex=0))
-    return section("provenance", "Provenance", table(("", ""), rows), configured)
+    return section("provenance", "Provenance", table((), rows), configured)
