@@ -7,7 +7,7 @@ writes it into a file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protoserve.names import one_line
 from protoserve.pages.html import Child, Markup, make, page, style
@@ -30,6 +30,10 @@ from protoserve.schema import Box, Contrast, Evidence, Level, Prediction
 
 if TYPE_CHECKING:
     from protoserve.pages.crops import Pictures
+
+# The height of the picture with frames and the side of a number on it, in display pixels.
+_SHOWN: Final = 330
+_BADGE: Final = 21
 
 
 def answer_page(prediction: Prediction, pictures: Pictures | None, name: str) -> str:
@@ -201,11 +205,13 @@ def _photograph(prediction: Prediction, level: Level, pictures: Pictures | None)
     for step in waterfall(level):
         if step.kind != "evidence" or step.piece is None:
             continue
-        corner = step.piece.box[0] / size.width, step.piece.box[1] / size.height
-        # Numbers at the same corner stand side by side.
-        same = sum(abs(corner[0] - x) + abs(corner[1] - y) < 0.05 for x, y in placed)
-        placed.append(corner)
-        badge = make("b", str(step.number), style=f"margin-left: {21 * same}px" if same else None)
+        left, top = (_SHOWN * edge / size.height for edge in step.piece.box[:2])
+        shift = 0
+        # Numbers that would cover each other stand side by side.
+        while any(abs(x - left - shift) < _BADGE and abs(y - top) < _BADGE for x, y in placed):
+            shift += _BADGE
+        placed.append((left + shift, top))
+        badge = make("b", str(step.number), style=f"margin-left: {shift}px" if shift else None)
         frames.append(_frame(step.piece, (0, 0, size.width, size.height), "evidence", badge))
     ratio = f"aspect-ratio: {size.width} / {size.height}; --ratio: {size.width / size.height:.4f}"
     # The strongest lies on top.

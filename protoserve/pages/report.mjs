@@ -94,14 +94,19 @@ function mistakeCard(mistake) {
   return card;
 }
 
+// The height of a mistake's picture and the side of a number on it, in display pixels.
+const SHOWN = 260, BADGE = 21;
+
 function explanation(mistake, told, title) {
   const [width, height] = mistake.size;
-  // Numbers at the same corner stand side by side.
-  const corners = [];
+  // Numbers that would cover each other stand side by side, in display pixels.
+  const placed = [];
   const beside = ([left, top]) => {
-    const near = corners.filter(([x, y]) => Math.abs(x - left) + Math.abs(y - top) < 5).length;
-    corners.push([left, top]);
-    return 21 * near;
+    const x = (left / 100) * SHOWN * (width / height), y = (top / 100) * SHOWN;
+    let shift = 0;
+    while (placed.some(([ox, oy]) => Math.abs(ox - x - shift) < BADGE && Math.abs(oy - y) < BADGE)) shift += BADGE;
+    placed.push([x + shift, y]);
+    return shift;
   };
   const frames = told.pieces.map((piece, index) => ({ ...piece, number: index + 1 })).filter(({ share }) => share > 0).map((piece) => {
     const [left, top, right, bottom] = piece.box;

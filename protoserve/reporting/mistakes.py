@@ -24,7 +24,7 @@ from protoserve.similarity_statistics import SimilaritySums
 from protoserve.taxonomy import Taxonomy
 
 # Mistakes shown in all and of one kind; the pieces of evidence of each explanation, and the longer side of its picture.
-MOST: Final = 240
+MOST: Final = 180
 MOST_ALIKE: Final = 12
 PIECES: Final = 4
 SIDE: Final = 240
@@ -175,7 +175,7 @@ def _mistake(classifier: Classifier, decoded: DecodedImage, true: int, store: Pi
         other = classifier.predict_fitted(fitted, top_k=top_k, alternatives=0, allow=[names[true]])[0]
         explanations.append(_explanation(_told(other.levels, level), size))
     return {
-        "picture": store.add(decoded.picture, SIDE),
+        "picture": store.add(decoded.picture, SIDE, quality=50),
         "size": list(size),
         "true": names[ours],
         "predicted": names[theirs],

@@ -33,7 +33,7 @@ NEAR: Final = 56
 # Of their WebP; small tiles with a frame take many bytes.
 QUALITY: Final = 42
 # A report shows about as many patches; each prototype has at least two and at most nine beside its own.
-PATCHES: Final = 5000
+PATCHES: Final = 4000
 LEAST: Final = 2
 MOST: Final = 9
 
