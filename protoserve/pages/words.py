@@ -175,10 +175,10 @@ def headline(prediction: Prediction) -> str:
     >>> levels = [Level(level=1, node="Fruit", label="Fruit", probability=0.9, conditional=0.9)]
     >>> model, image = ModelReference(name="m", version="v"), ImageSize(width=1, height=1)
     >>> headline(Prediction(model=model, image=image, path=["Fruit"], known_through_level=1, levels=levels))
-    'Fruit: 90.0 % sure'
+    'Fruit — 90.0 % sure'
     """
     found = extent(prediction)
-    return f"{found.title}: {found.reason.removesuffix('.')}"
+    return f"{found.title} — {found.reason.removesuffix('.')}"
 
 
 # ---- the sum ---------------------------------------------------------------------------------------------------------

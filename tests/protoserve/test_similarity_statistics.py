@@ -94,3 +94,26 @@ def test_a_picture_of_an_inner_node_counts_down_to_there() -> None:
     found = sums.statistics()
     assert (found.own[0], found.siblings[0]) == pytest.approx((3.0, 4.0))
     assert (found.own[1], found.siblings[1]) == pytest.approx((5.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_each_sibling_is_told_apart_by_its_own_pictures(kind: Kind) -> None:
+    generator = np.random.default_rng(1)
+    children = [0, 1, 2, 3] if kind == "hierarchical" else [2, 3, 4]
+    similarity, leaves = generator.normal(size=(40, len(children))), generator.integers(0, 3, 40)
+    sums = sums_of(kind, children)
+    sums.add(similarity, leaves)
+    below = {0: leaves < 2, 1: leaves == 2, 2: leaves == 0, 3: leaves == 1, 4: leaves == 2}
+    column = 0
+    for members, effects in sums.against_members():
+        for place in range(effects.shape[1]):
+            own = similarity[below[children[column]], column]
+            for row, member in enumerate(members):
+                other = similarity[below[member], column]
+                expected = (own.mean() - other.mean()) / np.sqrt((own.var() + other.var()) / 2)
+                if member == children[column]:
+                    assert np.isnan(effects[row, place])
+                else:
+                    assert effects[row, place] == pytest.approx(expected)
+            column += 1
+    assert column == len(children)

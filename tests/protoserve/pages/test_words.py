@@ -87,7 +87,7 @@ def test_the_headline_claims_no_more_than_holds(shown: Prediction, levels: int, 
     found = extent(shown)
     assert (found.levels, found.title) == (levels, title) and reason in found.reason
     assert found.sure is (levels == len(shown.levels))
-    assert headline(shown).startswith(f"{title}: ") and not headline(shown).endswith(".")
+    assert headline(shown).startswith(f"{title} — ") and not headline(shown).endswith(".")
 
 
 def test_an_answer_by_what_the_picture_lacks_is_not_told_with_confidence() -> None:
