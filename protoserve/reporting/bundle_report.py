@@ -23,7 +23,12 @@ from protoserve.reporting.prototypes import ReportedPrototype, told_apart
 
 # The longer side of a prototype's picture, in pixels.
 PATCH: Final = 112
-_FLAGS: Final = {"always_on": "always on", "border": "at the border", "duplicates": "a duplicate"}
+_FLAGS: Final = {
+    "always_on": "always on",
+    "border": "at the border",
+    "off_object": "off the object",
+    "duplicates": "a duplicate",
+}
 
 
 def bundle_report(bundle: Bundle) -> Report:

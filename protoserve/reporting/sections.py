@@ -226,7 +226,27 @@ def truth_section(card: TruthCard | None) -> Markup:
         ),
         make("ul", checks, class_="checks"),
         details("Every figure", "– beside its baseline on the same pictures", table(head, rows)),
+        _suspects(card),
     )
+
+
+def _suspects(card: TruthCard) -> Markup | None:
+    """The prototypes that speak by what lies off the object or at the border; each leads to its picture."""
+    found = card.prototypes.suspects
+    rows = [
+        (
+            make("a", f"prototype {one.prototype} of {one.node}", href=f"#prototype={one.prototype}"),
+            one.place,
+            f"{percent(one.share, 0)} % (chance {percent(one.chance, 0)} %)",
+            f"{one.adds:+.2f}",
+        )
+        for one in found
+    ]
+    if not rows:
+        return None
+    note = f"– {len(rows)} prototypes speak by what lies there; what adds most comes first"
+    inner = table(("prototype", "place", "share of what it adds", "adds, logits"), rows)
+    return details("Off the object or at the border", note, inner)
 
 
 def card_figures(card: TruthCard) -> Iterator[tuple[str, Comparison]]:

@@ -27,6 +27,7 @@ def test_every_prototype_has_its_picture_and_what_is_said_about_it(tiny_bundle: 
     assert all(one.picture is not None for one in found.prototypes)
     notes = {one.id: list(one.notes) for one in found.prototypes if one.notes}
     assert notes == {
+        1: ["off the object"],
         2: ["always on"],
         3: ["always on", "at the border"],
         4: ["switched off, by Ann on 2026-01-01: 'the wall'"],

@@ -64,6 +64,7 @@ def test_the_truth_card_shows_every_statement_and_figure() -> None:
     figures = dict(card_figures(card))
     assert len(figures) == 11 and all(name in shown for name in figures)
     assert "0.75 [0.625, 0.875]" in shown
+    assert 'href="#prototype=1">prototype 1 of Animal</a>' in shown and "94 % (chance 75 %)" in shown
     assert "protoserve audit BUNDLE" in truth_section(None)
 
 
