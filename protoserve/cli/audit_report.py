@@ -207,7 +207,7 @@ def _table(*columns: str) -> Table:
 
 
 def _interval(estimate: Estimate, form: Callable[[float], str]) -> str:
-    return f"{form(estimate.mean)} \\[{form(estimate.low)}, {form(estimate.high)}]"
+    return f"{form(estimate.mean)} [{form(estimate.low)}, {form(estimate.high)}]"
 
 
 def _share(value: float) -> str:

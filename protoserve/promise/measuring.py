@@ -59,13 +59,15 @@ def promise_scores(
 def warnings(metrics: PromiseMetrics) -> list[str]:
     """Say which stated precisions the calibration pictures can't promise, and what to do."""
     lines = []
+    few = [(stated, least) for stated, least in metrics.least_images.items() if metrics.images < least]
+    if few:
+        takes = ", ".join(f"{stated} (it takes at least {least})" for stated, least in few)
+        lines.append(
+            f"warning: {metrics.images} selection images are too few to promise a precision of {takes}. Nothing is "
+            f"answered at {'it' if len(few) == 1 else 'these'}; add pictures to val, or raise data.hold_out"
+        )
     for stated, least in metrics.least_images.items():
-        if metrics.images < least:
-            lines.append(
-                f"warning: {metrics.images} selection images are too few to promise a precision of {stated}; it "
-                f"takes at least {least}. Nothing is answered at {stated}; add pictures to val, or raise data.hold_out"
-            )
-        elif metrics.thresholds[stated] is None:
+        if metrics.images >= least and metrics.thresholds[stated] is None:
             lines.append(
                 f"warning: no threshold is sure to keep a precision of {stated} on the {metrics.images} selection "
                 f"images. Nothing is answered at {stated}; add pictures to val, or ask for less"

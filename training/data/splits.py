@@ -127,10 +127,9 @@ def _found(read: Mapping[str, Dataset], fit: Dataset, held: Dataset, taxonomy: T
     counts = np.bincount(fit.leaves, minlength=len(taxonomy.leaves))
     levels = "1 level" if taxonomy.depth == 1 else f"{taxonomy.depth} levels"
     sizes = ", ".join(f"{len(dataset):,} {split}" for split, dataset in read.items())
-    lines = [
-        f"{len(taxonomy.leaves)} classes on {levels}; pictures: {sizes}; to learn from, {counts.min()} to "
-        f"{counts.max()} a class, half of the classes {int(np.median(counts))} or fewer"
-    ]
+    spread = f"{counts.min()} to {counts.max()} a class, half of the classes {int(np.median(counts))} or fewer"
+    each = f"{counts.min()} a class" if counts.min() == counts.max() else spread
+    lines = [f"{len(taxonomy.leaves)} classes on {levels}; pictures: {sizes}; to learn from, {each}"]
     if len(held):
         lines.append(f"held out of train to select on (data.hold_out): {len(held):,} pictures")
     few = [

@@ -15,7 +15,9 @@ from tests.truth_cards import truth_card
 
 def printed(card: TruthCard, bundle: Path) -> list[str]:
     output = StringIO()
-    Console(file=output, width=200, highlight=False).print(*audit_report(card, read_bundle(bundle)), sep="\n")
+    Console(file=output, width=200, highlight=False, markup=False).print(
+        *audit_report(card, read_bundle(bundle)), sep="\n"
+    )
     return [" ".join(line.split()) for line in output.getvalue().splitlines() if line.strip()]
 
 
