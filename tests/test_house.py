@@ -141,6 +141,7 @@ OWN_EXTRA = {
     **{path.relative_to(ROOT).as_posix(): "client" for path in sorted((ROOT / "protoserve/client").glob("*.py"))},
     "protoserve/feedback/database.py": "feedback",
     "protoserve/images/formats.py": "heif",
+    "protoserve/replay/scored.py": "score",
     "protoserve/scoring/local.py": "score",
     "protoserve/cli/score.py": "score",
     "protoserve/scoring/ray.py": "ray",

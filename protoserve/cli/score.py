@@ -31,6 +31,9 @@ def score(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.")],
     top_k: Annotated[int, typer.Option(min=0, help="Evidence per level; 0 for none.")] = 1,
+    precision: Annotated[
+        float | None, typer.Option(help="The share of answers that must be right; by default the bundle's own.")
+    ] = None,
     engine: Annotated[
         EngineChoice, typer.Option(help="local, or ray for a cluster (extra 'ray').")
     ] = EngineChoice.local,
@@ -49,7 +52,7 @@ def score(
     """Score many pictures into one Parquet file. An interrupted run resumes after its last complete part.
 
     A picture that can't be read becomes a row with an error; the others are scored. Files that are not pictures are
-    counted.
+    counted, and so are the answers at each level. 'protoserve verify' makes any row's answer again.
 
     Example: protoserve score bundles/grocery photos/ -o scores.parquet
     """
@@ -68,8 +71,8 @@ def score(
     root, images, passed_over = scoring.find_images(source)
     classifier = load(bundle, device=device)
     version = classifier.bundle.version
-    options = PredictOptions(top_k=top_k).resolved(classifier.table)
-    job = scoring.Job(str(root), images, version, options.top_k, part)
+    options = PredictOptions(top_k=top_k, precision=precision).resolved(classifier.table)
+    job = scoring.Job(str(root), images, version, options.top_k, part, precision)
     directory, left = scoring.open_parts(job, output, restart=restart)
     waiting = sum(len(job.of_part(part_index)) for part_index in left)
     with progress("scoring", len(images), done=len(images) - waiting) as advance:
@@ -96,9 +99,16 @@ def score(
             for part_index in left:
                 scoring.write_part(scoring.score_part(job, part_index, classifier, advance), directory, part_index)
     rows, errors = scoring.join_parts(job, directory, output, passed_over)
+    answered = scoring.answered(output)
     if as_json:
         result = {"output": visible(str(output)), "rows": rows, "errors": errors, "passed_over": dict(passed_over)}
-        say(json.dumps({**result, "model": version}))
+        say(json.dumps({**result, "model": version, "precision": options.precision, "answered": answered}))
     else:
         others = f"; {told(passed_over)}" if passed_over else ""
         say(f"{output}   {rows:,} pictures, {errors:,} of them could not be read{others}")
+        if answered is not None and options.precision is not None:
+            told_levels = [
+                f"{count:,} at {name.replace('_', ' ')}" for name, count in answered.items() if name != "none"
+            ]
+            silent = f"{answered.get('none', 0):,} without one"
+            say(f"answers at a precision of {options.precision:g}: {', '.join([*told_levels, silent])}")

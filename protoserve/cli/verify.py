@@ -14,7 +14,11 @@ from protoserve.cli.output import say, say_line
 
 def verify(
     answer: Annotated[
-        Path, typer.Argument(metavar="ANSWER", help="JSON of predict --json or of the service, a batch included.")
+        Path,
+        typer.Argument(
+            metavar="ANSWER",
+            help="JSON of predict --json or of the service, a batch included; or the Parquet file of score.",
+        ),
     ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture that was sent.")],
     bundle: BundleArgument,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,7 +27,9 @@ from protoserve.files import DRAFT, make_folder, new_file, remove_drafts, write_
 from protoserve.images.fitting import FittedImage
 from protoserve.images.formats import picture_suffixes
 from protoserve.inference.classifier import Classifier
+from protoserve.inference.options import OptionKeywords
 from protoserve.names import visible
+from protoserve.replay.scored import OPTIONS
 from protoserve.schema import Prediction
 
 PART: Final = 1000
@@ -41,6 +43,14 @@ _LEVEL = pyarrow.struct(
         ("conditional", pyarrow.float32()),
         ("known", pyarrow.bool_()),
         ("logit", pyarrow.float32()),
+    ]
+)
+_ANSWER = pyarrow.struct(
+    [
+        ("node", pyarrow.string()),
+        ("level", pyarrow.int16()),
+        ("precision", pyarrow.float64()),
+        ("reason", pyarrow.string()),
     ]
 )
 _EVIDENCE = pyarrow.struct(
@@ -59,6 +69,7 @@ SCHEMA: Final = pyarrow.schema(
         ("error", pyarrow.string()),
         ("code", pyarrow.string()),
         ("model", pyarrow.string()),
+        ("sha256", pyarrow.string()),
         ("width", pyarrow.int32()),
         ("height", pyarrow.int32()),
         ("node", pyarrow.string()),
@@ -66,8 +77,11 @@ SCHEMA: Final = pyarrow.schema(
         ("known_through_level", pyarrow.int16()),
         ("levels", pyarrow.list_(_LEVEL)),
         ("evidence", pyarrow.list_(_EVIDENCE)),
+        ("answer", _ANSWER),
     ]
 )
+# That of parts and of the result; parts of another one are not resumed.
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,9 @@ class Job:
     """Evidence per level; 0 leaves it out."""
     part: int = PART
     """Pictures per part."""
+    precision: float | None = None
+    """That of the answers; None for the bundle's own."""
+    format: int = FORMAT
 
     @property
     def parts(self) -> range:
@@ -148,7 +165,7 @@ def score_part(
     rows: list[dict[str, Any]] = []
     for batch in _decoded(job, index, classifier):
         fitted = [picture for _, picture in batch if isinstance(picture, FittedImage)]
-        predictions = iter(classifier.predict_fitted(fitted, top_k=job.top_k, alternatives=0))
+        predictions = iter(classifier.predict_fitted(fitted, **_options(job)))
         for name, picture in batch:
             if isinstance(picture, FittedImage):
                 rows.append(_row(name, next(predictions)))
@@ -157,6 +174,10 @@ def score_part(
                 rows.append({"image": visible(name), "error": visible(str(picture)), "code": code})
         advance(len(batch))
     return pyarrow.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _options(job: Job) -> OptionKeywords:
+    return {"top_k": job.top_k, "alternatives": 0, "precision": job.precision}
 
 
 def write_part(table: Any, directory: Path, index: int) -> None:
@@ -215,9 +236,11 @@ def _remove_parts(directory: Path) -> None:
 
 def join_parts(job: Job, directory: Path, output: Path, passed_over: PassedOver | None = None) -> tuple[int, int]:
     """Join all parts into one file, written atomically, and remove their folder; returns the numbers of rows and of
-    errors. The file's metadata keep `passed_over` as JSON, under the key `protoserve.passed_over`."""
+    errors. The file's metadata keep `passed_over` and the options of the answers as JSON, under the keys
+    `protoserve.passed_over` and `protoserve.options`."""
     rows = errors = 0
-    schema = SCHEMA.with_metadata({"protoserve.passed_over": json.dumps(dict(passed_over or {}))})
+    metadata = {b"protoserve.passed_over": json.dumps(dict(passed_over or {})), OPTIONS: json.dumps(_recorded(job))}
+    schema = SCHEMA.with_metadata(metadata)
     with (
         new_file(output) as draft,
         draft.open("wb") as stream,
@@ -231,6 +254,23 @@ def join_parts(job: Job, directory: Path, output: Path, passed_over: PassedOver 
             writer.write_table(table.cast(schema))
     shutil.rmtree(directory)
     return rows, errors
+
+
+def _recorded(job: Job) -> dict[str, Any]:
+    """The options of a job's answers, as every answer records them."""
+    own = {} if job.precision is None else {"precision": job.precision}
+    return {"top_k": job.top_k, "alternatives": 0, "maps": False, **own}
+
+
+def answered(output: Path) -> dict[str, int] | None:
+    """Count the answers of a scored file by level: `none`, `level_1`, …; None where its model promises no precision."""
+    counts: Counter[int] = Counter()
+    with output.open("rb") as stream:
+        for batch in parquet.ParquetFile(stream).iter_batches(columns=["answer"]):
+            counts.update(answer["level"] for answer in batch.column(0).to_pylist() if answer is not None)
+    if not counts:
+        return None
+    return {"none" if level == 0 else f"level_{level}": counts[level] for level in sorted(counts)}
 
 
 def _decoded(job: Job, index: int, classifier: Classifier) -> Iterator[list[tuple[str, FittedImage | InputError]]]:
@@ -270,6 +310,7 @@ def _row(name: str, prediction: Prediction) -> dict[str, Any]:
         # A table can't hold a name that is not UTF-8.
         "image": visible(name),
         "model": prediction.model.version,
+        "sha256": prediction.image.sha256,
         "width": prediction.image.width,
         "height": prediction.image.height,
         "node": last.node,
@@ -288,4 +329,5 @@ def _row(name: str, prediction: Prediction) -> dict[str, Any]:
             for level in prediction.levels
             for evidence in level.evidence
         ],
+        "answer": None if prediction.answer is None else prediction.answer.model_dump(),
     }

@@ -37,6 +37,9 @@ def test_the_summary_counts_rows_and_errors(
         "errors": 2,
         "passed_over": {"other_suffix": 1},
         "model": version,
+        # The bundle promises nothing.
+        "precision": None,
+        "answered": None,
     }
 
 

@@ -13,7 +13,9 @@ from pyarrow import parquet
 
 from protoserve.errors import InputError
 from protoserve.inference.classifier import Classifier, load
-from protoserve.scoring.local import Job, find_images, join_parts, open_parts, score_part, write_part
+from protoserve.replay.verifying import verify
+from protoserve.scoring.local import Job, answered, find_images, join_parts, open_parts, score_part, write_part
+from tests.promises import promising, sure_above
 
 
 def score_all(model: Classifier, source: Path, output: Path, *, top_k: int = 1, part: int = 1000) -> tuple[int, int]:
@@ -202,3 +204,25 @@ def test_restart_begins_anew(tmp_path: Path) -> None:
     (directory / ".draft-01234567.000001.parquet").write_bytes(b"")
     _, left = open_parts(Job("/", ("b.png",), "sha256:0", 1), output, restart=True)
     assert left == [0] and not (directory / "000000.parquet").exists()
+
+
+def test_answers_are_kept_and_counted_by_level(
+    tiny_bundle: Path, calibrated_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    taxonomy = load(calibrated_bundle, device="cpu").taxonomy
+    bundle = promising(calibrated_bundle, tmp_path / "promising", sure_above(taxonomy, 0.5, groups=3))
+    model, output = load(bundle, device="cpu"), tmp_path / "scores.parquet"
+    names = tuple(name for name in find_images(pictures).images if name.endswith(".png"))
+    job = Job(str(pictures), names, model.bundle.version, 1, precision=0.8)
+    directory, _ = open_parts(job, output)
+    write_part(score_part(job, 0, model), directory, 0)
+    join_parts(job, directory, output)
+    readable = [row for row in parquet.read_table(output).to_pylist() if row["error"] is None]
+    expected = [model.predict(pictures / row["image"], precision=0.8).answer for row in readable]
+    assert [row["answer"] for row in readable] == [None if one is None else one.model_dump() for one in expected]
+    levels = [one.level for one in expected if one is not None]
+    counts = {"none" if level == 0 else f"level_{level}": levels.count(level) for level in sorted(set(levels))}
+    assert answered(output) == counts and len(levels) == len(readable) > 0
+    assert verify(output, pictures / readable[0]["image"], bundle, device="cpu").same
+    score_all(load(tiny_bundle, device="cpu"), pictures, tmp_path / "plain.parquet")
+    assert answered(tmp_path / "plain.parquet") is None
