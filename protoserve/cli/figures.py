@@ -15,7 +15,7 @@ from protoserve.cli.wording import sum_line, terms
 from protoserve.images.decoded import DecodedImage
 from protoserve.images.decoding import decode
 from protoserve.images.geometry import Cells, Geometry, geometry_of
-from protoserve.pages.words import is_absence, likeness
+from protoserve.pages.words import extent, is_absence, likeness
 from protoserve.schema import Box, Evidence, Level, Prediction
 
 PROTOTYPE_SIDE: Final = 224
@@ -55,7 +55,8 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
     and its contribution = weight × (similarity − usual similarity). Smaller cards below show the prototypes that speak
     against the node. The title has the whole sum. A dashed box is the most similar place of a prototype to which the
     picture is *less* similar than usual. Where a network is not tiled, a thin frame marks what the network mostly saw
-    for a box. Maps are drawn only if the prediction has them (`maps=True`).
+    for a box. Maps are drawn only if the prediction has them (`maps=True`). The headline says how
+    far the answer goes.
     """
     geometry = geometry_of(image.width, image.height, bundle.input)
     sections = [_header(prediction)]
@@ -70,13 +71,16 @@ def explain_figure(bundle: Model, image: DecodedImage, prediction: Prediction) -
 
 
 def _header(prediction: Prediction) -> Image.Image:
-    section = Image.new("RGB", (_WIDTH, 112), _PAPER)
+    section = Image.new("RGB", (_WIDTH, 138), _PAPER)
     pen = Pen(ImageDraw.Draw(section))
     width = _WIDTH - 2 * _MARGIN
-    pen.write((_MARGIN, 26), "  ›  ".join(prediction.path), 34, width=width)
+    goes = extent(prediction)
+    pen.write((_MARGIN, 24), goes.title, 34, width=width)
+    pen.write((_MARGIN, 72), goes.reason, 20, _FAINT, width)
     model, size = prediction.model, prediction.image
-    facts = f"{model.name}  {model.version[:19]}   photograph {size.width} x {size.height} pixels"
-    pen.write((_MARGIN, 76), facts, 16, _FAINT, width)
+    path = "  ›  ".join(prediction.path)
+    facts = f"{path}    {model.name}  {model.version[:19]}   photograph {size.width} x {size.height} pixels"
+    pen.write((_MARGIN, 104), facts, 16, _FAINT, width)
     return section
 
 
