@@ -55,10 +55,8 @@ def test_the_figure_shows_every_level(classifier: Classifier, photograph: Path) 
     prediction = classifier.predict(photograph, top_k=2, maps=True)
     figure = explain_figure(classifier.bundle, decode(photograph), prediction)
     assert figure.width == 1200 and figure.mode == "RGB"
-    fewer = prediction.model_copy(
-        update={"levels": prediction.levels[:-1], "answer": None, "known_through_level": None}
-    )
-    assert explain_figure(classifier.bundle, decode(photograph), fewer).height < figure.height
+    more = prediction.model_copy(update={"levels": [*prediction.levels, prediction.levels[-1]]})
+    assert explain_figure(classifier.bundle, decode(photograph), more).height > figure.height
 
 
 def test_unknown_levels_are_marked_in_their_titles(classifier: Classifier, photograph: Path) -> None:
