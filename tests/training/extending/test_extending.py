@@ -22,12 +22,13 @@ from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
 from protoserve.networks.model_file import load_network, save_network
 from protoserve.networks.network import PrototypeNetwork
+from protoserve.reporting.page import report_page
 from protoserve.run.folder import open_run
 from protoserve.run.similarities import read_similarities
 from training.extending.changes import read_changes
 from training.extending.extending import Extension, extend
 from training.outcome.evaluating import evaluate
-from training.outcome.report import write_report
+from training.outcome.report import run_report
 
 QUIET = Console(quiet=True)
 
@@ -97,7 +98,7 @@ def test_a_new_prototype_is_the_cell_of_its_source(added: Path) -> None:
         )
 
 
-def test_the_records_follow(added: Path, small_data: Path, white: Path, tmp_path: Path) -> None:
+def test_the_records_follow(added: Path, small_data: Path, white: Path) -> None:
     run = open_run(added)
     network, _, sources = load_network(run.model)
     assert isinstance(network, PrototypeNetwork) and sources is not None
@@ -115,7 +116,7 @@ def test_the_records_follow(added: Path, small_data: Path, white: Path, tmp_path
     assert (network.head.usual != 0).all()
     evaluation = evaluate(added, small_data, "test", device="cpu", console=QUIET)
     assert evaluation.images == 9
-    assert write_report(added, tmp_path / "report.html") > 0
+    assert report_page(run_report(added))
 
 
 def test_an_extended_run_can_be_extended_again(added: Path, small_data: Path, white: Path, tmp_path: Path) -> None:
