@@ -41,7 +41,8 @@ def learned_pictures(
         splits = read_splits(config, data, skip_broken=True, console=console)
         if splits.fit.taxonomy != taxonomy:
             raise InputError(f"{data}: its classes are not those of {run}; give the data set that it learned from")
-        return splits.fit, splits.selection
+        # What changes the classes learns from pictures that are labelled down to a leaf.
+        return splits.fit.subset(np.flatnonzero(splits.fit.to_leaf)), splits.selection
     root = read_table(data).root if is_table(data) else data
     return (
         _named(run, root, "train", kept.fit, taxonomy),

@@ -193,12 +193,14 @@ def parity_samples(
 ) -> bytes:
     """The content of `samples.npy`, the pictures for the parity gate, uint8 [samples, H, W, 3].
 
-    They are some images of `selection`, and some source images of prototypes from `fit`. There a similarity reaches its
-    maximum, where errors are the largest.
+    They are some images of `selection`, and some source images of prototypes from `fit`, if it holds them: an extended
+    run does not know pictures that are labelled only down to an inner node. There a similarity reaches its maximum,
+    where errors are the largest.
     """
     chosen = np.linspace(0, len(selection) - 1, min(SAMPLES, len(selection))).astype(np.int64)
     arrays = [fitted(selection, image, rule).array for image in chosen.tolist()]
-    images = list(dict.fromkeys(source.image for source in sources or []))
+    known = set(fit.images)
+    images = list(dict.fromkeys(source.image for source in sources or [] if source.image in known))
     for index in np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64):
         arrays.append(fitted(fit, fit.index(images[index]), rule).array)
     buffer = io.BytesIO()

@@ -146,3 +146,13 @@ console.log(JSON.stringify([seen, ...without]));
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     expected = [[geometry_of(*size, rule).seen_box(cell, cells) for cell in range(48)] for size in sizes]
     assert json.loads(printed) == [json.loads(json.dumps(expected)), None, None]
+
+
+def test_the_pages_of_the_service_and_of_the_target_read_the_resize_rule_alike() -> None:
+    """Each is a folder of its own without the other, so both have these lines."""
+    root = Path(web.__file__).parents[2]
+    parts = []
+    for page in ("export/targets/geometry.mjs", "service/page/geometry.mjs"):
+        text = (root / page).read_text(encoding="utf-8")
+        parts.append(text[text.index("  const wider = ") : text.index("  const axis = ")])
+    assert parts[0] == parts[1] and "quotient" in parts[0]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,14 @@ from protoserve.networks.network import PrototypeNetwork
 from protoserve.reporting.page import report_page
 from protoserve.run.folder import open_run
 from protoserve.run.similarities import read_similarities
+from training.config import Config
 from training.extending.changes import read_changes
 from training.extending.extending import Extension, extend
+from training.extending.finished import read_finished
+from training.extending.pictures import learned_pictures
 from training.outcome.evaluating import evaluate
 from training.outcome.report import run_report
+from training.running import train
 
 QUIET = Console(quiet=True)
 
@@ -218,3 +224,24 @@ def test_a_killed_command_leaves_nothing_that_is_read_and_its_repetition_ends_th
     assert all(torch.equal(first[name], second[name]) for name in first)
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (added, output)]
     assert metrics[0]["test"] == metrics[1]["test"]
+
+
+def test_a_run_that_learned_from_pictures_of_an_inner_node_can_be_extended(
+    small_config: Callable[..., Config], small_data: Path, white: Path, tmp_path: Path
+) -> None:
+    """With or without kept similarities, from the pictures that are labelled down to a leaf."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(small_data, data)
+    for number in range(6):
+        (data / "train" / "A" / "y" / f"{number}.png").rename(data / "train" / "A" / f"{number}.png")
+    config = small_config(warm={"epochs": 0}, joint={"epochs": 1}, anchored={"epochs": 0})
+    train(config, data, run, linear=False, resume=False, device="cpu", console=QUIET)
+    sources = load_network(run / "model.pt")[2]
+    # Some prototype was cut from a picture that the extension does not know.
+    assert sources is not None and any(source.image.rpartition("/")[0] == "train/A" for source in sources)
+    finished = read_finished(run)
+    for kept in (read_similarities(run, len(sources)), None):
+        fit_images, _ = learned_pictures(run, data, finished.taxonomy, kept, finished.config, QUIET)
+        assert fit_images.to_leaf.all()
+    extension = extended(run, data, tmp_path / "more", [f"A/w={white}"], [], [], [])
+    assert extension is not None and open_run(tmp_path / "more").model.is_file()
