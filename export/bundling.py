@@ -150,7 +150,8 @@ def write_model(
     """
     network, rule, samples, top_k = model.network, model.rule, model.samples, model.top_k
     graph = ExplainedGraph(network, top_k, torch.from_numpy(samples[:2])).eval()
-    np.save(draft / WEIGHTS, head_weights(network.head), allow_pickle=False)
+    weights = head_weights(network.head)
+    np.save(draft / WEIGHTS, weights, allow_pickle=False)
     parity: dict[str, TargetReport] = {}
     graphs: dict[EdgeOptions, Graphs] = {}
     with TemporaryDirectory() as folder:
@@ -166,6 +167,7 @@ def write_model(
                 metadata=file_metadata(manifest(""), model.checkpoint, target, row.precision.name, applied),
                 calibration=pictures(judging.calibration, rule) if judging and row.precision is INT8 else None,
                 pictures=draft / "prototypes",
+                weights=weights,
                 report=report,
             )
             file = draft / row.file

@@ -70,13 +70,15 @@ class Source:
     """The inputs of one target's writer.
 
     `metadata` go into the file. `calibration` uint8 [n, H, W, 3] are training pictures at model size, for a target that
-    needs them. `pictures` is the folder of the prototypes' pictures. The writer calls `report` before a long step.
+    needs them. `pictures` is the folder of the prototypes' pictures, and `weights` float32 are those of the last layers
+    (see `export.bundling.head_weights`). The writer calls `report` before a long step.
     """
 
     graphs: Graphs
     metadata: dict[str, str]
     calibration: NDArray[np.uint8] | None
     pictures: Path
+    weights: NDArray[np.float32]
     report: Callable[[str], None]
 
 

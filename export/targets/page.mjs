@@ -1,5 +1,6 @@
 // The page of the target `web`: decode a picture, run the graph, which resizes it, and show each level with its evidence.
 import * as ort from "./ort.wasm.bundle.min.mjs";
+import { contrastOf } from "./contrast.mjs";
 import { box, geometry, seenBox } from "./geometry.mjs";
 
 const SHOWN = 5;
@@ -44,6 +45,15 @@ function pixels(canvas) {
   return new ort.Tensor("uint8", colours, [1, canvas.height, canvas.width, 3]);
 }
 
+/** Where a prototype was found in the canvas, by its number and cell, and where it came from. */
+function placesOf({ graph, input: rule, prototypes }, canvas) {
+  const axes = geometry(rule, canvas.width, canvas.height);
+  return (prototype, cell) => {
+    const { source_image: image, source_box: square, picture: href } = prototypes[prototype];
+    return { box: box(axes, graph, cell), seen: seenBox(axes, graph, cell), source: { image, box: square, href } };
+  };
+}
+
 /** The graph's outputs as the service's JSON answer, without the fields that need the server. */
 function documentOf(outputs, manifest, canvas) {
   const { graph, taxonomy, prototypes } = manifest;
@@ -52,7 +62,7 @@ function documentOf(outputs, manifest, canvas) {
   const siblings = new Map();
   for (const parent of parents) siblings.set(parent, (siblings.get(parent) ?? 0) + 1);
   const inner = new Set(parents);
-  const axes = geometry(manifest.input, canvas.width, canvas.height);
+  const place = placesOf(manifest, canvas);
   const k = graph.top_k;
   const levels = [];
   let above = 0;
@@ -75,9 +85,7 @@ function documentOf(outputs, manifest, canvas) {
           usual: record.usual ?? 0,
           weight: of("weight", rank),
           contribution,
-          box: box(axes, graph, of("cell", rank)),
-          seen: seenBox(axes, graph, of("cell", rank)),
-          source: { image: record.source_image, box: record.source_box, href: record.picture },
+          ...place(prototype, of("cell", rank)),
         });
       }
     }
@@ -173,6 +181,49 @@ function show(answer, canvas) {
   const first = answer.levels.flatMap((level) => level.evidence)[0];
   if (first) point(first);
   document.getElementById("answer").hidden = false;
+  return point;
+}
+
+/** Show why the answer is not another class. */
+function showContrast(contrast, point) {
+  const section = document.getElementById("contrast");
+  section.replaceChildren();
+  const last = (node) => node.split("/").at(-1);
+  if (contrast.relation !== "beside") {
+    const words = contrast.relation === "predicted" ? "is part of the answer" : "lies below the answer: nothing speaks against it";
+    element("p", `${last(contrast.node)} ${words}.`, section);
+    return;
+  }
+  const heading = element("h2", `Why ${last(contrast.predicted)} and not ${last(contrast.instead)} `, section);
+  element("small", contrast.path.map(({ label, probability }) => `${label} ${(100 * probability).toFixed(1)} %`).join(" › "), heading);
+  // A card's weight is by how much more the prototype counts for the predicted class.
+  const cardOf = (piece) => {
+    const unusual = piece.similarity - piece.usual;
+    return { ...piece, contribution: piece.difference, weight: unusual ? piece.difference / unusual : 0 };
+  };
+  cards(contrast.evidence.map(cardOf), section, point);
+  if (contrast.missing.length) element("h3", `not found of ${last(contrast.instead)}`, section);
+  cards(contrast.missing.map(cardOf), section, point);
+  const total = (pieces) => round(pieces.reduce((sum, piece) => sum + round(piece.difference), 0));
+  const [lead, prior, found, missing] = [round(contrast.logit_difference), round(contrast.prior_difference), total(contrast.evidence), total(contrast.missing)];
+  const parts = [[prior, "prior"], [found, "found"], [missing, "not found"], [round(lead - prior - found - missing), "rest"]];
+  element("p", `lead ${number(lead)} = ${parts.map(([value, name]) => `${signed(value)} ${name}`).join(", ")}`, section);
+}
+
+let current = null;
+
+/** Ask why the answer is not the node that was named. The network does not run again. */
+function whyNot(manifest, weights) {
+  const asked = document.getElementById("other").value.trim();
+  if (!current || !asked) return;
+  const { outputs, canvas, prediction, point } = current;
+  const contrast = contrastOf(outputs, manifest, weights, asked, placesOf(manifest, canvas));
+  if (contrast === null) {
+    document.getElementById("contrast").replaceChildren(element("p", `There is no class ${asked}; choose one of the list.`));
+    return;
+  }
+  showContrast(contrast, point);
+  document.getElementById("document").textContent = JSON.stringify({ ...prediction, contrast });
 }
 
 async function answer(session, manifest, file) {
@@ -182,7 +233,8 @@ async function answer(session, manifest, file) {
   const began = performance.now();
   const outputs = await session.run({ image: pixels(canvas) });
   const prediction = documentOf(outputs, manifest, canvas);
-  show(prediction, canvas);
+  current = { outputs, canvas, prediction, point: show(prediction, canvas) };
+  document.getElementById("contrast").replaceChildren();
   document.getElementById("document").textContent = JSON.stringify(prediction);
   showState(`${prediction.path.join(" › ")} (${Math.round(performance.now() - began)} ms)`);
 }
@@ -191,8 +243,9 @@ async function start() {
   ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
   // Several threads need HTTP headers that a plain file server does not send.
   ort.env.wasm.numThreads = 1;
-  const [loaded, session] = await Promise.all([
+  const [loaded, weights, session] = await Promise.all([
     fetch("model.json").then((response) => response.json()),
+    fetch("weights.bin").then(async (response) => new Float32Array(await response.arrayBuffer())),
     ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] }),
   ]);
   const { manifest } = loaded;
@@ -203,6 +256,8 @@ async function start() {
   input.addEventListener("change", () => {
     if (input.files.length) answer(session, manifest, input.files[0]).catch(failed);
   });
+  for (const node of manifest.taxonomy.nodes) element("option", "", document.getElementById("nodes")).value = node.join("/");
+  document.getElementById("other").addEventListener("change", () => whyNot(manifest, weights));
   input.disabled = false;
   showState("Ready.");
 }

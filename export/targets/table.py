@@ -197,7 +197,9 @@ TARGETS: Final[dict[str, Target]] = {
         runtime="onnxruntime-web in a browser",
         metadata="web/model.json",
         checked="parity (the graph in onnxruntime); a test runs the page in Chromium",
-        write=_by_way_of_onnx(lambda source, whole, file: web.write_web(whole, file, source.metadata, source.pictures)),
+        write=_by_way_of_onnx(
+            lambda source, whole, file: web.write_web(whole, file, source.metadata, source.pictures, source.weights)
+        ),
         run=web.run_web,
         next_step="python -m http.server --directory FOLDER/web 8000",
         resizes=True,

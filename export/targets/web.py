@@ -13,6 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.parity import Runtime
 from export.targets.onnx_files import run_onnx
 from protoserve.errors import InputError
@@ -24,14 +27,22 @@ RUNTIME_SHA512: Final = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4
 RUNTIME_FILES: Final = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 # Seconds, enough for 30 MB over a slow connection.
 TIMEOUT: Final = 600
-PAGE_FILES: Final = {"page.html": "index.html", "page.mjs": "page.mjs", "geometry.mjs": "geometry.mjs"}
+PAGE_FILES: Final = {
+    "page.html": "index.html",
+    "page.mjs": "page.mjs",
+    "contrast.mjs": "contrast.mjs",
+    "geometry.mjs": "geometry.mjs",
+}
+# The last layers' weights as float32, little-endian, in the order of the bundle's `weights.npy`.
+WEIGHTS: Final = "weights.bin"
 GRAPH: Final = "model.onnx"
 SIDECAR: Final = "model.json"
 
 
-def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path) -> None:
+def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path, weights: NDArray[np.float32]) -> None:
     """Write the page `file` and its folder: the ONNX file `source`, which takes pictures of any size, the `metadata`,
-    and the prototypes' `pictures`.
+    the prototypes' `pictures`, and the last layers' `weights` (see `export.bundling.head_weights`), with which the page
+    says why not another class.
 
     The metadata go into model.json, because browsers can't read them from the graph. Raises InputError if npm is
     missing or can't fetch onnxruntime-web.
@@ -44,6 +55,7 @@ def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path
     (folder / SIDECAR).write_text(json.dumps(document), encoding="utf-8")
     for name, written in PAGE_FILES.items():
         (folder / written).write_bytes((files("export.targets") / name).read_bytes())
+    (folder / WEIGHTS).write_bytes(weights.astype("<f4").tobytes())
     fetch_runtime(folder)
 
 

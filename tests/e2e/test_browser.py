@@ -155,6 +155,28 @@ def test_the_page_shows_every_level_with_its_evidence(page: Any, pictures: dict[
     assert len(widths) == shown and min(widths) > 0
 
 
+def test_the_page_says_why_not_another_class(page: Any, web_bundle: Path, pictures: dict[str, Path]) -> None:
+    # A browser does not tell of a file that is chosen again.
+    ask(page, pictures["turned"])
+    model = load(web_bundle, device="cpu")
+    answer = model.predict(pictures["turned"])
+    other = next(name for name in model.taxonomy.names if name.count("/") == 0 and name != answer.path[0])
+    wanted = model.predict(pictures["turned"], contrast=other).contrast
+    page.fill("#other", other)
+    page.press("#other", "Enter")
+    page.wait_for_selector("#contrast h2")
+    found = json.loads(page.text_content("#document"))["contrast"]
+    assert wanted is not None and (found["predicted"], found["instead"]) == (wanted.predicted, wanted.instead)
+    assert found["logit_difference"] == pytest.approx(wanted.logit_difference, abs=0.05)
+    shown = [*found["evidence"], *found["missing"]]
+    told = found["prior_difference"] + sum(piece["difference"] for piece in shown) + found["rest"]
+    assert told == pytest.approx(found["logit_difference"], abs=1e-6)
+    assert page.locator("#contrast li").count() == len(shown) > 0
+    page.fill("#other", "Nothing")
+    page.press("#other", "Enter")
+    page.wait_for_selector("#contrast p:has-text('There is no class Nothing')")
+
+
 def test_the_frame_is_at_the_first_evidence(page: Any, pictures: dict[str, Path]) -> None:
     found = ask(page, pictures["png"])
     canvas, frame = (page.locator(f"#picture {name}").bounding_box() for name in ("canvas", "i.box"))

@@ -15,7 +15,13 @@ import pytest
 
 from export.targets import web
 from protoserve.errors import InputError
+from protoserve.graph_signature import named_arrays
 from protoserve.images.geometry import Cells, InputRule, geometry_of
+from protoserve.inference.evidence import predictions
+from protoserve.inference.options import PredictOptions
+from protoserve.replay.comparing import differences
+from protoserve.taxonomy import Kind
+from tests.protoserve.inference.random_heads import GEOMETRY, random_head
 
 
 def test_web_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +34,7 @@ def test_web_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             tmp_path / "web" / "index.html",
             {"protoserve": "{}", "options": "{}"},
             tmp_path / "pictures",
+            np.zeros(3, dtype=np.float32),
         )
 
 
@@ -75,7 +82,10 @@ def test_the_folder_holds_the_graph_the_page_the_runtime_and_the_metadata(
     (tmp_path / "graph.onnx").write_bytes(b"graph")
     metadata = {"protoserve": '{"name": "tiny"}', "options": '{"batch": 1}', "nodes": ""}
     folder = tmp_path / "web"
-    web.write_web(tmp_path / "graph.onnx", folder / "index.html", metadata, tmp_path / "pictures")
+    weights = np.array([1.5, -0.25], dtype=np.float32)
+    web.write_web(tmp_path / "graph.onnx", folder / "index.html", metadata, tmp_path / "pictures", weights)
+    assert np.fromfile(folder / "weights.bin", dtype="<f4").tolist() == weights.tolist()
+    assert "./contrast.mjs" in (folder / "page.mjs").read_text() and (folder / "contrast.mjs").is_file()
     assert (folder / "model.onnx").read_bytes() == b"graph"
     assert (folder / "prototypes" / "0000.webp").read_bytes() == b"picture"
     assert json.loads((folder / "model.json").read_text()) == {"manifest": {"name": "tiny"}, "options": {"batch": 1}}
@@ -156,3 +166,39 @@ def test_the_pages_of_the_service_and_of_the_target_read_the_resize_rule_alike()
         text = (root / page).read_text(encoding="utf-8")
         parts.append(text[text.index("  const wider = ") : text.index("  const axis = ")])
     assert parts[0] == parts[1] and "quotient" in parts[0]
+
+
+@pytest.mark.parametrize("kind", ["hierarchical", "flat"])
+def test_the_page_says_why_not_as_the_service_does(kind: Kind, tmp_path: Path) -> None:
+    """On random heads and trees, for every node that can be asked about."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node")
+    asked, expected = [], []
+    for seed in range(12):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        head, random = random_head(seed, folder, kind), np.random.default_rng(seed)
+        outputs = head.outputs(random.uniform(0, 3, (1, len(head.usual))).astype(np.float32).astype(np.float64))
+        arrays = {name: {"data": np.ravel(array).tolist()} for name, array in named_arrays(outputs).items()}
+        weights = np.load(folder / "weights.npy").tolist()
+        for name in head.bundle.taxonomy.names:
+            asked.append([arrays, head.bundle.manifest.model_dump(mode="json"), weights, name])
+            options = PredictOptions(contrast=name).resolved(head.table)
+            [prediction] = predictions(outputs, head.table, [GEOMETRY], options)
+            assert prediction.contrast is not None
+            expected.append(prediction.contrast.model_dump(mode="json"))
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    code = f"""import {{ readFileSync }} from "node:fs";
+import {{ contrastOf }} from {json.dumps((Path(web.__file__).parent / "contrast.mjs").as_uri())};
+const asked = JSON.parse(readFileSync({json.dumps(str(tmp_path / "asked.json"))}, "utf8"));
+console.log(JSON.stringify(asked.map((one) => contrastOf(...one, () => ({{}})))));
+"""
+    command = [node, "--input-type=module", "-e", code]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+    assert {one["relation"] for one in expected} >= {"beside", "predicted"}
+    for one, wanted in zip(found, expected, strict=True):
+        for piece in (*wanted["evidence"], *wanted["missing"]):
+            for key in ("box", "seen", "source", "member"):
+                del piece[key]
+        assert differences(wanted, one, 1e-4) == []
