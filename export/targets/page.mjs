@@ -205,8 +205,8 @@ function showContrast(contrast, point) {
   if (contrast.missing.length) element("h3", `not found of ${last(contrast.instead)}`, section);
   cards(contrast.missing.map(cardOf), section, point);
   const total = (pieces) => round(pieces.reduce((sum, piece) => sum + round(piece.difference), 0));
-  const [lead, prior, found, missing] = [round(contrast.logit_difference), round(contrast.prior_difference), total(contrast.evidence), total(contrast.missing)];
-  const parts = [[prior, "prior"], [found, "found"], [missing, "not found"], [round(lead - prior - found - missing), "rest"]];
+  const [lead, prior, shown, missing] = [round(contrast.logit_difference), round(contrast.prior_difference), total(contrast.evidence), total(contrast.missing)];
+  const parts = [[prior, "prior"], [shown, "shown"], [missing, "not found"], [round(lead - prior - shown - missing), "rest"]];
   element("p", `lead ${number(lead)} = ${parts.map(([value, name]) => `${signed(value)} ${name}`).join(", ")}`, section);
 }
 
