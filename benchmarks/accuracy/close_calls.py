@@ -6,7 +6,13 @@ A close call is a test picture whose second most probable leaf is within 1 nat o
 the benchmark asks for the contrast, fills the boxes of the pieces that were found and speak for the predicted node, and
 counts how often the answer's node at the level where the paths part is then another (*flipped*), and how often X is
 more probable than the first leaf (*X ahead*). Beside it: the same region, moved by random offsets that wrap at the
-edges, so that its area is equal. Results in benchmarks/results/close-calls.{json,md}.
+edges, so that its area is equal.
+
+Boxes are filled in two ways. *At once*: all that one contrast names. *In turn*: the first box, then the first that
+the contrast of the changed picture names, and so on until the node is another; a prototype's second place, nearly as
+similar as the first, is named then, too. The random regions follow the same rule: each stops once it has flipped the
+node.
+Results in benchmarks/results/close-calls.{json,md}.
 """
 
 from __future__ import annotations
@@ -50,10 +56,10 @@ class CloseCall:
     second: int
 
 
-def close_calls(classifier: Classifier, data: Path, most: int, seed: int) -> tuple[int, list[CloseCall]]:
-    """Look at the test pictures in random order; return how many it took, and the first `most` close calls."""
+def close_calls(classifier: Classifier, data: Path, split: str, most: int, seed: int) -> tuple[int, list[CloseCall]]:
+    """Look at the pictures of a split in random order; return how many it took, and the first `most` close calls."""
     leaves = np.array(classifier.taxonomy.leaves)
-    pictures = read_split(data, "test", classifier.taxonomy, left_out=classifier.bundle.left_out)
+    pictures = read_split(data, split, classifier.taxonomy, left_out=classifier.bundle.left_out)
     found: list[CloseCall] = []
     numbers = np.random.default_rng(seed).permutation(len(pictures)).tolist()
     for start in track(range(0, len(numbers), BATCH), "close calls"):
@@ -84,6 +90,41 @@ def regions(classifier: Classifier, call: CloseCall, generator: np.random.Genera
         yield np.concatenate([named, *(shifted(named, generator) for _ in range(DRAWS))])
 
 
+def one_by_one(
+    classifier: Classifier, call: CloseCall, fill: Fill, generator: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fill the box that speaks most for the predicted node, ask again, and so on, until the node is another.
+
+    Returns float64 [COUNTS, 2], whether up to that many boxes changed the node, and the share of the draws in which the
+    same boxes, moved at random, did; and float64 [COUNTS], the share of the picture that was filled.
+    """
+    height, width = call.picture.shape[:2]
+    geometry = Geometry(width, height, width, height, 1.0, 1.0, 0.0, 0.0)
+    paths = classifier.taxonomy.path_at_level
+    level = int(np.flatnonzero(paths[call.first] != paths[call.second])[0])
+    kept = call.outputs.path[0, : level + 1]
+    filling = filled(call.picture, call.picture, fill)
+    mask = np.zeros((1 + DRAWS, height, width), dtype=bool)
+    changed = np.zeros(1 + DRAWS, dtype=bool)
+    outputs, rows, area = call.outputs, [], []
+    for count in range(1, COUNTS[-1] + 1):
+        if not changed[0]:
+            options = PredictOptions(top_k=classifier.table.top_k, contrast=classifier.table.names[call.second])
+            [prediction] = predictions(outputs, classifier.table, [geometry], options.resolved(classifier.table))
+            assert prediction.contrast is not None
+            pieces = [piece for piece in prediction.contrast.evidence if piece.found and piece.difference > 0]
+            named = region([piece.box for piece in pieces[:1]], (height, width))[None]
+            moved = np.concatenate([named, *(shifted(named, generator) for _ in range(DRAWS))])
+        mask |= moved & ~changed[:, None, None]
+        found = classifier.engine.run(combined(filling, call.picture, mask))
+        changed |= (found.path[:, : level + 1] != kept).any(axis=1)
+        outputs = found.rows(0, 1)
+        if count in COUNTS:
+            rows.append([float(changed[0]), float(changed[1:].mean())])
+            area.append(float(mask[0].mean()))
+    return np.array(rows), np.array(area)
+
+
 def measure(classifier: Classifier, calls: list[CloseCall], seed: int) -> list[dict[str, Any]]:
     """Count the flips per number of boxes and fill."""
     generator = np.random.default_rng(seed)
@@ -101,15 +142,28 @@ def measure(classifier: Classifier, calls: list[CloseCall], seed: int) -> list[d
                 flipped = (outputs.path[:, : level + 1] != call.outputs.path[:, : level + 1]).any(axis=1)
                 counted = [flipped[0], flipped[1:].mean(), ahead[0], ahead[1:].mean()]
                 flips.setdefault((count, fill), []).append([float(value) for value in counted])
+    in_turn = {fill: [one_by_one(classifier, call, fill, generator) for call in calls] for fill in FILLS}
+    turns = [
+        {
+            "boxes": count,
+            "fill": fill,
+            "asked": "in turn",
+            **dict(zip(COLUMNS, np.mean([rows[index] for rows, _ in found], axis=0).tolist(), strict=False)),
+            "area": float(np.mean([area[index] for _, area in found])),
+        }
+        for fill, found in in_turn.items()
+        for index, count in enumerate(COUNTS)
+    ]
     return [
         {
             "boxes": count,
             "fill": fill,
+            "asked": "at once",
             **dict(zip(COLUMNS, np.mean(rows, axis=0).tolist(), strict=True)),
             "area": float(np.mean(area[count])),
         }
         for (count, fill), rows in flips.items()
-    ]
+    ] + turns
 
 
 def table(results: dict[str, Any]) -> str:
@@ -120,18 +174,20 @@ def table(results: dict[str, Any]) -> str:
         "Made by `python -m benchmarks.accuracy.close_calls`; all figures in `close-calls.json`.",
         "",
         f"Test pictures whose second leaf is within {NATS:g} nat of the first. *Flipped*: the answer's node where the "
-        "two paths part is another after the boxes of the pieces that speak for it are filled. *X ahead*: the second "
-        "leaf is more probable than the first. *At random*: after filling regions of equal area.",
+        "two paths part is another after the boxes of the pieces that speak for it are filled: those that one contrast "
+        "names (*at once*), or the first one, then the first one of the changed picture's contrast, and so on (*in "
+        "turn*). *X ahead*: the second leaf is more probable than the first. *At random*: after filling regions of "
+        "equal area, by the same rule.",
         "",
-        "| bundle | close calls | boxes | fill | share of the picture | flipped | at random | X ahead | at random |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| bundle | close calls | filled | boxes | fill | of picture | flipped | at random | X ahead | at random |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results["bundles"].items():
-        lines += [
-            f"| {name} | {found['close_calls']} of {found['pictures']} | {row['boxes']} | {row['fill']} | "
-            f"{row['area']:.0%} | {' | '.join(f'{row[column]:.0%}' for column in COLUMNS)} |"
-            for row in found["rows"]
-        ]
+        for row in found["rows"]:
+            shares = " | ".join(f"{row[column]:.0%}" if column in row else "" for column in COLUMNS)
+            calls = f"{found['close_calls']} of {found['pictures']}"
+            told = f"{row['asked']} | {row['boxes']} | {row['fill']} | {row['area']:.0%}"
+            lines.append(f"| {name} | {calls} | {told} | {shares} |")
     return "\n".join([*lines, "", described(results["machine"])]) + "\n"
 
 
@@ -140,13 +196,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE=DATA")
     parser.add_argument("--most", type=int, default=200, help="close calls per bundle")
+    parser.add_argument("--split", default="test", help="val to try something out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "seed": options.seed, "bundles": {}}
     for named in options.bundles:
         name, bundle, data = named.split("=")
         classifier = load(bundle, device="cpu")
-        pictures, calls = close_calls(classifier, Path(data), options.most, options.seed)
+        pictures, calls = close_calls(classifier, Path(data), options.split, options.most, options.seed)
         rows = measure(classifier, calls, options.seed)
         found["bundles"][name] = {"pictures": pictures, "close_calls": len(calls), "rows": rows}
     write_results("close-calls", found, table(found))
