@@ -13,7 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from protoserve.files import write_text
+from protoserve.bundle.folder import Bundle
+from protoserve.files import read_yaml, write_text
+from training.config import parse_config
+from training.recipes import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -51,6 +54,29 @@ def trained_run(
         options += [word for leaf in left_out for word in ("--leave-out", leaf)]
         protoserve("train", config, *options, "--cache", run.parent / "cache", "--resume")
     return run
+
+
+def training_of(bundle: Bundle) -> str:
+    """How a bundle's run was trained: the recipe of its name, and where its settings are others."""
+    config = bundle.manifest.provenance.config or {}
+    name = str(config.get("name"))
+    recipe = {found.name: found.file for found in recipes()}.get(name)
+    if recipe is None:
+        return f"the configuration {name}, which is no recipe of the package"
+    own, of_recipe = (_flat(parse_config(content, name).model_dump()) for content in (config, read_yaml(recipe)))
+    # Where the weights were read from says nothing about them.
+    changed = {key: value for key, value in own.items() if value != of_recipe.get(key) and key != "model.weights"}
+    if not changed:
+        return f"the recipe {name}"
+    return f"the recipe {name} with " + ", ".join(f"{key}={json.dumps(value)}" for key, value in changed.items())
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All values of nested sections by their dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def write_results(name: str, document: dict[str, Any], table: str) -> None:

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from benchmarks.measuring import described, machine, write_results
+from benchmarks.measuring import described, machine, training_of, write_results
 from protoserve.audit.regions import combined, filled, region, shifted
+from protoserve.bundle.folder import read_bundle
 from protoserve.bundle.truth_card import Fill
 from protoserve.data.dataset import read_split
 from protoserve.images.fitting import fit
@@ -188,6 +189,7 @@ def table(results: dict[str, Any]) -> str:
             calls = f"{found['close_calls']} of {found['pictures']}"
             told = f"{row['asked']} | {row['boxes']} | {row['fill']} | {row['area']:.0%}"
             lines.append(f"| {name} | {calls} | {told} | {shares} |")
+    lines += ["", *(f"{name}: trained by {found['training']}." for name, found in results["bundles"].items())]
     return "\n".join([*lines, "", described(results["machine"])]) + "\n"
 
 
@@ -202,10 +204,16 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "seed": options.seed, "bundles": {}}
     for named in options.bundles:
         name, bundle, data = named.split("=")
-        classifier = load(bundle, device="cpu")
+        opened = read_bundle(bundle)
+        classifier = load(opened, device="cpu")
         pictures, calls = close_calls(classifier, Path(data), options.split, options.most, options.seed)
         rows = measure(classifier, calls, options.seed)
-        found["bundles"][name] = {"pictures": pictures, "close_calls": len(calls), "rows": rows}
+        found["bundles"][name] = {
+            "training": training_of(opened),
+            "pictures": pictures,
+            "close_calls": len(calls),
+            "rows": rows,
+        }
     write_results("close-calls", found, table(found))
     print(table(found))
 

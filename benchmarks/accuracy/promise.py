@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.measuring import described, machine, write_results
+from benchmarks.measuring import described, machine, training_of, write_results
 from export.validating import fitted_batches
 from protoserve.bundle.folder import Bundle, read_bundle
 from protoserve.data.dataset import Dataset
-from protoserve.files import read_yaml
 from protoserve.inference.engine import Engine
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.novelty import NoveltyTable
@@ -33,7 +32,6 @@ from protoserve.promise.threshold import Walks, answer_levels, promised_threshol
 from protoserve.restriction import Restriction, restriction_of, unrestricted
 from training.config import parse_config
 from training.data.splits import read_splits
-from training.recipes import recipes
 from training.rendered.classes import leaf_paths
 from training.rendered.picture import draw_picture
 
@@ -224,29 +222,6 @@ def reuse(parts: dict[str, Calibration], precision: float, group_of: NDArray[np.
     return {"threshold": own} | {
         name: summary(found, [sizes[name]] * len(found), precision) for name, found in drawn.items()
     }
-
-
-def training_of(bundle: Bundle) -> str:
-    """How a bundle's run was trained: the recipe of its name, and where its settings are others."""
-    config = bundle.manifest.provenance.config or {}
-    name = str(config.get("name"))
-    recipe = {found.name: found.file for found in recipes()}.get(name)
-    if recipe is None:
-        return f"the configuration {name}, which is no recipe of the package"
-    own, of_recipe = (flat(parse_config(content, name).model_dump()) for content in (config, read_yaml(recipe)))
-    # Where the weights were read from says nothing about them.
-    changed = {key: value for key, value in own.items() if value != of_recipe.get(key) and key != "model.weights"}
-    if not changed:
-        return f"the recipe {name}"
-    return f"the recipe {name} with " + ", ".join(f"{key}={json.dumps(value)}" for key, value in changed.items())
-
-
-def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """All values of nested sections by their dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def measure(folder: Path, data: Path, work: Path) -> dict[str, Any]:

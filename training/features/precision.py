@@ -84,17 +84,26 @@ def _missing_to_compile(device: torch.device) -> str | None:
 
 def learning_forward(module: nn.Module, learning: Learning, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The forward pass of a backbone, or of its top, while it learns. Input and output are float32; in between it
-    computes in the precision of `learning`, and compiled if that asks for it. Raises DeviceError if the device can't.
+    computes in the precision of `learning`, with channels last in memory, and compiled if that asks for it. Raises
+    DeviceError if the device can't.
     """
     half = half_precision(learning.precision, device)
     compiled = compiles(learning.compile, learning.pictures, device)
     forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
+
+    def channels_last(pictures: Tensor) -> Tensor:
+        # A step of MobileNetV2 or of the demo's ResNet takes two thirds to three quarters of the time so, on a CPU.
+        # Tiles that a trunk has computed have a dimension more.
+        if pictures.dim() == 4:
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return forward(pictures).contiguous()
+
     if half is None:
-        return forward
+        return channels_last
 
     def in_half_precision(pictures: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=half):
-            maps = forward(pictures)
+            maps = channels_last(pictures)
         return maps.float()
 
     return in_half_precision
