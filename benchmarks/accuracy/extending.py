@@ -5,7 +5,7 @@
 Trains without the leaves of `benchmarks.accuracy.novelty`, adds them by `protoserve extend` with 5 and with 20
 photographs of train each, and scores the test split. Beside it: the nearest class mean of pooled features (the mean of
 the same photographs for new leaves, of all for old ones), and a full training with all photographs of every leaf.
-Writes benchmarks/results/extending.{json,md}. `--choose` compares the settings of the refit instead, on val and on
+Writes benchmarks/results/extending.{json,md}. `--choose` compares numbers of prototypes instead, on val and on
 photographs of train that `extend` is not given; it does not read test.
 """
 
@@ -24,28 +24,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch.nn import functional
 
 from benchmarks.accuracy.novelty import CONFIG, LEAVES
 from benchmarks.measuring import described, machine, trained_run, write_results
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
-from protoserve.networks.model_file import Network, load_network
-from protoserve.networks.network import PrototypeNetwork
+from protoserve.networks.head import PrototypeHead
+from protoserve.networks.model_file import load_network
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from protoserve.run.similarities import read_similarities
 from protoserve.taxonomy import Taxonomy
-from training.data.pictures import batches, fitted
 from training.extending.carrying import carried_head, new_prototypes
 from training.extending.changes import Changes, changed_tree
-from training.extending.extending import Extension, extend, groups_to_fit
+from training.extending.extending import TOLERANCE, Extension, extend, groups_to_fit
 from training.extending.finished import read_finished
-from training.extending.fitting import fit_groups, fitted_head
+from training.extending.fitting import fitted_head
 from training.extending.measuring import Stopwatch, frozen_feed, log_probability, similarities
 from training.extending.pictures import learned_pictures, new_pictures
-from training.extending.refitting import RefitSetting
+from training.features.cache import FeatureCache
 from training.features.shared_cache import GIGABYTE, SharedCache
-from training.loop.answers import answer_dataset
 
 COUNTS = (5, 20)
-RIDGES, BALANCES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (0.0, 0.5, 1.0)
+PLACE = torch.device("cpu")
+# Numbers of prototypes of the nodes above a new leaf to compare, relative to the leaf's own.
+ABOVES = (0.0, 1 / 3, 1.0)
 QUIET = Console(quiet=True)
 
 
@@ -70,11 +72,48 @@ def recalls(predicted: NDArray[np.int64], leaves: NDArray[np.int64], taxonomy: T
     return Recalls(new, float((predicted[others] == leaves[others]).mean()))
 
 
-def scored(network: Network, dataset: Dataset, rule: Any) -> NDArray[np.int64]:
-    """The predicted leaf of each image, int64 [images], as an index of the network's `taxonomy.leaves`."""
-    answers = answer_dataset(network, dataset, rule, torch.device("cpu"), QUIET).log_probability
+@dataclass(frozen=True)
+class Pictures:
+    """The train and test photographs of all leaves, with the features of the frozen backbone: those that prototypes are
+    compared with (`test_features`), and at unit length the pooled ones, float32 [images, width]."""
+
+    train: Dataset
+    test: Dataset
+    test_features: FeatureCache
+    pooled_train: NDArray[np.float32]
+    pooled_test: NDArray[np.float32]
+
+
+def read_pictures(options: argparse.Namespace, run: Path) -> Pictures:
+    """Read the photographs, and compute features by the backbone of a run; all runs here have the same one."""
+    whole, finished = read_taxonomy(options.data), read_finished(run)
+    train, test = (read_split(options.data, split, whole) for split in ("train", "test"))
+    common: dict[str, Any] = {"device": PLACE, "console": QUIET, "cache": shared_cache(options)}
+    with tempfile.TemporaryDirectory() as scratch:
+        feed = frozen_feed(test, test, finished.network, finished.config, Path(scratch) / "a", **common)
+        plain = LinearNetwork(finished.network.backbone, whole).eval()
+        pooled = frozen_feed(train, test, plain, finished.config, Path(scratch) / "b", **common)
+        train_rows = pooled.cached("fit").batch(np.arange(len(train)))
+        test_rows = pooled.cached("selection").batch(np.arange(len(test)))
+        rows = (functional.normalize(rows).numpy() for rows in (train_rows, test_rows))
+        return Pictures(train, test, feed.cached("selection"), *rows)
+
+
+def shared_cache(options: argparse.Namespace) -> SharedCache:
+    """The folder in which runs share features."""
+    return SharedCache(options.runs / "cache", 50 * GIGABYTE)
+
+
+def scored(run: Path, pictures: Pictures) -> NDArray[np.int64]:
+    """The leaf that a run's network predicts for each test image, int64 [images], as a place in the leaves of the whole
+    tree."""
+    network, _, _ = load_network(run / "model.pt")
     assert isinstance(network, PrototypeNetwork)
-    return np.asarray(answers[:, list(network.head.taxonomy.leaves)].argmax(axis=1))
+    head, whole = network.head, pictures.test.taxonomy
+    answers = log_probability(head, similarities(network, head, pictures.test_features, 64, PLACE))
+    place = {node: leaf for leaf, node in enumerate(whole.leaves)}
+    leaves = [place[whole.index[head.taxonomy.names[leaf]]] for leaf in head.taxonomy.leaves]
+    return np.asarray(np.array(leaves)[answers[:, list(head.taxonomy.leaves)].argmax(axis=1)])
 
 
 def photographs(data: Path, count: int, seed: int, folder: Path) -> dict[str, Path]:
@@ -90,16 +129,6 @@ def photographs(data: Path, count: int, seed: int, folder: Path) -> dict[str, Pa
     return folders
 
 
-def pooled(network: PrototypeNetwork, dataset: Dataset, rule: Any, numbers: Sequence[int]) -> NDArray[np.float32]:
-    """float32 [images, width]: the mean backbone features of images, at unit length."""
-    rows = []
-    with torch.inference_mode():
-        for _, pictures in batches(lambda number: fitted(dataset, number, rule).array, numbers, 64):
-            maps = network.backbone(network.normalise(pictures))
-            rows.append(torch.nn.functional.normalize(maps.mean((2, 3))).numpy())
-    return np.concatenate(rows)
-
-
 def nearest_means(
     train: NDArray[np.float32], given: NDArray[np.bool_], leaves: NDArray[np.int64], test: NDArray[np.float32]
 ) -> NDArray[np.int64]:
@@ -109,109 +138,108 @@ def nearest_means(
     return np.asarray(distance.argmin(axis=1))
 
 
-def measure(options: argparse.Namespace, seed: int, settings: list[str]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train with and without the leaves by one seed, extend, and score all of them on test."""
-    common: dict[str, Any] = {"data": options.data, "weights": options.weights, "seed": seed, "settings": settings}
-    base = trained_run(options.runs / f"without-{seed}", CONFIG, left_out=LEAVES, **common)
-    full = trained_run(options.runs / f"full-{seed}", CONFIG, **common)
-    whole = read_taxonomy(options.data)
-    test, train = (read_split(options.data, split, whole) for split in ("test", "train"))
-    network, description, _ = load_network(full / "model.pt")
-    assert isinstance(network, PrototypeNetwork)
-    rows = {"full training": recalls(scored(network, test, description.input), test.leaves, whole)}
-    rule, everything = description.input, range(len(train))
-    features = pooled(network, train, rule, everything), pooled(network, test, rule, range(len(test)))
-    before, _, _ = load_network(base / "model.pt")
-    known = test.subset(np.flatnonzero([leaf_of(image) not in LEAVES for image in test.images]))
-    assert isinstance(before, PrototypeNetwork)
-    names = before.head.taxonomy.names
-    truth = [whole.names[whole.leaves[leaf]] for leaf in known.leaves]
-    found = [names[before.head.taxonomy.leaves[leaf]] for leaf in scored(before, known, rule)]
-    base_accuracy = float(np.mean([a == b for a, b in zip(truth, found, strict=True)]))
+    base, full = trained(options, seed, LEAVES), trained(options, seed, ())
+    pictures = read_pictures(options, base)
+    train, leaves, whole = pictures.train, pictures.test.leaves, pictures.test.taxonomy
+    before = recalls(scored(base, pictures), leaves, whole).others
+    rows = {"full training": recalls(scored(full, pictures), leaves, whole)}
     costs: dict[str, Extension] = {}
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as scratch:
             folders = photographs(options.data, count, seed, Path(scratch) / "photographs")
             given = {f"train/{leaf}/{file.name}" for leaf, folder in folders.items() for file in folder.iterdir()}
-            cache = SharedCache(options.runs / "cache", 50 * GIGABYTE)
-            output = Path(scratch) / "extended"
-            changes = Changes(added=folders)
-            extension = extend(base, changes, options.data, output, tolerance=100, cache=cache, console=QUIET)
-            changed, _, _ = load_network(output / "model.pt")
-        assert isinstance(changed, PrototypeNetwork)
-        mapped = [whole.index[changed.head.taxonomy.names[leaf]] for leaf in changed.head.taxonomy.leaves]
-        place = {node: leaf for leaf, node in enumerate(whole.leaves)}
-        predicted = np.array([place[node] for node in mapped])[scored(changed, test, rule)]
-        rows[f"extend, {count}"] = recalls(predicted, test.leaves, whole)
+            output, learned = Path(scratch) / "extended", without_test(options.data, Path(scratch) / "learned")
+            extension = extend(
+                base,
+                Changes(added=folders),
+                learned,
+                output,
+                tolerance=100,
+                cache=shared_cache(options),
+                console=QUIET,
+            )
+            rows[f"extend, {count}"] = recalls(scored(output, pictures), leaves, whole)
         costs[f"extend, {count}"] = extension
         kept = np.array([image in given or leaf_of(image) not in LEAVES for image in train.images])
-        means = nearest_means(features[0], kept, train.leaves, features[1])
-        rows[f"nearest class mean, {count}"] = recalls(means, test.leaves, whole)
+        means = nearest_means(pictures.pooled_train, kept, train.leaves, pictures.pooled_test)
+        rows[f"nearest class mean, {count}"] = recalls(means, leaves, whole)
     return {
         "seed": seed,
-        "before": base_accuracy,
+        "before": before,
         "rows": {name: {"new": row.new, "mean": row.mean, "others": row.others} for name, row in rows.items()},
         "extensions": {name: extension.document() for name, extension in costs.items()},
     }
 
 
-def choose(options: argparse.Namespace, seed: int) -> None:
-    """Print, for settings of the refit, the recall of new leaves on photographs of train that were not given, and the
-    accuracy of the others on val."""
-    base = trained_run(
-        options.runs / f"without-{seed}",
+def trained(options: argparse.Namespace, seed: int, left_out: Sequence[str]) -> Path:
+    """A run by this seed, with or without the new leaves."""
+    return trained_run(
+        options.runs / f"{'without' if left_out else 'full'}-{seed}",
         CONFIG,
         data=options.data,
         weights=options.weights,
         seed=seed,
         settings=options.settings,
-        left_out=LEAVES,
+        left_out=left_out,
     )
-    place = torch.device("cpu")
+
+
+def without_test(data: Path, folder: Path) -> Path:
+    """A data set with the train and val photographs alone: `extend` need not score test, which is scored here."""
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / split).symlink_to((data / split).resolve(), target_is_directory=True)
+    return folder
+
+
+def choose(options: argparse.Namespace, seed: int) -> None:
+    """Print, for numbers of new prototypes, the recall of new leaves on val and on photographs of train that were not
+    given, and what the old leaves lose on val, by the setting of the refit that `extend` would choose."""
+    base = trained(options, seed, LEAVES)
+    kept = read_similarities(base, len(read_finished(base).sources))
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as scratch:
-            finished, kept = read_finished(base), read_similarities(base, len(read_finished(base).sources))
-            network, config = finished.network, finished.config
             folders = photographs(options.data, count, seed, Path(scratch) / "photographs")
             given = {f"train/{leaf}/{file.name}" for leaf, folder in folders.items() for file in folder.iterdir()}
             changes = Changes(added=folders)
-            tree = changed_tree(finished.taxonomy, changes)
-            old = learned_pictures(base, options.data, finished.taxonomy, kept, config, QUIET)
-            new = new_pictures(folders, tree, options.data, config, has_val=True, skip_broken=False, console=QUIET)
-            carried = carried_head(network.head, tree, new_prototypes(network.head, tree, 0))
-            common: dict[str, Any] = {"device": place, "console": QUIET}
-            cache = SharedCache(options.runs / "cache", 50 * GIGABYTE)
-            result = fitted_head(
-                *(network, carried, tree, old, new, kept, config, (), RefitSetting()),
-                directory=Path(scratch) / "cache",
-                cache=cache,
-                watch=Stopwatch(),
-                **common,
-            )
-            train = read_split(options.data, "train", tree.taxonomy)
-            rest = [
-                number for number, image in enumerate(train.images) if image not in given and leaf_of(image) in LEAVES
-            ]
-            part, start = train.subset(rest), carried.head.weight.detach().clone()
-            feed = frozen_feed(part, part, network, config, Path(scratch) / "rest", **common)
-            similarity = similarities(network, carried.head, feed.cached("fit"), 64, place)
-            leaves, old_leaves = list(tree.taxonomy.leaves), tree.leaf_of[old[1].leaves]
-            groups = groups_to_fit(carried, tree, changes)
-            for ridge in RIDGES:
-                for balance in BALANCES:
-                    with torch.no_grad():
-                        carried.head.weight.copy_(start)
-                    setting = RefitSetting(ridge, balance)
-                    fit_groups(carried.head, result.learned, result.fit, len(new[0]), groups, setting)
-                    found = log_probability(carried.head, similarity)[:, leaves].argmax(axis=1)
-                    others = log_probability(carried.head, result.selection_similarity)[:, leaves].argmax(axis=1)
-                    by_leaf = [np.mean(found[part.leaves == leaf] == leaf) for leaf in np.unique(part.leaves)]
-                    print(
-                        f"{count:>3} photographs, ridge {ridge:g}, balance {balance:g}: "
-                        f"new {100 * np.mean(by_leaf):.1f}, "
-                        f"others on val {100 * np.mean(others[: len(old_leaves)] == old_leaves):.2f}",
-                        flush=True,
-                    )
+            for above in ABOVES:
+                finished = read_finished(base)
+                network, config = finished.network, finished.config
+                tree = changed_tree(finished.taxonomy, changes)
+                old = learned_pictures(base, options.data, finished.taxonomy, kept, config, QUIET)
+                new = new_pictures(folders, tree, options.data, config, has_val=True, skip_broken=False, console=QUIET)
+                needed = new_prototypes(network.head, tree, 0, above=above)
+                carried = carried_head(network.head, tree, needed)
+                common: dict[str, Any] = {"device": PLACE, "console": QUIET, "cache": shared_cache(options)}
+                result = fitted_head(
+                    *(network, carried, tree, old, new, kept, config, groups_to_fit(carried, tree, changes), TOLERANCE),
+                    directory=Path(scratch) / "cache",
+                    watch=Stopwatch(),
+                    **common,
+                )
+                train, val = (read_split(options.data, split, tree.taxonomy) for split in ("train", "val"))
+                rest = [image not in given and leaf_of(image) in LEAVES for image in train.images]
+                unseen = [leaf_of(image) in LEAVES for image in val.images]
+                parts = train.subset(np.flatnonzero(rest)), val.subset(np.flatnonzero(unseen))
+                feed = frozen_feed(*parts, network, config, Path(scratch) / "rest", **common)
+                shares = [
+                    _recall(carried.head, similarities(network, carried.head, features, 64, PLACE), part.leaves)
+                    for features, part in zip((feed.cached("fit"), feed.cached("selection")), parts, strict=True)
+                ]
+                lost = {level: round(cost.points, 2) for level, cost in result.old_images.cost(carried.head).items()}
+                print(
+                    f"{count:>3} photographs, {above:.2f} × above: new on val {100 * shares[1]:.1f}, "
+                    f"on train {100 * shares[0]:.1f}; old lose {lost}; {result.setting}",
+                    flush=True,
+                )
+
+
+def _recall(head: PrototypeHead, similarity: NDArray[np.float32], leaves: NDArray[np.int64]) -> float:
+    """The mean recall of the leaves that occur."""
+    found = log_probability(head, similarity)[:, list(head.taxonomy.leaves)].argmax(axis=1)
+    return float(np.mean([np.mean(found[leaves == leaf] == leaf) for leaf in np.unique(leaves)]))
 
 
 def leaf_of(image: str) -> str:
@@ -267,12 +295,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", action="append", default=[], help="KEY=VALUE for both trainings")
     parser.add_argument("--note", action="append", default=[], help="a sentence for the table, such as the load")
-    parser.add_argument("--choose", action="store_true", help="compare settings of the refit; reads no test")
+    parser.add_argument("--choose", action="store_true", help="compare numbers of prototypes; reads no test")
     options = parser.parse_args()
     if options.choose:
         choose(options, options.seeds[0])
         return
-    measured = [measure(options, seed, options.settings) for seed in options.seeds]
+    measured = [measure(options, seed) for seed in options.seeds]
     results = {"machine": machine(), "settings": options.settings, "notes": options.note, "seeds": measured}
     write_results("extending", results, table(results))
     print(table(results))

@@ -26,7 +26,8 @@ def refit_layer(
 
     `start` [members, Q] is the layer to start from and to stay near. `similarity` [images, Q] are those of the images
     below the group's parent, and `target` int64 [images] their members; `share` float64 [images], of sum 1, weighs the
-    images (by default all alike). Only the columns `free` bool [Q] change (by default all).
+    images (by default all alike). Only the columns `free` bool [Q], or the weights `free` bool [members, Q], change (by
+    default all).
 
     A weight's change counts by the mean squared similarity of its prototype, that is, by what it changes in the logits.
     The minimum is unique, and float64 finds it within the tolerance of the solver, whatever the order of the images.
@@ -34,8 +35,10 @@ def refit_layer(
     first = start.detach().double().cpu()
     values = similarity.detach().double().cpu()
     weights = torch.full((len(values),), 1.0 / len(values), dtype=torch.float64) if share is None else share.double()
-    moving = torch.ones(first.shape[1], dtype=torch.bool) if free is None else free.cpu()
+    entries = torch.ones(first.shape, dtype=torch.bool) if free is None else free.cpu().expand(first.shape)
+    moving = entries.any(0)
     held, values = values[:, ~moving] @ first[:, ~moving].T, values[:, moving]
+    mask = entries[:, moving].double()
     # Scaled, so that every direction has a similar curvature.
     scale = (weights[:, None] * values.square()).sum(0).clamp_min(1e-9).sqrt()
     change = torch.zeros((len(first), values.shape[1]), dtype=torch.float64, requires_grad=True)
@@ -45,7 +48,7 @@ def refit_layer(
 
     def objective() -> Tensor:
         solver.zero_grad()
-        logits = values @ (first[:, moving] + change / scale).T + held
+        logits = values @ (first[:, moving] + change * mask / scale).T + held
         loss = (weights * functional.cross_entropy(logits, target, reduction="none")).sum()
         loss = loss + ridge * change.square().sum()
         loss.backward()
@@ -54,5 +57,5 @@ def refit_layer(
     with torch.enable_grad():
         solver.step(objective)
     result = first.clone()
-    result[:, moving] += change.detach() / scale
+    result[:, moving] += change.detach() * mask / scale
     return result.to(start)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +15,11 @@ from torch import Tensor
 from protoserve.networks.head import PrototypeHead
 from protoserve.taxonomy import Group, competing_groups
 from training.extending.changes import ChangedTree
+
+# Each node above a new class gets some prototypes from its pictures, because the pictures below it now look different:
+# this many, relative to what siblings of the class have. Chosen on val of Grocery Store
+# (`python -m benchmarks.accuracy.extending --choose`).
+ABOVE: Final = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -31,17 +38,27 @@ class CarriedHead:
 
 
 def new_prototypes(
-    head: PrototypeHead, tree: ChangedTree, fallback: int, dropped: Collection[int] = ()
+    head: PrototypeHead, tree: ChangedTree, fallback: int, dropped: Collection[int] = (), *, above: float = ABOVE
 ) -> dict[int, int]:
-    """Return how many prototypes each competing node needs that has none yet: as many as its siblings have in the
-    median, or `fallback` if they have none. `dropped` are old prototypes that do not stay."""
-    kept = _kept(head, tree, dropped)
-    counts = np.bincount(list(kept.values()), minlength=len(tree.taxonomy.nodes))
+    """Return how many prototypes each competing node needs that it does not have yet.
+
+    A node that has none gets as many as its siblings have in the median, or `fallback` if they have none. For each new
+    leaf, nodes above it that have prototypes get `above` times as many more. `dropped` are old prototypes that do not
+    stay.
+    """
+    kept, taxonomy, learned = _kept(head, tree, dropped), tree.taxonomy, set(tree.node_of.values())
+    counts = np.bincount(list(kept.values()), minlength=len(taxonomy.nodes))
     needed: dict[int, int] = {}
-    for group in competing_groups(tree.taxonomy, head.kind):
+    for group in competing_groups(taxonomy, head.kind):
         own = counts[list(group.children)]
         usual = int(np.median(own[own > 0])) if own.any() else fallback
         needed |= {child: usual for child, count in zip(group.children, own.tolist(), strict=True) if not count}
+    fresh = {node: number for node, number in needed.items() if node not in learned}
+    for leaf in (leaf for leaf in taxonomy.leaves if leaf not in learned):
+        path = [node for node in taxonomy.path_at_level[leaf].tolist() if node >= 0]
+        own_numbers = [fresh[node] for node in path if node in fresh]
+        for node in (node for node in path if own_numbers and above and counts[node]):
+            needed[node] = needed.get(node, 0) + math.ceil(above * own_numbers[-1])
     return needed
 
 

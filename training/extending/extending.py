@@ -23,37 +23,22 @@ from protoserve.errors import InputError
 from protoserve.files import new_folder
 from protoserve.names import visible
 from protoserve.networks.device import torch_device
-from protoserve.networks.head import PrototypeHead
 from protoserve.run.provenance import ClassChange, Provenance
 from protoserve.run.similarities import read_similarities
-from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy, competing_groups
 from training.extending.carrying import CarriedHead, carried_head, new_prototypes
 from training.extending.changes import ChangedTree, Changes, changed_tree
+from training.extending.cost import Cost, refuse_loss
 from training.extending.finished import FinishedRun, read_finished
 from training.extending.fitting import Fitted, fitted_head
-from training.extending.measuring import Stopwatch, log_probability
+from training.extending.measuring import Stopwatch
 from training.extending.outcome import write_changed_run
-from training.extending.pictures import copies_among, learned_pictures, new_pictures, remapped
-from training.extending.refitting import RefitSetting
+from training.extending.pictures import copies_among, learned_pictures, new_pictures
 from training.extending.renaming import write_renamed_run
 from training.features.shared_cache import SharedCache
 
 # Points of accuracy, per level, that a change may cost the old classes on the selection images.
 TOLERANCE = 0.5
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The accuracy of the old classes' selection images at a level, before and after, in [0, 1]."""
-
-    before: float
-    after: float
-
-    @property
-    def points(self) -> float:
-        """The loss in points."""
-        return 100 * (self.before - self.after)
 
 
 @dataclass(frozen=True)
@@ -138,19 +123,19 @@ def extend(
             kept,
             finished.config,
             groups_to_fit(carried, tree, changes) if refit else (),
-            RefitSetting(),
+            min(tolerance, TOLERANCE),
             directory=draft / "cache",
             device=place,
             console=console,
             cache=cache,
             watch=watch,
         )
-        cost = _cost(head, finished.taxonomy, carried.head, tree, selection, fitted)
-        _refuse_loss(cost, tolerance, len(remapped(selection, tree)))
-        records = _records(finished, changes, _new_on_path(carried), _pictures(new, tree.taxonomy))
+        cost = fitted.old_images.cost(carried.head)
+        refuse_loss(cost, tolerance, len(fitted.old_images.leaves))
+        records = _records(finished, changes, _cut_from(fitted, tree.taxonomy), _pictures(new, tree.taxonomy))
         provenance = _after(finished, tree, changes, records)
         write_changed_run(finished, carried, tree, fitted, data, provenance, draft, place, console, watch)
-        return Extension(records, cost, len(remapped(selection, tree)), watch.features, watch.beside_features())
+        return Extension(records, cost, len(fitted.old_images.leaves), watch.features, watch.beside_features())
 
 
 def groups_to_fit(carried: CarriedHead, tree: ChangedTree, changes: Changes) -> tuple[int, ...]:
@@ -163,35 +148,6 @@ def groups_to_fit(carried: CarriedHead, tree: ChangedTree, changes: Changes) -> 
     return tuple(sorted(above.union(carried.changed)))
 
 
-def _cost(
-    head: PrototypeHead,
-    taxonomy: Taxonomy,
-    changed: PrototypeHead,
-    tree: ChangedTree,
-    selection: Dataset,
-    fitted: Fitted,
-) -> dict[str, Cost]:
-    """The accuracies at each level of the selection images whose classes stay, by the old head and by the new one."""
-    stay = tree.leaf_of[selection.leaves] >= 0
-    if not stay.any():
-        return {}
-    before = scores(log_probability(head, fitted.selection_before[stay]), selection.leaves[stay], taxonomy).accuracy
-    old = fitted.selection_similarity[: int(stay.sum())]
-    after = scores(log_probability(changed, old), tree.leaf_of[selection.leaves[stay]], tree.taxonomy).accuracy
-    return {level: Cost(before[level], after[level]) for level in before if level in after}
-
-
-def _refuse_loss(cost: Mapping[str, Cost], tolerance: float, images: int) -> None:
-    """Raise InputError if a level loses more than `tolerance` points."""
-    for level, one in cost.items():
-        if one.points > tolerance + 1e-9:
-            raise InputError(
-                f"the old classes lose {one.points:.2f} points at {level} ({100 * one.before:.2f} → "
-                f"{100 * one.after:.2f} % of {images} selection images), more than --tolerance {tolerance:g}; give "
-                "more pictures of the new classes, or allow more"
-            )
-
-
 def _without_source(finished: FinishedRun, fit: Dataset, tree: ChangedTree) -> frozenset[int]:
     """The prototypes that were cut from pictures of removed classes."""
     gone = tree.leaf_of[fit.leaves] < 0
@@ -199,13 +155,10 @@ def _without_source(finished: FinishedRun, fit: Dataset, tree: ChangedTree) -> f
     return frozenset(number for number, source in enumerate(finished.sources) if source.image in images)
 
 
-def _new_on_path(carried: CarriedHead) -> dict[str, int]:
-    """How many new prototypes each leaf has, together with the nodes above it."""
-    taxonomy = carried.head.taxonomy
-    child = carried.head.grouping.prototype_child.cpu().numpy()[carried.new]
-    return {
-        taxonomy.names[node]: int(taxonomy.leaves_below[child, leaf].sum()) for leaf, node in enumerate(taxonomy.leaves)
-    }
+def _cut_from(fitted: Fitted, taxonomy: Taxonomy) -> dict[str, int]:
+    """How many new prototypes were cut from the pictures of each leaf, beside it and above it."""
+    counts = np.bincount(fitted.fit.leaves[fitted.cells.image.numpy()], minlength=len(taxonomy.leaves)).tolist()
+    return {taxonomy.names[node]: count for node, count in zip(taxonomy.leaves, counts, strict=True)}
 
 
 def _pictures(new: tuple[Dataset, Dataset], taxonomy: Taxonomy) -> dict[str, tuple[int, int]]:

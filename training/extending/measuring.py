@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protoserve.data.dataset import Dataset
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.network import PrototypeNetwork
+from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from training.config import Config
 from training.data.batches import slices
 from training.data.pictures import Views
@@ -48,7 +48,7 @@ class Stopwatch:
 def frozen_feed(
     fit: Dataset,
     selection: Dataset,
-    network: PrototypeNetwork,
+    network: PrototypeNetwork | LinearNetwork,
     config: Config,
     directory: Path,
     *,

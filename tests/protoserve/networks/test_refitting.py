@@ -46,3 +46,12 @@ def test_columns_that_are_not_free_stay_bit_for_bit() -> None:
     free = torch.tensor([True, False, True, False])
     layer = refit_layer(start, similarity, target, 0.01, free=free)
     assert torch.equal(layer[:, ~free], start[:, ~free]) and not torch.equal(layer[:, free], start[:, free])
+    # Of a member whose row alone is free, everything but the row stays, and its row is at the minimum.
+    row = torch.zeros((3, 4), dtype=torch.bool)
+    row[1] = True
+    layer = refit_layer(start, similarity, target, 0.01, free=row)
+    assert torch.equal(layer[~row], start[~row])
+    probability = (similarity.double() @ layer.double().T).softmax(1)
+    gradient = (probability[:, 1] - (target == 1).double()) @ similarity.double() / 20
+    gradient += 2 * 0.01 * similarity.double().square().mean(0) * (layer - start)[1]
+    assert gradient.abs().max() < 1e-5

@@ -72,7 +72,7 @@ def test_without_a_class_the_rest_is_the_softmax_of_what_remains(kind: Kind) -> 
 
 def test_a_new_class_enters_like_its_siblings() -> None:
     head, tree = random_head(), tree_after(["A/new=a"], [], [], [])
-    needed = new_prototypes(head, tree, 9)
+    needed = new_prototypes(head, tree, 9, above=0)
     assert needed == {tree.taxonomy.index["A/new"]: 3}
     carried = carried_head(head, tree, needed)
     assert len(carried.new) == 3
@@ -86,11 +86,28 @@ def test_a_new_class_enters_like_its_siblings() -> None:
     assert torch.equal(carried.head.effective_weight()[group, :3, :9], head.effective_weight()[old, :3, :9])
 
 
+def test_nodes_above_a_new_class_get_some_prototypes_too() -> None:
+    head, tree = random_head(), tree_after(["A/new=a", "A/newer=b", "D/one=c", "D/two=d"], [], [], [])
+    index = tree.taxonomy.index
+    # Siblings have 3; A gets ⌈3 / 3⌉ for each new leaf below it. D is new itself, and has only the root above it.
+    expected = {index[name]: 3 for name in ("A/new", "A/newer", "D")} | {index["A"]: 2}
+    assert new_prototypes(head, tree, 9) == expected | {index["D/one"]: 9, index["D/two"]: 9}
+    carried = carried_head(head, tree, new_prototypes(head, tree, 9))
+    child = carried.head.grouping.prototype_child.numpy()[carried.new]
+    assert (child == index["A"]).sum() == 2 and (child == index["A/new"]).sum() == 3
+
+
+def test_a_flat_head_gets_nothing_above() -> None:
+    head, tree = random_head("flat"), tree_after(["A/new=a"], [], [], [])
+    assert new_prototypes(head, tree, 9) == {tree.taxonomy.index["A/new"]: 3}
+
+
 def test_an_only_child_that_gets_a_sibling_gets_prototypes_too() -> None:
     only = Taxonomy.from_paths(["A/x", "B", "C"])
     head = PrototypeHead(only, prototype_children(only, "hierarchical", 2), 4)
     tree = changed_tree(only, read_changes(["A/y=a"], [], [], []))
-    assert new_prototypes(head, tree, 5) == {tree.taxonomy.index["A/x"]: 5, tree.taxonomy.index["A/y"]: 5}
+    index = tree.taxonomy.index
+    assert new_prototypes(head, tree, 5) == {index["A/x"]: 5, index["A/y"]: 5, index["A"]: 2}
 
 
 def test_merged_classes_keep_the_prototypes_of_both() -> None:

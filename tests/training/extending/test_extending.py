@@ -93,7 +93,7 @@ def test_a_new_prototype_is_the_cell_of_its_source(added: Path) -> None:
     network, description, sources = load_network(added / "model.pt")
     assert isinstance(network, PrototypeNetwork) and sources is not None
     fresh = [number for number, source in enumerate(sources) if source.image.startswith("added/A/w/")]
-    assert len(fresh) == 2
+    assert len(fresh) == 2 + 1  # Two of its own, and one of A, above it.
     for number in fresh:
         with Image.open(added / sources[number].image) as picture:
             array = fit(decode(picture.convert("RGB")), description.input).array
@@ -110,7 +110,7 @@ def test_the_records_follow(added: Path, small_data: Path, white: Path) -> None:
     assert isinstance(network, PrototypeNetwork) and sources is not None
     (change,) = run.provenance().changes
     assert (change.action, change.node, change.folder, change.run) == ("add", "A/w", white.name, "small")
-    assert (change.pictures, change.held_out, change.prototypes) == (6, 2, 2)
+    assert (change.pictures, change.held_out, change.prototypes) == (6, 2, 3)
     metrics, analysis = run.metrics(), run.analysis()
     assert metrics.calibration is not None and set(metrics.calibration.temperature) == {"", "A"}
     assert metrics.selection is not None and metrics.selection.images == 6 + 2
@@ -162,10 +162,15 @@ def test_without_what_the_run_keeps_the_data_set_gives_the_same(
 def test_a_loss_above_the_tolerance_is_refused_and_writes_nothing(
     small_run: Path, small_data: Path, tmp_path: Path
 ) -> None:
-    # Pictures of B under another name: the old class must lose.
+    # Pictures of B under another name, each three times: the old class must lose, however little they count.
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for file in (small_data / "train" / "B").iterdir():
+        for copy in range(3):
+            shutil.copyfile(file, folder / f"{copy}-{file.name}")
     with pytest.raises(InputError, match=r"the old classes lose \d+\.\d\d points at .*, more than --tolerance 0"):
-        extended(small_run, small_data, tmp_path / "new", [f"E={small_data / 'train' / 'B'}"], [], [], [], tolerance=0)
-    assert not list(tmp_path.iterdir())
+        extended(small_run, small_data, tmp_path / "new", [f"E={folder}"], [], [], [], tolerance=0)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(

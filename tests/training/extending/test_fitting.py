@@ -16,7 +16,6 @@ from training.extending.finished import read_finished
 from training.extending.fitting import Fitted, fitted_head
 from training.extending.measuring import Stopwatch
 from training.extending.pictures import learned_pictures, new_pictures
-from training.extending.refitting import RefitSetting
 
 
 def fitted(
@@ -39,7 +38,7 @@ def fitted(
         kept,
         finished.config,
         groups,
-        RefitSetting(),
+        0.5,
         directory=directory,
         device=torch.device("cpu"),
         console=quiet,

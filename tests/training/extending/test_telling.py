@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from protoserve.run.provenance import ClassChange
-from training.extending.extending import Cost, Extension
+from training.extending.cost import Cost
+from training.extending.extending import Extension
 from training.extending.telling import extension_lines
 
 
