@@ -30,8 +30,7 @@ from benchmarks.accuracy.novelty import CONFIG, LEAVES
 from benchmarks.measuring import described, machine, trained_run, write_results
 from protoserve.data.dataset import Dataset, read_split, read_taxonomy
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.model_file import load_network
-from protoserve.networks.network import LinearNetwork, PrototypeNetwork
+from protoserve.networks.network import LinearNetwork
 from protoserve.run.similarities import read_similarities
 from protoserve.taxonomy import Taxonomy
 from training.extending.carrying import carried_head, new_prototypes
@@ -41,7 +40,6 @@ from training.extending.finished import read_finished
 from training.extending.fitting import fitted_head
 from training.extending.measuring import Stopwatch, frozen_feed, log_probability, similarities
 from training.extending.pictures import learned_pictures, new_pictures
-from training.features.cache import FeatureCache
 from training.features.shared_cache import GIGABYTE, SharedCache
 
 COUNTS = (5, 20)
@@ -74,29 +72,30 @@ def recalls(predicted: NDArray[np.int64], leaves: NDArray[np.int64], taxonomy: T
 
 @dataclass(frozen=True)
 class Pictures:
-    """The train and test photographs of all leaves, with the features of the frozen backbone: those that prototypes are
-    compared with (`test_features`), and at unit length the pooled ones, float32 [images, width]."""
+    """The train and test photographs of all leaves, and the pooled features of the frozen backbone at unit length,
+    float32 [images, width]."""
 
     train: Dataset
     test: Dataset
-    test_features: FeatureCache
     pooled_train: NDArray[np.float32]
     pooled_test: NDArray[np.float32]
 
 
 def read_pictures(options: argparse.Namespace, run: Path) -> Pictures:
-    """Read the photographs, and compute features by the backbone of a run; all runs here have the same one."""
+    """Read the photographs, and compute pooled features by the backbone of a run; all runs here have the same one."""
     whole, finished = read_taxonomy(options.data), read_finished(run)
     train, test = (read_split(options.data, split, whole) for split in ("train", "test"))
-    common: dict[str, Any] = {"device": PLACE, "console": QUIET, "cache": shared_cache(options)}
     with tempfile.TemporaryDirectory() as scratch:
-        feed = frozen_feed(test, test, finished.network, finished.config, Path(scratch) / "a", **common)
         plain = LinearNetwork(finished.network.backbone, whole).eval()
-        pooled = frozen_feed(train, test, plain, finished.config, Path(scratch) / "b", **common)
-        train_rows = pooled.cached("fit").batch(np.arange(len(train)))
-        test_rows = pooled.cached("selection").batch(np.arange(len(test)))
-        rows = (functional.normalize(rows).numpy() for rows in (train_rows, test_rows))
-        return Pictures(train, test, feed.cached("selection"), *rows)
+        feed = frozen_feed(
+            *(train, test, plain, finished.config, Path(scratch)),
+            device=PLACE,
+            console=QUIET,
+            cache=shared_cache(options),
+        )
+        train_rows = feed.cached("fit").batch(np.arange(len(train)))
+        test_rows = feed.cached("selection").batch(np.arange(len(test)))
+    return Pictures(train, test, *(functional.normalize(rows).numpy() for rows in (train_rows, test_rows)))
 
 
 def shared_cache(options: argparse.Namespace) -> SharedCache:
@@ -104,16 +103,25 @@ def shared_cache(options: argparse.Namespace) -> SharedCache:
     return SharedCache(options.runs / "cache", 50 * GIGABYTE)
 
 
-def scored(run: Path, pictures: Pictures) -> NDArray[np.int64]:
+def scored(options: argparse.Namespace, run: Path, test: Dataset) -> NDArray[np.int64]:
     """The leaf that a run's network predicts for each test image, int64 [images], as a place in the leaves of the whole
     tree."""
-    network, _, _ = load_network(run / "model.pt")
-    assert isinstance(network, PrototypeNetwork)
-    head, whole = network.head, pictures.test.taxonomy
-    answers = log_probability(head, similarities(network, head, pictures.test_features, 64, PLACE))
+    finished = read_finished(run)
+    network, whole = finished.network.eval(), test.taxonomy
+    with tempfile.TemporaryDirectory() as scratch:
+        feed = frozen_feed(
+            *(test, test, network, finished.config, Path(scratch)),
+            device=PLACE,
+            console=QUIET,
+            cache=shared_cache(options),
+        )
+        answers = log_probability(
+            network.head, similarities(network, network.head, feed.cached("selection"), 64, PLACE)
+        )
     place = {node: leaf for leaf, node in enumerate(whole.leaves)}
-    leaves = [place[whole.index[head.taxonomy.names[leaf]]] for leaf in head.taxonomy.leaves]
-    return np.asarray(np.array(leaves)[answers[:, list(head.taxonomy.leaves)].argmax(axis=1)])
+    tree = network.head.taxonomy
+    leaves = [place[whole.index[tree.names[leaf]]] for leaf in tree.leaves]
+    return np.asarray(np.array(leaves)[answers[:, list(tree.leaves)].argmax(axis=1)])
 
 
 def photographs(data: Path, count: int, seed: int, folder: Path) -> dict[str, Path]:
@@ -143,8 +151,8 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     base, full = trained(options, seed, LEAVES), trained(options, seed, ())
     pictures = read_pictures(options, base)
     train, leaves, whole = pictures.train, pictures.test.leaves, pictures.test.taxonomy
-    before = recalls(scored(base, pictures), leaves, whole).others
-    rows = {"full training": recalls(scored(full, pictures), leaves, whole)}
+    before = recalls(scored(options, base, pictures.test), leaves, whole).others
+    rows = {"full training": recalls(scored(options, full, pictures.test), leaves, whole)}
     costs: dict[str, Extension] = {}
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as scratch:
@@ -160,7 +168,7 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
                 cache=shared_cache(options),
                 console=QUIET,
             )
-            rows[f"extend, {count}"] = recalls(scored(output, pictures), leaves, whole)
+            rows[f"extend, {count}"] = recalls(scored(options, output, pictures.test), leaves, whole)
         costs[f"extend, {count}"] = extension
         kept = np.array([image in given or leaf_of(image) not in LEAVES for image in train.images])
         means = nearest_means(pictures.pooled_train, kept, train.leaves, pictures.pooled_test)
