@@ -9,6 +9,7 @@ from protoserve.bundle.truth_card import (
     BoxEffect,
     Check,
     Comparison,
+    Consistency,
     Estimate,
     Locality,
     PartHits,
@@ -73,6 +74,7 @@ def truth_card(seed: int = 0) -> TruthCard:
         sufficiency=[effect.model_copy(update={"fill": "swap"})],
         locality=[local],
         parts=[hits],
+        consistency=[Consistency(level=1, prototypes=8, consistent=0.75, shuffled=0.25)],
         stability=[Stability(level=1, same_parts=comparison(0.75, 0.125))],
         sparsity=[sparse],
         prototypes=PrototypeFlags(

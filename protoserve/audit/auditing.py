@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from protoserve import __version__
 from protoserve.audit.additivity import additivity
 from protoserve.audit.checks import checks
+from protoserve.audit.consistency import consistency
 from protoserve.audit.intervals import RESAMPLES
 from protoserve.audit.locality import locality
 from protoserve.audit.masks import Masks
@@ -21,7 +22,7 @@ from protoserve.audit.sparsity import sparsity
 from protoserve.audit.stability import stability
 from protoserve.audit.subject import Subject, SupportsRun, pieces_of
 from protoserve.bundle.folder import Bundle
-from protoserve.bundle.truth_card import BoxEffect, PartHits, PrototypeFlags, Stability, TruthCard
+from protoserve.bundle.truth_card import BoxEffect, Consistency, PartHits, PrototypeFlags, Stability, TruthCard
 from protoserve.data.dataset import holds_split, read_split
 from protoserve.data.folders import PassedOver
 from protoserve.errors import InputError
@@ -118,11 +119,14 @@ def audit_sample(
         local = locality(subject, sample, outputs, pieces, seed, advance=advance)
     hits: list[PartHits] = []
     stable: list[Stability] = []
+    consistent: list[Consistency] = []
     if masks is not None:
         with tracked("parts", len(sample)) as advance:
             hits = part_hits(subject, sample, masks, pieces, seed, advance)
         with tracked("stability", len(sample)) as advance:
             stable = stability(subject, sample, masks, outputs, pieces, seed, advance)
+        with tracked("consistency", len(sample)) as advance:
+            consistent = consistency(subject, sample, masks, outputs, advance)
     effects: tuple[list[BoxEffect], list[BoxEffect]] = ([], [])
     if not quick:
         with tracked("necessity and sufficiency", len(sample)) as advance:
@@ -143,6 +147,7 @@ def audit_sample(
         locality=local,
         parts=hits,
         stability=stable,
+        consistency=consistent,
         sparsity=sparse,
         prototypes=prototypes,
         checks=checks(added, necessity, local, hits, sparse),

@@ -98,6 +98,15 @@ class Stability(Contract):
     same_parts: Comparison
 
 
+class Consistency(Contract):
+    """The share of the `prototypes` of a level's nodes that keep to one part of the object (Huang et al. 2023)."""
+
+    level: int = Field(ge=1)
+    prototypes: int = Field(ge=1)
+    consistent: float = Field(ge=0, le=1)
+    shuffled: float = Field(ge=0, le=1, description="the same share with the best cells of other pictures of the node")
+
+
 class Sparsity(Contract):
     """How concentrated and how telling a level's evidence is."""
 
@@ -172,6 +181,7 @@ class TruthCard(Contract):
     locality: list[Locality]
     parts: list[PartHits] = Field(description="empty without masks")
     stability: list[Stability] = Field(description="empty without masks")
+    consistency: list[Consistency] = Field(default=[], description="empty without masks")
     sparsity: list[Sparsity]
     prototypes: PrototypeFlags
     checks: list[Check]

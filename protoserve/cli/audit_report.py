@@ -76,6 +76,11 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
             "Stability: share of first evidence with the same parts after noise, beside all cells",
             ((f"level {found.level}: same parts", found.same_parts, _share) for found in card.stability),
         )
+    for kept in card.consistency:
+        yield Text(
+            f"level {kept.level}: {kept.consistent:.0%} of {kept.prototypes} prototypes keep to one part, "
+            f"{kept.shuffled:.0%} with shuffled places"
+        )
     yield _comparisons(
         "Sparsity, beside the group's prototypes at random",
         (

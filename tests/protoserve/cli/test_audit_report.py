@@ -51,11 +51,18 @@ def test_prototypes_off_the_object_are_named_with_the_command_that_switches_them
     assert not any("curate" in line for line in printed(card.model_copy(update={"prototypes": none}), tiny_bundle))
 
 
+def test_consistent_prototypes_are_counted_beside_chance(tiny_bundle: Path) -> None:
+    assert "level 1: 75% of 8 prototypes keep to one part, 25% with shuffled places" in printed(
+        truth_card(), tiny_bundle
+    )
+
+
 def test_what_was_not_measured_is_left_out(tiny_bundle: Path) -> None:
     card = truth_card()
     flags = card.prototypes.model_copy(update={"off_object": [], "suspects": []})
-    lines = printed(card.model_copy(update={"parts": [], "stability": [], "prototypes": flags}), tiny_bundle)
-    assert not any("object" in line or "PLC" in line or "same parts" in line for line in lines)
+    without: dict[str, object] = {"parts": [], "stability": [], "consistency": [], "prototypes": flags}
+    lines = printed(card.model_copy(update=without), tiny_bundle)
+    assert not any("object" in line or "PLC" in line or "same parts" in line or "one part" in line for line in lines)
     assert any(line.startswith("of 3 pieces the graph did not give") for line in lines)
 
 
