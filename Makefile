@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-bundle docs serve check format test test-fast test-install test-faults container test-container bench-head bench-service clean distclean
+.PHONY: help install demo demo-bundle docs serve check format test test-fast test-install test-faults container test-container bench-head bench-service bench-audit clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
@@ -80,6 +80,10 @@ test-container: install ## Build the CPU image with buildah, run it read-only wi
 
 bench-service: install ## Throughput and latency of the service beside others (BUNDLE=, DATA= folder of photographs)
 	$(BIN)/python -m benchmarks.service.throughput $(BUNDLE) $(DATA)
+
+bench-audit: install ## Our evidence beside Grad-CAM, LayerCAM, IG, LIME, KernelSHAP (SETS='NAME=BUNDLE=LINEAR_RUN=DATA …')
+	@$(BIN)/python -c 'import captum' 2>/dev/null || $(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.accuracy.rivals $(SETS)
 
 clean: ## Remove the demo and the tools' caches
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ from protoserve.inference.engine import Outputs
 
 # Random offsets per image and level; their effects are averaged.
 DRAWS: Final = 3
+
+
+class SupportsLogProbability(Protocol):
+    """A classifier whose answers to changed pictures are measured."""
+
+    def log_probability(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the log-probabilities of all nodes, float64 [images, nodes]."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,40 @@ def box_effects(
         own = by_image.get(image, [])
         regions = [_regions(subject, piece, outputs, generator) for piece in own]
         for fill in fills if own else ():
-            picture = sample.arrays[image]
-            filling = filled(picture, sample.arrays[sample.others[image]], fill)
-            for mode, sign, inside, outside in ((0, -1.0, filling, picture), (1, 1.0, picture, filling)):
-                log_probability = _log_probabilities(subject, inside, outside, regions)
-                for piece, region, values in zip(own, regions, log_probability, strict=True):
-                    effect = sign * (values[1:, piece.node] - values[0, piece.node])
+            both = region_effects(subject, sample, image, [piece.node for piece in own], regions, fill)
+            for mode, effects in enumerate(both):
+                for piece, region, effect in zip(own, regions, effects, strict=True):
                     rows.setdefault((mode, piece.level, fill), []).append(_effects(effect, region))
         advance(1)
     levels = levels_of(pieces)
     necessity, sufficiency = (
         [_summary(rows[mode, level, fill], level, fill, seed) for level in levels for fill in fills] for mode in (0, 1)
+    )
+    return necessity, sufficiency
+
+
+def region_effects(
+    subject: SupportsLogProbability,
+    sample: Sample,
+    image: int,
+    nodes: Sequence[int],
+    regions: Sequence[NDArray[np.bool_]],
+    fill: Fill,
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Return what each of the `nodes` loses when its regions of an image are filled (necessity), and what it gains when
+    only they are kept (sufficiency).
+
+    `regions` bool [1 + regions, height, width] belong to one node each; the first region of each is empty. Returns for
+    every node float64 [regions], in nats.
+    """
+    picture = sample.arrays[image]
+    filling = filled(picture, sample.arrays[sample.others[image]], fill)
+    necessity, sufficiency = (
+        [
+            sign * (values[1:, node] - values[0, node])
+            for node, values in zip(nodes, _log_probabilities(subject, inside, outside, regions), strict=True)
+        ]
+        for sign, inside, outside in ((-1.0, filling, picture), (1.0, picture, filling))
     )
     return necessity, sufficiency
 
@@ -101,7 +131,10 @@ def _regions(subject: Subject, piece: Piece, outputs: Outputs, generator: np.ran
 
 
 def _log_probabilities(
-    subject: Subject, inside: NDArray[np.uint8], outside: NDArray[np.uint8], regions: list[NDArray[np.bool_]]
+    subject: SupportsLogProbability,
+    inside: NDArray[np.uint8],
+    outside: NDArray[np.uint8],
+    regions: Sequence[NDArray[np.bool_]],
 ) -> list[NDArray[np.float64]]:
     """The log-probabilities [regions, nodes] of each piece's combined pictures; equal regions are run once."""
     every = np.concatenate(regions)
