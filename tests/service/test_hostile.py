@@ -78,7 +78,9 @@ def test_a_bomb_in_every_format_costs_neither_time_nor_memory(
     client.post("/v1/predict", content=corpus.picture(random.Random(0)))
     before = process.memory_info().rss
     for seed in range(3):
-        start = time.monotonic()
-        send(client, corpus.Upload(bomb.__name__, bomb(random.Random(seed)), "image/jpeg"))
-        assert time.monotonic() - start < 5.0
+        upload = corpus.Upload(bomb.__name__, bomb(random.Random(seed)), "image/jpeg")
+        # The process's own time: other work of the machine counts little. A bomb that goes off takes minutes.
+        own, start = time.process_time(), time.monotonic()
+        send(client, upload)
+        assert time.process_time() - own < 5.0 and time.monotonic() - start < 60.0
     assert process.memory_info().rss - before < 100_000_000
