@@ -34,7 +34,8 @@ demo-bundle: install ## Make protoserve/demo, the bundle that comes with the pac
 	@scripts/package_demo.sh
 
 docs: install ## Build the documentation site into site/, with every link checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 serve: install ## Serve the demo's bundle until Ctrl-C (PORT=3000)
 	@PORT=$(PORT) scripts/demo.sh serve

@@ -14,8 +14,12 @@ if [[ ! -f $demo/run/model.pt ]]; then
 fi
 
 protoserve export "$demo/run" --to onnx --bundle "$draft" --name demo --samples 6 --overwrite
+echo "auditing on 100 pictures: some minutes"
 protoserve audit "$draft" --data "$demo/data" --write >/dev/null
+# Beside its place first, so that an interruption leaves no half bundle in the package.
+rm -rf protoserve/.demo
+cp -R "$draft" protoserve/.demo
 rm -rf protoserve/demo
-cp -R "$draft" protoserve/demo
+mv protoserve/.demo protoserve/demo
 protoserve inspect protoserve/demo
 du -sh protoserve/demo

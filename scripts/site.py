@@ -42,7 +42,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def site_links(markdown: str, page: str) -> str:
     """Return a page's text with the links of the site: `page` is its place in docs/ or among the generated pages.
 
-    A page of measurements is found below `measurements/`; a file that the site does not have becomes its name.
+    A page of measurements is found below `measurements/`; a file that only the repository has becomes its name. A link
+    that leads nowhere stays, so that the build names it.
     """
     home = _home(page)
 
@@ -54,6 +55,8 @@ def site_links(markdown: str, page: str) -> str:
         place = posixpath.normpath(posixpath.join(home, path))
         on_site = _on_site(place)
         if on_site is None:
+            if not (ROOT / place).exists():
+                return found[0]
             return f"{text} (`{place}`)" if text.strip("`") != place else f"`{place}`"
         relative = posixpath.relpath(on_site, PurePosixPath(page).parent)
         return f"{picture}[{text}]({relative}{'#' + anchor if anchor else ''})"
@@ -150,8 +153,8 @@ def http_page() -> str:
     lines += ["## Documents", ""]
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += [f"### {name}", "", _cell(schema.get("description", "")), ""]
-        required = schema.get("properties", {})
-        rows = [(f"`{field}`", _type(told), _cell(told.get("description", ""))) for field, told in required.items()]
+        fields = schema.get("properties", {})
+        rows = [(f"`{field}`", _type(told), _cell(told.get("description", ""))) for field, told in fields.items()]
         lines += [*_table(("field", "type", ""), rows), ""]
     return "\n".join(lines)
 

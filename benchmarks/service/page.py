@@ -9,20 +9,17 @@ round, and presses its first sample picture. Times are the browser's own. Result
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 
 from benchmarks.measuring import described, machine, write_results
 from service.page.assembly import page
 from tests.e2e.page_browser import opened_browser
-from tests.e2e.serving import free_port
+from tests.e2e.serving import serving
 
 # Notes when the first piece of evidence is in the page and the frame that shows it has been drawn.
 WATCH = """
@@ -35,28 +32,6 @@ new MutationObserver((_, observer) => {
 """
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 RESPONSE = "performance.getEntriesByType('resource').filter(e => e.name.includes('v1/predict')).at(-1).responseEnd"
-
-
-@contextmanager
-def served(bundle: str) -> Iterator[str]:
-    """The address of a service over the bundle."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-c", "from protoserve.cli.root import main; main()", "serve", bundle]
-    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            try:
-                if httpx.get(f"{address}/readyz").is_success:
-                    break
-            except httpx.TransportError:
-                pass
-            if server.poll() is not None:
-                raise SystemExit(f"the service over {bundle} did not start")
-            time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def measure(address: str, rounds: int) -> dict[str, list[float]]:
@@ -102,8 +77,8 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", default="demo")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    with served(options.bundle) as address:
-        times = measure(address, options.rounds)
+    with tempfile.TemporaryDirectory() as home, serving(Path(options.bundle), Path(home)) as server:
+        times = measure(server.address, options.rounds)
     found = {
         "machine": machine(),
         "bundle": options.bundle,

@@ -144,7 +144,8 @@ def _explain_folder(classifier: Classifier, folder: Path, output: Path, asked: O
         output / INDEX, index_page(f"{folder.resolve().name}, explained by {classifier.bundle.name}", entries, failures)
     )
     broken = f", {len(failures)} could not be read" if failures else ""
-    say(f"{output / INDEX}: {len(entries)} pictures explained{broken}")
+    count = "1 picture" if len(entries) == 1 else f"{len(entries)} pictures"
+    say(f"{output / INDEX}: {count} explained{broken}")
 
 
 def _predicted(classifier: Classifier, decoded: DecodedImage, asked: OptionKeywords, *, maps: bool) -> Prediction:

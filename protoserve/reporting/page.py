@@ -164,9 +164,9 @@ def _mistakes(report: Report) -> Markup:
         shown, right = len(report.examined.mistakes), report.examined.right
         intro = (
             f"{report.examined.images - right} of {report.examined.images} pictures of {report.split} are answered "
-            f"wrongly. Each counts once, where its path leaves the true one. Of each kind, the {MOST_ALIKE} most "
-            f"certain are shown, {shown} in all. Open one for both explanations: what speaks for the answer, and what "
-            "for the truth."
+            f"wrongly. Each counts once, where its path leaves the true one. {shown} are shown, the most certain "
+            f"first, at most {MOST_ALIKE} of a kind. Open one for both explanations: what speaks for the answer, and "
+            "what for the truth."
         )
     tables = [
         details(

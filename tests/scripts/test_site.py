@@ -44,6 +44,7 @@ def test_it_builds_and_every_link_leads_somewhere(tmp_path: Path) -> None:
         ("training.md", "[scripts/demo.sh](../scripts/demo.sh)", "`scripts/demo.sh`"),
         ("training.md", "[a](https://arxiv.org) [b](#tiles)", "[a](https://arxiv.org) [b](#tiles)"),
         ("training.md", "![a figure](explain.webp)", "![a figure](explain.webp)"),
+        ("training.md", "[a](nowhere.md)", "[a](nowhere.md)"),
         ("decisions/0002-batching.md", "[a](../serving.md)", "[a](../serving.md)"),
         ("reference/changes.md", "[a](docs/acting.md)", "[a](../acting.md)"),
         ("measurements/promise.md", "[a](../../docs/method.md)", "[a](../method.md)"),
@@ -53,21 +54,26 @@ def test_links_lead_to_the_site_and_else_become_names(page: str, written: str, s
     assert site_links(written, page) == shown
 
 
+def sections(page: str, mark: str) -> dict[str, str]:
+    """Title → text of the sections whose titles start with `mark`."""
+    return {part.partition("\n")[0]: part for part in f"\n{page}".split(f"\n{mark} ")[1:]}
+
+
 def test_the_reference_has_every_command_with_its_options() -> None:
-    page = commands_page()
+    told = sections(commands_page(), "##")
+    assert told.keys() == {f"protoserve {words}" for words in COMMANDS}
     for words, command in COMMANDS.items():
-        assert f"## protoserve {words}\n" in page
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.name != "help":
-                assert f"`{parameter.opts[0]}`" in page
+                assert f"`{parameter.opts[0]}`" in told[f"protoserve {words}"]
 
 
 def test_the_reference_has_every_route_and_document() -> None:
-    page, document = http_page(), openapi_document()
+    told, document = sections(http_page(), "###"), openapi_document()
     for path, operations in document["paths"].items():
-        for method in operations:
-            assert f"### {method.upper()} {path}\n" in page
+        for method, operation in operations.items():
+            section = told[f"{method.upper()} {path}"]
+            assert all(f"| `{parameter['name']}` |" in section for parameter in operation.get("parameters", ()))
+            assert all(f"| `{code}` |" in section for code in operation["responses"])
     for name, schema in document["components"]["schemas"].items():
-        assert f"### {name}\n" in page
-        for field in schema.get("properties", ()):
-            assert f"| `{field}` |" in page
+        assert all(f"| `{field}` |" in told[name] for field in schema.get("properties", ()))
