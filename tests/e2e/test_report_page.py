@@ -49,14 +49,17 @@ def all_pictures_drawn(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_mistakes_and_prototypes_are_a_click_away(browser: Any, report_file: Path, scheme: str) -> None:
+    # The page answers to its address and to what opens in later turns of its loop, so expectations wait.
+    from playwright.sync_api import expect
+
     page = open_page(browser, report_file.as_uri(), color_scheme=scheme)
     kinds = page.locator("#kinds a")
     kinds.last.click()
     words = kinds.last.inner_text().split(" taken for ")
-    assert page.locator("#gallery h3").inner_text().startswith(f"{words[0]} taken for {words[1]}")
+    expect(page.locator("#gallery h3")).to_contain_text(f"{words[0]} taken for {words[1]}")
     card = page.locator(".mistake").first
     card.locator("summary").click()
-    assert page.locator(".explanation").count() == 2
+    expect(page.locator(".explanation")).to_have_count(2)
     assert page.locator(".explanation .frame").count() > 0
     all_pictures_drawn(page)
     shoot(page, f"report-mistake-{scheme}", full_page=True)
@@ -64,12 +67,13 @@ def test_mistakes_and_prototypes_are_a_click_away(browser: Any, report_file: Pat
     number = link.inner_text().removeprefix("prototype ")
     link.click()
     chosen = page.locator(".prototype.chosen")
-    assert chosen.get_attribute("id") == f"p{number}" and page.url.endswith(f"#prototype={number}")
-    assert "tells" in chosen.inner_text()
+    expect(chosen).to_have_attribute("id", f"p{number}")
+    assert page.url.endswith(f"#prototype={number}")
+    expect(chosen).to_contain_text("tells")
     page.fill("#finder input", "Lion")
-    assert page.locator("#classes a").all_inner_texts() == ["Lion"]
+    expect(page.locator("#classes a")).to_have_text(["Lion"])
     page.locator("#classes a").click()
-    assert page.locator("#prototype-list h3").inner_text().startswith("Animal › Lion")
+    expect(page.locator("#prototype-list h3")).to_contain_text("Animal › Lion")
     all_pictures_drawn(page)
     assert page.complaints == []
     page.close()
