@@ -319,7 +319,11 @@ def _draw_matrix(axes: Axes, counts: NDArray[np.int64], labels: Sequence[str], t
     if len(labels) <= NUMBERED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=size, color=colour)
+            number = axes.text(
+                column, row, str(counts[row, column]), ha="center", va="center", fontsize=size, color=colour
+            )
+            # It lies inside the axes; to measure it for the layout would take half of the drawing.
+            number.set_in_layout(False)
 
 
 def reliability_figure(

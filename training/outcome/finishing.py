@@ -8,6 +8,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from protoserve.cli.figures import prototype_picture
+from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.images.geometry import InputRule
@@ -180,12 +182,18 @@ def prototype_sources(
 
 def write_prototype_pictures(run: Run, dataset: Dataset, sources: Mapping[int, PrototypeSource]) -> None:
     """Write `prototypes/NNNN.webp` for each of these prototypes: its source image with the patch marked."""
-    for prototype, source in sources.items():
+
+    def write(prototype: int, source: PrototypeSource) -> None:
         run.picture(prototype).parent.mkdir(exist_ok=True)
         picture = dataset.picture(dataset.index(source.image)).picture
         buffer = io.BytesIO()
         prototype_picture(picture, source.box).save(buffer, "WEBP", quality=88, method=4)
         write_bytes(run.picture(prototype), buffer.getvalue())
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        # Iterating raises what a thread raised.
+        for _ in pool.map(write, sources.keys(), sources.values()):
+            pass
 
 
 def parity_samples(

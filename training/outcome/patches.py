@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from protoserve.cores import usable_cores
 from protoserve.data.dataset import Dataset
 from protoserve.files import write_bytes, write_text
 from protoserve.images.geometry import Cells, InputRule, geometry_of
@@ -72,14 +74,18 @@ def write_patches(
     purity_of = min(purity_of, own.shape[1])
     (run.directory / "patches").mkdir(exist_ok=True)
     prototypes: list[AnalysedPrototype] = []
-    with tracked(console, "pictures of nearest patches", len(sources)) as advance:
+    # Decoding, scaling and encoding pictures leave Python's lock to other threads.
+    with (
+        tracked(console, "pictures of nearest patches", len(sources)) as advance,
+        ThreadPoolExecutor(usable_cores()) as pool,
+    ):
         for start in range(0, len(sources), BLOCK):
             block = np.arange(start, min(len(sources), start + BLOCK))
             same = {number: earlier[number] for number in block.tolist() if _is_same(earlier, number, fit, nearest)}
             drawn = block[[number not in same for number in block.tolist()]]
-            cut_boxes, cut_tiles = _cut_out(fit, nearest.image[drawn], nearest.cell[drawn], rule, cells)
+            cut_boxes, cut_tiles = _cut_out(fit, nearest.image[drawn], nearest.cell[drawn], rule, cells, pool)
             boxes = dict(zip(drawn.tolist(), cut_boxes, strict=True))
-            strips = {number: _strip(tiles) for number, tiles in zip(drawn.tolist(), cut_tiles, strict=True)}
+            strips = dict(zip(drawn.tolist(), pool.map(_strip, cut_tiles), strict=True))
             for number, known in same.items():
                 boxes[number] = [patch.box for patch in known.prototype.patches]
                 strips[number] = known.strip.read_bytes()
@@ -142,22 +148,28 @@ def _cut_out(
     cell: NDArray[np.int64],
     rule: InputRule,
     cells: Cells,
+    pool: Executor,
 ) -> tuple[list[list[Box]], NDArray[np.uint8]]:
     """The boxes of patches [prototypes, K] in image pixels, and their tiles uint8 [prototypes, K, TILE, TILE, 3].
-    Decodes every image once."""
+    Decodes every image once, in the threads of `pool`."""
     boxes: list[list[Box]] = [[(0, 0, 0, 0)] * image.shape[1] for _ in image]
     tiles = np.empty((*image.shape, TILE, TILE, 3), dtype=np.uint8)
     if not len(image):
         return boxes, tiles
     order = np.argsort(image, axis=None, kind="stable")
     images, starts = np.unique(image.reshape(-1)[order], return_index=True)
-    for image_index, patches in zip(images.tolist(), np.split(order, starts[1:]), strict=True):
+
+    def cut_from(image_index: int, patches: NDArray[np.int64]) -> None:
         picture = dataset.picture(image_index).picture
         geometry = geometry_of(picture.width, picture.height, rule)
         for prototype, rank in zip(*np.unravel_index(patches, image.shape), strict=True):
             box = geometry.cell_box(int(cell[prototype, rank]), cells)
             boxes[prototype][rank] = box
             tiles[prototype, rank] = np.asarray(patch_picture(picture, box))
+
+    # Iterating raises what a thread raised.
+    for _ in pool.map(cut_from, images.tolist(), np.split(order, starts[1:])):
+        pass
     return boxes, tiles
 
 
