@@ -6,7 +6,7 @@ import { download, make, state } from "./state.mjs";
 export function alternativesOf(level, whyNot) {
   if (!level.alternatives.length) return [];
   const others = level.alternatives.map(({ node, probability }) => {
-    const button = make("button", { type: "button", title: node }, `${labelOf(node)} ${percent(probability)}`);
+    const button = make("button", { title: node }, `${labelOf(node)} ${percent(probability)}`);
     button.onclick = () => whyNot(node);
     return make("li", {}, button);
   });
@@ -43,12 +43,12 @@ export function actions(level, askAgain) {
     else state.options.delete("without");
     askAgain();
   };
-  const again = make("button", { type: "button", textContent: "Answer without them", onclick: () => without([...before, ...prototypesOff(level)]) });
+  const again = make("button", { textContent: "Answer without them", onclick: () => without([...before, ...prototypesOff(level)]) });
   const reason = make("input", { placeholder: "why, for those who read it later", aria: { label: "Why they should not count" } });
-  const keep = make("button", { type: "button", textContent: "Keep this as a curation" });
+  const keep = make("button", { textContent: "Keep this as a curation" });
   keep.onclick = () => download("curation.jsonl", new Blob([curation([...before.map(Number), ...prototypesOff(level)], reason.value)]));
   const off = make("p", { id: "off", className: "actions", hidden: !state.off.size }, again, keep, reason);
-  const all = make("button", { type: "button", textContent: "Count all again", hidden: !before.length, onclick: () => without([]) });
+  const all = make("button", { textContent: "Count all again", hidden: !before.length, onclick: () => without([]) });
   return make("div", {}, off, all);
 }
 

@@ -1,6 +1,6 @@
 // The answer: how far it goes, its levels, and the panel of the active one.
 import { contrastLevel, extent, percent, readable, sentence } from "./words.mjs";
-import { ask } from "./service.mjs";
+import { ask, sending } from "./service.mjs";
 import { drawFrames, readPicture, showPicture } from "./picture.mjs";
 import { evidenceList, keep, point } from "./evidence.mjs";
 import { actions, alternativesOf, contrastWords, supposed } from "./acting.mjs";
@@ -19,9 +19,7 @@ export async function answer(item) {
   const asked = (item.asked = query().toString());
   $("explain").classList.add("busy");
   try {
-    const prediction = await ask(`v1/predict?${asked}`, {
-      method: "POST", body: item.sent, headers: { "Content-Type": "application/octet-stream" },
-    });
+    const prediction = await ask(`v1/predict?${asked}`, sending(item));
     if (asked !== item.asked) return;
     Object.assign(item, { prediction, error: null });
     if (item === state.current) state.off.clear();
@@ -78,7 +76,7 @@ function firstLevel({ levels }, held) {
 export function showMessage(error, retry = null) {
   $("message").hidden = !error;
   if (!error) return;
-  const again = retry && make("button", { type: "button", textContent: "Try again", onclick: retry });
+  const again = retry && make("button", { textContent: "Try again", onclick: retry });
   $("message").replaceChildren(make("span", { textContent: error.message }), again ?? "");
   $("live").textContent = error.message;
 }
@@ -86,7 +84,7 @@ export function showMessage(error, retry = null) {
 function showLevels({ levels }, held) {
   const tabs = levels.map((level, index) => {
     const open = index >= held;
-    const tab = make("button", { type: "button", id: `level-${index}`, className: open ? "open" : "", aria: { role: "tab", controls: "panel" } },
+    const tab = make("button", { id: `level-${index}`, className: open ? "open" : "", aria: { role: "tab", controls: "panel" } },
       make("span", { textContent: readable(level.label) }),
       make("small", { textContent: percent(level.probability) + (open ? " · a guess" : "") }));
     tab.onclick = tab.onfocus = () => activate(index);
@@ -128,13 +126,11 @@ async function whyNot(node) {
   const item = state.current, asked = query();
   asked.set("contrast", node);
   try {
-    const { contrast } = await ask(`v1/predict?${asked}`, {
-      method: "POST", body: item.sent, headers: { "Content-Type": "application/octet-stream" },
-    });
+    const { contrast } = await ask(`v1/predict?${asked}`, sending(item));
     if (item !== state.current) return;
     state.off.clear();
     state.kept = state.pointed = null;
-    const back = make("button", { type: "button", textContent: "Back to the evidence", onclick: () => { showPanel(); $(`level-${state.level}`).focus(); } });
+    const back = make("button", { textContent: "Back to the evidence", onclick: () => { showPanel(); $(`level-${state.level}`).focus(); } });
     const comparable = contrast.relation === "beside";
     state.shown = comparable ? contrastLevel(contrast) : null;
     $("panel").replaceChildren(contrastWords(contrast), ...(comparable ? evidenceList(state.shown) : []), make("p", { className: "actions" }, back));
@@ -169,7 +165,7 @@ function showStrip() {
       const { source } = item.picture, side = Math.min(source.width, source.height);
       canvas.getContext("2d").drawImage(source, (source.width - side) / 2, (source.height - side) / 2, side, side, 0, 0, 96, 96);
     }
-    const button = make("button", { type: "button", title: item.name, aria: { current: String(item === state.current), label: `${item.name}: ${title}` } },
+    const button = make("button", { title: item.name, aria: { current: String(item === state.current), label: `${item.name}: ${title}` } },
       canvas, make("span", { textContent: title }));
     button.onclick = () => choose(item);
     return make("li", {}, button);

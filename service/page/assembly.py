@@ -16,6 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from service.page.shortening import shortened
+
 FOLDER: Final = Path(__file__).parent
 MODULES: Final = (
     "geometry",
@@ -35,7 +37,6 @@ MODULES: Final = (
 """The modules in an order in which each one imports only earlier ones."""
 
 _IMPORT: Final = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.mjs";\n', flags=re.MULTILINE)
-_TEXT: Final = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)""")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Page:
 def page() -> Page:
     """Put the page together; its policy allows the inline script and style by hash."""
     style = _compact_style(_read("style.css"))
-    script = _compact_script("".join(_in_one_scope(_read(f"{name}.mjs")) for name in MODULES))
+    script = shortened(script_of(MODULES))
     html = _compact(_read("index.html")).replace("/* style */", style).replace("/* script */", script)
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src 'self' blob: data:; "
@@ -59,6 +60,11 @@ def page() -> Page:
     )
     content = html.encode()
     return Page(content, gzip.compress(content, mtime=0), policy)
+
+
+def script_of(modules: tuple[str, ...]) -> str:
+    """Modules as one script."""
+    return "".join(_in_one_scope(_read(f"{name}.mjs")) for name in modules)
 
 
 def _read(name: str) -> str:
@@ -78,23 +84,9 @@ def _compact(text: str) -> str:
     return re.sub(r"^\s+", "", without_comments, flags=re.MULTILINE)
 
 
-def _compact_script(text: str) -> str:
-    """Remove the spaces around punctuation, except in texts and on lines with a pattern or a division."""
-    return "".join(map(_compact_line, _compact(text).splitlines(keepends=True)))
-
-
-def _compact_line(line: str) -> str:
-    parts = _TEXT.split(line)
-    # A text inside a text, or a slash, which may start a pattern.
-    if line.count("`") > 2 or any("/" in code for code in parts[::2]):
-        return line
-    parts[::2] = [re.sub(r" ?([=<>{}(),;:?&|*]) ?", r"\1", code) for code in parts[::2]]
-    return "".join(parts)
-
-
 def _compact_style(text: str) -> str:
     """Remove the spaces that a style does not need."""
-    return re.sub(r"\s*([{};,])\s*|(:) ", r"\1\2", _compact(text))
+    return re.sub(r"\s*([{};,>])\s*|(:) ", r"\1\2", _compact(text)).replace(";}", "}")
 
 
 def _hash(content: str) -> str:

@@ -32,7 +32,7 @@ function row(step, level) {
   }
   const { item, kind } = step;
   const likeness = absent(item) ? "less than usual like" : "looks like";
-  const pair = make("button", { type: "button", className: "pair", aria: { pressed: "false", label: pieceWords(step, level) } },
+  const pair = make("button", { className: "pair", aria: { pressed: "false", label: pieceWords(step, level) } },
     make("span", { className: "number", textContent: step.number }),
     crop(item, kind, PIXELS),
     make("span", { className: "like", textContent: likeness }),
@@ -44,7 +44,7 @@ function row(step, level) {
   const terms = level.contrast
     ? [`${signed(item.predicted)} for it, `, `${signed(item.instead)} for ${labelOf(level.contrast.instead)}`]
     : [`${number(item.weight)} × `, `(${number(item.similarity)} ${item.usual < 0 ? "+" : "−"} ${number(Math.abs(item.usual))})`];
-  const count = level.contrast ? null : make("button", { type: "button", className: "count", aria: { role: "switch", checked: "true", label: `Count piece ${step.number}` } });
+  const count = level.contrast ? null : make("button", { className: "count", aria: { role: "switch", checked: "true", label: `Count piece ${step.number}` } });
   if (count) count.onclick = () => toggle(step.number, level);
   const source = item.source?.image ?? "";
   const line = make("li", { className: `step piece ${kind}${absent(item) ? " absent" : ""}`, data: { piece: step.number } }, pair,

@@ -3,7 +3,7 @@ import { cropSquare, frameAround, mapRegion, numberPlaces } from "./geometry.mjs
 import { BRIGHTEST, heatColour } from "./heat.mjs";
 import { absent, piecesOf } from "./words.mjs";
 import { $, draw, make, state } from "./state.mjs";
-import { request } from "./service.mjs";
+import { request, sending } from "./service.mjs";
 
 // A larger picture is drawn at this many pixels on its longer side.
 const DRAWN = 3000;
@@ -28,9 +28,7 @@ async function asTheNetworkGotIt(item, scale) {
   const context = canvas.getContext("2d");
   context.fillStyle = "#8a8f98";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  const response = await request("v1/input", {
-    method: "POST", body: item.sent, headers: { "Content-Type": "application/octet-stream" },
-  }).catch(() => null);
+  const response = await request("v1/input", sending(item)).catch(() => null);
   if (!response?.ok || !state.model) return canvas;
   const { x, y } = mapRegion({}, state.model.input, image, 1, 1);
   const input = await createImageBitmap(await response.blob());

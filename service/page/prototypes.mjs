@@ -53,7 +53,7 @@ async function gallery({ prototypes, cursor }, node, parameters) {
   if (!prototypes.length) cards.replaceWith(make("p", { className: "soft", textContent: "An only child, or a node without a head of its own: it has no prototypes." }));
   if (!parameters.get("id") && !parameters.get("node")) section.prepend(truthCard(), curatedList());
   if (cursor) {
-    const more = make("button", { type: "button", textContent: "More" });
+    const more = make("button", { textContent: "More" });
     more.onclick = async () => {
       const next = await ask(`v1/prototypes?${pageQuery(parameters.get("node"), cursor)}`);
       cards.append(...next.prototypes.map((prototype) => card(prototype, false)));

@@ -21,6 +21,9 @@ export async function request(path, options = {}) {
   return response;
 }
 
+/** The options of a request that sends an item's picture. */
+export const sending = (item) => ({ method: "POST", body: item.sent, headers: { "Content-Type": "application/octet-stream" } });
+
 /** What the service answers, as JSON. A problem becomes an Error whose `problem` is the document. */
 export async function ask(path, options) {
   let response;

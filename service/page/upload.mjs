@@ -72,7 +72,7 @@ export function offerSamples() {
   for (let sample = 0; sample < count; sample++) {
     const image = make("img", { alt: "", width: 96, height: 96 });
     fill(image, `v1/samples/${sample}`).catch(() => {});
-    const button = make("button", { type: "button", aria: { label: `sample picture ${sample + 1}` } }, image);
+    const button = make("button", { aria: { label: `sample picture ${sample + 1}` } }, image);
     button.onclick = async () => {
       const response = await request(`v1/samples/${sample}`);
       if (response.ok) take([new File([await response.blob()], `sample-${sample}.png`, { type: "image/png" })]);
