@@ -144,6 +144,7 @@ def train(
     from training import running
     from training.config import read_config, read_settings
     from training.features.shared_cache import GIGABYTE, SharedCache
+    from training.outcome.beside_plain import beside_plain
     from training.progress import console
     from training.recipes import config_file
 
@@ -177,6 +178,8 @@ def train(
         return
     for split, scores in metrics.of().items():
         say(f"{split:<11}{scores_line(scores)}")
+    for line in beside_plain(metrics):
+        screen.print(line, markup=False, soft_wrap=True, highlight=False)
     screen.print(f"{run}: finished in {metrics.seconds:.0f} s. Next:", highlight=False)
     steps = [f"evaluate {run} --data {data} --split {'test' if 'test' in metrics.of() else 'val'}"]
     if head == "prototypes":

@@ -121,8 +121,8 @@ def _scores_row(split: str, found: Scores, main: Scores) -> list[str]:
 
 
 def stage_rows(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
-    """Return (label, accuracies on the selection images) before and after the stages that change prototypes or their
-    weights."""
+    """Return (label, accuracies on the selection images) of the plain classifier on the same features, and before and
+    after the stages that change prototypes or their weights."""
     stages = {
         "projection": metrics.projection,
         "anchoring": metrics.anchored,
@@ -130,6 +130,10 @@ def stage_rows(metrics: Metrics) -> list[tuple[str, SelectionAccuracy]]:
         "last layers": metrics.last_layers,
     }
     rows: list[tuple[str, SelectionAccuracy]] = []
+    if metrics.plain is not None:
+        accuracy = metrics.plain.accuracy
+        found = SelectionAccuracy(selection_leaf=accuracy["leaf"], selection_level_1=accuracy["level_1"])
+        rows.append(("plain classifier on the same features", found))
     for label, record in stages.items():
         if record is not None:
             # Omit the row "before" if it equals the row "after" of the previous stage.

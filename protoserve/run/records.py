@@ -188,6 +188,14 @@ class AutoencoderRecord(Record):
     drawn_prototype_to_picture: float = Field(alias="drawn prototype to picture")
 
 
+class PlainClassifier(Record):
+    """The plain classifier beside the prototypes: a linear softmax on the mean features of the same backbone, trained
+    on the same views. Its `accuracy` per level, in [0, 1], on the selection `images`."""
+
+    images: int
+    accuracy: dict[str, float]
+
+
 class StageRecords(Record):
     """The records of a run's stages; None for a stage that the run did not include.
 
@@ -196,6 +204,7 @@ class StageRecords(Record):
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
 
+    plain: PlainClassifier | None = None
     joint: JointRecord | None = None
     projection: ProjectionRecord | None = None
     anchored: BestEpochRecord | None = None

@@ -96,6 +96,8 @@ def _follow(trainer: Trainer, finished: FinishedRun, fitted: Fitted) -> None:
     """Measure again what depends on the classes: usual similarities, temperatures, thresholds, nearest patches."""
     state, metrics, config = trainer.state, finished.run.metrics(), finished.config
     carried: dict[str, Any] = {name: getattr(metrics, name) for name in StageRecords.model_fields}
+    # It knew the old classes only.
+    carried["plain"] = None
     state.records = StageRecords(**{name: value for name, value in carried.items() if value is not None})
     state.history, state.seconds = read_history(finished.run.directory / "history.csv"), metrics.seconds or 0.0
     sums = SimilaritySums(fitted.fit.taxonomy, novelty_table(trainer.network))

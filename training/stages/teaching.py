@@ -1,4 +1,4 @@
-"""The teacher: a linear classifier on mean features, used to initialise prototypes and for distillation."""
+"""The teacher: a linear classifier on mean features, to initialise prototypes, to distil from, and to compare with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from protoserve.run.records import PlainClassifier
+from protoserve.scores import scores
 from training.data.batches import epoch_batches, slices
 from training.loop.checkpoints import Teacher
 from training.loop.epoch import epoch, whole_batches
@@ -21,7 +23,8 @@ EPOCHS, DROPOUT, LEARNING_RATE = 30, 0.3, 3e-3
 
 
 def teach(trainer: Trainer) -> dict[str, float]:
-    """Train the teacher on the mean features of all views. All its epochs are one step."""
+    """Train the teacher on the mean features of all views, and record its accuracy on the selection images. All its
+    epochs are one step."""
     config = trainer.config
     leaves = trainer.splits.fit.leaves
     views = torch.stack([_pooled(trainer, view) for view in range(config.data.views)])
@@ -42,7 +45,23 @@ def teach(trainer: Trainer) -> dict[str, float]:
             row = epoch(trainer, optimiser, inputs, loss, step=Step("teach", number, EPOCHS), cosine=True)
             advance(1)
     trainer.state.teacher = Teacher(layer.weight.detach().clone(), layer.bias.detach().clone())
+    trainer.state.records.plain = _record(trainer, layer)
     return row
+
+
+def _record(trainer: Trainer, layer: nn.Linear) -> PlainClassifier:
+    """The accuracy of a linear layer over the leaves on the selection images; a node's probability is the sum of its
+    leaves'."""
+    selection = trainer.splits.selection
+    below = torch.from_numpy(selection.taxonomy.leaves_below).to(trainer.device).float()
+
+    def log_probability(features: Tensor) -> Tensor:
+        leaves: Tensor = layer(features.mean((2, 3))).softmax(1)
+        return (leaves @ below.t()).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    rows = trainer.selection_rows(log_probability).cpu().numpy()
+    found = scores(rows, selection.leaves, selection.taxonomy)
+    return PlainClassifier(images=found.images, accuracy=found.accuracy)
 
 
 def _varied(views: Tensor, numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:

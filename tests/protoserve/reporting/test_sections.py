@@ -18,7 +18,14 @@ from protoserve.reporting.sections import (
     truth_section,
 )
 from protoserve.run.provenance import DataReference, Provenance
-from protoserve.run.records import BestEpochRecord, Metrics, ProjectionRecord, Scores, SelectionAccuracy
+from protoserve.run.records import (
+    BestEpochRecord,
+    Metrics,
+    PlainClassifier,
+    ProjectionRecord,
+    Scores,
+    SelectionAccuracy,
+)
 from tests.truth_cards import truth_card
 
 SCORES = Scores(
@@ -49,6 +56,10 @@ def test_a_stage_that_starts_where_the_last_ended_is_not_repeated() -> None:
         projection=ProjectionRecord(before=one, after=two), anchored=BestEpochRecord(before=two, after=three, epoch=1)
     )
     assert [label for label, _ in stage_rows(metrics)] == ["before projection", "after projection", "after anchoring"]
+    plain = PlainClassifier(images=10, accuracy={"leaf": 0.5, "level_1": 0.75})
+    label, accuracy = stage_rows(metrics.model_copy(update={"plain": plain}))[0]
+    assert label == "plain classifier on the same features"
+    assert (accuracy.selection_leaf, accuracy.selection_level_1) == (0.5, 0.75)
 
 
 def test_calibration_says_what_is_missing() -> None:

@@ -29,6 +29,14 @@ def test_the_teacher_is_a_linear_classifier_of_mean_features(
     assert row["loss"] < np.log(3)
     leaves = torch.from_numpy(trainer.splits.fit.leaves)
     assert float((logits.argmax(1) == leaves).double().mean()) > 0.5
+    # What it gets right of the selection images is kept, to be told beside the prototypes' accuracy.
+    plain, selection = trainer.state.records.plain, trainer.splits.selection
+    assert plain is not None and plain.images == len(selection)
+    guesses = [
+        (maps.mean((2, 3)) @ teacher.weight.t() + teacher.bias).argmax(1)
+        for maps in trainer.feed.features("selection", [np.arange(len(selection))])
+    ]
+    assert plain.accuracy["leaf"] == pytest.approx((torch.cat(guesses).numpy() == selection.leaves).mean())
 
 
 def test_nothing_is_distilled_where_the_term_has_no_weight(
