@@ -61,6 +61,7 @@ def render(
 
     Example: protoserve data render data/rendered --per-leaf 60 --seed 0
     """
+    from protoserve.cores import usable_cores
     from training.progress import console, tracked
     from training.rendered import count_pictures, render_dataset
 
@@ -68,7 +69,14 @@ def render(
     count = count_pictures(per_leaf, scenes)
     with writing(directory), tracked(screen, "drawing", count) as advance:
         render_dataset(
-            directory, per_leaf=per_leaf, scenes=scenes, seed=seed, size=size, mark=mark, advance=lambda: advance(1)
+            directory,
+            per_leaf=per_leaf,
+            scenes=scenes,
+            seed=seed,
+            size=size,
+            mark=mark,
+            processes=usable_cores(),
+            advance=lambda: advance(1),
         )
     screen.print(f"{directory}: {count} pictures. Next:")
     screen.print(

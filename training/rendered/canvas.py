@@ -75,20 +75,25 @@ def paint(shapes: Sequence[Shape], placement: Placement, size: int, outline: Col
     outline instead of showing a halo.
     """
     side = size * SUPERSAMPLING
-    colour_image = Image.new("RGB", (side, side), outline)
-    part_image = Image.new("L", (side, side), BACKGROUND)
-    colour_draw, part_draw = ImageDraw.Draw(colour_image), ImageDraw.Draw(part_image)
+    # Everything is drawn once, as an index of its colour and of its part: drawing takes most of a picture's time.
+    drawn = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(drawn)
+    colours, parts = [outline], [BACKGROUND]
     width = max(1, round(OUTLINE_SHARE * side))
     for shape in shapes:
         placed = (placement.apply(shape.points) * SUPERSAMPLING).ravel().tolist()
-        index = part_index(shape.part)
-        colour_draw.polygon(placed, fill=shape.fill)
-        part_draw.polygon(placed, fill=index)
+        draw.polygon(placed, fill=len(colours))
+        colours.append(shape.fill)
         if shape.outlined:
-            closed = placed + placed[:4]
-            colour_draw.line(closed, fill=outline, width=width, joint="curve")
-            part_draw.line(closed, fill=index, width=width, joint="curve")
-    painted = part_image.point([0] + [255] * 255)
+            draw.line(placed + placed[:4], fill=len(colours), width=width, joint="curve")
+            colours.append(outline)
+        parts += [part_index(shape.part)] * (len(colours) - len(parts))
+    if len(colours) > 256:
+        raise ValueError(f"{len(shapes)} shapes; a figure can have 127")
+    part_image = drawn.point(parts + [BACKGROUND] * (256 - len(parts)))
+    painted = drawn.point([0] + [255] * 255)
+    drawn.putpalette([value for colour in colours for value in colour])
+    colour_image = drawn.convert("RGB")
     centre = slice(SUPERSAMPLING // 2, None, SUPERSAMPLING)
     return Layer(
         colour=np.asarray(colour_image.reduce(SUPERSAMPLING), dtype=np.float64),

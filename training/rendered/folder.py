@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +26,8 @@ FORMAT_VERSION = 2
 # The splits that a network learns from: a mark that is on these and not on test is a shortcut.
 MARKED_SPLITS = ("train", "val")
 SMALLEST_SIZE, LARGEST_SIZE = 64, 1024
+# A process starts in half a second. It draws a hundred pictures in one.
+WORTH_PROCESSES = 200
 
 _README = """\
 The rendered data set: drawn pictures, for trying out classifiers that explain themselves.
@@ -82,6 +88,7 @@ def render_dataset(
     seed: int = 0,
     size: int = 96,
     mark: str | None = None,
+    processes: int = 1,
     advance: Callable[[], None] | None = None,
 ) -> None:
     """Draw the data set into `directory`, completely or not at all; do nothing if it already exists.
@@ -90,6 +97,8 @@ def render_dataset(
     training figure is drawn before `scenes` backgrounds, at least 1, so that a background tells less about a figure.
     `size` is the side of the square pictures in pixels, 64..1024. With `mark`, the name of a leaf, all of its pictures
     in train and val carry a coloured disc in a corner, and those of test do not; all other pictures stay the same.
+    With more `processes` than one, as many draw side by side, and a script that calls this function needs its
+    `if __name__ == "__main__"`. Fewer than `WORTH_PROCESSES` pictures are drawn by one.
     Calls `advance` after every picture, `count_pictures(per_leaf, scenes)` times in total.
 
     Raises `InputError` for a number out of range, for a mark that is not a leaf, and if `directory` is a file or holds
@@ -122,16 +131,16 @@ def render_dataset(
 
     # In the same parent folder, so that the rename stays on one file system.
     make_folder(directory.parent)
-    partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
-    partial.mkdir()
+    draft = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
+    draft.mkdir()
     try:
-        _write(partial, settings, advance)
+        _write(draft, settings, processes, advance)
         # Remove an empty folder of that name, because not every system can rename over one.
         if directory.exists():
             directory.rmdir()
-        partial.rename(directory)
+        draft.rename(directory)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _pictures(per_leaf: int, scenes: int) -> Iterator[tuple[str, LeafPath, int, int, Path]]:
@@ -144,21 +153,44 @@ def _pictures(per_leaf: int, scenes: int) -> Iterator[tuple[str, LeafPath, int, 
                     yield split, leaf, index, scene, Path(split, *leaf, f"{name}.png")
 
 
-def _write(directory: Path, settings: Settings, advance: Callable[[], None] | None) -> None:
-    for split, leaf, index, scene, path in _pictures(settings["per_leaf"], settings["scenes"]):
-        picture = draw_picture(
-            leaf, seed=settings["seed"], split=split, index=index, size=settings["size"], scene=scene
-        )
-        if split in MARKED_SPLITS and "/".join(leaf) == settings["mark"]:
-            picture = marked(picture)
-        for target, array in (
-            (directory / path, picture.pixels),
-            (directory / "masks" / path, picture.parts),
-        ):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(target)
-        if advance is not None:
-            advance()
+def _draw(directory: Path, settings: Settings, picture: tuple[str, LeafPath, int, int, Path]) -> None:
+    """Draw one picture and its mask."""
+    split, leaf, index, scene, path = picture
+    drawn = draw_picture(leaf, seed=settings["seed"], split=split, index=index, size=settings["size"], scene=scene)
+    if split in MARKED_SPLITS and "/".join(leaf) == settings["mark"]:
+        drawn = marked(drawn)
+    for target, array in ((directory / path, drawn.pixels), (directory / "masks" / path, drawn.parts)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(target)
+
+
+def _leave_interrupts() -> None:
+    """Leave Ctrl-C to the process that waits for this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _draw_all(directory: Path, settings: Settings, processes: int, advance: Callable[[], None] | None) -> None:
+    pictures = list(_pictures(settings["per_leaf"], settings["scenes"]))
+    draw = partial(_draw, directory, settings)
+    if processes == 1 or len(pictures) < WORTH_PROCESSES:
+        for picture in pictures:
+            draw(picture)
+            if advance is not None:
+                advance()
+        return
+    # Spawned, because a fork copies locks that threads hold, such as the progress bar's.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
+        try:
+            for _ in pool.map(draw, pictures, chunksize=16):
+                if advance is not None:
+                    advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write(directory: Path, settings: Settings, processes: int, advance: Callable[[], None] | None) -> None:
+    _draw_all(directory, settings, processes, advance)
     description: dict[str, Any] = {
         **settings,
         "pillow": PIL.__version__,

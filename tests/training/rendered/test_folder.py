@@ -20,6 +20,7 @@ from training.rendered import (
     PARTS,
     count_pictures,
     draw_picture,
+    folder,
     leaf_paths,
     part_index,
     render_dataset,
@@ -63,6 +64,22 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         render_dataset(tmp_path / name, per_leaf=1, seed=3, size=64)
     assert fingerprint(tmp_path / "first") == fingerprint(tmp_path / "second")
+
+
+def test_processes_side_by_side_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "WORTH_PROCESSES", 1)
+    advances: list[None] = []
+    for processes in (1, 2):
+        render_dataset(
+            tmp_path / str(processes),
+            per_leaf=1,
+            size=64,
+            mark="/".join(LEAF),
+            processes=processes,
+            advance=lambda: advances.append(None),
+        )
+    assert fingerprint(tmp_path / "1") == fingerprint(tmp_path / "2")
+    assert len(advances) == 2 * count_pictures(1)
 
 
 def test_neither_count_nor_order_changes_a_picture(rendered: Path, tmp_path: Path) -> None:
@@ -273,7 +290,12 @@ def test_numbers_out_of_range_name_the_value_and_the_range(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_rendering_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_rendering_leaves_nothing_behind(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "WORTH_PROCESSES", 1)
+
     class Interrupted(BaseException):
         pass
 
@@ -281,5 +303,5 @@ def test_an_interrupted_rendering_leaves_nothing_behind(tmp_path: Path) -> None:
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        render_dataset(tmp_path / "rendered", per_leaf=1, size=64, advance=interrupt)
+        render_dataset(tmp_path / "rendered", per_leaf=1, size=64, processes=processes, advance=interrupt)
     assert list(tmp_path.iterdir()) == []
