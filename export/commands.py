@@ -155,7 +155,7 @@ def validate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score the exported graph in onnxruntime, with the same metrics as `evaluate`.
+    """Score the exported graph in onnxruntime, with the same metrics as `evaluate`. Also print what an audit found.
 
     Example: protoserve validate bundles/grocery --data grocery-store --split test --json
     """
@@ -163,8 +163,11 @@ def validate(
     from rich.progress import Progress
 
     from export import validating
+    from protoserve.bundle.folder import Bundle
+    from protoserve.cli.audit_report import evidence_lines
     from protoserve.cli.terminal import scores_report
     from protoserve.data.folders import told
+    from protoserve.inference.classifier import open_model
 
     screen = console(error=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -187,6 +190,10 @@ def validate(
         say(json.dumps(evaluation.model_dump()))
         return
     console(width=200).print(*scores_report(evaluation), sep="\n")
+    opened = open_model(bundle)
+    if isinstance(opened, Bundle) and not others:
+        for line in evidence_lines(opened.manifest.truth, str(bundle)):
+            say(line)
 
 
 def curate(

@@ -216,26 +216,43 @@ def evaluate(
             "ancestor in the class tree. For a run trained with --leave-out: the data set itself."
         ),
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="The bundle that was exported from RUN: also print what its audit found of the evidence."),
+    ] = None,
     skip_broken: SkipBrokenOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's network on a split at every level of the taxonomy. With --novel, also measure novelty detection.
 
+    With --bundle, the truth card of the bundle follows: its main lines, or all of it with --json.
+
     Example: protoserve evaluate runs/grocery --data grocery-store --split test --novel other-fruit --json
     """
+    from protoserve.cli.audit_report import evidence_lines
     from protoserve.cli.output import console as output_console
     from protoserve.cli.terminal import scores_report
     from training.outcome import evaluating
     from training.progress import console
 
+    audited = None if bundle is None else evaluating.audited_bundle(run, bundle)
     evaluation = evaluating.evaluate(
         run, data, split, novel=novel, skip_broken=skip_broken, device=device, console=console()
     )
+    truth = None if audited is None else audited.manifest.truth
     if as_json:
-        say(json.dumps(evaluation.model_dump()))
+        card = {} if truth is None else {"truth": truth.model_dump(mode="json")}
+        say(json.dumps(evaluation.model_dump() | card))
         return
     output_console(width=200).print(*scores_report(evaluation), sep="\n")
+    if audited is not None:
+        for line in evidence_lines(truth, str(bundle)):
+            say(line)
+    elif evaluating.has_prototypes(run):
+        steps = f"protoserve export {run} --bundle BUNDLE, protoserve audit BUNDLE --data {data} --write"
+        hint = f"How true its evidence is: {steps}, then this command with --bundle BUNDLE."
+        console().print(hint, soft_wrap=True, markup=False, highlight=False)
 
 
 def extend(

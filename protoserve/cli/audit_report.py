@@ -137,6 +137,14 @@ def _suspects(flags: PrototypeFlags, bundle: Bundle) -> Iterator[RenderableType]
     )
 
 
+def evidence_lines(card: TruthCard | None, bundle: str = "BUNDLE") -> Iterator[str]:
+    """Yield the main lines of a bundle's truth card; without one, the command that makes it."""
+    if card is None:
+        yield f"evidence not audited; run 'protoserve audit {bundle} --data DIR --write'"
+    else:
+        yield from card_lines(card)
+
+
 def card_lines(card: TruthCard) -> Iterator[str]:
     """Yield the main lines of a truth card: how many checks hold, which do not, and where the first evidence lies."""
     failed = [check for check in card.checks if not check.passed]

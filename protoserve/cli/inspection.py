@@ -12,7 +12,7 @@ from protoserve.bundle.curation import told
 from protoserve.bundle.ensemble import Model
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import Manifest
-from protoserve.cli.audit_report import card_lines
+from protoserve.cli.audit_report import evidence_lines
 from protoserve.cli.promise_report import promise_lines
 from protoserve.cli.terminal import scores_line
 from protoserve.names import one_line
@@ -126,10 +126,8 @@ def bundle_report(bundle: Bundle, *, everything: bool = False) -> Iterator[Rende
     for split, scores in list(bundle.metrics.of(("test", "validation", "selection")).items())[:1]:
         yield Text(f"accuracy on {split}: {scores_line(scores)}")
     yield from _curation_report(bundle, everything=everything)
-    if bundle.manifest.truth is None:
-        yield Text("evidence not audited; run 'protoserve audit BUNDLE --data DIR --write'", "yellow")
-    else:
-        yield from (Text(line) for line in card_lines(bundle.manifest.truth))
+    truth = bundle.manifest.truth
+    yield from (Text(line, "yellow" if truth is None else "") for line in evidence_lines(truth))
     separation = bundle.manifest.metrics.separation
     if separation is not None:
         yield Text(

@@ -50,6 +50,7 @@ def report(
     """
     from protoserve.bundle.ensemble import ENSEMBLE
     from protoserve.bundle.folder import MANIFEST, RUN_MODEL, read_bundle
+    from protoserve.cli.audit_report import evidence_lines
     from protoserve.files import write_text
     from protoserve.reporting.bundle_report import bundle_report
     from protoserve.reporting.page import report_page
@@ -78,6 +79,9 @@ def report(
     text = report_page(found)
     write_text(file, text)
     say(f"{file}: {len(text.encode('utf-8')) / 1e6:.1f} MB")
+    if opened is not None:
+        for line in evidence_lines(opened.manifest.truth, str(opened.directory)):
+            say(line)
 
 
 def _run_report(run: Path) -> Report:

@@ -24,8 +24,8 @@ from protoserve.reporting.sections import (
     stages_table,
     table,
     tiles,
-    truth_section,
 )
+from protoserve.reporting.truth import truth_section
 from protoserve.run.provenance import Provenance
 from protoserve.run.records import Metrics
 

@@ -42,6 +42,8 @@ def test_validate_prints_the_scores_as_json(edge_bundle: Path, learned: tuple[Pa
     assert shown.exit_code == 0, shown.output
     # The pictures of this data set lie under the leaf that the network predicts, but for the first few.
     assert json.loads(shown.stdout)["accuracy"]["leaf"] > 0.5
+    shown = CliRunner().invoke(build_app(), arguments[:-1])
+    assert shown.stdout.splitlines()[-1].startswith("evidence not audited; run 'protoserve audit")
 
 
 def test_centre_prints_what_tells_classes_apart_and_what_to_do_next(learned: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from protoserve.bundle.folder import MANIFEST, Bundle, read_bundle
 from protoserve.data.checking import without_broken
 from protoserve.data.dataset import read_labelled
 from protoserve.data.novel import read_novel
 from protoserve.device import Device
+from protoserve.errors import InputError
 from protoserve.networks.device import torch_device
 from protoserve.networks.model_file import load_network
 from protoserve.run.folder import open_run
@@ -44,6 +46,8 @@ def evaluate(
     `novel` (see `training.outcome.novelty_report.novelty_report`).
     """
     chosen = torch_device(device)
+    if (run / MANIFEST).is_file():
+        raise InputError(f"{run} is a bundle; score it with 'protoserve validate {run} --data {data}'")
     opened = open_run(run)
     network, description, _ = load_network(opened.model)
     taxonomy = Taxonomy.from_dict(description.taxonomy)
@@ -69,3 +73,19 @@ def evaluate(
             network, answers, dataset, unknown, thresholds, description.input, chosen, console
         )
     return Evaluation(**result, passed_over=dict(dataset.passed_over), seconds=round(time.perf_counter() - began, 2))
+
+
+def audited_bundle(run: Path, bundle: Path) -> Bundle:
+    """Read the bundle whose truth card says how true a run's evidence is.
+
+    Raises InputError if the bundle was not exported from the run, and BundleError if it can't be read.
+    """
+    opened = read_bundle(bundle)
+    if opened.manifest.provenance.model_copy(update={"export": None}) != open_run(run).provenance():
+        raise InputError(f"{bundle}: was not exported from {run}; give the bundle that was, or leave --bundle out")
+    return opened
+
+
+def has_prototypes(run: Path) -> bool:
+    """Whether a run's network gives evidence: it keeps its prototypes with their nearest patches."""
+    return open_run(run).analysis() is not None

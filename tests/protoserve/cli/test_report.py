@@ -17,6 +17,7 @@ def test_a_bundle_s_report_is_written_beside_it_or_where_asked(
     file = tmp_path / "page.html"
     code, out, err = protoserve_command("report", tiny_bundle, "-o", file)
     assert (code, err) == (0, "") and out.startswith(f"{file}: ")
+    assert out.splitlines()[1].startswith("evidence not audited; run 'protoserve audit")
     html = file.read_text(encoding="utf-8")
     assert html.startswith("<!doctype html>") and "repeat the command with --data DIR" in html
     code, _, err = protoserve_command("report", tiny_bundle, "-o", tiny_bundle / "report.html")

@@ -6,7 +6,6 @@ from protoserve.pages.html import joined
 from protoserve.reporting.prototypes import GroupSeparation
 from protoserve.reporting.sections import (
     calibration_section,
-    card_figures,
     figure,
     percent,
     provenance_section,
@@ -15,7 +14,6 @@ from protoserve.reporting.sections import (
     stage_rows,
     table,
     tiles,
-    truth_section,
 )
 from protoserve.run.provenance import DataReference, Provenance
 from protoserve.run.records import (
@@ -26,7 +24,6 @@ from protoserve.run.records import (
     Scores,
     SelectionAccuracy,
 )
-from tests.truth_cards import truth_card
 
 SCORES = Scores(
     images=40,
@@ -65,18 +62,6 @@ def test_a_stage_that_starts_where_the_last_ended_is_not_repeated() -> None:
 def test_calibration_says_what_is_missing() -> None:
     assert "no measure of calibration" in calibration_section(Metrics(), None)
     assert "leaf 2.50 %" in calibration_section(Metrics(test=SCORES), None)
-
-
-def test_the_truth_card_shows_every_statement_and_figure() -> None:
-    card = truth_card()
-    shown = truth_section(card)
-    assert "1 of 2 statements hold on 12 pictures of toy/test." in shown
-    assert "<b>fails</b> level 1: the boxes hold" in shown
-    figures = dict(card_figures(card))
-    assert len(figures) == 11 and all(name in shown for name in figures)
-    assert "0.75 [0.625, 0.875]" in shown
-    assert 'href="#prototype=1">prototype 1 of Animal</a>' in shown and "94 % (chance 75 %)" in shown
-    assert "protoserve audit BUNDLE" in truth_section(None)
 
 
 def test_tables_escape_and_mark() -> None:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from protoserve.bundle.folder import read_bundle, rewrite_manifest
 from protoserve.cli.root import build_app
 from protoserve.data.dataset import read_split, read_taxonomy
 from protoserve.data.novel import read_novel
@@ -24,6 +25,7 @@ from protoserve.networks.network import PrototypeNetwork
 from protoserve.novelty import SCORES
 from protoserve.run.folder import Run, open_run
 from protoserve.taxonomy import ROOT
+from tests.truth_cards import truth_card
 from training.outcome.evaluating import evaluate
 
 
@@ -162,3 +164,27 @@ def test_pictures_of_an_inner_node_count_down_to_there(small_run: Path, small_da
     assert part["siblings"]["A"]["images"] == 3 and part["siblings"][""] == whole["siblings"][""]
     # The promise is about whole paths.
     assert part["promise"]["0.9"]["images"] == 6
+
+
+def test_the_truth_card_of_the_runs_bundle_is_told(
+    counted_run: Path, awkward_data: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    command = ["evaluate", str(counted_run), "--data", str(awkward_data), "--device", "cpu"]
+    without = CliRunner().invoke(build_app(), command)
+    assert without.exit_code == 0 and "then this command with --bundle BUNDLE" in without.stderr
+    stranger = CliRunner().invoke(build_app(), [*command, "--bundle", str(tiny_bundle)])
+    assert stranger.exit_code == 2 and f"was not exported from {counted_run}" in stranger.stderr.replace("\n", "")
+    copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    opened = rewrite_manifest(read_bundle(copy), provenance=open_run(counted_run).provenance())
+    told = CliRunner().invoke(build_app(), [*command, "--bundle", str(copy)])
+    assert told.exit_code == 0 and "evidence not audited; run 'protoserve audit" in told.stdout
+    rewrite_manifest(opened, truth=truth_card())
+    told = CliRunner().invoke(build_app(), [*command, "--bundle", str(copy)])
+    assert "1 of 2 checks hold; not: local (level 1)" in told.stdout
+    shown = CliRunner().invoke(build_app(), [*command, "--bundle", str(copy), "--json"])
+    assert json.loads(shown.stdout)["truth"]["seed"] == 0
+
+
+def test_a_bundle_is_scored_by_another_command(tiny_bundle: Path, awkward_data: Path) -> None:
+    with pytest.raises(InputError, match="is a bundle; score it with 'protoserve validate"):
+        document_of(tiny_bundle, awkward_data, "test")
