@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-bundle docs serve check format test test-fast test-install test-faults container test-container bench-head bench-service bench-audit clean distclean
+.PHONY: help install demo demo-bundle docs serve check format test test-fast test-install test-faults container test-container bench-head bench-service bench-audit bench-gpu clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-20s%s\n' "$$target" "$$text"; done
@@ -85,6 +85,9 @@ bench-service: install ## Throughput and latency of the service beside others (B
 bench-audit: install ## Our evidence beside Grad-CAM, LayerCAM, IG, LIME, KernelSHAP (SETS='NAME=BUNDLE=LINEAR_RUN=DATA …')
 	@$(BIN)/python -c 'import captum' 2>/dev/null || $(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.accuracy.rivals $(SETS)
+
+bench-gpu: install ## What a GPU changes: training and answers in time, and whether the evidence agrees (BUNDLE=, DATA=)
+	$(BIN)/python -m benchmarks.gpu $(BUNDLE) $(DATA)
 
 clean: ## Remove the demo and the tools' caches
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov

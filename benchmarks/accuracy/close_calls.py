@@ -5,8 +5,9 @@
 A close call is a test picture whose second most probable leaf is within 1 nat of the first. For each, X is that leaf:
 the benchmark asks for the contrast, fills the boxes of the pieces that were found and speak for the predicted node, and
 counts how often the answer's node at the level where the paths part is then another (*flipped*), and how often X is
-more probable than the first leaf (*X ahead*). Beside it: the same region, moved by random offsets that wrap at the
-edges, so that its area is equal.
+more probable than the first leaf (*X ahead*). Beside it, two controls of equal area: the same region moved by random
+offsets that wrap at the edges (*at random*; it may cover the named boxes again), and the same, but drawn until it
+touches no named box (*elsewhere*; of 200 draws the one that overlaps least, if none touches nothing).
 
 Boxes are filled in two ways. *At once*: all that one contrast names. *In turn*: the first box, then the first that
 the contrast of the changed picture names, and so on until the node is another; a prototype's second place, nearly as
@@ -38,13 +39,16 @@ from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import predictions
 from protoserve.inference.options import PredictOptions
+from protoserve.schema import Box
 
 NATS: Final = 1.0
 COUNTS: Final = (1, 3, 5, 10)
 FILLS: Final[tuple[Fill, ...]] = ("mean", "blur")
 DRAWS: Final = 4
 BATCH: Final = 16
-COLUMNS: Final = ("flipped", "flipped_at_random", "ahead", "ahead_at_random")
+# Draws for a region that touches no named box.
+TRIES: Final = 200
+COLUMNS: Final = ("flipped", "flipped_at_random", "flipped_elsewhere", "ahead", "ahead_at_random", "ahead_elsewhere")
 
 
 @dataclass(frozen=True)
@@ -78,17 +82,37 @@ def close_calls(classifier: Classifier, data: Path, split: str, most: int, seed:
     return len(numbers), found
 
 
-def regions(classifier: Classifier, call: CloseCall, generator: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
-    """For each of COUNTS: [1 + draws, height, width], the boxes that the contrast names, and the same moved."""
+def named_boxes(classifier: Classifier, call: CloseCall, outputs: Outputs) -> list[Box]:
+    """The boxes of the pieces that a contrast with the second leaf finds in these outputs and that speak for the
+    predicted node, the strongest first, in pixels at model size."""
     height, width = call.picture.shape[:2]
     geometry = Geometry(width, height, width, height, 1.0, 1.0, 0.0, 0.0)
+    options = PredictOptions(top_k=classifier.table.top_k, contrast=classifier.table.names[call.second])
+    [prediction] = predictions(outputs, classifier.table, [geometry], options.resolved(classifier.table))
+    assert prediction.contrast is not None
+    return [piece.box for piece in prediction.contrast.evidence if piece.found and piece.difference > 0]
+
+
+def elsewhere(named: NDArray[np.bool_], generator: np.random.Generator) -> NDArray[np.bool_]:
+    """The region [1, height, width], moved to where it touches itself the least, in up to TRIES random draws."""
+    least, found = named.size + 1, named
+    for _ in range(TRIES):
+        moved = shifted(named, generator)
+        if (overlap := int((moved & named).sum())) < least:
+            least, found = overlap, moved
+        if not overlap:
+            break
+    return found
+
+
+def regions(classifier: Classifier, call: CloseCall, generator: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
+    """For each of COUNTS: [1 + 2 · draws, height, width], the boxes that the contrast names, the same moved at random,
+    and the same moved elsewhere."""
+    boxes = named_boxes(classifier, call, call.outputs)
     for count in COUNTS:
-        options = PredictOptions(top_k=min(count, classifier.table.top_k), contrast=classifier.table.names[call.second])
-        [prediction] = predictions(call.outputs, classifier.table, [geometry], options.resolved(classifier.table))
-        assert prediction.contrast is not None
-        pieces = [piece for piece in prediction.contrast.evidence if piece.found and piece.difference > 0]
-        named = region([piece.box for piece in pieces], (height, width))[None]
-        yield np.concatenate([named, *(shifted(named, generator) for _ in range(DRAWS))])
+        named = region(boxes[:count], (call.picture.shape[0], call.picture.shape[1]))[None]
+        moved = [shifted(named, generator) for _ in range(DRAWS)]
+        yield np.concatenate([named, *moved, *(elsewhere(named, generator) for _ in range(DRAWS))])
 
 
 def one_by_one(
@@ -100,7 +124,6 @@ def one_by_one(
     same boxes, moved at random, did; and float64 [COUNTS], the share of the picture that was filled.
     """
     height, width = call.picture.shape[:2]
-    geometry = Geometry(width, height, width, height, 1.0, 1.0, 0.0, 0.0)
     paths = classifier.taxonomy.path_at_level
     level = int(np.flatnonzero(paths[call.first] != paths[call.second])[0])
     kept = call.outputs.path[0, : level + 1]
@@ -110,11 +133,7 @@ def one_by_one(
     outputs, rows, area = call.outputs, [], []
     for count in range(1, COUNTS[-1] + 1):
         if not changed[0]:
-            options = PredictOptions(top_k=classifier.table.top_k, contrast=classifier.table.names[call.second])
-            [prediction] = predictions(outputs, classifier.table, [geometry], options.resolved(classifier.table))
-            assert prediction.contrast is not None
-            pieces = [piece for piece in prediction.contrast.evidence if piece.found and piece.difference > 0]
-            named = region([piece.box for piece in pieces[:1]], (height, width))[None]
+            named = region(named_boxes(classifier, call, outputs)[:1], (height, width))[None]
             moved = np.concatenate([named, *(shifted(named, generator) for _ in range(DRAWS))])
         mask |= moved & ~changed[:, None, None]
         found = classifier.engine.run(combined(filling, call.picture, mask))
@@ -141,7 +160,11 @@ def measure(classifier: Classifier, calls: list[CloseCall], seed: int) -> list[d
                 outputs = classifier.engine.run(combined(filling, call.picture, masks))
                 ahead = outputs.log_probability[:, call.second] > outputs.log_probability[:, call.first]
                 flipped = (outputs.path[:, : level + 1] != call.outputs.path[:, : level + 1]).any(axis=1)
-                counted = [flipped[0], flipped[1:].mean(), ahead[0], ahead[1:].mean()]
+                counted = [
+                    share
+                    for found in (flipped, ahead)
+                    for share in (found[0], found[1 : 1 + DRAWS].mean(), found[1 + DRAWS :].mean())
+                ]
                 flips.setdefault((count, fill), []).append([float(value) for value in counted])
     in_turn = {fill: [one_by_one(classifier, call, fill, generator) for call in calls] for fill in FILLS}
     turns = [
@@ -177,11 +200,13 @@ def table(results: dict[str, Any]) -> str:
         f"Test pictures whose second leaf is within {NATS:g} nat of the first. *Flipped*: the answer's node where the "
         "two paths part is another after the boxes of the pieces that speak for it are filled: those that one contrast "
         "names (*at once*), or the first one, then the first one of the changed picture's contrast, and so on (*in "
-        "turn*). *X ahead*: the second leaf is more probable than the first. *At random*: after filling regions of "
-        "equal area, by the same rule.",
+        "turn*). *X ahead*: the second leaf is more probable than the first. *At random*: after filling the same "
+        "regions, moved at random, by the same rule; they may cover the named boxes again. *Elsewhere*: moved to where "
+        "they touch none.",
         "",
-        "| bundle | close calls | filled | boxes | fill | of picture | flipped | at random | X ahead | at random |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| bundle | close calls | filled | boxes | fill | of picture | flipped | at random | elsewhere | X ahead "
+        "| at random | elsewhere |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results["bundles"].items():
         for row in found["rows"]:
