@@ -16,13 +16,22 @@ from protoserve.audit.locality import locality
 from protoserve.audit.masks import Masks
 from protoserve.audit.necessity import box_effects
 from protoserve.audit.parts import part_hits
+from protoserve.audit.perturbation import perturbation
 from protoserve.audit.prototypes import measure, prototype_flags
 from protoserve.audit.sample import Sample, choose, read_sample
 from protoserve.audit.sparsity import sparsity
 from protoserve.audit.stability import stability
 from protoserve.audit.subject import Subject, SupportsRun, pieces_of
 from protoserve.bundle.folder import Bundle
-from protoserve.bundle.truth_card import BoxEffect, Consistency, PartHits, PrototypeFlags, Stability, TruthCard
+from protoserve.bundle.truth_card import (
+    BoxEffect,
+    Consistency,
+    PartHits,
+    Perturbation,
+    PrototypeFlags,
+    Stability,
+    TruthCard,
+)
 from protoserve.data.dataset import holds_split, read_split
 from protoserve.data.folders import PassedOver
 from protoserve.errors import InputError
@@ -58,10 +67,10 @@ def audit(
     """Audit a bundle on `images` pictures of a split, chosen at random by `seed`.
 
     Which prototypes tell their class, and where their contributions come from, is measured on up to `TRAINING_IMAGES`
-    pictures of `train`, or on the audited split if there is none. With `quick`, necessity and sufficiency are left out,
-    which take most of the time: hundreds of runs per picture. Raises InputError for a split that does not exist,
-    TaxonomyError for images of other classes, BundleError for a bundle without its last-layer weights, and as `decode`
-    for a picture that can't be read.
+    pictures of `train`, or on the audited split if there is none. With `quick`, perturbation, necessity and sufficiency
+    are left out, which take most of the time: hundreds of runs per picture. Raises InputError for a split that does not
+    exist, TaxonomyError for images of other classes, BundleError for a bundle without its last-layer weights, and as
+    `decode` for a picture that can't be read.
     """
     subject = Subject.of(bundle, engine)
     dataset = read_split(data, split, bundle.taxonomy, left_out=bundle.left_out)
@@ -117,6 +126,7 @@ def audit_sample(
     added = additivity(subject, outputs, seed)
     with tracked("locality", len(pieces)) as advance:
         local = locality(subject, sample, outputs, pieces, seed, advance=advance)
+    sensitive: list[Perturbation] = []
     hits: list[PartHits] = []
     stable: list[Stability] = []
     consistent: list[Consistency] = []
@@ -129,6 +139,8 @@ def audit_sample(
             consistent = consistency(subject, sample, masks, outputs, advance)
     effects: tuple[list[BoxEffect], list[BoxEffect]] = ([], [])
     if not quick:
+        with tracked("perturbation", len(pieces)) as advance:
+            sensitive = perturbation(subject, sample, outputs, pieces, seed, advance)
         with tracked("necessity and sufficiency", len(sample)) as advance:
             effects = box_effects(subject, sample, outputs, pieces, seed, advance=advance)
     necessity, sufficiency = effects
@@ -145,10 +157,11 @@ def audit_sample(
         necessity=necessity,
         sufficiency=sufficiency,
         locality=local,
+        perturbation=sensitive,
         parts=hits,
         stability=stable,
         consistency=consistent,
         sparsity=sparse,
         prototypes=prototypes,
-        checks=checks(added, necessity, local, hits, sparse),
+        checks=checks(added, necessity, local, hits, sparse, sensitive),
     )

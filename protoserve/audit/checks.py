@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from protoserve.bundle.truth_card import Additivity, BoxEffect, Check, Comparison, Locality, PartHits, Sparsity
+from protoserve.bundle.truth_card import (
+    Additivity,
+    BoxEffect,
+    Check,
+    Comparison,
+    Locality,
+    PartHits,
+    Perturbation,
+    Sparsity,
+)
 
 # At least this share of first evidence must come from prototypes that tell their class from its siblings.
 TELLING_SHARE: Final = 0.9
@@ -19,12 +28,20 @@ def checks(
     locality: list[Locality],
     parts: list[PartHits],
     sparsity: list[Sparsity],
+    perturbation: Sequence[Perturbation] = (),
 ) -> list[Check]:
     """Test every statement; one that compares with a baseline holds if the interval of the difference is beyond 0.
 
     A statement about a level at which fewer than `FEWEST_IMAGES` images have evidence is left out.
     """
-    return [*_sums(additivity), *_necessary(necessity), *_local(locality), *_on_parts(parts), *_telling(sparsity)]
+    return [
+        *_sums(additivity),
+        *_necessary(necessity),
+        *_local(locality),
+        *_sensitive(perturbation),
+        *_on_parts(parts),
+        *_telling(sparsity),
+    ]
 
 
 def _sums(additivity: Additivity) -> Iterator[Check]:
@@ -68,6 +85,19 @@ def _local(locality: list[Locality]) -> Iterator[Check]:
                 passed=change.difference.high < 0,
                 statement="noise outside the box changes the similarity less than noise inside: "
                 f"{change.measured.mean:.1f} % against {change.baseline.mean:.1f} %",
+            )
+
+
+def _sensitive(perturbation: Sequence[Perturbation]) -> Iterator[Check]:
+    for found in perturbation:
+        drop = found.drop
+        if found.kind == "all" and drop is not None and _enough(drop):
+            yield Check(
+                name="sensitive",
+                level=found.level,
+                passed=drop.difference.low > 0,
+                statement="perturbing the box lowers the similarity more than perturbing the rest: by "
+                f"{drop.measured.mean:.0%} against {drop.baseline.mean:.0%}",
             )
 
 

@@ -21,11 +21,11 @@ from protoserve.inference.engine import Outputs
 
 PERCENTILE: Final = 90
 # A similarity closer to 0 has no meaningful relative change.
-_SMALLEST: Final = 1e-6
+SMALLEST: Final = 1e-6
 
 
 @dataclass
-class _Changes:
+class Changes:
     """The changes of one level under one replacement, a row per piece: [outside replaced, inside replaced]."""
 
     activation: list[list[float]] = field(default_factory=list)
@@ -34,6 +34,51 @@ class _Changes:
     accuracy: list[list[float]] = field(default_factory=list)
     bounded: int = 0
     unknown: int = 0
+
+    def add(self, subject: Subject, sample: Sample, outputs: Outputs, changed: Outputs, piece: Piece) -> None:
+        """Add a piece: `outputs` are those of the unchanged pictures, `changed` those of its own picture with the
+        outside and with the inside of the box replaced."""
+        prototype, cell = int(piece.prototypes[0]), int(piece.cells[0])
+        before, map_before = similarity_at(outputs, piece.image, prototype, cell)
+        number, _ = subject.places[piece.node]
+        group = subject.layers[number].prototypes
+        children = subject.table.prototype_child
+        rivals = group[children[group] != children[prototype]]
+        activation, place, rank = [], [], []
+        for row in range(2):
+            after, map_after, bounded = similarity_after(changed, row, prototype, cell, before)
+            self.bounded += row == 0 and bounded
+            self.unknown += row == 0 and np.isnan(after)
+            activation.append(activation_change(before, after))
+            if map_before is None or map_after is None:
+                place.append(float("nan"))
+            else:
+                place.append(place_change(map_before, map_after))
+            rank.append(float(rank_change(outputs.similarity[piece.image], changed.similarity[row], prototype, rivals)))
+        self.activation.append(activation)
+        self.place.append(place)
+        self.rank.append(rank)
+        leaf = subject.taxonomy.leaves[sample.leaves[piece.image]]
+        true = int(subject.taxonomy.path_at_level[leaf, piece.level - 1])
+        # Below the true leaf no node is right.
+        right = (changed.path[:, piece.level - 1] == true) & (true >= 0)
+        self.accuracy.append([float(piece.node == true) - float(after) for after in right.tolist()])
+
+    def summary(self, level: int, replacement: Replacement, seed: int) -> Locality:
+        """The figures of all pieces."""
+        activation, place, rank, accuracy = (
+            np.array(rows).T for rows in (self.activation, self.place, self.rank, self.accuracy)
+        )
+        return Locality(
+            level=level,
+            replacement=replacement,
+            activation_change=compare_known(activation[0], activation[1], seed),
+            place_change=compare_known(place[0], place[1], seed),
+            rank_change=compare(rank[0], rank[1], seed),
+            accuracy_change=compare(accuracy[0], accuracy[1], seed),
+            bounded=self.bounded,
+            unknown=self.unknown,
+        )
 
 
 def locality(
@@ -51,7 +96,7 @@ def locality(
     `advance(1)` after each piece.
     """
     generator = np.random.default_rng([seed, 3])
-    found: dict[tuple[int, Replacement], _Changes] = {}
+    found: dict[tuple[int, Replacement], Changes] = {}
     for piece in pieces:
         picture = sample.arrays[piece.image]
         box = region([subject.box(int(piece.cells[0]))], subject.size)
@@ -62,16 +107,10 @@ def locality(
         for replacement in replacements:
             # Outside replaced: the picture stays inside the box. Inside replaced: it stays outside.
             changed = subject.run(combined(picture, sources[replacement], np.stack([box, ~box])))
-            changes = found.setdefault((piece.level, replacement), _Changes())
-            _add(changes, subject, outputs, changed, piece)
-            leaf = subject.taxonomy.leaves[sample.leaves[piece.image]]
-            true = int(subject.taxonomy.path_at_level[leaf, piece.level - 1])
-            # Below the true leaf no node is right.
-            after = (changed.path[:, piece.level - 1] == true) & (true >= 0)
-            changes.accuracy.append([float(piece.node == true) - float(right) for right in after.tolist()])
+            found.setdefault((piece.level, replacement), Changes()).add(subject, sample, outputs, changed, piece)
         advance(1)
     return [
-        _summary(found[level, replacement], level, replacement, seed)
+        found[level, replacement].summary(level, replacement, seed)
         for level in levels_of(pieces)
         for replacement in replacements
     ]
@@ -85,7 +124,7 @@ def activation_change(before: float, after: float) -> float:
     >>> activation_change(2.0, 1.5)
     25.0
     """
-    return abs(1 - after / before) * 100 if abs(before) >= _SMALLEST else float("nan")
+    return abs(1 - after / before) * 100 if abs(before) >= SMALLEST else float("nan")
 
 
 def place_change(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
@@ -128,44 +167,17 @@ def similarity_at(outputs: Outputs, image: int, prototype: int, cell: int) -> tu
     return float(outputs.similarity[image, prototype]) if at_best else float("nan"), None
 
 
-def _add(changes: _Changes, subject: Subject, outputs: Outputs, changed: Outputs, piece: Piece) -> None:
-    prototype, cell = int(piece.prototypes[0]), int(piece.cells[0])
-    before, map_before = similarity_at(outputs, piece.image, prototype, cell)
-    number, _ = subject.places[piece.node]
-    group = subject.layers[number].prototypes
-    children = subject.table.prototype_child
-    rivals = group[children[group] != children[prototype]]
-    activation, place, rank = [], [], []
-    for row in range(2):
-        after, map_after = similarity_at(changed, row, prototype, cell)
-        best = float(changed.similarity[row, prototype])
-        if np.isnan(after) and best < before:
-            # No cell exceeds the best one, so the similarity at this cell fell at least so far.
-            after = best
-            changes.bounded += row == 0
-        changes.unknown += row == 0 and np.isnan(after)
-        activation.append(activation_change(before, after))
-        if map_before is None or map_after is None:
-            place.append(float("nan"))
-        else:
-            place.append(place_change(map_before, map_after))
-        rank.append(float(rank_change(outputs.similarity[piece.image], changed.similarity[row], prototype, rivals)))
-    changes.activation.append(activation)
-    changes.place.append(place)
-    changes.rank.append(rank)
+def similarity_after(
+    changed: Outputs, row: int, prototype: int, cell: int, before: float
+) -> tuple[float, NDArray[np.float32] | None, bool]:
+    """Return a prototype's similarity at a cell of a changed picture, its map if the graph gave it, and whether the
+    similarity is only an upper bound.
 
-
-def _summary(changes: _Changes, level: int, replacement: Replacement, seed: int) -> Locality:
-    activation, place, rank, accuracy = (
-        np.array(rows).T for rows in (changes.activation, changes.place, changes.rank, changes.accuracy)
-    )
-    return Locality(
-        level=level,
-        replacement=replacement,
-        activation_change=compare_known(activation[0], activation[1], seed),
-        place_change=compare_known(place[0], place[1], seed),
-        rank_change=compare(rank[0], rank[1], seed),
-        accuracy_change=compare(accuracy[0], accuracy[1], seed),
-        bounded=changes.bounded,
-        unknown=changes.unknown,
-    )
+    It is one where the graph gave no map and the best cell is another one that is less similar than `before`: no cell
+    exceeds the best one, so the similarity fell at least so far. NaN if nothing is known.
+    """
+    after, map_after = similarity_at(changed, row, prototype, cell)
+    best = float(changed.similarity[row, prototype])
+    if np.isnan(after) and best < before:
+        return best, None, True
+    return after, map_after, False

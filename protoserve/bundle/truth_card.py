@@ -15,6 +15,7 @@ Fill = Literal["mean", "blur", "swap"]
 FILLS: tuple[Fill, ...] = get_args(Fill)
 Replacement = Literal["noise", "picture"]
 REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+PerturbationKind = Literal["brightness", "contrast", "saturation", "hue", "blur", "waves", "all"]
 PartKind = Literal["object", "decisive"]
 Place = Literal["off the object", "at the border"]
 
@@ -79,6 +80,17 @@ class Locality(Contract):
     accuracy_change: Comparison = Field(description="AC: accuracy at the level before less after")
     bounded: int = Field(description="pieces whose activation change is known only from below")
     unknown: int = Field(description="pieces whose similarity at the cell the graph did not give")
+
+
+class Perturbation(Contract):
+    """The share of a first evidence's similarity that a perturbation inside its box takes away; the baseline is that of
+    the same perturbation outside (Xu-Darme et al. 2024). `all` is the mean over the kinds."""
+
+    level: int = Field(ge=1)
+    kind: PerturbationKind
+    drop: Comparison | None
+    bounded: int = Field(description="similarities outside and inside whose drop is known only from below")
+    unknown: int = Field(description="similarities at the cell that the graph did not give")
 
 
 class PartHits(Contract):
@@ -179,6 +191,7 @@ class TruthCard(Contract):
     necessity: list[BoxEffect] = Field(description="empty if it was left out (--quick); so is sufficiency")
     sufficiency: list[BoxEffect]
     locality: list[Locality]
+    perturbation: list[Perturbation] = Field(default=[], description="empty if it was left out (--quick)")
     parts: list[PartHits] = Field(description="empty without masks")
     stability: list[Stability] = Field(description="empty without masks")
     consistency: list[Consistency] = Field(default=[], description="empty without masks")

@@ -34,7 +34,9 @@ def audit(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Leave out necessity and sufficiency, which run each picture hundreds of times."),
+        typer.Option(
+            "--quick", help="Leave out perturbation, necessity and sufficiency: hundreds of runs per picture."
+        ),
     ] = False,
     require_object: Annotated[
         float | None,
@@ -59,6 +61,8 @@ def audit(
     [bold]additivity[/bold]: prior and contributions add up to the score.
 
     [bold]locality[/bold]: the pixels outside a box do not change its similarity.
+
+    [bold]perturbation[/bold]: changes inside a box lower its similarity, changes outside do not.
 
     [bold]necessity[/bold]: the node loses probability when its boxes are filled; [bold]sufficiency[/bold]: it gains
     when only they are kept; beside random boxes of equal area and the boxes of the least contributing prototypes.

@@ -56,6 +56,11 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
             "possible, a rise is left out",
             "dim",
         )
+    if card.perturbation:
+        yield _comparisons(
+            "Perturbation: share of the similarity lost when the box is perturbed, beside the rest of the picture",
+            ((f"level {found.level}: {found.kind}", found.drop, _share) for found in card.perturbation),
+        )
     if card.necessity:
         yield _effects(
             "Necessity: nats lost when the evidence boxes are filled, mean over 0 to 10 boxes", card.necessity

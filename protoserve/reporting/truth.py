@@ -87,6 +87,9 @@ def card_figures(card: TruthCard) -> Iterator[tuple[str, Comparison]]:
             "accuracy falls": local.accuracy_change,
         }
         yield from ((f"{place}: {name}", one) for name, one in named.items() if one is not None)
+    for found in card.perturbation:
+        if found.drop is not None:
+            yield f"level {found.level}, {found.kind} in the box: share of the similarity lost", found.drop
     for name, effects in (("nats lost without the boxes", card.necessity), ("nats gained by them", card.sufficiency)):
         for effect in effects:
             yield f"level {effect.level}, {effect.fill}: {name}", effect.over_random

@@ -16,6 +16,8 @@ from protoserve.bundle.truth_card import (
     Locality,
     PartHits,
     PartKind,
+    Perturbation,
+    PerturbationKind,
     Replacement,
     Sparsity,
 )
@@ -54,6 +56,10 @@ def hits(difference: Comparison, part: PartKind = "object") -> PartHits:
     return PartHits(level=1, part=part, first=difference, first_three=apart(0.0))
 
 
+def sensitive(difference: Comparison, kind: PerturbationKind = "all") -> Perturbation:
+    return Perturbation(level=1, kind=kind, drop=difference, bounded=0, unknown=0)
+
+
 def telling(share: float, images: int = FEWEST_IMAGES) -> Sparsity:
     figure = compare(np.full(images, share), np.full(images, 0.5), seed=0)
     return Sparsity(level=1, prototypes_for_80=figure, always_on=figure, telling=figure, distinctiveness=None)
@@ -66,6 +72,7 @@ def found(**changed: object) -> dict[str, Check]:
         "locality": [local(apart(-1.0))],
         "parts": [hits(apart(0.5)), hits(apart(0.5), "decisive")],
         "sparsity": [telling(1.0)],
+        "perturbation": [sensitive(apart(0.5))],
     }
     return {check.name: check for check in checks(**(figures | changed))}  # type: ignore[arg-type]
 
@@ -77,6 +84,7 @@ def test_true_evidence_passes_every_check() -> None:
         "own contributions",
         "necessary",
         "local",
+        "sensitive",
         "on the object",
         "on a decisive part",
         "telling",
@@ -94,6 +102,7 @@ def test_true_evidence_passes_every_check() -> None:
         ({"necessity": [effect(apart(0.1, spread=0.5))]}, "necessary"),
         ({"locality": [local(apart(0.0))]}, "local"),
         ({"locality": [local(apart(-0.1, spread=0.5))]}, "local"),
+        ({"perturbation": [sensitive(apart(0.0))]}, "sensitive"),
         ({"parts": [hits(apart(0.0)), hits(apart(0.5), "decisive")]}, "on the object"),
         ({"parts": [hits(apart(0.5)), hits(apart(-0.5), "decisive")]}, "on a decisive part"),
         ({"sparsity": [telling(0.89)]}, "telling"),
@@ -105,7 +114,12 @@ def test_a_figure_at_its_baseline_fails_its_own_check(changed: dict[str, object]
 
 def test_figures_that_are_not_known_or_not_asked_make_no_check() -> None:
     names = set(
-        found(locality=[local(None), local(apart(0.0), "picture")], parts=[], necessity=[effect(apart(0.0), "blur")])
+        found(
+            locality=[local(None), local(apart(0.0), "picture")],
+            parts=[],
+            necessity=[effect(apart(0.0), "blur")],
+            perturbation=[sensitive(apart(0.0), "hue")],
+        )
     )
     assert names == {"additive", "own contributions", "telling"}
 
@@ -118,6 +132,7 @@ def test_a_few_images_decide_nothing() -> None:
             locality=[local(apart(-1.0, images=few))],
             parts=[hits(apart(0.5, images=few))],
             sparsity=[telling(1.0, images=few)],
+            perturbation=[sensitive(apart(0.5, images=few))],
         )
     )
     assert names == {"additive", "own contributions"}

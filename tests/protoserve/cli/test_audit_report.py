@@ -27,6 +27,7 @@ def test_every_figure_has_interval_baseline_difference_and_images(tiny_bundle: P
     assert "level 1, noise: similarity (PAC) 70.5 % [70.4 %, 70.6 %] 12.2 % 58.2 % [58.1 %, 58.4 %] 12" in lines
     assert "level 1, noise: rank (PRC) 2.0 [1.9, 2.1] 0.0 2.0 [1.9, 2.1] 12" in lines
     assert "level 1, noise: accuracy (AC) 0.50 [0.38, 0.62] 0.25 0.25 [0.12, 0.38] 12" in lines
+    assert "level 1: all 0.50 [0.38, 0.62] 0.12 0.38 [0.25, 0.50] 12" in lines
     effect = "0.375 [0.250, 0.500] 0.188 0.062 0.188 [0.062, 0.312] 0.312 [0.188, 0.438] 12"
     assert f"level 1, mean colour {effect}" in lines and f"level 1, other picture {effect}" in lines
     assert "level 1, object: first 0.75 [0.62, 0.88] 0.25 0.50 [0.38, 0.62] 12" in lines
