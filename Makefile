@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); ProtoServe needs Python 3.11, 3.12 or 3.13: make install PYTHON=python3.12" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' can't make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,client,score,feedback,targets,tracing,dev]'
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,export,serve,client,score,feedback,targets,timm,tracing,dev]'
 	@touch $@
 
 demo: install ## Draw pictures, train, export, validate, explain, audit, serve, ask over HTTP

@@ -89,6 +89,7 @@ def export_bundle(
         rule = description.input.model_copy(update={"height": size[0], "width": size[1]})
         description = description.model_copy(update={"input": rule})
         samples = resized(samples, size)
+        _check_size(network, description, samples)
     rule = description.input
     top_k = min(TOP_K, network.head.top_k_limit)
     manifest = _manifest(
@@ -219,6 +220,19 @@ def _check_options(chosen: Mapping[str, Target], data: Path | None, options: Edg
         raise InputError(
             "--fixed-batch and --resize-in-graph don't apply to onnx; add a target, as in --to onnx,onnx-edge"
         )
+
+
+def _check_size(network: ExplainedNetwork, description: NetworkDescription, samples: NDArray[np.uint8]) -> None:
+    """Raise InputError if the network can't take pictures of another size than those that it was trained with."""
+    try:
+        with torch.inference_mode():
+            network.features(torch.from_numpy(samples[:1]))
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"--image-size: backbone {description.backbone!r} does not take pictures of {samples.shape[1]} × "
+            f"{samples.shape[2]} pixels ({str(error).partition(chr(10))[0]}); leave the option out, or train with that "
+            "size"
+        ) from error
 
 
 def resized(samples: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -19,8 +19,8 @@ ConfigArgument: TypeAlias = Annotated[
     typer.Argument(
         metavar="CONFIG",
         help="A YAML file, or the name of a recipe; --list-recipes says what each is for: frozen, finetuned, "
-        "from-scratch, fashion-mnist, grocery, grocery-finetuned, hpnet15, hpnet15-finetuned, mnist, protopnet, "
-        "rendered.",
+        "from-scratch, frozen-dinov2, fashion-mnist, grocery, grocery-finetuned, hpnet15, hpnet15-finetuned, mnist, "
+        "protopnet, rendered.",
         show_default=False,
     ),
 ]

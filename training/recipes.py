@@ -11,7 +11,7 @@ from protoserve.errors import InputError, nearest
 
 FOLDER: Final = Path(__file__).parent / "configs"
 # The recipes for other people's pictures come first in lists; the others repeat experiments on public data sets.
-GENERAL: Final = ("frozen", "finetuned", "from-scratch")
+GENERAL: Final = ("frozen", "finetuned", "from-scratch", "frozen-dinov2")
 
 
 @dataclass(frozen=True)

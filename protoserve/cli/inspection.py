@@ -111,6 +111,12 @@ def bundle_report(bundle: Bundle, *, everything: bool = False) -> Iterator[Rende
         f"input {rule.width} × {rule.height} pixels, {rule.resize}; {graph.rows} × {graph.columns} cells{seen}; "
         f"{graph.prototypes} prototypes, up to {graph.top_k} for each level's node and as many against it"
     )
+    if (backbone := bundle.manifest.provenance.backbone) is not None:
+        weights = "" if backbone.tag is None else f", weights {backbone.tag}"
+        colours = " and ".join(
+            ", ".join(f"{value:g}" for value in part) for part in (backbone.mean, backbone.deviation)
+        )
+        yield Text(f"backbone {backbone.name} ({backbone.library}){weights}; colours normalised by {colours}")
     usual = document["usual"]
     if usual is None:
         yield Text(

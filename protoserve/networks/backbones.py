@@ -1,4 +1,5 @@
-"""Any torchvision classification model by name, cut before its pooling; running it once gives channels and stride.
+"""Any classification model of torchvision or timm by name, cut before its pooling; running it once gives channels and
+stride.
 
 torchvision's `create_feature_extractor` cuts at a node that the caller names. This module finds the node by the shapes
 of all outputs and turns tokens into a map. The result is one graph with one output. The library's extractor returns a
@@ -7,7 +8,6 @@ dictionary and has a second graph for training; export and the cut for fine-tuni
 
 from __future__ import annotations
 
-import logging
 import math
 from http.client import HTTPException
 from pathlib import Path
@@ -20,22 +20,21 @@ from torch import Tensor, fx, nn
 from protoserve.errors import InputError, nearest
 from protoserve.images.geometry import tile_grid
 from protoserve.networks.receptive_field import ReceptiveField, limit
+from protoserve.networks.statistics import IMAGENET, Statistics
 from protoserve.networks.tiles import Tiles, mean_cells, on_tiles
-from protoserve.networks.weights_file import FileWeights, note, read_weights
+from protoserve.networks.timm_models import is_timm, timm_body, timm_reference, timm_statistics
+from protoserve.networks.weights_file import FileWeights, check_weights, read_weights
+from protoserve.run.provenance import BackboneReference
 
-_LOG = logging.getLogger(__name__)
-
-# Pictures are normalised with the statistics that torchvision's weights were trained with.
-MEAN = (0.485, 0.456, 0.406)
-STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 # Picture sizes in pixels. A feature map grows with the picture; the output of an adaptive pool does not.
 SMALL, LARGE = 224, 320
 
 
 class Backbone(nn.Module):
-    """A convolutional feature extractor.
+    """A feature extractor.
 
-    `channels` is the width of its feature map, `stride` the pixels per cell (rounded), `name` torchvision's name.
+    `channels` is the width of its feature map, `stride` the pixels per cell (rounded), `name` torchvision's name, or
+    timm's after `timm/`. `statistics` are those that its pictures are normalised with.
     With `tiles` (see `in_tiles`), it sees each tile of a picture alone, and a cell is the mean over a tile's map.
     `field` is what a cell sees of the picture, and nothing else; None without tiles or a limited receptive field.
     `forward`: normalised pictures float32 [batch, 3, height, width] → feature maps [batch, channels, rows, columns].
@@ -49,6 +48,7 @@ class Backbone(nn.Module):
         stride: int,
         tiles: Tiles | None = None,
         field: ReceptiveField | None = None,
+        statistics: Statistics = IMAGENET,
     ) -> None:
         super().__init__()
         self.name = name
@@ -56,6 +56,7 @@ class Backbone(nn.Module):
         self.channels = channels
         self.stride = stride
         self.tiles = tiles
+        self.statistics = statistics
         self.field = field if tiles is None else ReceptiveField(tiles.tile, tiles.step, 0)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -66,28 +67,64 @@ class Backbone(nn.Module):
 
 
 def names() -> list[str]:
-    """Return the names that `backbone` takes: torchvision's classification models."""
+    """Return the names that `backbone` takes without a prefix: torchvision's classification models."""
     models: list[str] = torchvision.models.list_models(module=torchvision.models)
     return models
 
 
-def backbone(name: str, weights: str | Path | None = None, stride: int | None = None) -> Backbone:
-    """Make a torchvision classification model up to its last feature map before pooling.
+def statistics_of(name: str, weights: str | Path | None = None) -> Statistics:
+    """Return the statistics that the weights of a backbone expect: those of timm's record, or torchvision's."""
+    return timm_statistics(name, weights) if is_timm(name) else IMAGENET
+
+
+def reference_of(name: str, weights: str | Path | None = None) -> BackboneReference:
+    """Return what a run records of its backbone; `weights` as `backbone` takes them, or a run's folder.
+
+    Raises InputError for an unknown name of timm.
+    """
+    if is_timm(name):
+        return timm_reference(name, weights)
+    published = weights is not None and not Path(weights).exists()
+    return BackboneReference(
+        name=name,
+        library=f"torchvision {torchvision.__version__}",
+        tag=str(weights) if published else None,
+        mean=list(IMAGENET.mean),
+        deviation=list(IMAGENET.deviation),
+    )
+
+
+def backbone(
+    name: str,
+    weights: str | Path | None = None,
+    stride: int | None = None,
+    *,
+    size: tuple[int, int] = (SMALL, SMALL),
+    statistics: Statistics | None = None,
+) -> Backbone:
+    """Make a classification model of torchvision, or of timm for `timm/NAME`, up to its last feature map before
+    pooling.
 
     `weights` is None (random), the name of torchvision weights such as `DEFAULT` (torchvision downloads them), or a
     file with a state dict of the classifier, read with `weights_only=True`. It may be wrapped in a checkpoint, lack the
     head or have another one; a log line then says what was taken. With `stride` (pixels per cell), the
     model ends at the last feature map of that stride: finer cells, smaller receptive fields.
 
-    Models that only take pictures of 224 pixels (MaxViT, vision transformers) work at that size. The feature map of a
-    vision transformer is the grid of its patch tokens.
+    torchvision's models that only take pictures of 224 pixels (MaxViT, vision transformers) work at that size. The
+    feature map of a vision transformer is the grid of its patch tokens. timm's are made for pictures of `size` (height,
+    width); `protoserve.networks.timm_models.timm_body` says more. `statistics` are those that the weights expect (None:
+    as `statistics_of` says).
 
     Raises InputError for an unknown name, for weights that can't be downloaded, can't be read or don't fit, for a
     stride that the model does not have, and for a model without a feature map.
     """
+    if is_timm(name):
+        made = timm_body(name, weights, stride, size)
+        found = statistics_of(name, weights) if statistics is None else statistics
+        return Backbone(name, made.body, made.channels, made.stride, statistics=found)
     known = names()
     if name not in known:
-        raise InputError(f"no torchvision model {name!r}{nearest(name, known)}")
+        raise InputError(f"no torchvision model {name!r}{nearest(name, known)}; a model of timm is called timm/{name}")
     model, given = _with_weights(name, weights)
     model.eval()
     try:
@@ -97,7 +134,7 @@ def backbone(name: str, weights: str | Path | None = None, stride: int | None = 
     feature = _feature_node(traced, name, stride)
     body = _cut(traced, feature)
     if given is not None:
-        _check_weights(Path(str(weights)), name, model, body, given)
+        check_weights(Path(str(weights)), name, model, body, given)
     return Backbone(name, body, feature.channels, feature.stride)
 
 
@@ -123,20 +160,7 @@ def in_tiles(whole: Backbone, tile: int, step: int | None, height: int, width: i
             f"model.tile: the feature map of backbone {whole.name!r} is empty for tiles of {tile} × {tile} pixels; "
             f"choose tiles of at least {whole.stride}"
         )
-    return Backbone(whole.name, whole.body, whole.channels, whole.stride, tiles)
-
-
-def _check_weights(file: Path, name: str, model: nn.Module, body: nn.Module, given: FileWeights) -> None:
-    """Raise InputError if a file lacks tensors of the backbone, else say in the log what was taken from it."""
-    # Tracing adds constants; and many files lack the counters of batch normalisation, which only training reads.
-    own = [key for key in body.state_dict() if key in model.state_dict() and not key.endswith("num_batches_tracked")]
-    if missing := [key for key in own if key not in given.fitting]:
-        raise InputError(
-            f"{file}: these are not weights of {name}: {len(missing)} of its {len(own)} tensors are missing or have "
-            f"another shape, the first {missing[0]!r}; give weights of {name}, or --weights none for random ones"
-        )
-    if told := note(file, name, given):
-        _LOG.warning("%s", told)
+    return Backbone(whole.name, whole.body, whole.channels, whole.stride, tiles, statistics=whole.statistics)
 
 
 def with_receptive_field(whole: Backbone, pixels: int, step: int | None = None) -> Backbone:
@@ -155,7 +179,7 @@ def with_receptive_field(whole: Backbone, pixels: int, step: int | None = None) 
             f"model.receptive_field: {pixels} does not fit {whole.name!r} ({error}); choose another or a ResNet"
         ) from error
     whole.body.train(was_training)
-    return Backbone(whole.name, whole.body, whole.channels, whole.stride, field=field)
+    return Backbone(whole.name, whole.body, whole.channels, whole.stride, field=field, statistics=whole.statistics)
 
 
 def _with_weights(name: str, weights: str | Path | None) -> tuple[nn.Module, FileWeights | None]:

@@ -17,10 +17,12 @@ from protoserve.networks.backbones import Backbone, backbone, in_tiles, with_rec
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.network import Latent, LinearNetwork, PrototypeNetwork
 from protoserve.networks.similarity import Similarity, SimilarityForm
+from protoserve.networks.statistics import IMAGENET, Statistics
 from protoserve.schema import Box, Contract
 from protoserve.taxonomy import Kind, Taxonomy
 
 FORMAT = 1
+Colour: TypeAlias = tuple[float, float, float]
 # A network with prototypes, and any network that a checkpoint may hold.
 ExplainedNetwork: TypeAlias = PrototypeNetwork | PrototypeAutoencoder
 Network: TypeAlias = ExplainedNetwork | LinearNetwork
@@ -33,6 +35,9 @@ class NetworkDescription(Contract):
     taxonomy: dict[str, Any]
     input: InputRule
     backbone: str = Field(default="", description="empty for an autoencoder, which has an encoder of its own")
+    statistics: tuple[Colour, Colour] | None = Field(
+        default=None, description="mean and standard deviation that normalise pictures; null: those of ImageNet"
+    )
     stride: int | None = None
     reduced: int | None = None
     dimensions: int = Field(default=0, ge=0)
@@ -53,6 +58,10 @@ class NetworkDescription(Contract):
     def formula(self) -> Similarity:
         """Return the similarity of the network's prototypes."""
         return Similarity(self.similarity, self.epsilon, self.zero)
+
+    def colours(self) -> Statistics:
+        """Return the statistics that normalise pictures."""
+        return IMAGENET if self.statistics is None else Statistics(*self.statistics)
 
 
 class PrototypeSource(Contract):
@@ -82,14 +91,20 @@ def build(description: NetworkDescription, weights: str | Path | None = None) ->
     assert description.kind != "autoencoder"
     taxonomy = Taxonomy.from_dict(description.taxonomy)
     from_run = weights is not None and Path(weights).is_dir()
-    body = backbone(description.backbone, None if from_run else weights, description.stride)
+    rule, tile = description.input, description.tile
+    body = backbone(
+        description.backbone,
+        None if from_run else weights,
+        description.stride,
+        size=(rule.height, rule.width) if tile is None else (tile, tile),
+        statistics=description.colours(),
+    )
     if description.receptive_field is not None:
         body = with_receptive_field(body, description.receptive_field, description.tile_step)
     if weights is not None and from_run:
         _copy_backbone(Path(weights), body, description)
-    if description.tile is not None:
-        rule = description.input
-        body = in_tiles(body, description.tile, description.tile_step, rule.height, rule.width)
+    if tile is not None:
+        body = in_tiles(body, tile, description.tile_step, rule.height, rule.width)
     if description.kind == "linear":
         return LinearNetwork(body, taxonomy, description.dropout)
     head = PrototypeHead(
@@ -111,6 +126,11 @@ def _copy_backbone(run: Path, body: Backbone, description: NetworkDescription) -
     if isinstance(network, PrototypeAutoencoder) or source.backbone != description.backbone:
         own = source.backbone or "an encoder of its own"
         raise InputError(f"{run}: this run's backbone is {own}, not {description.backbone}; name the same in both")
+    if source.colours() != description.colours():
+        raise InputError(
+            f"{run}: this run normalises pictures by {source.colours()}, not {description.colours()}; name the tag of "
+            f"its weights in model.backbone, as in {source.backbone}.TAG"
+        )
     state = network.backbone.state_dict()
     if missing := sorted(set(body.state_dict()) - set(state)):
         raise InputError(

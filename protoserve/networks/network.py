@@ -9,25 +9,27 @@ from torch import Tensor, nn
 
 from protoserve.graph_signature import Explanation
 from protoserve.images.geometry import Cells
-from protoserve.networks.backbones import MEAN, STANDARD_DEVIATION, Backbone
+from protoserve.networks.backbones import Backbone
 from protoserve.networks.fused_head import explain
 from protoserve.networks.head import HeadOutput, PrototypeHead
 from protoserve.networks.similarity import to_unit_length
+from protoserve.networks.statistics import IMAGENET, Statistics
 from protoserve.taxonomy import Taxonomy
 
 Latent = Literal["sigmoid", "sphere"]
 
 
 class Normalise(nn.Module):
-    """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] with the statistics of torchvision's weights."""
+    """Normalises uint8 [N, H, W, 3] to float32 [N, 3, H, W] with the statistics that a backbone's weights expect."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, statistics: Statistics = IMAGENET) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1) * 255.0, persistent=False)
-        self.register_buffer("deviation", torch.tensor(STANDARD_DEVIATION).reshape(3, 1, 1) * 255.0, persistent=False)
+        mean, deviation = (torch.tensor(part).reshape(3, 1, 1) * 255.0 for part in statistics)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
@@ -82,7 +84,7 @@ class PrototypeNetwork(nn.Module):
         self.smoothing: nn.AvgPool2d | None = None
         if smoothing > 1:
             self.smoothing = nn.AvgPool2d(smoothing, 1, smoothing // 2, count_include_pad=False)
-        self.normalise = Normalise()
+        self.normalise = Normalise(backbone.statistics)
         self.backbone = backbone
         self.reduction: nn.Conv2d | None = nn.Conv2d(backbone.channels, reduced, 1) if reduced else None
         width, dimensions = reduced or backbone.channels, head.prototypes.shape[1]
@@ -143,7 +145,7 @@ class LinearNetwork(nn.Module):
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, dropout: float = 0.0) -> None:
         super().__init__()
         self.taxonomy = taxonomy
-        self.normalise = Normalise()
+        self.normalise = Normalise(backbone.statistics)
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(backbone.channels, len(taxonomy.leaves))

@@ -119,7 +119,8 @@ def _behind(
     sources = [fields[source] for source in node.all_input_nodes]
     if node.op == "call_module":
         layer = body.get_submodule(str(node.target))
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        # A layer derived from these may pad as it runs.
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and type(layer).__module__.startswith("torch.nn"):
             kernel, stride, padding = _extent(layer, str(node.target), name)
             source = sources[0]
             field = source.through(kernel, stride, padding)

@@ -18,6 +18,22 @@ class DataReference(Record):
     inner: str | None = None
 
 
+class BackboneReference(Record):
+    """The backbone of a run: its `name`, the `library` that it is from with its version, and the `tag` of the published
+    weights that it started from, None for random ones, a file or another run. Pictures are normalised with `mean` and
+    standard `deviation` (red, green, blue, in [0, 1]). `height`, `width` and `interpolation` are what the weights were
+    tested with, None where that is not recorded; the run's own picture size is in its configuration."""
+
+    name: str
+    library: str
+    tag: str | None = None
+    mean: list[float]
+    deviation: list[float]
+    height: int | None = None
+    width: int | None = None
+    interpolation: str | None = None
+
+
 class ImageNumbers(Record):
     """The numbers of images that a run was fitted and selected on; `inner` of those fitted on are labelled only down to
     an inner node."""
@@ -55,8 +71,9 @@ class Provenance(Record):
     """`provenance.json`: configuration, data and versions of a run. `left_out` maps the leaves left out of training to
     their folders, and `broken` names the pictures left out because they can't be read; both are needed to read the
     run's data set. `passed_over` counts, by split and reason, the files that are not among the images; `copies` counts,
-    by split, the pictures that are in train, too, and as `two_classes` those of train that are under two classes. A
-    bundle's manifest adds `export`. `changes` are those of the classes after training, oldest first."""
+    by split, the pictures that are in train, too, and as `two_classes` those of train that are under two classes.
+    `backbone` is None for an autoencoder and in records of earlier versions. A bundle's manifest adds `export`.
+    `changes` are those of the classes after training, oldest first."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
@@ -66,6 +83,7 @@ class Provenance(Record):
     passed_over: dict[str, dict[str, int]] = Field(default_factory=dict)
     copies: dict[str, int] = Field(default_factory=dict)
     images: ImageNumbers | None = None
+    backbone: BackboneReference | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     python: str | None = None
     device: str | None = None

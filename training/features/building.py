@@ -11,9 +11,10 @@ from torch import nn
 from protoserve.errors import InputError, nearest
 from protoserve.images.geometry import InputRule
 from protoserve.networks.autoencoder import code_size
-from protoserve.networks.backbones import Backbone
+from protoserve.networks.backbones import Backbone, statistics_of
 from protoserve.networks.head import prototype_children
 from protoserve.networks.model_file import Network, NetworkDescription, build, build_autoencoder
+from protoserve.networks.statistics import IMAGENET
 from protoserve.taxonomy import Taxonomy
 from training.config import Config
 from training.sections.network import AutoencoderConfig, ModelConfig
@@ -23,10 +24,13 @@ def describe(
     model: ModelConfig, rule: InputRule, taxonomy: Taxonomy, prototypes_per_child: int, linear: bool
 ) -> NetworkDescription:
     """Describe the network of a configuration for a taxonomy, with a linear head instead of prototypes if `linear`."""
+    statistics = statistics_of(model.backbone, model.weights)
     common: dict[str, Any] = {
         "taxonomy": taxonomy.to_dict(),
         "input": rule,
         "backbone": model.backbone,
+        # Descriptions of earlier versions have none, so that equal networks stay equal.
+        "statistics": None if statistics == IMAGENET else statistics,
         "stride": model.stride,
         "tile": model.tile,
         "tile_step": model.tile_step,
@@ -108,10 +112,15 @@ def check_picture_size(backbone: Backbone, rule: InputRule, device: torch.device
 def trainable_parts(body: nn.Module, train_from: str | None) -> dict[str, nn.Module | nn.Parameter]:
     """The parts of a backbone that learn, by name and in order, from `train_from` on (None: all).
 
-    These are the modules without children, and the parameters that larger modules own themselves. Raises InputError for
-    an unknown name, with the names that the backbone has.
+    These are the modules without children, batch norms, and the parameters that larger modules own themselves. Raises
+    InputError for an unknown name, with the names that the backbone has.
     """
-    parts = [(name, part) for name, part in body.named_modules() if not list(part.children())]
+    # timm's batch norms hold their activation.
+    parts = [
+        (name, part)
+        for name, part in body.named_modules()
+        if isinstance(part, nn.BatchNorm2d) or not list(part.children())
+    ]
     if train_from is None:
         first = 0
     else:
@@ -122,7 +131,7 @@ def trainable_parts(body: nn.Module, train_from: str | None) -> dict[str, nn.Mod
             top = sorted({block_of(name) for name, _ in parts})
             raise InputError(
                 f"finetune.train_from: the backbone has no part {train_from!r}{nearest(train_from, top)}; "
-                f"it has {', '.join(top)}"
+                f"it has {', '.join(top)}, or null for all of it"
             )
     learning: dict[str, nn.Module | nn.Parameter] = dict(parts[first:])
     blocks = {block_of(name) for name in learning}

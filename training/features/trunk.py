@@ -7,6 +7,7 @@ and shares the backbone's modules.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from torch import Tensor, fx, nn
@@ -71,20 +72,31 @@ def cut_at(body: fx.GraphModule, train_from: str | None) -> Cut | None:
         (
             index
             for index, node in enumerate(nodes)
-            if node.op in ("call_module", "get_attr") and str(node.target) in learning
+            if node.op in ("call_module", "get_attr") and _learns(str(node.target), learning)
         ),
         len(nodes),
     )
+    # Tables and parameters that learn nothing may be read in both parts.
+    fixed = [node for node in nodes[:first] if node.op == "get_attr"]
     for index in range(first, 0, -1):
-        before = set(nodes[:index])
-        crossing = {used for node in body.graph.nodes if node not in before for used in node.all_input_nodes} & before
+        before = set(nodes[:index]) - set(fixed)
+        after = [node for node in body.graph.nodes if node not in before and node not in fixed]
+        crossing = {used for node in after for used in node.all_input_nodes} & before
         # A node that is indexed may be a tuple of maps.
         if len(crossing) == 1 and not any(user.target is operator.getitem for user in next(iter(crossing)).users):
             crossed = crossing.pop()
-            if crossed.op in ("placeholder", "get_attr"):
+            if crossed.op == "placeholder":
                 return None
-            return Cut(_part(body, nodes[:index], None, crossed), _part(body, nodes[index:], crossed, nodes[-1]))
+            read = [node for node in fixed if any(user in after for user in node.users)]
+            return Cut(
+                _part(body, nodes[:index], None, crossed), _part(body, [*read, *nodes[index:]], crossed, nodes[-1])
+            )
     return None
+
+
+def _learns(target: str, learning: Collection[str]) -> bool:
+    """Whether a part of the graph learns, or one inside it: tracing keeps some modules of timm whole."""
+    return target in learning or any(name.startswith(f"{target}.") for name in learning)
 
 
 def _part(body: fx.GraphModule, nodes: list[fx.Node], source: fx.Node | None, last: fx.Node) -> fx.GraphModule:

@@ -24,6 +24,7 @@ from protoserve.files import write_bytes, write_text, yaml_text
 from protoserve.images.geometry import InputRule
 from protoserve.names import visible
 from protoserve.networks.autoencoder import PrototypeAutoencoder
+from protoserve.networks.backbones import reference_of
 from protoserve.networks.model_file import Network, NetworkDescription, PrototypeSource, save_network
 from protoserve.networks.network import PrototypeNetwork
 from protoserve.promise.calibration import write_calibration
@@ -275,6 +276,8 @@ def _with_known_shares(
 
 def provenance(config: Config, splits: Splits, device: torch.device) -> Provenance:
     """The origin of a run: configuration, seed, data, versions, device."""
+    model = config.model
+    backbone = None if model.kind == "autoencoder" else reference_of(model.backbone, model.weights)
     return Provenance(
         config=config.model_dump(mode="json"),
         seed=config.seed,
@@ -292,6 +295,7 @@ def provenance(config: Config, splits: Splits, device: torch.device) -> Provenan
             selection=len(splits.selection),
             inner=0 if splits.inner is None else splits.inner.images,
         ),
+        backbone=backbone,
         versions={name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         python=platform.python_version(),
         device=str(device),

@@ -21,11 +21,16 @@ class ModelConfig(Section):
         description="hierarchical: one softmax per parent (Hase et al. 2019). flat: one softmax over all leaves (Chen "
         "et al. 2019). autoencoder: compares codes of whole pictures, which a decoder can draw (Li et al. 2018).",
     )
-    backbone: str = Field(default="mobilenet_v2", description="Name of a torchvision classification model.")
+    backbone: str = Field(
+        default="mobilenet_v2",
+        description="Name of a torchvision classification model, or `timm/NAME` for a model of timm (extra `timm`), "
+        "such as `timm/convnext_tiny` or, with the tag of its weights, `timm/vit_small_patch14_dinov2.lvd142m`. "
+        "Pictures are normalised as its weights expect. The map of a transformer is the grid of its patch tokens.",
+    )
     weights: str | None = Field(
         default="DEFAULT",
-        description="Initial weights of the backbone: a file, a finished run's folder, a name that torchvision "
-        "downloads, or null for random weights.",
+        description="Initial weights of the backbone: a file (`.safetensors`, else as `torch.save` writes it), a "
+        "finished run's folder, a name or tag that torchvision or timm downloads, or null for random weights.",
     )
     stride: int | None = Field(
         default=None,

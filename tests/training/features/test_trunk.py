@@ -15,6 +15,8 @@ CASES = [
     ("resnet18", "layer4"),
     ("shufflenet_v2_x0_5", "stage3.1"),
     ("convnext_tiny", "features.7"),
+    ("timm/test_efficientnet", "blocks.2"),
+    ("timm/test_resnet", "layer4"),
 ]
 
 
@@ -33,6 +35,22 @@ def test_trunk_and_top_equal_the_backbone(name: str, train_from: str) -> None:
     learning = trainable_modules(body, train_from)
     names = {name for name, part in body.named_modules() if any(part is one for one in learning)}
     assert used and not used & names
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_vit3"])
+def test_tokens_are_cut_between_two_blocks(name: str) -> None:
+    """Registers, tables of positions and the class token stay in the trunk."""
+    torch.manual_seed(0)
+    body = backbone(name, size=(48, 64)).body
+    cut = cut_at(body, "blocks.4")
+    assert cut is not None
+    pictures = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        tokens = cut.trunk(pictures)
+        assert tokens.ndim == 3
+        assert torch.equal(cut.top(tokens), body(pictures))
+    top = {str(node.target).split(".")[1] for node in cut.top.graph.nodes if str(node.target).startswith("blocks.")}
+    assert min(top, key=int) == "4"
 
 
 def test_trunk_and_top_share_the_weights_of_the_backbone() -> None:
