@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from protoserve import __version__
 from protoserve.audit.additivity import additivity
+from protoserve.audit.attack import SupportsGradient, attacked_locality
 from protoserve.audit.checks import checks
 from protoserve.audit.consistency import consistency
 from protoserve.audit.intervals import RESAMPLES
@@ -62,15 +63,17 @@ def audit(
     seed: int = 0,
     masks: Masks | None = None,
     quick: bool = False,
+    network: SupportsGradient | None = None,
     tracked: Tracked = untracked,
 ) -> TruthCard:
     """Audit a bundle on `images` pictures of a split, chosen at random by `seed`.
 
     Which prototypes tell their class, and where their contributions come from, is measured on up to `TRAINING_IMAGES`
     pictures of `train`, or on the audited split if there is none. With `quick`, perturbation, necessity and sufficiency
-    are left out, which take most of the time: hundreds of runs per picture. Raises InputError for a split that does not
-    exist, TaxonomyError for images of other classes, BundleError for a bundle without its last-layer weights, and as
-    `decode` for a picture that can't be read.
+    are left out, which take most of the time: hundreds of runs per picture. With a `network`, that of the bundle's run,
+    locality is measured under attack, too. Raises InputError for a split that does not exist, TaxonomyError for images
+    of other classes, BundleError for a bundle without its last-layer weights, and as `decode` for a picture that can't
+    be read.
     """
     subject = Subject.of(bundle, engine)
     dataset = read_split(data, split, bundle.taxonomy, left_out=bundle.left_out)
@@ -93,6 +96,7 @@ def audit(
         seed=seed,
         masks=masks,
         quick=quick,
+        network=network,
         tracked=tracked,
     )
 
@@ -109,6 +113,7 @@ def audit_sample(
     seed: int,
     masks: Masks | None = None,
     quick: bool = False,
+    network: SupportsGradient | None = None,
     tracked: Tracked = untracked,
 ) -> TruthCard:
     """Audit a model on pictures that are read already; `data` and `split` name their data set.
@@ -126,6 +131,9 @@ def audit_sample(
     added = additivity(subject, outputs, seed)
     with tracked("locality", len(pieces)) as advance:
         local = locality(subject, sample, outputs, pieces, seed, advance=advance)
+    if network is not None:
+        with tracked("attack", len(pieces)) as advance:
+            local += attacked_locality(subject, sample, outputs, pieces, seed, network, advance)
     sensitive: list[Perturbation] = []
     hits: list[PartHits] = []
     stable: list[Stability] = []

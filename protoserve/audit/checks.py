@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from protoserve.bundle.truth_card import (
@@ -13,6 +13,7 @@ from protoserve.bundle.truth_card import (
     Locality,
     PartHits,
     Perturbation,
+    Replacement,
     Sparsity,
 )
 
@@ -75,15 +76,23 @@ def _necessary(necessity: list[BoxEffect]) -> Iterator[Check]:
             )
 
 
+# Another picture may hold what the similarity looks for, so it makes no statement.
+_LOCAL: Final[Mapping[Replacement, tuple[str, str]]] = {
+    "noise": ("local", "noise"),
+    "attack": ("local under attack", "an attack"),
+}
+
+
 def _local(locality: list[Locality]) -> Iterator[Check]:
     for found in locality:
         change = found.activation_change
-        if found.replacement == "noise" and change is not None and _enough(change):
+        if found.replacement in _LOCAL and change is not None and _enough(change):
+            name, what = _LOCAL[found.replacement]
             yield Check(
-                name="local",
+                name=name,
                 level=found.level,
                 passed=change.difference.high < 0,
-                statement="noise outside the box changes the similarity less than noise inside: "
+                statement=f"{what} outside the box changes the similarity less than {what} inside: "
                 f"{change.measured.mean:.1f} % against {change.baseline.mean:.1f} %",
             )
 

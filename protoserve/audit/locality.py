@@ -1,6 +1,6 @@
-"""Locality: does a similarity depend on the pixels outside its box? (Sacha et al. 2024, random replacements)
+"""Locality: does a similarity depend on the pixels outside its box? (Sacha et al. 2024)
 
-The paper's attack by projected gradients needs the network's gradient, which an exported graph does not have.
+Here the pixels are replaced at random; `protoserve.audit.attack` replaces them by the paper's attack.
 """
 
 from __future__ import annotations

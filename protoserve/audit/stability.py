@@ -19,7 +19,7 @@ from protoserve.schema import Box
 # Normal noise and its limit, in units of ImageNet's standard deviations per channel, and these in 0..255.
 NOISE: Final = 0.2
 LIMIT: Final = 0.25
-_DEVIATION: Final = 255 * np.array([0.229, 0.224, 0.225])
+DEVIATION: Final = 255 * np.array([0.229, 0.224, 0.225])
 # The side of the region whose parts count, as a share of the picture's sides: 72 of 224 pixels in the paper.
 REGION: Final = 0.32
 
@@ -40,7 +40,7 @@ def stability(
     `advance(images)` after each batch.
     """
     generator = np.random.default_rng([seed, 5])
-    noise = np.clip(generator.normal(0, NOISE, sample.arrays.shape), -LIMIT, LIMIT) * _DEVIATION
+    noise = np.clip(generator.normal(0, NOISE, sample.arrays.shape), -LIMIT, LIMIT) * DEVIATION
     noisy = np.clip(np.rint(sample.arrays + noise), 0, 255).astype(np.uint8)
     after = subject.run(noisy, advance)
     rows: dict[int, list[tuple[float, float]]] = {}

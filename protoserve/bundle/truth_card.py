@@ -13,8 +13,9 @@ from protoserve.schema import Contract
 
 Fill = Literal["mean", "blur", "swap"]
 FILLS: tuple[Fill, ...] = get_args(Fill)
-Replacement = Literal["noise", "picture"]
-REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+# What replaces pixels: at random, for every bundle; `attack` is projected gradient ascent on the network of its run.
+Replacement = Literal["noise", "picture", "attack"]
+REPLACEMENTS: tuple[Replacement, ...] = ("noise", "picture")
 PerturbationKind = Literal["brightness", "contrast", "saturation", "hue", "blur", "waves", "all"]
 PartKind = Literal["object", "decisive"]
 Place = Literal["off the object", "at the border"]
@@ -69,8 +70,8 @@ class BoxEffect(Contract):
 
 
 class Locality(Contract):
-    """What happens to a first piece of evidence when the pixels outside its box are replaced; the baselines replace
-    the pixels inside (Sacha et al. 2024)."""
+    """What happens to a first piece of evidence when the pixels outside its box are replaced or attacked; the baselines
+    replace or attack the pixels inside (Sacha et al. 2024)."""
 
     level: int = Field(ge=1)
     replacement: Replacement

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from protoserve.cli.options import DataOption, DeviceOption, JsonOption
 from protoserve.cli.output import console, say
-from protoserve.errors import InputError
+from protoserve.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from protoserve.audit.attack import SupportsGradient
+    from protoserve.bundle.folder import Bundle
+    from protoserve.device import Device
+
+# The entry point of the package that gives gradients of a bundle's similarities.
+GRADIENTS: Final = "protoserve.gradients"
 
 
 def audit(
@@ -38,6 +47,15 @@ def audit(
             "--quick", help="Leave out perturbation, necessity and sufficiency: hundreds of runs per picture."
         ),
     ] = False,
+    attack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Also attack the pixels outside the boxes, with the gradients of the run that BUNDLE was exported "
+            "from; takes seconds per picture. Needs the extra export.",
+            show_default=False,
+        ),
+    ] = None,
     require_object: Annotated[
         float | None,
         typer.Option(
@@ -60,7 +78,7 @@ def audit(
 
     [bold]additivity[/bold]: prior and contributions add up to the score.
 
-    [bold]locality[/bold]: the pixels outside a box do not change its similarity.
+    [bold]locality[/bold]: the pixels outside a box do not change its similarity; with --attack, not even on purpose.
 
     [bold]perturbation[/bold]: changes inside a box lower its similarity, changes outside do not.
 
@@ -89,6 +107,7 @@ def audit(
     found = find_masks(data, masks)
     if require_object is not None and found is None:
         raise InputError(f"--require-object needs masks, and {data} has no folder 'masks'; give --masks DIR")
+    network = None if attack is None else _gradients(opened, attack, device)
     card = audited(
         opened,
         Engine(opened, device=device),
@@ -98,6 +117,7 @@ def audit(
         seed=seed,
         masks=found,
         quick=quick,
+        network=network,
         tracked=progress,
     )
     if write:
@@ -115,3 +135,13 @@ def audit(
     if require_object is not None and least < require_object:
         say(f"error: {on_object(card)}; --require-object asks for {require_object:.0%} at every level", error=True)
         raise typer.Exit(1)
+
+
+def _gradients(bundle: Bundle, run: Path, device: Device) -> SupportsGradient:
+    for entry_point in entry_points(group=GRADIENTS):
+        try:
+            made: SupportsGradient = entry_point.load()(bundle, run, device)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"--attack (which imports {error.name})", "export") from error
+        return made
+    raise MissingExtraError("--attack", "export")

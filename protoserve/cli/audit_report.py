@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUSPECTS = 20
 # The words for a fill and a replacement.
 _FILLS = {"mean": "mean colour", "blur": "blurred", "swap": "other picture"}
-_REPLACEMENTS = {"noise": "noise", "picture": "other picture"}
+_REPLACEMENTS = {"noise": "noise", "picture": "other picture", "attack": "attack"}
 
 
 def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:

@@ -102,6 +102,7 @@ def test_true_evidence_passes_every_check() -> None:
         ({"necessity": [effect(apart(0.1, spread=0.5))]}, "necessary"),
         ({"locality": [local(apart(0.0))]}, "local"),
         ({"locality": [local(apart(-0.1, spread=0.5))]}, "local"),
+        ({"locality": [local(apart(-1.0)), local(apart(0.0), "attack")]}, "local under attack"),
         ({"perturbation": [sensitive(apart(0.0))]}, "sensitive"),
         ({"parts": [hits(apart(0.0)), hits(apart(0.5), "decisive")]}, "on the object"),
         ({"parts": [hits(apart(0.5)), hits(apart(-0.5), "decisive")]}, "on a decisive part"),

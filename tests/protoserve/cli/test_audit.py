@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from protoserve.bundle.ensemble import write_ensemble
@@ -69,6 +71,30 @@ def test_masks_add_the_parts(
     assert code == 0 and {hit["part"] for hit in hits} == {"object"}
     # Every pixel is on the object, so evidence and chance are 1.
     assert all(hit["first"]["measured"]["mean"] == hit["first"]["baseline"]["mean"] == 1 for hit in hits)
+
+
+def test_an_attack_takes_the_gradients_of_the_run(
+    tiny_bundle: Path, tiny_run: Path, twin_run: Path, learned: tuple[Path, Path], protoserve_command: CommandLine
+) -> None:
+    quick = (*arguments(tiny_bundle, learned[1]), "--quick", "--json")
+    code, out, err = protoserve_command(*quick, "--attack", tiny_run)
+    assert code == 0, err
+    attacks = [found for found in json.loads(out)["locality"] if found["replacement"] == "attack"]
+    # The network has no tiles, so a similarity depends on what lies outside its box.
+    assert attacks and max(found["activation_change"]["measured"]["mean"] for found in attacks) > 0
+    code, out, err = protoserve_command(*quick, "--attack", twin_run)
+    assert (code, out) == (2, "") and "was not exported from this run" in err
+
+
+def test_an_attack_needs_the_extra_that_gives_gradients(
+    tiny_bundle: Path,
+    learned: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    protoserve_command: CommandLine,
+) -> None:
+    monkeypatch.setitem(sys.modules, "export.gradients", None)
+    code, _, err = protoserve_command(*arguments(tiny_bundle, learned[1]), "--attack", "runs/tiny")
+    assert code == 2 and "protoserve[export]" in err
 
 
 def test_a_bar_for_evidence_on_the_object_decides_the_exit_code(
