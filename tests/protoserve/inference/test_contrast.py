@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import Bundle, read_bundle
+from protoserve.errors import InputError
 from protoserve.inference.classifier import load
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import predictions
@@ -20,7 +21,7 @@ from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.options import PredictOptions
 from protoserve.schema import Contrast, Prediction
 from protoserve.taxonomy import Kind
-from tests.bundles import BundleFactory
+from tests.bundles import BundleFactory, older_bundle
 from tests.protoserve.inference.random_heads import GEOMETRY, RandomHead, random_head
 
 
@@ -185,3 +186,40 @@ def test_an_ensemble_compares_the_prototypes_of_all_members(
         assert {piece.member for piece in pieces} <= {0, 1}
         told = sum(piece.difference for piece in pieces) + contrast.rest + (contrast.prior_difference or 0.0)
         assert told == pytest.approx(contrast.logit_difference, abs=1e-9)
+
+
+# ---- bundles of format 1 --------------------------------------------------------------------------------------------
+
+
+def every_contrast(bundle: Bundle, photograph: Path) -> list[Contrast]:
+    classifier = load(bundle, device="cpu")
+    return [contrast_of(classifier.predict(photograph, contrast=name)) for name in bundle.taxonomy.names]
+
+
+def test_an_older_bundle_centred_since_compares_as_a_new_one(
+    tiny_bundle: Path, photograph: Path, tmp_path: Path
+) -> None:
+    found = every_contrast(older_bundle(read_bundle(tiny_bundle), tmp_path / "older", usual=True), photograph)
+    expected = every_contrast(read_bundle(tiny_bundle), photograph)
+    assert {contrast.relation for contrast in expected} >= {"predicted", "beside"}
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.relation, ours.predicted, ours.instead) == (theirs.relation, theirs.predicted, theirs.instead)
+        assert [piece.prototype for piece in ours.evidence] == [piece.prototype for piece in theirs.evidence]
+        assert ours.logit_difference == pytest.approx(theirs.logit_difference, abs=1e-4)
+        assert ours.rest == pytest.approx(theirs.rest, abs=1e-4)
+
+
+def test_an_older_bundle_that_was_not_centred_compares_by_sums_that_hold(
+    tiny_bundle: Path, photograph: Path, tmp_path: Path
+) -> None:
+    for contrast in every_contrast(older_bundle(read_bundle(tiny_bundle), tmp_path / "older"), photograph):
+        if contrast.relation == "beside":
+            assert contrast.prior_difference is not None and contrast.rest is not None
+            pieces = [*contrast.evidence, *contrast.missing]
+            total = contrast.prior_difference + sum(piece.difference for piece in pieces) + contrast.rest
+            assert total == pytest.approx(contrast.logit_difference, abs=1e-4)
+
+
+def test_an_older_bundle_without_weights_says_what_to_do(tiny_bundle: Path, photograph: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="export"):
+        every_contrast(older_bundle(read_bundle(tiny_bundle), tmp_path / "older", weights=False), photograph)
