@@ -15,6 +15,7 @@ from protoserve.bundle.truth_card import (
     PartHits,
     Perturbation,
     PrototypeFlags,
+    Purity,
     Sparsity,
     Stability,
     Suspect,
@@ -77,6 +78,7 @@ def truth_card(seed: int = 0) -> TruthCard:
         perturbation=[Perturbation(level=1, kind="all", drop=comparison(0.5, 0.125), bounded=0, unknown=0)],
         parts=[hits],
         consistency=[Consistency(level=1, prototypes=8, consistent=0.75, shuffled=0.25)],
+        purity=[Purity(level=1, prototypes=8, pure=0.625, shuffled=0.125, split="train")],
         stability=[Stability(level=1, same_parts=comparison(0.75, 0.125))],
         sparsity=[sparse],
         prototypes=PrototypeFlags(

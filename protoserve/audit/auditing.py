@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -19,6 +19,7 @@ from protoserve.audit.necessity import box_effects
 from protoserve.audit.parts import part_hits
 from protoserve.audit.perturbation import perturbation
 from protoserve.audit.prototypes import measure, prototype_flags
+from protoserve.audit.purity import purity
 from protoserve.audit.sample import Sample, choose, read_sample
 from protoserve.audit.sparsity import sparsity
 from protoserve.audit.stability import stability
@@ -30,6 +31,7 @@ from protoserve.bundle.truth_card import (
     PartHits,
     Perturbation,
     PrototypeFlags,
+    Purity,
     Stability,
     TruthCard,
 )
@@ -85,6 +87,10 @@ def audit(
     learned = choose(learned, TRAINING_IMAGES, seed)
     with tracked("measuring prototypes", len(learned)) as advance:
         measured = measure(subject, bundle.input, learned, advance, masks)
+    pure: list[Purity] = []
+    if masks is not None:
+        with tracked("purity", len(measured.geometries)) as advance:
+            pure = purity(subject, masks, learned.images, measured.geometries, measured.nearest, learned.split, advance)
     return audit_sample(
         subject,
         sample,
@@ -95,6 +101,7 @@ def audit(
         passed_over=dataset.passed_over,
         seed=seed,
         masks=masks,
+        pure=pure,
         quick=quick,
         network=network,
         tracked=tracked,
@@ -112,11 +119,14 @@ def audit_sample(
     passed_over: PassedOver | None = None,
     seed: int,
     masks: Masks | None = None,
+    pure: Sequence[Purity] = (),
     quick: bool = False,
     network: SupportsGradient | None = None,
     tracked: Tracked = untracked,
 ) -> TruthCard:
     """Audit a model on pictures that are read already; `data` and `split` name their data set.
+
+    `statistics`, `prototypes` and the purity, `pure`, were measured on other pictures.
 
     Raises InputError if no picture has evidence at any level.
     """
@@ -169,6 +179,7 @@ def audit_sample(
         parts=hits,
         stability=stable,
         consistency=consistent,
+        purity=list(pure),
         sparsity=sparse,
         prototypes=prototypes,
         checks=checks(added, necessity, local, hits, sparse, sensitive),

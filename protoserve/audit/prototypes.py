@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from protoserve.audit.masks import Masks
 from protoserve.audit.parts import centre_values
+from protoserve.audit.purity import Nearest
 from protoserve.audit.sample import fitted_pictures
 from protoserve.audit.subject import BATCH, Subject
 from protoserve.bundle.manifest import PrototypeRecord
 from protoserve.bundle.truth_card import Place, PrototypeFlags, Suspect
 from protoserve.data.dataset import Dataset
-from protoserve.images.geometry import InputRule
+from protoserve.images.geometry import Geometry, InputRule
 from protoserve.similarity_statistics import TELLING, SimilarityStatistics, SimilaritySums
 
 # A prototype is flagged `border` if this share of what it adds to its node comes from there, and this many times as
@@ -42,11 +43,14 @@ class Origin:
 @dataclass(frozen=True)
 class Measured:
     """What was measured on `images` pictures of `split`: the `statistics` of similarities, and what comes from the
-    map's `border` and from `off_object`; None without masks."""
+    map's `border` and from `off_object`; None without masks. `nearest` are the most similar pictures among those with a
+    mask, whose `geometries` are here by number."""
 
     statistics: SimilarityStatistics
     border: Origin
     off_object: Origin | None
+    nearest: Nearest
+    geometries: Mapping[int, Geometry]
     split: str
     images: int
 
@@ -98,6 +102,8 @@ def measure(
     children = subject.table.prototype_child
     border, off_object = _OriginSums(len(children)), _OriginSums(len(children))
     weight, usual = subject.own_weights()
+    nearest = Nearest(len(children))
+    geometries: dict[int, Geometry] = {}
     batch: list[NDArray[np.uint8]] = []
     values: list[NDArray[np.uint8] | None] = []
     done = 0
@@ -107,6 +113,8 @@ def measure(
         size = (geometry.picture_height, geometry.picture_width)
         mask = None if masks is None else masks.read(dataset.images[index], size)
         values.append(None if mask is None else centre_values(subject, mask, geometry))
+        if mask is not None:
+            geometries[index] = geometry
         if len(batch) == BATCH or index + 1 == len(dataset):
             outputs = subject.run(np.stack(batch))
             leaves = dataset.leaves[done : done + len(batch)]
@@ -119,12 +127,21 @@ def measure(
             if masked:
                 off = np.stack([found == 0 for found in values if found is not None])
                 off_object.add(adds[masked], own[masked], outputs.cell[masked], off)
+                nearest.add(outputs.similarity[masked], outputs.cell[masked], [done + image for image in masked])
             advance(len(batch))
             done += len(batch)
             batch, values = [], []
     at_border = border.origin()
     assert at_border is not None
-    return Measured(sums.statistics(), at_border, off_object.origin(), dataset.split, len(dataset))
+    return Measured(
+        statistics=sums.statistics(),
+        border=at_border,
+        off_object=off_object.origin(),
+        nearest=nearest,
+        geometries=geometries,
+        split=dataset.split,
+        images=len(dataset),
+    )
 
 
 def prototype_flags(records: Sequence[PrototypeRecord], measured: Measured) -> PrototypeFlags:

@@ -64,11 +64,11 @@ def stability(
     return result
 
 
-def parts_within(mask: NDArray[np.uint8], box: Box) -> frozenset[int]:
-    """Return the parts that the mask shows in the region of `REGION` of its sides around a box's centre."""
+def parts_within(mask: NDArray[np.uint8], box: Box, share: float = REGION) -> frozenset[int]:
+    """Return the parts that the mask shows in the region of `share` of its sides around a box's centre."""
     height, width = mask.shape
     left, top, right, bottom = box
-    half_width, half_height = REGION * width / 2, REGION * height / 2
+    half_width, half_height = share * width / 2, share * height / 2
     x, y = (left + right) / 2, (top + bottom) / 2
     first_row, last_row = max(0, round(y - half_height)), round(y + half_height)
     first_column, last_column = max(0, round(x - half_width)), round(x + half_width)

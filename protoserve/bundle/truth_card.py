@@ -120,6 +120,17 @@ class Consistency(Contract):
     shuffled: float = Field(ge=0, le=1, description="the same share with the best cells of other pictures of the node")
 
 
+class Purity(Contract):
+    """Over the `prototypes` of a level's nodes: the share of a prototype's most similar patches that hold the same part
+    (PIP-Net, Nauta et al. 2023), on pictures of `split`."""
+
+    level: int = Field(ge=1)
+    prototypes: int = Field(ge=1)
+    pure: float = Field(ge=0, le=1)
+    shuffled: float = Field(ge=0, le=1, description="the same with the best cells of other pictures of the ten")
+    split: str
+
+
 class Sparsity(Contract):
     """How concentrated and how telling a level's evidence is."""
 
@@ -196,6 +207,7 @@ class TruthCard(Contract):
     parts: list[PartHits] = Field(description="empty without masks")
     stability: list[Stability] = Field(description="empty without masks")
     consistency: list[Consistency] = Field(default=[], description="empty without masks")
+    purity: list[Purity] = Field(default=[], description="empty without masks")
     sparsity: list[Sparsity]
     prototypes: PrototypeFlags
     checks: list[Check]

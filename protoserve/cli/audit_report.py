@@ -86,6 +86,11 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
             f"level {kept.level}: {kept.consistent:.0%} of {kept.prototypes} prototypes keep to one part, "
             f"{kept.shuffled:.0%} with shuffled places"
         )
+    for pure in card.purity:
+        yield Text(
+            f"level {pure.level}: {pure.pure:.0%} of the most similar patches of {pure.prototypes} prototypes hold the "
+            f"same part, {pure.shuffled:.0%} with shuffled places (pictures of {pure.split})"
+        )
     yield _comparisons(
         "Sparsity, beside the group's prototypes at random",
         (

@@ -108,6 +108,8 @@ def prototype_shares(card: TruthCard) -> Iterator[tuple[str, float, float, int]]
     """Yield the figures over prototypes, which have no interval: name, figure, baseline, number of prototypes."""
     for kept in card.consistency:
         yield f"level {kept.level}: prototypes that keep to one part", kept.consistent, kept.shuffled, kept.prototypes
+    for pure in card.purity:
+        yield f"level {pure.level}: most similar patches with the same part", pure.pure, pure.shuffled, pure.prototypes
 
 
 def _estimate(one: Comparison) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from protoserve.audit.masks import Masks
 from protoserve.audit.prototypes import Measured, Origin, measure, prototype_flags
+from protoserve.audit.purity import Nearest
 from protoserve.audit.subject import Subject
 from protoserve.bundle.folder import read_bundle
 from protoserve.bundle.manifest import PrototypeRecord
@@ -76,7 +77,7 @@ def test_contributions_from_off_the_object_are_counted_by_hand(tmp_path: Path) -
 def test_flags_name_prototypes_by_id() -> None:
     records = [record(0, "a.jpg", 0), record(1, "a.jpg", 8), record(2, "a.jpg", 0), record(3, "b.jpg", 0)]
     border = Origin(np.array([0.79, 0.81, 0.5, 1.0]), np.array([3.0, 1.0, 3.0, 2.0]), chance=0.3)
-    measured = Measured(STATISTICS, border, None, split="train", images=7)
+    measured = Measured(STATISTICS, border, None, Nearest(4), {}, split="train", images=7)
     flags = prototype_flags(records, measured)
     assert (flags.prototypes, flags.telling, flags.images) == (4, 2, 7)
     assert (flags.always_on, flags.border, flags.duplicates) == ([1, 3], [1, 3], [2])
@@ -95,7 +96,7 @@ def test_evidence_off_the_object_counts_more_than_that_at_the_border(chance: flo
     records = [record(number, "a.jpg", number) for number in range(4)]
     border = Origin(np.ones(4), np.ones(4), chance=0.3)
     off = Origin(np.array([0.7, 0.82, np.nan, 0.95]), np.ones(4), chance)
-    flags = prototype_flags(records, Measured(STATISTICS, border, off, split="train", images=7))
+    flags = prototype_flags(records, Measured(STATISTICS, border, off, Nearest(4), {}, split="train", images=7))
     assert flags.border == [0, 1, 2, 3] and flags.off_object == flagged
     assert [(suspect.prototype, suspect.place) for suspect in flags.suspects] == [
         (number, "off the object") for number in flagged

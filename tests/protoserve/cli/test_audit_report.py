@@ -53,15 +53,16 @@ def test_prototypes_off_the_object_are_named_with_the_command_that_switches_them
 
 
 def test_consistent_prototypes_are_counted_beside_chance(tiny_bundle: Path) -> None:
-    assert "level 1: 75% of 8 prototypes keep to one part, 25% with shuffled places" in printed(
-        truth_card(), tiny_bundle
-    )
+    lines = printed(truth_card(), tiny_bundle)
+    assert "level 1: 75% of 8 prototypes keep to one part, 25% with shuffled places" in lines
+    patches = "62% of the most similar patches of 8 prototypes hold the same part, 12% with shuffled places"
+    assert f"level 1: {patches} (pictures of train)" in lines
 
 
 def test_what_was_not_measured_is_left_out(tiny_bundle: Path) -> None:
     card = truth_card()
     flags = card.prototypes.model_copy(update={"off_object": [], "suspects": []})
-    without: dict[str, object] = {"parts": [], "stability": [], "consistency": [], "prototypes": flags}
+    without: dict[str, object] = {"parts": [], "stability": [], "consistency": [], "purity": [], "prototypes": flags}
     lines = printed(card.model_copy(update=without), tiny_bundle)
     assert not any("object" in line or "PLC" in line or "same parts" in line or "one part" in line for line in lines)
     assert any(line.startswith("of 3 pieces the graph did not give") for line in lines)

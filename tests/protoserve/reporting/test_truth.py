@@ -18,7 +18,10 @@ def test_the_truth_card_shows_every_statement_and_figure() -> None:
 
 
 def test_figures_over_prototypes_have_no_interval() -> None:
-    assert list(prototype_shares(truth_card())) == [("level 1: prototypes that keep to one part", 0.75, 0.25, 8)]
+    assert list(prototype_shares(truth_card())) == [
+        ("level 1: prototypes that keep to one part", 0.75, 0.25, 8),
+        ("level 1: most similar patches with the same part", 0.625, 0.125, 8),
+    ]
     row = "<td>0.75</td><td>0.25</td><td>0.5</td><td>8 prototypes</td>"
     assert f'<th scope="row">level 1: prototypes that keep to one part</th>{row}' in truth_section(truth_card())
 
