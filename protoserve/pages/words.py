@@ -113,18 +113,21 @@ class Extent:
 def extent(prediction: Prediction) -> Extent:
     """Say how far an answer goes.
 
-    It goes as far as the stated precision holds; without one, as far as the picture is of a known class and the odds
-    are even or better.
+    It goes as far as the stated precision holds. Without one, or where too few pictures were held out to promise it at
+    any level, it goes as far as the picture is of a known class and the odds are even or better.
     """
-    if prediction.answer is not None:
-        return _promised(prediction.answer, prediction.levels)
+    stated = prediction.answer
+    promises = stated is not None and (stated.level > 0 or "too few" not in stated.reason)
+    if stated is not None and promises:
+        return _promised(stated, prediction.levels)
     levels, known = prediction.levels, prediction.known_through_level
     certain = next((index for index, level in enumerate(levels) if level.probability < EVEN_ODDS), len(levels))
     held = min(len(levels) if known is None else known, certain)
     if held == len(levels):
         last = levels[-1]
         lack, doubt = _lacking(last), ", if it is of a class I know" if known is None else ""
-        return Extent(held, not lack, readable(last.label), f"{percent(last.probability)} sure{doubt}{lack}")
+        few = "" if stated is None else f"; too few pictures were held out to promise {_share(stated.precision)}"
+        return Extent(held, not lack, readable(last.label), f"{percent(last.probability)} sure{doubt}{lack}{few}")
     guess = f"{readable(levels[held].label)}, {percent(levels[held].probability)}"
     unknown = known is not None and known <= certain
     if not held and unknown:
@@ -144,7 +147,7 @@ def _promised(answer: Answer, levels: Sequence[Level]) -> Extent:
     title = "Nothing I know" if unknown else "Not sure"
     if held and answer.node is not None:
         title = label_of(answer.node)
-    promise = f"{rounded(100 * answer.precision):g} %"
+    promise = _share(answer.precision)
     doubt = _lacking(levels[held - 1]) if held else ""
     if held == len(levels):
         reason = f"{percent(levels[-1].probability)} sure; of such answers, at least {promise} are right{doubt}"
@@ -159,6 +162,10 @@ def _promised(answer: Answer, levels: Sequence[Level]) -> Extent:
         why = f"{where}: {told}"
     guess = f"{readable(levels[held].label)}, {percent(levels[held].probability)}"
     return Extent(held, False, title, f"{why}. The closest is {guess}{doubt}.")
+
+
+def _share(precision: float) -> str:
+    return f"{rounded(100 * precision):g} %"
 
 
 def _lacking(level: Level) -> str:

@@ -15,14 +15,16 @@ export const readable = (label) => label.replaceAll(/[-_]+/g, " ");
 export const labelOf = (node) => readable(node.slice(node.lastIndexOf("/") + 1));
 
 const EVEN_ODDS = 0.5;
+const share = (precision) => `${round(100 * precision)} %`;
 
 /**
  * How far the answer goes: `levels` of the path that hold (0 for none), a `title` that claims no more, and why it stops
  * there. `sure` is whether it goes all the way.
  */
 export function extent(prediction) {
-  const { levels, known_through_level: known } = prediction;
-  if (prediction.answer) return promised(prediction);
+  const { levels, known_through_level: known, answer: stated } = prediction;
+  // Where too few pictures were held out to promise anything, the odds tell how far it goes, as without a promise.
+  if (stated && (stated.level || !stated.reason.includes("too few"))) return promised(prediction);
   const likely = levels.findIndex((level) => level.probability < EVEN_ODDS);
   const certain = likely < 0 ? levels.length : likely;
   const held = Math.min(known ?? levels.length, certain);
@@ -31,7 +33,8 @@ export function extent(prediction) {
   if (!next) {
     const last = levels.at(-1);
     const doubt = known === null ? ", if it is of a class I know" : "";
-    return { levels: held, sure: !lacking(last), title: readable(last.label), reason: `${percent(last.probability)} sure${doubt}${lacking(last)}` };
+    const few = stated ? `; too few pictures were held out to promise ${share(stated.precision)}` : "";
+    return { levels: held, sure: !lacking(last), title: readable(last.label), reason: `${percent(last.probability)} sure${doubt}${lacking(last)}${few}` };
   }
   const unknown = known !== null && known <= certain;
   if (!held) {
@@ -55,7 +58,7 @@ function lacking({ evidence }) {
 function promised({ answer: { level: held, node, precision, reason }, levels }) {
   const unknown = reason.includes("unknown");
   const title = held ? labelOf(node) : unknown ? "Nothing I know" : "Not sure";
-  const promise = `${round(100 * precision)} %`;
+  const promise = share(precision);
   const doubt = held ? lacking(levels[held - 1]) : "";
   if (held === levels.length) {
     return { levels: held, sure: !doubt, title, reason: `${percent(levels.at(-1).probability)} sure; of such answers, at least ${promise} are right${doubt}` };

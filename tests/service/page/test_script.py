@@ -85,10 +85,23 @@ FRUIT, APPLE, SMITH = ("Fruit", 0.98), ("Apple", 0.9), ("Granny-Smith", 0.8)
             "None of the kinds of Fruit I know",
         ),
         (
-            answer(FRUIT, answer=promise(None, 0, "stops: too few pictures for 0.95")),
-            0,
-            "Not sure",
-            "too few pictures for 95 %",
+            answer(FRUIT, APPLE, answer=promise("Fruit", 1, "stops: too few pictures for 0.95")),
+            1,
+            "Fruit",
+            "Stops at Fruit: too few pictures for 95 %",
+        ),
+        # Nothing can be promised: the odds tell, as without a promise.
+        (
+            answer(FRUIT, known=1, answer=promise(None, 0, "stops: too few pictures for 0.95")),
+            1,
+            "Fruit",
+            "98.0 % sure; too few pictures were held out to promise 95 %",
+        ),
+        (
+            answer(FRUIT, ("Apple", 0.4), known=2, answer=promise(None, 0, "stops: too few pictures for 0.95")),
+            1,
+            "Fruit",
+            "Apple, 40.0 %, has less than even odds",
         ),
     ],
 )
