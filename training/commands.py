@@ -56,6 +56,14 @@ def render(
             show_default=False,
         ),
     ] = None,
+    interventions: Annotated[
+        bool,
+        typer.Option(
+            "--interventions",
+            help="Also draw the test pictures without each of their parts, and before another background, into the "
+            "folder interventions; 'protoserve audit' measures with them what answers depend on.",
+        ),
+    ] = False,
 ) -> None:
     """Draw the default data set: creatures and vehicles whose classes differ in their parts, with masks of the parts.
 
@@ -63,7 +71,7 @@ def render(
     """
     from protoserve.cores import usable_cores
     from training.progress import console, tracked
-    from training.rendered import count_pictures, render_dataset
+    from training.rendered import count_figures, count_pictures, render_dataset, render_interventions
 
     screen = console()
     count = count_pictures(per_leaf, scenes)
@@ -78,6 +86,9 @@ def render(
             processes=usable_cores(),
             advance=lambda: advance(1),
         )
+    if interventions:
+        with writing(directory), tracked(screen, "drawing interventions", count_figures(per_leaf)) as advance:
+            render_interventions(directory, lambda: advance(1))
     screen.print(f"{directory}: {count} pictures. Next:")
     screen.print(
         f"  protoserve train rendered --data {directory} --run runs/rendered",

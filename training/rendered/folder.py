@@ -25,6 +25,8 @@ from training.rendered.picture import draw_picture
 FORMAT_VERSION = 2
 # The splits that a network learns from: a mark that is on these and not on test is a shortcut.
 MARKED_SPLITS = ("train", "val")
+# The folder of pictures with one thing changed; see `training.rendered.interventions`.
+INTERVENTIONS = "interventions"
 SMALLEST_SIZE, LARGEST_SIZE = 64, 1024
 # A process starts in half a second. It draws a hundred pictures in one.
 WORTH_PROCESSES = 200
@@ -143,7 +145,7 @@ def render_dataset(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _pictures(per_leaf: int, scenes: int) -> Iterator[tuple[str, LeafPath, int, int, Path]]:
+def pictures_of(per_leaf: int, scenes: int) -> Iterator[tuple[str, LeafPath, int, int, Path]]:
     """The split, leaf, number, scene (both from 1) and relative path of every picture."""
     for split, count in split_counts(per_leaf).items():
         for leaf in leaf_paths():
@@ -170,7 +172,7 @@ def _leave_interrupts() -> None:
 
 
 def _draw_all(directory: Path, settings: Settings, processes: int, advance: Callable[[], None] | None) -> None:
-    pictures = list(_pictures(settings["per_leaf"], settings["scenes"]))
+    pictures = list(pictures_of(settings["per_leaf"], settings["scenes"]))
     draw = partial(_draw, directory, settings)
     if processes == 1 or len(pictures) < WORTH_PROCESSES:
         for picture in pictures:
@@ -214,7 +216,7 @@ def _holds_already(directory: Path, settings: Settings) -> bool:
         raise InputError(f"{directory} is a file: name a folder that does not exist yet")
     if not any(directory.iterdir()):
         return False
-    found = _settings_found(directory / "parts.json")
+    found = settings_found(directory / "parts.json")
     if found is None:
         raise InputError(f"{directory} is not empty and holds no rendered data set: name a folder that is empty or new")
     differing = [
@@ -224,9 +226,10 @@ def _holds_already(directory: Path, settings: Settings) -> bool:
         raise InputError(
             f"{directory} holds a rendered data set with {', '.join(differing)}: delete the folder or name another"
         )
-    expected = {picture[-1] for picture in _pictures(settings["per_leaf"], settings["scenes"])}
+    expected = {picture[-1] for picture in pictures_of(settings["per_leaf"], settings["scenes"])}
     expected |= {Path("masks") / path for path in expected}
     present = {path.relative_to(directory) for path in directory.rglob("*.png")}
+    present = {path for path in present if path.parts[0] != INTERVENTIONS}
     if expected != present:
         example = min(expected ^ present)
         trouble = "is missing" if example in expected else "does not belong to it"
@@ -237,7 +240,7 @@ def _holds_already(directory: Path, settings: Settings) -> bool:
     return True
 
 
-def _settings_found(description: Path) -> dict[str, Any] | None:
+def settings_found(description: Path) -> dict[str, Any] | None:
     """The content of a `parts.json`, or None if it is missing or can't be read."""
     try:
         found = json.loads(description.read_text(encoding="utf-8"))

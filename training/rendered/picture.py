@@ -41,11 +41,25 @@ class Picture:
     parts: PartMask
 
 
-def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int, scene: int = 1) -> Picture:
+def draw_picture(
+    leaf: LeafPath,
+    *,
+    seed: int,
+    split: str,
+    index: int,
+    size: int,
+    scene: int = 1,
+    without: str | None = None,
+    background: int = 1,
+) -> Picture:
     """Draw picture number `index` of a leaf and split.
 
     Its random numbers depend only on the arguments, not on other pictures. Another `scene`, counted from 1, shows the
     same figure in the same colours and pose; background, occluders, exposure and noise are drawn anew.
+
+    Two interventions change one thing and keep all else: `without` leaves out a part of the figure, such as "beak", and
+    another `background`, counted from 1, puts another one behind figure and occluders. Raises ValueError for a part
+    that the figure does not have.
 
     >>> draw_picture(("Vehicle", "Car", "Taxi"), seed=0, split="train", index=1, size=96).pixels.shape
     (96, 96, 3)
@@ -55,16 +69,24 @@ def draw_picture(leaf: LeafPath, *, seed: int, split: str, index: int, size: int
     behind = backdrop(rng, size)
     palette = choose_palette(rng, behind)
     shapes = _FIGURES[leaf[1]](rng, palette, leaf[2])
-    figure = paint(shapes, place(rng, shapes, size), size, palette.outline)
+    placement = place(rng, shapes, size)
+    whole = figure = paint(shapes, placement, size, palette.outline)
+    if without is not None:
+        kept = [shape for shape in shapes if shape.part != without]
+        if len(kept) == len(shapes):
+            raise ValueError(f"{'/'.join(leaf)} has no part {without!r}")
+        figure = paint(kept, placement, size, palette.outline)
 
     light = rng.uniform(0, 2 * np.pi)
     depth, strength = rng.uniform(0.1, 0.4), rng.uniform(0.25, 0.6)
     if scene > 1:
         rng = _generator(f"{name}|{scene}")
         behind = contrasting_backdrop(rng, size, palette)
+    if background > 1:
+        behind = contrasting_backdrop(_generator(f"{name}|background {background}"), size, palette)
     drawn = behind * (1.0 - _shadow(figure, light, depth))[:, :, None]
     drawn = over(drawn, _modelled(figure, light, strength))
-    drawn, parts = with_occluders(rng, drawn, figure.parts, leaf, palette)
+    drawn, parts = with_occluders(rng, drawn, figure.parts, leaf, palette, whole.parts)
     return Picture(_photographed(rng, drawn), parts)
 
 
@@ -105,13 +127,22 @@ def _modelled(figure: Layer, light: float, strength: float) -> Layer:
 
 
 def with_occluders(
-    rng: np.random.Generator, scene: Pixels, parts: PartMask, leaf: LeafPath, palette: Palette
+    rng: np.random.Generator,
+    scene: Pixels,
+    parts: PartMask,
+    leaf: LeafPath,
+    palette: Palette,
+    whole: PartMask | None = None,
 ) -> tuple[Pixels, PartMask]:
-    """Put up to three objects in front of the figure that hide neither the leaf's decisive part nor much else."""
+    """Put up to three objects in front of the figure that hide neither the leaf's decisive part nor much else.
+
+    `whole` are the parts of the whole figure where `parts` lack one, so that the objects are the same.
+    """
     size = parts.shape[0]
-    deciding = [np.isin(parts, indices) for indices in decisive_indices(leaf)]
+    whole = parts if whole is None else whole
+    deciding = [np.isin(whole, indices) for indices in decisive_indices(leaf)]
     first_seen = [int(seen.sum()) for seen in deciding]
-    figure_area = int((parts != BACKGROUND).sum())
+    figure_area = int((whole != BACKGROUND).sum())
     for _ in range(int(rng.integers(0, 4))):
         pieces, colour = occluder(rng, size)
         # The part name does not matter, because the object's pixels become background in the mask.
@@ -120,14 +151,16 @@ def with_occluders(
         # Count any coverage and a margin of a pixel, so that a decisive part keeps its outline.
         covered = blurred(thing.coverage, 1.0) > 0.02
         hides_leaf_part = bool((covered & deciding[2]).any())
-        hides_too_much = (covered & (parts != BACKGROUND)).sum() > 0.12 * figure_area
+        hides_too_much = (covered & (whole != BACKGROUND)).sum() > 0.12 * figure_area
         leaves_enough = all(
             (seen & ~covered).sum() >= 0.7 * area for seen, area in zip(deciding, first_seen, strict=True)
         )
         if hides_leaf_part or hides_too_much or not leaves_enough:
             continue
         scene = over(scene, thing)
-        parts = np.where(thing.parts != BACKGROUND, np.uint8(BACKGROUND), parts).astype(np.uint8)
+        parts, whole = (
+            np.where(thing.parts != BACKGROUND, np.uint8(BACKGROUND), seen).astype(np.uint8) for seen in (parts, whole)
+        )
         deciding = [seen & ~covered for seen in deciding]
     return scene, parts
 
