@@ -1,4 +1,4 @@
-"""The loss from lower precision in accuracy and evidence, on validation pictures that nothing was fitted to."""
+"""The pictures that lower precision is calibrated and judged on, and answers to them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.parity import Arrays, Precision, Runtime
-from export.records import AccuracyPair, Tolerance, ValidationReport
-from export.sources import EdgeOptions
+from export.parity import Runtime
 from protoserve.data.dataset import Dataset, held_out_share, hold_out, holds_split, read_split
-from protoserve.errors import InputError, ParityError
+from protoserve.errors import InputError
 from protoserve.graph_signature import named_arrays
 from protoserve.images.fitting import fit
 from protoserve.images.geometry import InputRule
 from protoserve.networks.model_file import ExplainedNetwork
 from protoserve.run.folder import Run
-from protoserve.scores import scores
 from protoserve.taxonomy import Taxonomy
 
 CALIBRATION_IMAGES: Final = 256
-# The outputs that accuracy and evidence are judged by.
-_JUDGED: Final = ("log_probability", "path", "evidence_prototype", "evidence_contribution")
+# The outputs that accuracy and evidence are judged by (see `export.judging`).
+JUDGED: Final = ("log_probability", "path", "evidence_prototype", "evidence_contribution")
 
 
 @dataclass(frozen=True)
@@ -111,95 +108,6 @@ def in_batches(arrays: NDArray[np.uint8], batch: int, *, whole: bool = False) ->
 
 
 def answers(runtime: Runtime, batches: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
-    """Run a runtime on batches uint8 [N, H, W, 3] and concatenate the outputs that `judge` needs."""
+    """Run a runtime on batches uint8 [N, H, W, 3] and concatenate the outputs in `JUDGED`."""
     parts = [runtime(batch) for batch in batches]
-    return {name: np.concatenate([outputs[name] for outputs in parts]) for name in _JUDGED}
-
-
-def first_evidence(expected: Arrays, target: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Compare the first evidence; returns (present, same), both bool [N, L].
-
-    `present` is whether the network has evidence at a level, `same` whether the target's first evidence there is the
-    same prototype for the same node. Another prototype counts as the same if the network itself ties the two: their
-    contributions in the network differ by at most float32's tolerance.
-    """
-    prototypes, first = expected["evidence_prototype"], target["evidence_prototype"][:, :, 0]
-    contribution = expected["evidence_contribution"]
-    tied = contribution >= contribution[:, :, :1] - 2 * Tolerance().logit
-    same = ((prototypes == first[:, :, None]) & tied).any(axis=2) & (expected["path"] == target["path"])
-    present = prototypes[:, :, 0] >= 0
-    return present, same & present
-
-
-def evidence_kept(present: NDArray[np.bool_], same: NDArray[np.bool_]) -> dict[str, float]:
-    """Return, for each level, the share of its pictures with evidence whose first evidence is the same.
-
-    The arguments are those that `first_evidence` returns. A level at which no picture has evidence is omitted.
-    """
-    return {
-        f"level_{level + 1}": float(same[:, level].sum() / present[:, level].sum())
-        for level in range(present.shape[1])
-        if present[:, level].any()
-    }
-
-
-def judge_target(
-    network: ExplainedNetwork,
-    top_k: int,
-    runtime: Runtime,
-    validation: Dataset,
-    rule: InputRule,
-    options: EdgeOptions,
-    precision: Precision,
-) -> ValidationReport:
-    """Run a file in its runtime on the validation pictures and `judge` it; a file that resizes gets original sizes."""
-    fitted = pictures(validation, rule)
-    expected = answers(network_runtime(network, top_k), in_batches(fitted, 8))
-    if options.resize:
-        batches = [np.asarray(validation.picture(index).picture)[None] for index in range(len(validation))]
-    else:
-        batches = in_batches(fitted, options.batch or 8, whole=options.batch is not None)
-    target = {name: array[: len(fitted)] for name, array in answers(runtime, batches).items()}
-    return judge(expected, target, validation.leaves, network.head.taxonomy, precision)
-
-
-def judge(
-    expected: Arrays,
-    target: Arrays,
-    leaves: NDArray[np.int64],
-    taxonomy: Taxonomy,
-    precision: Precision,
-) -> ValidationReport:
-    """Compare the `target`'s outputs with the network's, `expected`, on pictures of the classes `leaves` int64 [N].
-
-    Raises ParityError, which names every figure that misses its limit.
-    """
-    before = scores(np.asarray(expected["log_probability"]), leaves, taxonomy).accuracy
-    after = scores(np.asarray(target["log_probability"]), leaves, taxonomy).accuracy
-    loss = {level: round(100 * (before[level] - after[level]), 3) for level in before}
-    agreement = evidence_kept(*first_evidence(expected, target))
-    missed = []
-    if precision.accuracy_loss is not None:
-        missed += [
-            f"{level} loses {points:.2f} points of accuracy (at most {precision.accuracy_loss:g})"
-            for level, points in loss.items()
-            if points > precision.accuracy_loss
-        ]
-    if precision.top_evidence is not None:
-        missed += [
-            f"{level} has the same first evidence in {100 * share:.1f} % of pictures (at least "
-            f"{100 * precision.top_evidence:g} %)"
-            for level, share in agreement.items()
-            if share < precision.top_evidence
-        ]
-    if missed:
-        raise ParityError(
-            f"parity: on {len(leaves)} validation pictures {precision.name} is too far from the network: "
-            f"{'; '.join(missed)}; no bundle was written"
-        )
-    return ValidationReport(
-        pictures=len(leaves),
-        accuracy=AccuracyPair(network=before, target=after),
-        loss_points=loss,
-        first_evidence_same=agreement,
-    )
+    return {name: np.concatenate([outputs[name] for outputs in parts]) for name in JUDGED}

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.bundling import resized
+from export.network_answers import NetworkAnswers
 from export.parity import check
 from export.targets.onnx_files import run_onnx
 from protoserve.bundle.folder import Bundle
@@ -65,7 +66,12 @@ def network_of_bundle(bundle: Bundle, run: Run) -> BundleNetwork:
     if samples.shape[1:3] != (rule.height, rule.width):
         samples = resized(samples, (rule.height, rule.width))
     try:
-        check(network, bundle.top_k, run_onnx(bundle.file("onnx")), samples, batches=(min(8, len(samples)),))
+        check(
+            NetworkAnswers(network, bundle.top_k),
+            run_onnx(bundle.file("onnx")),
+            samples,
+            batches=(min(8, len(samples)),),
+        )
     except ParityError as error:
         raise InputError(f"{wrong}: their answers differ ({error}); give the bundle's own run") from error
     return BundleNetwork(network, run_weight, samples)

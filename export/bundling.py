@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.accuracy import JudgingData, judge_target, judging_data, pictures
+from export.accuracy import JudgingData, judging_data, pictures
 from export.graph import ExplainedGraph
+from export.judging import Judge
+from export.network_answers import NetworkAnswers
 from export.parity import BATCHES, FLOAT32, INT8, check
 from export.records import TargetReport, write_parity
 from export.resizing import check_fitted
@@ -153,6 +155,8 @@ def write_model(
     graph = ExplainedGraph(network, top_k, torch.from_numpy(samples[:2])).eval()
     weights = head_weights(network.head)
     np.save(draft / WEIGHTS, weights, allow_pickle=False)
+    judge = None if judging is None else Judge(network, top_k, judging.validation, rule)
+    answers = NetworkAnswers(network, top_k)
     parity: dict[str, TargetReport] = {}
     graphs: dict[EdgeOptions, Graphs] = {}
     with TemporaryDirectory() as folder:
@@ -179,16 +183,17 @@ def write_model(
                 prefix = graphs[applied].prefix
                 fitter = row.fitter(prefix) if row.fitter is not None and prefix is not None else None
                 parity[target] = check_fitted(
-                    network, top_k, runtime, rule, samples, precision=row.precision, fitter=fitter, routed=row.routed
+                    answers, runtime, rule, samples, precision=row.precision, fitter=fitter, routed=row.routed
                 )
             else:
                 batches = BATCHES if applied.batch is None else (applied.batch,)
                 parity[target] = check(
-                    network, top_k, runtime, samples, precision=row.precision, batches=batches, routed=row.routed
+                    answers, runtime, samples, precision=row.precision, batches=batches, routed=row.routed
                 )
-            if row.precision is not FLOAT32 and judging is not None:
-                report(f"comparing {row.file} with the network on {len(judging.validation)} validation pictures")
-                validation = judge_target(network, top_k, runtime, judging.validation, rule, applied, row.precision)
+            if row.precision is not FLOAT32 and judge is not None:
+                report(f"comparing {row.file} with the network on {len(judge.validation)} validation pictures")
+                unoptimised = None if row.run_unoptimised is None else row.run_unoptimised(file)
+                validation = judge.report(runtime, applied, row.precision, unoptimised)
                 parity[target] = parity[target].model_copy(update={"validation": validation})
     write_parity(draft, parity)
     write_manifest(draft, manifest)

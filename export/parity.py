@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.network_answers import NetworkAnswers
 from export.records import BatchReport, TargetReport, Tolerance
 from protoserve.errors import ParityError
-from protoserve.graph_signature import named_arrays
-from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead
-from protoserve.networks.model_file import ExplainedNetwork
 
 Arrays = Mapping[str, NDArray[Any]]
 Runtime = Callable[[NDArray[np.uint8]], Arrays]
@@ -34,16 +32,18 @@ class Precision:
     """The limits of how far a file of one precision may be from its network.
 
     `agreement` maps an output (paths, cells, prototypes rank by rank) to the minimum share of its entries that must be
-    equal or near-ties. Two limits apply to validation pictures: `accuracy_loss`, in percentage points per level, and
-    `top_evidence`, the minimum share of pictures, at every level, whose first evidence is the same prototype. Both are
-    None for float32, which meets them by its tolerance.
+    equal or near-ties. Three limits apply to validation pictures, at every level: `accuracy_loss`, in percentage
+    points; `same_node`, the minimum share of pictures that get the node that the network gives; `evidence_kept`, the
+    minimum share of those whose first evidence is worth as much (see `export.judging.evidence_kept`). All are None for
+    float32, which meets them by its tolerance.
     """
 
     name: str
     tolerance: Tolerance = field(default_factory=Tolerance)
     agreement: Mapping[str, float] = field(default_factory=dict)
     accuracy_loss: float | None = None
-    top_evidence: float | None = None
+    same_node: float | None = None
+    evidence_kept: float | None = None
 
 
 FLOAT32: Final = Precision("float32")
@@ -54,20 +54,21 @@ FLOAT16: Final = Precision(
     Tolerance(log_probability=1.0, logit=0.5, similarity=0.5),
     {"path": 0.95, "cell": 0.9, "evidence_prototype": 0.8, "against_prototype": 0.8},
     accuracy_loss=1.0,
-    top_evidence=0.95,
+    same_node=0.95,
+    evidence_kept=0.95,
 )
 INT8: Final = Precision(
     "int8",
     Tolerance(log_probability=20.0, logit=10.0, similarity=6.0),
     {"path": 0.85, "cell": 0.5, "evidence_prototype": 0.3, "against_prototype": 0.3},
     accuracy_loss=1.0,
-    top_evidence=0.95,
+    same_node=0.95,
+    evidence_kept=0.95,
 )
 
 
 def check(
-    network: ExplainedNetwork,
-    top_k: int,
+    network: NetworkAnswers,
     runtime: Runtime,
     samples: NDArray[np.uint8],
     *,
@@ -87,13 +88,12 @@ def check(
         count = len(samples) if batches == BATCHES else -(-len(samples) // batch) * batch
         indices = np.arange(count) % len(samples)
         pairs = ((samples[chosen], samples[chosen]) for chosen in np.split(indices, range(batch, count, batch)))
-        reports[batch] = compare(network, top_k, runtime, pairs, precision=precision, routed=routed)
+        reports[batch] = compare(network, runtime, pairs, precision=precision, routed=routed)
     return TargetReport(precision=precision.name, pictures=len(samples), tolerance=precision.tolerance, batches=reports)
 
 
 def compare(
-    network: ExplainedNetwork,
-    top_k: int,
+    network: NetworkAnswers,
     runtime: Runtime,
     pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     *,
@@ -104,13 +104,10 @@ def compare(
 
     Both are uint8 [N, H, W, 3]. Raises ParityError as `check` does.
     """
-    comparison = _Comparison(network.head, precision)
+    comparison = _Comparison(network.network.head, precision)
     certain: list[bool] = []
     for pictures, fitted in pairs:
-        with torch.inference_mode():
-            latent = network.latent(network.features(torch.from_numpy(fitted)))
-            explanation = explain(network.head, latent, top_k)
-        expected = {name: tensor.numpy() for name, tensor in named_arrays(explanation).items()}
+        expected, latent = network.of(fitted)
         answers = runtime(pictures)
         if routed:
             certain += answers["certain"].tolist()

@@ -60,17 +60,39 @@ class AccuracyPair(Record):
     target: dict[str, float]
 
 
+class Agreement(Record):
+    """How answers agree with the network's on validation pictures; all values are shares in [0, 1] by level.
+
+    - `accuracy` of the answers;
+    - `same_node`: pictures for which they name the node that the network names;
+    - `first_evidence_same`: of the pictures with evidence, those whose first evidence is the same prototype for the
+      same node;
+    - `evidence_kept`: of those with the same node, the pictures whose first prototype contributes, in the network, at
+      least 90 % of what the network's own first one does.
+    """
+
+    accuracy: dict[str, float]
+    same_node: dict[str, float]
+    first_evidence_same: dict[str, float]
+    evidence_kept: dict[str, float]
+
+
 class ValidationReport(Record):
     """The comparison on `pictures` validation pictures.
 
-    `loss_points` maps a level to the lost accuracy in percentage points, `first_evidence_same` a level to the share of
-    pictures whose first evidence is the same prototype.
+    `loss_points` maps a level to the lost accuracy in percentage points. `same_node`, `first_evidence_same` and
+    `evidence_kept` are those of `Agreement`. `unoptimised` is the same file without graph optimisation, `reencoded` the
+    network itself after its pictures were saved as JPEG of quality 90. Reports of older versions lack what is None.
     """
 
     pictures: int
     accuracy: AccuracyPair
     loss_points: dict[str, float]
+    same_node: dict[str, float] | None = None
     first_evidence_same: dict[str, float]
+    evidence_kept: dict[str, float] | None = None
+    unoptimised: Agreement | None = None
+    reencoded: Agreement | None = None
 
 
 class TargetReport(Contract):

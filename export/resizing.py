@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from export.network_answers import NetworkAnswers
 from export.parity import FLOAT32, Fitter, Precision, Runtime, compare
 from export.records import ResizeReport, TargetReport
 from protoserve.errors import ParityError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import PAD_COLOUR, fit
 from protoserve.images.geometry import InputRule
-from protoserve.networks.model_file import ExplainedNetwork
 
 # (height, width) of the gate's pictures. Some shrink, some grow; some are wider, some taller than the input.
 SHAPES: Final = ((480, 640), (500, 333), (301, 300), (96, 150), (64, 48))
@@ -94,8 +94,7 @@ class Fit(nn.Module):
 
 
 def check_fitted(
-    network: ExplainedNetwork,
-    top_k: int,
+    network: NetworkAnswers,
     runtime: Runtime,
     rule: InputRule,
     samples: NDArray[np.uint8],
@@ -117,8 +116,7 @@ def check_fitted(
     for picture in reshaped(samples):
         inside = fitter(picture[None])
         host = fit(decode(picture), rule).array[None]
-        with torch.inference_mode():
-            paths = [network.explain(torch.from_numpy(pixels), top_k).path for pixels in (inside, host)]
+        paths = [network.of(pixels)[0]["path"] for pixels in (inside, host)]
         difference = np.abs(inside.astype(np.int64) - host)
         differing.append(float((difference > 0).mean()))
         worst = max(worst, int(difference.max()))
@@ -137,7 +135,7 @@ def check_fitted(
             pixels_differing=float(np.mean(differing)),
             same_path_as_host=float(np.mean(same)),
         ),
-        batches={1: compare(network, top_k, runtime, pairs, precision=precision, routed=routed)},
+        batches={1: compare(network, runtime, pairs, precision=precision, routed=routed)},
     )
 
 

@@ -32,8 +32,9 @@ def summary(bundle: Bundle, target: str, report: TargetReport) -> str:
         line += f"   certain of {100 * min(certain):.0f} % of the sample pictures"
     if (validation := report.validation) is not None:
         loss = max(validation.loss_points.values())
-        same = 100 * min(validation.first_evidence_same.values(), default=1.0)
-        line += f"   loses at most {loss:.2f} points of accuracy, keeps the first evidence of at least {same:.1f} %"
+        kept = validation.first_evidence_same if validation.evidence_kept is None else validation.evidence_kept
+        least = 100 * min(kept.values(), default=1.0)
+        line += f"   loses at most {loss:.2f} points of accuracy, keeps the evidence of at least {least:.1f} %"
     return line
 
 

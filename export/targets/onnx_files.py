@@ -25,18 +25,28 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _BACKBONES: Final = ("network.backbone", "network.encoder")
 
 
-def run_onnx(file: Path, outputs: Sequence[str] = OUTPUT_NAMES) -> Runtime:
-    """Open an ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU."""
+def run_onnx(file: Path, outputs: Sequence[str] = OUTPUT_NAMES, *, optimised: bool = True) -> Runtime:
+    """Open an ONNX file, or one in onnxruntime's own format, in onnxruntime on the CPU.
+
+    Without `optimised`, onnxruntime runs the graph as it stands, node by node.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         return dict(zip(outputs, session.run(list(outputs), {INPUT: pictures}), strict=True))
 
     return run
+
+
+def run_unoptimised(file: Path) -> Runtime:
+    """Open an ONNX file in onnxruntime on the CPU, without graph optimisation."""
+    return run_onnx(file, optimised=False)
 
 
 def run_routed(file: Path) -> Runtime:

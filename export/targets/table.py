@@ -29,6 +29,8 @@ class Target:
     - `planned`: the format fixes its memory when it is written, so the file takes one batch size (by default 1) and
       pictures of the model's size only;
     - `fitter` runs an ONNX file that only resizes, for a runtime whose pixels may differ from PyTorch's;
+    - `run_unoptimised` opens the file without its runtime's optimisation of graphs, for files of less precision, whose
+      result must not depend on it;
     - `routed`: the file answers only along the predicted path, and reports whether it is certain (see `RoutedHead`).
     """
 
@@ -43,6 +45,7 @@ class Target:
     resizes: bool = False
     planned: bool = False
     fitter: Callable[[Path], Fitter] | None = None
+    run_unoptimised: Callable[[Path], Runtime] | None = None
     routed: bool = False
 
 
@@ -126,6 +129,7 @@ TARGETS: Final[dict[str, Target]] = {
         run=onnx_files.run_onnx,
         next_step=_example("onnx_edge.py"),
         precision=FLOAT16,
+        run_unoptimised=onnx_files.run_unoptimised,
     ),
     "onnx-int8": Target(
         file="model.int8.onnx",
@@ -136,6 +140,7 @@ TARGETS: Final[dict[str, Target]] = {
         run=onnx_files.run_onnx,
         next_step=_example("onnx_edge.py"),
         precision=INT8,
+        run_unoptimised=onnx_files.run_unoptimised,
     ),
     "ort": Target(
         file="model.ort",

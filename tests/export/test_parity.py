@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from export.network_answers import NetworkAnswers
 from export.parity import Runtime, check
 from protoserve.errors import ParityError
 from protoserve.graph_signature import named_arrays
@@ -43,7 +44,7 @@ def honest(network: PrototypeNetwork, change: Change = unchanged) -> Runtime:
 
 
 def test_the_network_agrees_with_itself(network: PrototypeNetwork, pictures: NDArray[np.uint8]) -> None:
-    report = check(network, TOP_K, honest(network), pictures)
+    report = check(NetworkAnswers(network, TOP_K), honest(network), pictures)
     assert list(report.batches) == [1, 3, 8]
     for batch in report.batches.values():
         assert set(batch.agreement.values()) == {1.0}
@@ -98,7 +99,7 @@ def test_a_wrong_answer_fails_the_parity_check_and_is_named(
     network: PrototypeNetwork, pictures: NDArray[np.uint8], change: Change, named: str
 ) -> None:
     with pytest.raises(ParityError, match=named):
-        check(network, TOP_K, honest(network, change), pictures)
+        check(NetworkAnswers(network, TOP_K), honest(network, change), pictures)
 
 
 def test_equal_cells_are_a_near_tie_and_counted(network: PrototypeNetwork, pictures: NDArray[np.uint8]) -> None:
@@ -111,7 +112,7 @@ def test_equal_cells_are_a_near_tie_and_counted(network: PrototypeNetwork, pictu
         outputs["cell"][0, 0] = 50
         outputs["evidence_cell"][0][outputs["evidence_prototype"][0] == 0] = 50
 
-    report = check(blind, TOP_K, honest(blind, change), pictures[:1])
+    report = check(NetworkAnswers(blind, TOP_K), honest(blind, change), pictures[:1])
     assert report.batches[1].near_ties["cell"] == 1
     assert report.batches[1].agreement["cell"] < 1.0
 
@@ -133,14 +134,14 @@ def routed(network: PrototypeNetwork, change: Change = unchanged, certain: bool 
 def test_a_routed_graph_is_compared_on_certain_pictures_alone(
     network: PrototypeNetwork, pictures: NDArray[np.uint8]
 ) -> None:
-    report = check(network, TOP_K, routed(network), pictures, routed=True)
+    report = check(NetworkAnswers(network, TOP_K), routed(network), pictures, routed=True)
     certain = report.batches[3].certain
     assert certain is not None and 0.0 < certain <= 1.0
     for change in (nudge("path_log_probability", 0.01), nudge("evidence_map", 0.01), nudge("path_logit", 0.01)):
         with pytest.raises(ParityError):
-            check(network, TOP_K, routed(network, change), pictures, routed=True)
+            check(NetworkAnswers(network, TOP_K), routed(network, change), pictures, routed=True)
         # Where it is not certain, the full graph answers.
-        doubtful = check(network, TOP_K, routed(network, change, certain=False), pictures, routed=True)
+        doubtful = check(NetworkAnswers(network, TOP_K), routed(network, change, certain=False), pictures, routed=True)
         assert doubtful.batches[1].certain == 0.0
 
 
@@ -151,4 +152,4 @@ def test_a_routed_graph_that_shows_another_cell_is_refused(
         outputs["evidence_cell"] = np.where(outputs["evidence_cell"] < 0, -1, (outputs["evidence_cell"] + 5) % 96)
 
     with pytest.raises(ParityError, match="cell differs"):
-        check(network, TOP_K, routed(network, elsewhere), pictures, routed=True)
+        check(NetworkAnswers(network, TOP_K), routed(network, elsewhere), pictures, routed=True)

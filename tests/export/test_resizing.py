@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from export.network_answers import NetworkAnswers
 from export.resizing import GREY_LEVELS, Fit, check_fitted
 from protoserve.errors import ParityError
 from protoserve.images.decoding import decode
@@ -63,7 +64,7 @@ def test_an_inexact_resize_fails_the_parity_check(
     # shifted.
     monkeypatch.setattr("export.resizing.Fit", lambda rule: Fit(rule.model_copy(update={"resize": "crop"})))
     with pytest.raises(ParityError, match="grey levels"):
-        check_fitted(network, 3, lambda pictures: {}, RULE, samples[:2])
+        check_fitted(NetworkAnswers(network, 3), lambda pictures: {}, RULE, samples[:2])
 
 
 def test_a_runtime_s_own_pixels_are_compared_with_the_host_s(network: PrototypeNetwork) -> None:
@@ -75,4 +76,4 @@ def test_a_runtime_s_own_pixels_are_compared_with_the_host_s(network: PrototypeN
         return np.asarray(module(torch.from_numpy(given)).numpy() + np.uint8(3))
 
     with pytest.raises(ParityError, match="by 3 grey levels"):
-        check_fitted(network, 3, lambda pictures: {}, RULE, grey, fitter=brighter)
+        check_fitted(NetworkAnswers(network, 3), lambda pictures: {}, RULE, grey, fitter=brighter)

@@ -42,14 +42,15 @@ def test_a_summary_gives_the_worst_of_all_batches_and_the_least_of_the_shares(tm
             pictures=5,
             accuracy=AccuracyPair(network={"leaf": 0.9}, target={"leaf": 0.8925}),
             loss_points={"level_1": 0.0, "leaf": 0.75},
-            first_evidence_same={"leaf": 0.96},
+            first_evidence_same={"leaf": 0.91},
+            evidence_kept={"leaf": 0.96},
         ),
     )
     line = summary(bundle(tmp_path, {"onnx-int8": "model.int8.onnx"}), "onnx-int8", report)
     assert "1.0 MB" in line
     assert "worst difference 3.0e-04" in line
     assert "certain of 25 %" in line
-    assert "loses at most 0.75 points of accuracy, keeps the first evidence of at least 96.0 %" in line
+    assert "loses at most 0.75 points of accuracy, keeps the evidence of at least 96.0 %" in line
 
 
 def test_next_steps_name_the_files_and_each_command_once(tmp_path: Path) -> None:
