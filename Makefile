@@ -43,7 +43,7 @@ serve: install ## Serve the demo's bundle until Ctrl-C (PORT=3000)
 check: install ## Lint, format, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
 format: install ## Let ruff mend what it can
