@@ -257,7 +257,7 @@ def _form(
         wide = None if stage is None else stage["num_chs"]
         last = getattr(model, "output_fmt", "NCHW") == "NHWC" or (wide == shape[3] != shape[1])
         _, channels, rows, columns = (shape[0], shape[3], *shape[1:3]) if last else shape
-        return _Form(channels, rows, columns, last=last) if rows * columns > 1 else None
+        return _Form(channels, rows, columns, last=last) if rows * columns else None
     if len(shape) != 3:
         return None
     stated = getattr(model, "num_prefix_tokens", None)

@@ -61,7 +61,7 @@ def frozen_feed(
         fit,
         selection,
         views=Views(config.image, config.data_seed, config.data.zoom, config.data.mirror, config.data.views),
-        learning=Learning(None, False, config.precision, config.compile, 0),
+        learning=Learning(None, False, config.precision, config.compile, 0, config.features),
         seed=config.seed,
         batch=config.batch,
         workers=config.data.workers,

@@ -24,6 +24,7 @@ from protoserve.networks.network import LinearNetwork, PrototypeNetwork
 from training.data.batches import slices
 from training.data.pictures import PLAIN, Views, loaded
 from training.features.cache import FeatureCache, cache_files, cached_features
+from training.features.frozen import PictureFeatures, TopFeatures, TrunkMaps, frozen_forward, uses_onnxruntime
 from training.features.precision import Learning, learning_forward
 from training.features.shared_cache import GIGABYTE, SharedCache
 from training.features.trunk import Cut, TiledCut, cut_backbone
@@ -247,31 +248,26 @@ class Feed:
             parts: list[nn.Module] = [network.backbone, *([] if reduction is None else [reduction])]
             directories = self._shared_directories(self.shared, part, f"{_form(network)}-{self.version}", parts)
         if self._cut is None or view == PLAIN:
-            return self._cached(key, part, view, label, network.features, directories=directories)
-        rows = self._trunk_cache(part, view)
-        return self._cached(key, part, view, label, self._from_trunk, rows, directories=directories)
+            return self._cached(key, part, view, label, PictureFeatures(network), directories=directories)
+        rows, top = self._trunk_cache(part, view), TopFeatures(network, self._cut)
+        return self._cached(key, part, view, label, top, rows, directories=directories)
 
     def _trunk_cache(self, part: Part, view: int) -> FeatureCache:
         """The trunk's output as float16, which halves its size. The rounding error is far below the noise of
         training."""
-        cut = self._cut
-        assert cut is not None
-
-        def trunk(pictures: Tensor) -> Tensor:
-            maps: Tensor = cut.trunk(self.network.normalise(pictures))
-            return maps
-
+        assert self._cut is not None
+        trunk = TrunkMaps(self.network, self._cut)
         label = f"trunk of {part} images, view {view + 1}"
         directories = None
         if self.shared is not None:
-            directories = self._shared_directories(self.shared, part, "trunk", [cut.trunk])
+            directories = self._shared_directories(self.shared, part, "trunk", [self._cut.trunk])
         return self._cached(self._trunk_key(part), part, view, label, trunk, dtype=np.float16, directories=directories)
 
     def _shared_directories(self, shared: SharedCache, part: Part, of: str, modules: list[nn.Module]) -> list[Path]:
         """The shared folders, one per process, for the output of `modules` for a part.
 
         `of` names the kind of output. The folder's name is a hash of that, the weights, the pictures, their resize
-        rule, their augmentation and their tiles.
+        rule, their augmentation, their tiles and what computes it.
         """
         if (part, of) not in self._shared_names:
             digest = hashlib.sha256(self.datasets[part].fingerprint().encode())
@@ -280,6 +276,9 @@ class Feed:
             varied = (views.zoom, views.mirror, views.seed)
             if backbone.tiles is not None:
                 digest.update(repr(backbone.tiles).encode())
+            engine, count = self.learning.features, len(self.datasets[part])
+            if uses_onnxruntime(engine, modules[0], count, self.device):
+                digest.update(b"onnxruntime")
             digest.update(repr((of, backbone.name, backbone.stride, *varied)).encode())
             for module in modules:
                 for name, tensor in sorted(module.state_dict().items()):
@@ -297,7 +296,7 @@ class Feed:
         part: Part,
         view: int,
         label: str,
-        features: Callable[[Tensor], Tensor],
+        features: nn.Module,
         rows: FeatureCache | None = None,
         dtype: type[np.float32] | type[np.float16] = np.float32,
         directories: list[Path] | None = None,
@@ -321,7 +320,7 @@ class Feed:
             cached_features(
                 directories[self.processes.rank],
                 key,
-                features,
+                frozen_forward(features, count, self.learning.features, self.device, self.console),
                 sources(),
                 view,
                 images=len(own),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from protoserve.errors import DeviceError
-from training.sections.network import Precision
+from training.sections.network import Engine, Precision
 
 # Compiling takes about a minute. `auto` compiles for training on at least this many pictures, over all epochs.
 WORTH_COMPILING = 100_000
@@ -31,7 +31,8 @@ class Learning:
     """How a backbone learns.
 
     It learns from the part `train_from` on (None: all of it). The output of earlier parts is cached unless `fresh`
-    holds. `pictures` counts the training pictures over all epochs, for `compile: auto`.
+    holds. `pictures` counts the training pictures over all epochs, for `compile: auto`. `features` names what computes
+    the features of the parts that are frozen.
     """
 
     train_from: str | None = None
@@ -39,6 +40,7 @@ class Learning:
     precision: Precision = "auto"
     compile: Literal["auto"] | bool = "auto"
     pictures: int = 0
+    features: Engine = "auto"
 
 
 def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protoserve.data.dataset import Dataset
 from protoserve.images.geometry import InputRule
+from protoserve.networks.autoencoder import PrototypeAutoencoder
 from protoserve.networks.model_file import Network
 from protoserve.networks.network import LinearNetwork
 from protoserve.novelty import NoveltyTable
@@ -20,6 +21,7 @@ from protoserve.run.records import CalibrationChange
 from protoserve.scores import calibration_scores
 from protoserve.taxonomy import Taxonomy
 from training.data.pictures import batches, fitted
+from training.features.frozen import PictureFeatures, frozen_forward
 from training.progress import tracked
 
 
@@ -97,10 +99,13 @@ def answer_pictures(
     """The answers for pictures 0 to `images` − 1; `load` returns one at model size, uint8 [H, W, 3]."""
     table = novelty_table(network)
     parts = []
+    features_of: Callable[[Tensor], Tensor] = network.features
+    if not isinstance(network, PrototypeAutoencoder):
+        features_of = frozen_forward(PictureFeatures(network), images, "auto", device, console)
     with tracked(console, label, images) as advance:
         for numbers, pictures in batches(load, range(images), batch):
             with torch.inference_mode():
-                features = network.features(pictures.to(device))
+                features = features_of(pictures.to(device))
             parts.append(answer_features(network, features, table))
             advance(len(numbers))
     return joined(parts)

@@ -354,7 +354,12 @@ def _learning(config: Config, images: int) -> Learning:
     """How the backbone learns, with `images` fit images per epoch."""
     epochs = config.finetune.epochs + (config.joint.epochs if config.joint.backbone_learning_rate > 0 else 0)
     return Learning(
-        config.finetune.train_from, config.finetune.fresh, config.precision, config.compile, epochs * images
+        config.finetune.train_from,
+        config.finetune.fresh,
+        config.precision,
+        config.compile,
+        epochs * images,
+        config.features,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,13 @@ def fit_reduction(
     pictures: Iterable[tuple[list[int], Tensor]],
     device: torch.device,
     advance: Advance,
+    maps: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Set the network's reduction to the principal components of the cells of all `pictures`, and the add-on
     convolution to the leading ones.
 
-    `pictures` yields batches of (numbers, uint8 [batch, H, W, 3]). Distances between cells then start as distances
+    `pictures` yields batches of (numbers, uint8 [batch, H, W, 3]). `maps` computes the backbone's feature maps of a
+    batch (None: the network itself does). Distances between cells then start as distances
     between their features, scaled so that two random cells are about `START_DISTANCE` apart, where the similarity has a
     useful gradient.
     """
@@ -69,7 +71,8 @@ def fit_reduction(
         return
     moments = CellMoments(network.backbone.channels)
     for numbers, batch in pictures:
-        moments.add(network.backbone(network.normalise(batch.to(device))))
+        images = batch.to(device)
+        moments.add(network.backbone(network.normalise(images)) if maps is None else maps(images))
         advance(len(numbers))
     weight, bias, variances = moments.principal_components(network.reduction.out_channels)
     set_affine(network.reduction, weight, bias)

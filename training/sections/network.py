@@ -11,6 +11,7 @@ from protoserve.networks.similarity import SimilarityForm
 from training.sections.section import Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "torch", "onnxruntime"]
 
 
 class ModelConfig(Section):

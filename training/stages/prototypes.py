@@ -13,6 +13,7 @@ from protoserve.run.records import JointRecord, ProjectionRecord, SelectionAccur
 from training.data.batches import epoch_order, slices
 from training.data.pictures import PLAIN
 from training.features.building import freeze_all_but, trainable_parameters
+from training.features.frozen import BackboneMaps, frozen_forward
 from training.loop.epoch import KeepBest, epoch, images_in, shared_batches, with_inputs
 from training.loop.trainer import Trainer
 from training.losses import Answered, objective
@@ -32,7 +33,9 @@ def reduce(trainer: Trainer) -> dict[str, float]:
     numbers = epoch_order(len(trainer.splits.fit), (trainer.config.data_seed, 0))[:REDUCTION_IMAGES]
     with tracked(trainer.console, "principal components", len(numbers)) as advance:
         pictures = trainer.feed.pictures("fit", np.sort(numbers), PLAIN)
-        fit_reduction(trainer.prototype_network, pictures, trainer.device, advance)
+        network, engine = trainer.prototype_network, trainer.config.features
+        maps = frozen_forward(BackboneMaps(network), len(numbers), engine, trainer.device, trainer.console)
+        fit_reduction(network, pictures, trainer.device, advance, maps)
     return {}
 
 
