@@ -6,12 +6,14 @@ from typing import Final
 
 from protoserve.bundle.truth_card import (
     Additivity,
+    BackgroundIndependence,
     BoxEffect,
     Check,
     Comparison,
     Consistency,
     Estimate,
     Locality,
+    PartEffects,
     PartHits,
     Perturbation,
     PrototypeFlags,
@@ -78,6 +80,20 @@ def truth_card(seed: int = 0) -> TruthCard:
         perturbation=[Perturbation(level=1, kind="all", drop=comparison(0.5, 0.125), bounded=0, unknown=0)],
         parts=[hits],
         consistency=[Consistency(level=1, prototypes=8, consistent=0.75, shuffled=0.25)],
+        part_effects=[
+            PartEffects(
+                level=1,
+                complete=comparison(0.75, 0.25),
+                undistracted=comparison(0.875, 0.75),
+                correct=comparison(0.5, 0.0),
+                contrastive=comparison(1.0, 0.5),
+            )
+        ],
+        backgrounds=[
+            BackgroundIndependence(
+                level=1, background="swapped", answers=comparison(0.875, 0.25), first=comparison(0.75, 0.125)
+            )
+        ],
         purity=[Purity(level=1, prototypes=8, pure=0.625, shuffled=0.125, split="train")],
         stability=[Stability(level=1, same_parts=comparison(0.75, 0.125))],
         sparsity=[sparse],

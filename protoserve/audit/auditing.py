@@ -10,12 +10,15 @@ from typing import Final, TypeAlias
 from protoserve import __version__
 from protoserve.audit.additivity import additivity
 from protoserve.audit.attack import SupportsGradient, attacked_locality
+from protoserve.audit.backgrounds import background_independence
 from protoserve.audit.checks import checks
 from protoserve.audit.consistency import consistency
 from protoserve.audit.intervals import RESAMPLES
+from protoserve.audit.interventions import Interventions, find_interventions
 from protoserve.audit.locality import locality
 from protoserve.audit.masks import Masks
 from protoserve.audit.necessity import box_effects
+from protoserve.audit.part_effects import part_effects
 from protoserve.audit.parts import part_hits
 from protoserve.audit.perturbation import perturbation
 from protoserve.audit.prototypes import measure, prototype_flags
@@ -26,8 +29,10 @@ from protoserve.audit.stability import stability
 from protoserve.audit.subject import Subject, SupportsRun, pieces_of
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.truth_card import (
+    BackgroundIndependence,
     BoxEffect,
     Consistency,
+    PartEffects,
     PartHits,
     Perturbation,
     PrototypeFlags,
@@ -101,6 +106,7 @@ def audit(
         passed_over=dataset.passed_over,
         seed=seed,
         masks=masks,
+        interventions=find_interventions(data, masks, bundle.input),
         pure=pure,
         quick=quick,
         network=network,
@@ -119,6 +125,7 @@ def audit_sample(
     passed_over: PassedOver | None = None,
     seed: int,
     masks: Masks | None = None,
+    interventions: Interventions | None = None,
     pure: Sequence[Purity] = (),
     quick: bool = False,
     network: SupportsGradient | None = None,
@@ -148,6 +155,8 @@ def audit_sample(
     hits: list[PartHits] = []
     stable: list[Stability] = []
     consistent: list[Consistency] = []
+    effects_of_parts: list[PartEffects] = []
+    independent: list[BackgroundIndependence] = []
     if masks is not None:
         with tracked("parts", len(sample)) as advance:
             hits = part_hits(subject, sample, masks, pieces, seed, advance)
@@ -155,6 +164,11 @@ def audit_sample(
             stable = stability(subject, sample, masks, outputs, pieces, seed, advance)
         with tracked("consistency", len(sample)) as advance:
             consistent = consistency(subject, sample, masks, outputs, advance)
+        with tracked("backgrounds", len(sample)) as advance:
+            independent = background_independence(subject, sample, masks, interventions, outputs, pieces, seed, advance)
+    if masks is not None and interventions is not None:
+        with tracked("parts left out", len(sample)) as advance:
+            effects_of_parts = part_effects(subject, sample, masks, interventions, outputs, pieces, seed, advance)
     effects: tuple[list[BoxEffect], list[BoxEffect]] = ([], [])
     if not quick:
         with tracked("perturbation", len(pieces)) as advance:
@@ -179,8 +193,19 @@ def audit_sample(
         parts=hits,
         stability=stable,
         consistency=consistent,
+        part_effects=effects_of_parts,
+        backgrounds=independent,
         purity=list(pure),
         sparsity=sparse,
         prototypes=prototypes,
-        checks=checks(added, necessity, local, hits, sparse, sensitive),
+        checks=checks(
+            added,
+            necessity,
+            local,
+            hits,
+            sparse,
+            perturbation=sensitive,
+            part_effects=effects_of_parts,
+            backgrounds=independent,
+        ),
     )

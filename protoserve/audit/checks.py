@@ -7,10 +7,12 @@ from typing import Final
 
 from protoserve.bundle.truth_card import (
     Additivity,
+    BackgroundIndependence,
     BoxEffect,
     Check,
     Comparison,
     Locality,
+    PartEffects,
     PartHits,
     Perturbation,
     Replacement,
@@ -29,7 +31,10 @@ def checks(
     locality: list[Locality],
     parts: list[PartHits],
     sparsity: list[Sparsity],
+    *,
     perturbation: Sequence[Perturbation] = (),
+    part_effects: Sequence[PartEffects] = (),
+    backgrounds: Sequence[BackgroundIndependence] = (),
 ) -> list[Check]:
     """Test every statement; one that compares with a baseline holds if the interval of the difference is beyond 0.
 
@@ -41,6 +46,8 @@ def checks(
         *_local(locality),
         *_sensitive(perturbation),
         *_on_parts(parts),
+        *_of_parts(part_effects),
+        *_independent(backgrounds),
         *_telling(sparsity),
     ]
 
@@ -123,6 +130,40 @@ def _on_parts(parts: list[PartHits]) -> Iterator[Check]:
             statement=f"first evidence lies on {place} more often than by chance: {first.measured.mean:.0%} against "
             f"{first.baseline.mean:.0%}",
         )
+
+
+# What the evidence is said to do, and what it is beside, by the field of `PartEffects`.
+_PART_EFFECTS: Final = {
+    "complete": "the parts that the evidence names hold a decisive one more often than if it were spread evenly",
+    "correct": "contributions rank the parts by what the answer loses without them better than the parts' sizes do",
+    "contrastive": "decisive parts add more to the node than to its siblings",
+}
+
+
+def _of_parts(part_effects: Sequence[PartEffects]) -> Iterator[Check]:
+    for found in part_effects:
+        for name, statement in _PART_EFFECTS.items():
+            figure: Comparison | None = getattr(found, name)
+            if figure is not None and _enough(figure):
+                yield Check(
+                    name=name,
+                    level=found.level,
+                    passed=figure.difference.low > 0,
+                    statement=f"{statement}: {figure.measured.mean:.2f} against {figure.baseline.mean:.2f}",
+                )
+
+
+def _independent(backgrounds: Sequence[BackgroundIndependence]) -> Iterator[Check]:
+    for found in backgrounds:
+        if found.background == "swapped" and _enough(found.answers):
+            kept = found.answers
+            yield Check(
+                name="background independent",
+                level=found.level,
+                passed=kept.difference.low > 0,
+                statement="answers follow the object rather than the background: "
+                f"{kept.measured.mean:.0%} stay on another background, {kept.baseline.mean:.0%} with another object",
+            )
 
 
 def _telling(sparsity: list[Sparsity]) -> Iterator[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoserve.errors import InputError
+from protoserve.images.geometry import Geometry
 
 MASKS: Final = "masks"
 DESCRIPTION: Final = "parts.json"
@@ -23,12 +24,13 @@ class Masks:
     """A folder of masks: for the image `test/Fruit/1.jpg` the file `test/Fruit/1.png`, 8-bit grey; 0 is background,
     every other value a part.
 
-    `decisive` maps a node's name to the values of the parts that tell it from its siblings; empty without a
-    description.
+    `decisive` maps a node's name to the values of the parts that tell it from its siblings, `parts` a part's name to
+    its value; both are empty without a description.
     """
 
     directory: Path
     decisive: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, image: str, size: tuple[int, int]) -> NDArray[np.uint8] | None:
         """Return the mask of an image of `size` (height, width), uint8 [height, width]; None if it has none.
@@ -65,11 +67,22 @@ def find_masks(data: Path, directory: Path | None) -> Masks | None:
         raise InputError(f"{directory}: no such folder; --masks takes a folder that mirrors the data set's")
     descriptions = (directory / DESCRIPTION, directory.parent / DESCRIPTION)
     file = next((file for file in descriptions if file.is_file()), None)
-    return Masks(directory, {} if file is None else _decisive(file))
+    return Masks(directory, {}) if file is None else Masks(directory, *_described(file))
 
 
-def _decisive(file: Path) -> dict[str, tuple[int, ...]]:
-    """Read `parts` (value → name) and `decisive` (node → names) of a description."""
+def at_model_size(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """Return the mask's value under the centre of every pixel of the model's input: uint8 [height, width]; 0 in the
+    padding."""
+    columns = np.floor(geometry.scale_x * (np.arange(geometry.model_width) + 0.5) + geometry.offset_x).astype(np.int64)
+    rows = np.floor(geometry.scale_y * (np.arange(geometry.model_height) + 0.5) + geometry.offset_y).astype(np.int64)
+    height, width = mask.shape
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
+    values = mask[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)[None, :]]
+    return np.where(inside, values, np.uint8(0))
+
+
+def _described(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Read `decisive` (node → names) and `parts` (value → name) of a description: node → values, name → value."""
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
         values = {str(name): int(value) for value, name in content["parts"].items() if name is not None}
@@ -84,4 +97,4 @@ def _decisive(file: Path) -> dict[str, tuple[int, ...]]:
         if unknown := [part for part in parts if part not in values]:
             raise InputError(f"{file}: {node!r} is told by {unknown[0]!r}, which is not one of its parts; add it")
         decisive[node] = tuple(values[part] for part in parts)
-    return decisive
+    return decisive, values

@@ -17,6 +17,7 @@ FILLS: tuple[Fill, ...] = get_args(Fill)
 Replacement = Literal["noise", "picture", "attack"]
 REPLACEMENTS: tuple[Replacement, ...] = ("noise", "picture")
 PerturbationKind = Literal["brightness", "contrast", "saturation", "hue", "blur", "waves", "all"]
+Background = Literal["rendered", "swapped"]
 PartKind = Literal["object", "decisive"]
 Place = Literal["off the object", "at the border"]
 
@@ -120,6 +121,36 @@ class Consistency(Contract):
     shuffled: float = Field(ge=0, le=1, description="the same share with the best cells of other pictures of the node")
 
 
+class PartEffects(Contract):
+    """Whether the evidence says which parts an answer depends on, by pictures without each part (FunnyBirds, Hesse et
+    al. 2023). The baselines spread the contributions evenly over the picture; that of `contrastive` is one half. None
+    where no image tells."""
+
+    level: int = Field(ge=1)
+    complete: Comparison | None = Field(
+        description="controlled synthetic data check: share of images whose important parts hold a decisive one"
+    )
+    undistracted: Comparison | None = Field(
+        description="distractibility: share of the parts without effect that are not among the important ones"
+    )
+    correct: Comparison | None = Field(
+        description="single deletion: rank correlation of a part's contributions with what the logit loses without it"
+    )
+    contrastive: Comparison | None = Field(
+        description="target sensitivity: share of the siblings to which a decisive part adds less than to the node"
+    )
+
+
+class BackgroundIndependence(Contract):
+    """The share of images that keep what they had on another background; the baseline keeps the background and
+    exchanges the object."""
+
+    level: int = Field(ge=1)
+    background: Background = Field(description="rendered: drawn anew; swapped: that of another image, by the masks")
+    answers: Comparison = Field(description="the same node at the level")
+    first: Comparison | None = Field(description="the same prototype as first evidence")
+
+
 class Purity(Contract):
     """Over the `prototypes` of a level's nodes: the share of a prototype's most similar patches that hold the same part
     (PIP-Net, Nauta et al. 2023), on pictures of `split`."""
@@ -207,6 +238,8 @@ class TruthCard(Contract):
     parts: list[PartHits] = Field(description="empty without masks")
     stability: list[Stability] = Field(description="empty without masks")
     consistency: list[Consistency] = Field(default=[], description="empty without masks")
+    part_effects: list[PartEffects] = Field(default=[], description="empty without masks and pictures without parts")
+    backgrounds: list[BackgroundIndependence] = Field(default=[], description="empty without masks")
     purity: list[Purity] = Field(default=[], description="empty without masks")
     sparsity: list[Sparsity]
     prototypes: PrototypeFlags

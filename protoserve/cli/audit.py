@@ -85,7 +85,8 @@ def audit(
     [bold]necessity[/bold]: the node loses probability when its boxes are filled; [bold]sufficiency[/bold]: it gains
     when only they are kept; beside random boxes of equal area and the boxes of the least contributing prototypes.
 
-    [bold]parts[/bold], with masks: evidence lies on the object and on the part that decides.
+    [bold]parts[/bold], with masks: evidence lies on the object and on the part that decides, and answers do not follow
+    the background; with pictures in DATA/interventions, contributions tell what an answer loses without a part.
 
     [bold]sparsity[/bold]: few prototypes suffice, and they tell their class from its siblings.
 

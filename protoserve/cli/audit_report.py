@@ -86,6 +86,7 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
             f"level {kept.level}: {kept.consistent:.0%} of {kept.prototypes} prototypes keep to one part, "
             f"{kept.shuffled:.0%} with shuffled places"
         )
+    yield from _interventions(card)
     for pure in card.purity:
         yield Text(
             f"level {pure.level}: {pure.pure:.0%} of the most similar patches of {pure.prototypes} prototypes hold the "
@@ -118,6 +119,33 @@ def audit_report(card: TruthCard, bundle: Bundle) -> Iterator[RenderableType]:
         level = "" if check.level is None else f"level {check.level}: "
         mark = ("passed", "green") if check.passed else ("failed", "bold red")
         yield Text.assemble("  ", mark, f"  {level}{check.statement}")
+
+
+def _interventions(card: TruthCard) -> Iterator[RenderableType]:
+    """What pictures with one thing changed tell."""
+    if card.part_effects:
+        yield _comparisons(
+            "Parts left out (FunnyBirds), beside contributions that are spread evenly",
+            (
+                (f"level {found.level}: {name}", comparison, _share)
+                for found in card.part_effects
+                for name, comparison in (
+                    ("complete", found.complete),
+                    ("not distracted", found.undistracted),
+                    ("correct", found.correct),
+                    ("contrastive", found.contrastive),
+                )
+            ),
+        )
+    if card.backgrounds:
+        yield _comparisons(
+            "Background independence: share that stays on another background, beside another object",
+            (
+                (f"level {found.level}, {found.background}: {name}", comparison, _share)
+                for found in card.backgrounds
+                for name, comparison in (("answers", found.answers), ("first evidence", found.first))
+            ),
+        )
 
 
 def _suspects(flags: PrototypeFlags, bundle: Bundle) -> Iterator[RenderableType]:

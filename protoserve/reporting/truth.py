@@ -98,6 +98,18 @@ def card_figures(card: TruthCard) -> Iterator[tuple[str, Comparison]]:
         yield f"level {hits.level}: first three on the {hits.part}", hits.first_three
     for stable in card.stability:
         yield f"level {stable.level}: same parts after noise", stable.same_parts
+    for parts in card.part_effects:
+        named = {
+            "the evidence names a decisive part": parts.complete,
+            "it names no part without effect": parts.undistracted,
+            "it ranks the parts by their effect": parts.correct,
+            "decisive parts speak for the node, not its siblings": parts.contrastive,
+        }
+        yield from ((f"level {parts.level}: {name}", one) for name, one in named.items() if one is not None)
+    for kept in card.backgrounds:
+        yield f"level {kept.level}, background {kept.background}: same answer", kept.answers
+        if kept.first is not None:
+            yield f"level {kept.level}, background {kept.background}: same first evidence", kept.first
     for sparse in card.sparsity:
         yield f"level {sparse.level}: prototypes for 80 %", sparse.prototypes_for_80
         yield f"level {sparse.level}: first evidence always on", sparse.always_on

@@ -111,15 +111,15 @@ def test_a_prototype_on_the_background_fails(tmp_path: Path) -> None:
 
 
 def test_a_network_that_reads_a_watermark_and_says_so_fails_on_the_object(tmp_path: Path) -> None:
-    """Its boxes are true: necessary and local. But they lie in the corner."""
+    """Its boxes are true: necessary and local. But they lie in the corner, and answers follow it."""
     card = card_of(subject(), tmp_path, watermarked())
-    assert failed(card) == {"on the object", "on a decisive part"}
+    assert failed(card) == {"on the object", "on a decisive part", "background independent"}
 
 
 def test_a_network_that_reads_a_watermark_and_points_at_the_object_fails(tmp_path: Path) -> None:
     """The corner decides, but the map has its peak at the brightest other cell, as in a field that sees everything."""
     card = card_of(subject(ToyEngine(maps=pointing_at_the_object)), tmp_path, watermarked())
-    assert failed(card) == {"necessary", "local", "sensitive"}
+    assert failed(card) == {"necessary", "local", "sensitive", "background independent"}
     (on_object,) = [hits for hits in card.parts if hits.part == "object"]
     assert on_object.first.measured.mean > 0.9
 

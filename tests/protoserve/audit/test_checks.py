@@ -9,11 +9,14 @@ from protoserve.audit.checks import FEWEST_IMAGES, checks
 from protoserve.audit.intervals import compare
 from protoserve.bundle.truth_card import (
     Additivity,
+    Background,
+    BackgroundIndependence,
     BoxEffect,
     Check,
     Comparison,
     Fill,
     Locality,
+    PartEffects,
     PartHits,
     PartKind,
     Perturbation,
@@ -60,6 +63,15 @@ def sensitive(difference: Comparison, kind: PerturbationKind = "all") -> Perturb
     return Perturbation(level=1, kind=kind, drop=difference, bounded=0, unknown=0)
 
 
+def of_parts(**changed: Comparison) -> PartEffects:
+    figures = dict.fromkeys(("complete", "undistracted", "correct", "contrastive"), apart(0.5))
+    return PartEffects(level=1, **(figures | changed))
+
+
+def background(difference: Comparison, kind: Background = "swapped") -> BackgroundIndependence:
+    return BackgroundIndependence(level=1, background=kind, answers=difference, first=None)
+
+
 def telling(share: float, images: int = FEWEST_IMAGES) -> Sparsity:
     figure = compare(np.full(images, share), np.full(images, 0.5), seed=0)
     return Sparsity(level=1, prototypes_for_80=figure, always_on=figure, telling=figure, distinctiveness=None)
@@ -73,6 +85,8 @@ def found(**changed: object) -> dict[str, Check]:
         "parts": [hits(apart(0.5)), hits(apart(0.5), "decisive")],
         "sparsity": [telling(1.0)],
         "perturbation": [sensitive(apart(0.5))],
+        "part_effects": [of_parts()],
+        "backgrounds": [background(apart(0.5))],
     }
     return {check.name: check for check in checks(**(figures | changed))}  # type: ignore[arg-type]
 
@@ -87,6 +101,10 @@ def test_true_evidence_passes_every_check() -> None:
         "sensitive",
         "on the object",
         "on a decisive part",
+        "complete",
+        "correct",
+        "contrastive",
+        "background independent",
         "telling",
     ]
     assert all(check.passed for check in passed.values())
@@ -106,6 +124,10 @@ def test_true_evidence_passes_every_check() -> None:
         ({"perturbation": [sensitive(apart(0.0))]}, "sensitive"),
         ({"parts": [hits(apart(0.0)), hits(apart(0.5), "decisive")]}, "on the object"),
         ({"parts": [hits(apart(0.5)), hits(apart(-0.5), "decisive")]}, "on a decisive part"),
+        ({"part_effects": [of_parts(complete=apart(0.0))]}, "complete"),
+        ({"part_effects": [of_parts(correct=apart(0.1, spread=0.5))]}, "correct"),
+        ({"part_effects": [of_parts(contrastive=apart(-0.1))]}, "contrastive"),
+        ({"backgrounds": [background(apart(0.0))]}, "background independent"),
         ({"sparsity": [telling(0.89)]}, "telling"),
     ],
 )
@@ -120,6 +142,8 @@ def test_figures_that_are_not_known_or_not_asked_make_no_check() -> None:
             parts=[],
             necessity=[effect(apart(0.0), "blur")],
             perturbation=[sensitive(apart(0.0), "hue")],
+            part_effects=[],
+            backgrounds=[background(apart(0.0), "rendered")],
         )
     )
     assert names == {"additive", "own contributions", "telling"}
@@ -134,6 +158,8 @@ def test_a_few_images_decide_nothing() -> None:
             parts=[hits(apart(0.5, images=few))],
             sparsity=[telling(1.0, images=few)],
             perturbation=[sensitive(apart(0.5, images=few))],
+            part_effects=[of_parts(**dict.fromkeys(("complete", "correct", "contrastive"), apart(0.5, images=few)))],
+            backgrounds=[background(apart(0.5, images=few))],
         )
     )
     assert names == {"additive", "own contributions"}

@@ -18,10 +18,10 @@ def test_a_card_survives_json() -> None:
 
 def test_a_card_of_an_older_version_still_loads() -> None:
     content = json.loads(truth_card().model_dump_json())
-    for name in ("perturbation", "consistency", "purity", "passed_over"):
+    for name in ("perturbation", "consistency", "purity", "part_effects", "backgrounds", "passed_over"):
         del content[name]
     older = TruthCard.model_validate(content)
-    assert (older.perturbation, older.consistency, older.purity, older.passed_over) == ([], [], [], {})
+    assert older.perturbation == older.consistency == older.purity == older.part_effects == older.backgrounds == []
 
 
 def test_unknown_keys_and_fills_are_refused() -> None:

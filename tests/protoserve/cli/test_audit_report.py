@@ -31,6 +31,8 @@ def test_every_figure_has_interval_baseline_difference_and_images(tiny_bundle: P
     effect = "0.375 [0.250, 0.500] 0.188 0.062 0.188 [0.062, 0.312] 0.312 [0.188, 0.438] 12"
     assert f"level 1, mean colour {effect}" in lines and f"level 1, other picture {effect}" in lines
     assert "level 1, object: first 0.75 [0.62, 0.88] 0.25 0.50 [0.38, 0.62] 12" in lines
+    assert "level 1: correct 0.50 [0.38, 0.62] 0.00 0.50 [0.38, 0.62] 12" in lines
+    assert "level 1, swapped: answers 0.88 [0.75, 1.00] 0.25 0.62 [0.50, 0.75] 12" in lines
     assert "level 1: same parts 0.75 [0.62, 0.88] 0.12 0.62 [0.50, 0.75] 12" in lines
     assert "level 1: prototypes for 80 % 3.0 [2.9, 3.1] 6.0 -3.0 [-3.1, -2.9] 12" in lines
     flags = "5 telling, 2 always on, 1 at the border, 1 off the object, 0 duplicates (30 pictures of train)"
@@ -62,7 +64,8 @@ def test_consistent_prototypes_are_counted_beside_chance(tiny_bundle: Path) -> N
 def test_what_was_not_measured_is_left_out(tiny_bundle: Path) -> None:
     card = truth_card()
     flags = card.prototypes.model_copy(update={"off_object": [], "suspects": []})
-    without: dict[str, object] = {"parts": [], "stability": [], "consistency": [], "purity": [], "prototypes": flags}
+    names = ("parts", "stability", "consistency", "purity", "part_effects", "backgrounds")
+    without: dict[str, object] = {name: [] for name in names} | {"prototypes": flags}
     lines = printed(card.model_copy(update=without), tiny_bundle)
     assert not any("object" in line or "PLC" in line or "same parts" in line or "one part" in line for line in lines)
     assert any(line.startswith("of 3 pieces the graph did not give") for line in lines)

@@ -12,7 +12,7 @@ def test_the_truth_card_shows_every_statement_and_figure() -> None:
     assert "1 of 2 statements hold on 12 pictures of toy/test." in shown
     assert "<b>fails</b> level 1: the boxes hold" in shown
     figures = dict(card_figures(card))
-    assert len(figures) == 12 and all(name in shown for name in figures)
+    assert len(figures) == 18 and all(name in shown for name in figures)
     assert "0.75 [0.625, 0.875]" in shown
     assert 'href="#prototype=1">prototype 1 of Animal</a>' in shown and "94 % (chance 75 %)" in shown
 
