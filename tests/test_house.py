@@ -193,7 +193,7 @@ def test_what_is_imported_is_required(package: str, extras: tuple[str, ...]) -> 
         if (ROOT / "protoserve" / "networks") in file.parents:
             # Training and export both import it, so each extra must be enough.
             chosen = ("train",)
-            own = filter(None, [OWN_EXTRA.get(file.relative_to(ROOT).as_posix())])
+            own = [extra for extra in [OWN_EXTRA.get(file.relative_to(ROOT).as_posix())] if extra]
             assert all(owners & required("export", *own) for owners in distributions(names).values()), file
         chosen = (*chosen, *filter(None, [OWN_EXTRA.get(file.relative_to(ROOT).as_posix())]))
         lent = LENT.get(file.relative_to(ROOT).as_posix(), set())
