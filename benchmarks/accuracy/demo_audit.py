@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import described, machine, protoserve, write_results
+from training.rendered import render_interventions
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path, help="the folder of `make demo`")
     demo = parser.parse_args().demo
+    render_interventions(demo / "data")
     # Above the number of test pictures.
     options = ("--data", demo / "data", "--quick", "--images", "100000")
     card = protoserve("audit", demo / "bundle", *options)
@@ -48,6 +50,23 @@ def table(card: dict[str, Any], accuracy: dict[str, float], machine_sentence: st
         f"{found['always_on']['measured']['mean']:.2f} |"
         for found in card["sparsity"]
     ]
+    left_out = [
+        f"| {found['level']} | "
+        + " | ".join(beside(found[name]) for name in ("complete", "undistracted", "correct", "contrastive"))
+        + " |"
+        for found in card["part_effects"]
+    ]
+    backgrounds = [
+        f"| {found['level']} | {found['background']} | {beside(found['answers'])} | {beside(found['first'])} |"
+        for found in card["backgrounds"]
+    ]
+    kept = {found["level"]: found for found in card["consistency"]}
+    pure = [
+        f"| {found['level']} | {found['pure']:.2f} ({found['shuffled']:.2f}) | {other['consistent']:.2f} "
+        f"({other['shuffled']:.2f}) |"
+        for found in card["purity"]
+        if (other := kept.get(found["level"])) is not None
+    ]
     lines = [
         "# The evidence of the demo",
         "",
@@ -74,8 +93,33 @@ def table(card: dict[str, Any], accuracy: dict[str, float], machine_sentence: st
         "| level | telling | always on |",
         "|---|---|---|",
         *sparse,
+        "",
+        "Pictures drawn again without each part (FunnyBirds). In brackets: the same with contributions spread evenly "
+        "over the picture, and one half for contrastive:",
+        "",
+        "| level | complete | not distracted | correct | contrastive |",
+        "|---|---|---|---|---|",
+        *left_out,
+        "",
+        "Share that stays on another background, drawn anew or swapped. In brackets: with another object on the same "
+        "background:",
+        "",
+        "| level | background | answers | first evidence |",
+        "|---|---|---|---|",
+        *backgrounds,
+        "",
+        "Prototypes. In brackets: with shuffled places:",
+        "",
+        "| level | most similar patches with the same part | prototypes that keep to one part |",
+        "|---|---|---|",
+        *pure,
     ]
     return "\n".join(lines) + "\n"
+
+
+def beside(figure: dict[str, Any] | None) -> str:
+    """A figure with its interval, and its baseline in brackets."""
+    return "–" if figure is None else f"{interval(figure['measured'])} ({figure['baseline']['mean']:.2f})"
 
 
 def interval(estimate: dict[str, float]) -> str:

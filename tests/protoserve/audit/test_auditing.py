@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoserve.audit.auditing import Tracked, audit, audit_sample
+from protoserve.audit.interventions import find_interventions
 from protoserve.audit.masks import Masks
 from protoserve.audit.sample import Sample
 from protoserve.audit.subject import Subject
@@ -26,6 +28,7 @@ from tests.protoserve.audit.toys import (
     CELL,
     FLAGS,
     GREY,
+    RULE,
     STATISTICS,
     ToyEngine,
     cell_box,
@@ -132,6 +135,23 @@ def pointing_at_the_object(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     for prototype in (0, 2):
         maps[:, prototype] = honest[:, prototype, -1:, -1:] * place
     return maps
+
+
+def test_changed_pictures_of_the_data_set_are_measured(tmp_path: Path) -> None:
+    pictures = sample(12)
+    masks = masks_of(pictures, tmp_path / "masks")
+    for array, name in zip(pictures.arrays, pictures.names, strict=True):
+        file = tmp_path / "interventions" / "without" / "square" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full_like(array, GREY)).save(file)
+    found = find_interventions(tmp_path, Masks(masks.directory, masks.decisive, {"square": 1}), RULE)
+    options: dict[str, Any] = {"masks": masks, "interventions": found, "quick": True, "data": "toy", "split": "test"}
+    card = audit_sample(subject(), pictures, STATISTICS, FLAGS, seed=0, **options)
+    (effects,) = card.part_effects
+    assert effects.complete is not None and effects.complete.measured.mean > 0.9
+    # One part has no rank, and it has an effect.
+    assert effects.correct is None and effects.undistracted is None
+    assert {"complete", "contrastive"} <= {check.name for check in card.checks if check.passed}
 
 
 def test_pictures_without_evidence_are_an_error(tmp_path: Path) -> None:
