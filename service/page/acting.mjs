@@ -10,17 +10,17 @@ export function alternativesOf(level, whyNot) {
     button.onclick = () => whyNot(node);
     return make("li", {}, button);
   });
-  return [make("div", { className: "others" }, make("span", { className: "soft", textContent: "Why not" }), make("ul", {}, ...others))];
+  return [make("div", { className: "others" }, make("span", { className: "soft" }, "Why not"), make("ul", {}, ...others))];
 }
 
 /** What a contrast says, and the rest of the other path. */
 export function contrastWords({ relation, node, predicted, instead, path }) {
   if (relation !== "beside") {
     const words = relation === "predicted" ? "is part of the answer" : "lies below the answer: nothing speaks against it";
-    return make("p", { textContent: `${labelOf(node)} ${words}.` });
+    return make("p", {}, `${labelOf(node)} ${words}.`);
   }
   const others = path.map(({ label, probability }) => `${readable(label)} ${percent(probability)}`).join(" › ");
-  return make("p", { className: "heading" }, make("b", { textContent: `Why ${labelOf(predicted)} and not ${labelOf(instead)}` }), make("span", { className: "soft", textContent: others }));
+  return make("p", { className: "heading" }, make("b", {}, `Why ${labelOf(predicted)} and not ${labelOf(instead)}`), make("span", { className: "soft" }, others));
 }
 
 /** What the answer supposes: prototypes that are left out, classes that can't be here. */
@@ -30,7 +30,7 @@ export function supposed() {
   if (without.length) lines.push(`As if ${without.length === 1 ? "prototype" : "prototypes"} ${without.join(", ")} were switched off.`);
   if (restriction?.contradicted) lines.push(`The picture speaks against the restriction: ${percent(restriction.excluded)} lies outside of it.`);
   if (restriction?.unrestricted) lines.push(`Without the restriction: ${restriction.unrestricted.path.map(readable).join(" › ")}, ${percent(restriction.unrestricted.probability)}.`);
-  return lines.map((words) => make("p", { className: "supposed", textContent: words }));
+  return lines.map((words) => make("p", { className: "supposed" }, words));
 }
 
 const prototypesOff = (level) => piecesOf(level).filter(({ number }) => state.off.has(number)).map(({ item }) => item.prototype);
@@ -45,7 +45,7 @@ export function actions(level, askAgain) {
   };
   const again = make("button", { textContent: "Answer without them", onclick: () => without([...before, ...prototypesOff(level)]) });
   const reason = make("input", { placeholder: "why, for those who read it later", aria: { label: "Why they should not count" } });
-  const keep = make("button", { textContent: "Keep this as a curation" });
+  const keep = make("button", {}, "Keep this as a curation");
   keep.onclick = () => download("curation.jsonl", new Blob([curation([...before.map(Number), ...prototypesOff(level)], reason.value)]));
   const off = make("p", { id: "off", className: "actions", hidden: !state.off.size }, again, keep, reason);
   const all = make("button", { textContent: "Count all again", hidden: !before.length, onclick: () => without([]) });

@@ -77,7 +77,7 @@ export function showMessage(error, retry = null) {
   $("message").hidden = !error;
   if (!error) return;
   const again = retry && make("button", { textContent: "Try again", onclick: retry });
-  $("message").replaceChildren(make("span", { textContent: error.message }), again ?? "");
+  $("message").replaceChildren(make("span", {}, error.message), again ?? "");
   $("live").textContent = error.message;
 }
 
@@ -85,8 +85,8 @@ function showLevels({ levels }, held) {
   const tabs = levels.map((level, index) => {
     const open = index >= held;
     const tab = make("button", { id: `level-${index}`, className: open ? "open" : "", aria: { role: "tab", controls: "panel" } },
-      make("span", { textContent: readable(level.label) }),
-      make("small", { textContent: percent(level.probability) + (open ? " · a guess" : "") }));
+      make("span", {}, readable(level.label)),
+      make("small", {}, percent(level.probability) + (open ? " · a guess" : "")));
     tab.onclick = tab.onfocus = () => activate(index);
     return tab;
   });
@@ -166,7 +166,7 @@ function showStrip() {
       canvas.getContext("2d").drawImage(source, (source.width - side) / 2, (source.height - side) / 2, side, side, 0, 0, 96, 96);
     }
     const button = make("button", { title: item.name, aria: { current: String(item === state.current), label: `${item.name}: ${title}` } },
-      canvas, make("span", { textContent: title }));
+      canvas, make("span", {}, title));
     button.onclick = () => choose(item);
     return make("li", {}, button);
   }));

@@ -1,5 +1,5 @@
 // The evidence of one level as a waterfall: from the prior over each piece, a pair of parts that look alike, to the score.
-import { absent, labelOf, number, percent, pieceWords, readable, signed, waterfall } from "./words.mjs";
+import { absent, labelOf, number, percent, pieceWords, readable, signed, stem, waterfall } from "./words.mjs";
 import { crop, drawFrames } from "./picture.mjs";
 import { prototypePicture } from "./service.mjs";
 import { $, make, state } from "./state.mjs";
@@ -12,7 +12,7 @@ export function evidenceList(level) {
     const words = level.forced
       ? "The only child of its parent: certain given the parent, so it needs no evidence."
       : "The sum over the classes below it: it has no evidence of its own.";
-    return [make("p", { className: "soft", textContent: words })];
+    return [make("p", { className: "soft" }, words)];
   }
   const steps = waterfall(level, state.off);
   const rows = steps.map((step) => row(step, level));
@@ -28,14 +28,14 @@ function row(step, level) {
   const value = make("b", { className: "value" });
   if (!step.item) {
     const names = { prior: "Every similarity as usual", rest: "All other prototypes", score: level.contrast ? `Lead over ${labelOf(level.contrast.instead)}` : "Score" };
-    return make("li", { className: `step ${step.kind}` }, make("span", { className: "name", textContent: names[step.kind] }), value, bar);
+    return make("li", { className: `step ${step.kind}` }, make("span", { className: "name" }, names[step.kind]), value, bar);
   }
   const { item, kind } = step;
   const likeness = absent(item) ? "less than usual like" : "looks like";
   const pair = make("button", { className: "pair", aria: { pressed: "false", label: pieceWords(step, level) } },
-    make("span", { className: "number", textContent: step.number }),
+    make("span", { className: "number" }, step.number),
     crop(item, kind, PIXELS),
-    make("span", { className: "like", textContent: likeness }),
+    make("span", { className: "like" }, likeness),
     prototypePicture(item.prototype, "patch"));
   pair.onclick = () => keep(state.kept === step.number ? null : step.number);
   pair.onfocus = () => point(step.number);
@@ -49,9 +49,9 @@ function row(step, level) {
   const source = item.source?.image ?? "";
   const line = make("li", { className: `step piece ${kind}${absent(item) ? " absent" : ""}`, data: { piece: step.number } }, pair,
     make("span", { className: "tell" },
-      make("span", { className: "formula" }, ...terms.map((term) => make("span", { textContent: term }))),
-      make("a", { href: `#prototypes&id=${item.prototype}`, textContent: `prototype ${item.prototype}` }),
-      make("span", { className: "source", title: source, textContent: source.slice(source.lastIndexOf("/") + 1) })),
+      make("span", { className: "formula" }, ...terms.map((term) => make("span", {}, term))),
+      make("a", { href: `#prototypes&id=${item.prototype}` }, `prototype ${item.prototype}`),
+      make("span", { className: "source", title: source }, stem(source))),
     value, bar, count ?? "");
   line.onpointerenter = () => point(step.number);
   return line;
@@ -82,7 +82,7 @@ function footer(level) {
   if (level.sufficient) lines.push(`${level.sufficient === 1 ? "One piece suffices" : `${level.sufficient} pieces suffice`}, whatever the rest of the picture may show.`);
   if (level.evidence_share !== null && level.evidence.length) lines.push(`Shown: ${(100 * level.evidence_share).toFixed(0)} % of what speaks for it.`);
   if (!level.forced) lines.push(`Against its siblings' scores, that makes ${percent(level.conditional)}.`);
-  return make("p", { className: "soft footer", textContent: lines.join(" ") });
+  return make("p", { className: "soft footer" }, lines.join(" "));
 }
 
 /** Leave a piece out of the sum, or count it again. The list keeps its place and the focus. */

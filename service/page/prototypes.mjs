@@ -1,6 +1,6 @@
 // All prototypes, by node: the part of a training picture, what it weighs, and what the audit found about it.
 import { ask, prototypePicture } from "./service.mjs";
-import { number, readable } from "./words.mjs";
+import { labelOf, number, readable, stem } from "./words.mjs";
 import { $, make, state } from "./state.mjs";
 
 // More nodes than this are found by typing.
@@ -17,7 +17,7 @@ export async function showPrototypes(parameters) {
     const node = parameters.get("node") ?? pages.prototypes[0]?.node ?? "";
     view.replaceChildren(finder(parameters.get("node")), await gallery(pages, node, parameters));
   } catch (error) {
-    view.replaceChildren(make("p", { className: "message", textContent: error.message }));
+    view.replaceChildren(make("p", { className: "message" }, error.message));
   }
 }
 
@@ -31,14 +31,14 @@ function finder(chosen) {
     const found = state.nodes.filter(({ node }) => node.toLowerCase().replaceAll(/[-_]/g, " ").includes(words.replaceAll(/[-_]/g, " ")))
       .sort((one, other) => (one.node < other.node ? -1 : 1));
     const lines = found.slice(0, LISTED).map(({ node, label, level, prototypes }) => {
-      const link = make("a", { href: `#prototypes&node=${encodeURIComponent(node)}` }, readable(label), make("small", { textContent: ` ${prototypes}` }));
+      const link = make("a", { href: `#prototypes&node=${encodeURIComponent(node)}` }, readable(label), make("small", {}, ` ${prototypes}`));
       if (node === chosen) link.setAttribute("aria-current", "true");
       const line = make("li", {}, link);
       line.style.setProperty("--depth", level - 1);
       return line;
     });
-    const more = found.length > LISTED ? [make("li", { className: "soft", textContent: `and ${found.length - LISTED} more: type to find them` })] : [];
-    const none = found.length ? [] : [make("li", { className: "soft", textContent: "no class has this name" })];
+    const more = found.length > LISTED ? [make("li", { className: "soft" }, `and ${found.length - LISTED} more: type to find them`)] : [];
+    const none = found.length ? [] : [make("li", { className: "soft" }, "no class has this name")];
     list.replaceChildren(...lines, ...more, ...none);
   };
   search.oninput = fill;
@@ -49,11 +49,11 @@ function finder(chosen) {
 async function gallery({ prototypes, cursor }, node, parameters) {
   const heading = parameters.get("id") ? `Prototype ${parameters.get("id")}` : parameters.get("node") ? node.split("/").map(readable).join(" › ") : "All prototypes";
   const cards = make("ul", { className: "cards" }, ...prototypes.map((prototype) => card(prototype, Boolean(parameters.get("id")))));
-  const section = make("section", { className: "gallery", aria: { label: heading } }, make("h2", { textContent: heading }), cards);
-  if (!prototypes.length) cards.replaceWith(make("p", { className: "soft", textContent: "An only child, or a node without a head of its own: it has no prototypes." }));
+  const section = make("section", { className: "gallery", aria: { label: heading } }, make("h2", {}, heading), cards);
+  if (!prototypes.length) cards.replaceWith(make("p", { className: "soft" }, "An only child, or a node without a head of its own: it has no prototypes."));
   if (!parameters.get("id") && !parameters.get("node")) section.prepend(truthCard(), curatedList());
   if (cursor) {
-    const more = make("button", { textContent: "More" });
+    const more = make("button", {}, "More");
     more.onclick = async () => {
       const next = await ask(`v1/prototypes?${pageQuery(parameters.get("node"), cursor)}`);
       cards.append(...next.prototypes.map((prototype) => card(prototype, false)));
@@ -68,27 +68,26 @@ async function gallery({ prototypes, cursor }, node, parameters) {
 function card(prototype, large) {
   const { id, node, weight, usual, source } = prototype;
   const facts = [`weighs ${number(weight)}`, ...(usual === null ? [] : [`usual similarity ${number(usual)}`])];
-  const flags = flagsOf(id).map((flag) => make("span", { className: "flag", textContent: flag }));
-  const name = source.image.slice(source.image.lastIndexOf("/") + 1);
+  const flags = flagsOf(id).map((flag) => make("span", { className: "flag" }, flag));
   return make("li", { className: large ? "large" : "" },
     prototypePicture(id, large ? "context" : "patch", `prototype ${id}: a part of ${source.image}`),
     make("div", {},
-      make("a", { href: `#prototypes&id=${id}`, textContent: `prototype ${id}` }),
-      make("span", { className: "soft", textContent: ` of ${readable(node.slice(node.lastIndexOf("/") + 1))}` }),
-      make("p", { textContent: facts.join(" · ") }), ...flags, ...curated("switched off", prototype.off), ...curated("required", prototype.required),
-      make("p", { className: "soft source", title: source.image, textContent: large ? source.image : name })));
+      make("a", { href: `#prototypes&id=${id}` }, `prototype ${id}`),
+      make("span", { className: "soft" }, ` of ${labelOf(node)}`),
+      make("p", {}, facts.join(" · ")), ...flags, ...curated("switched off", prototype.off), ...curated("required", prototype.required),
+      make("p", { className: "soft source", title: source.image }, large ? source.image : stem(source.image))));
 }
 
 /** Who switched a prototype off or insists on it, when and why. */
 function curated(words, link) {
   if (!link) return [];
-  return [make("p", { className: "supposed" }, make("b", { textContent: words }), ` ${link.reason} (${link.by}, ${link.at.slice(0, 10)})`)];
+  return [make("p", { className: "supposed" }, make("b", {}, words), ` ${link.reason} (${link.by}, ${link.at.slice(0, 10)})`)];
 }
 
 function curatedList() {
   const { off = [], required = [] } = state.model ?? {};
   const lines = [...off.map((link) => [link, "switched off"]), ...required.map((link) => [link, "required"])].map(([link, words]) =>
-    make("li", {}, make("a", { href: `#prototypes&id=${link.prototype}`, textContent: `prototype ${link.prototype}` }), ` of ${readable(link.node)}`, ...curated(words, link)));
+    make("li", {}, make("a", { href: `#prototypes&id=${link.prototype}` }, `prototype ${link.prototype}`), ` of ${readable(link.node)}`, ...curated(words, link)));
   return make("ul", {}, ...lines);
 }
 
@@ -104,9 +103,9 @@ function flagsOf(id) {
 
 function truthCard() {
   const truth = state.model?.truth;
-  if (!truth) return make("p", { className: "soft", textContent: "This model was not audited: protoserve audit --write measures how true its evidence is." });
-  const line = ({ passed, statement }) => make("li", { className: passed ? "passed" : "failed" }, make("b", { textContent: passed ? "holds" : "fails" }), ` ${statement}`);
+  if (!truth) return make("p", { className: "soft" }, "This model was not audited: protoserve audit --write measures how true its evidence is.");
+  const line = ({ passed, statement }) => make("li", { className: passed ? "passed" : "failed" }, make("b", {}, passed ? "holds" : "fails"), ` ${statement}`);
   return make("details", { className: "truth" },
-    make("summary", { textContent: `The truth card: ${truth.checks.filter(({ passed }) => passed).length} of ${truth.checks.length} statements hold on ${truth.images} pictures` }),
+    make("summary", {}, `The truth card: ${truth.checks.filter(({ passed }) => passed).length} of ${truth.checks.length} statements hold on ${truth.images} pictures`),
     make("ul", {}, ...truth.checks.map(line)));
 }

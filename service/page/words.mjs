@@ -14,6 +14,9 @@ export const absent = (item) => item.similarity < item.usual;
 export const readable = (label) => label.replaceAll(/[-_]+/g, " ");
 export const labelOf = (node) => readable(node.slice(node.lastIndexOf("/") + 1));
 
+/** The name of a picture's file, without its folder and its ending. */
+export const stem = (path) => path.replace(/^.*\//, "").replace(/\.\w+$/, "");
+
 const EVEN_ODDS = 0.5;
 const share = (precision) => `${round(100 * precision)} %`;
 

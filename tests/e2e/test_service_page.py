@@ -188,9 +188,10 @@ def test_an_alternative_is_told_by_what_tells_it_apart(fresh: Any, page_server: 
     button = fresh.locator(".others button").first
     node = button.get_attribute("title")
     contrast = asked(page_server, fresh.given.read_bytes(), contrast=node)["contrast"]
+    predicted = contrast["predicted"].rpartition("/")[2].replace("-", " ")
     button.click()
     fresh.wait_for_selector(".heading")
-    assert fresh.inner_text(".heading").startswith(f"Why {contrast['predicted'].rpartition('/')[2]} and not")
+    assert fresh.inner_text(".heading").startswith(f"Why {predicted} and not")
     *parts, lead = [figure(text) for text in fresh.locator(".step .value").all_inner_texts()]
     assert sum(parts) == pytest.approx(lead, abs=1e-9)
     assert lead == pytest.approx(contrast["logit_difference"], abs=0.005 + 1e-9)
