@@ -23,6 +23,11 @@ from protoserve.reporting.prototypes import ReportedPrototype, told_apart
 
 # The longer side of a prototype's picture, in pixels.
 PATCH: Final = 112
+_SOURCES: Final = (
+    "Each prototype is a patch of a training picture, shown in its surroundings. The patches nearest to it are in the "
+    "report of the run that the bundle came from: protoserve report RUN."
+)
+_UNMEASURED: Final = " What it tells apart takes labelled pictures: repeat the command with --data DIR."
 _FLAGS: Final = {
     "always_on": "always on",
     "border": "at the border",
@@ -45,7 +50,7 @@ def bundle_report(bundle: Bundle) -> Report:
         configuration=json.dumps(manifest.provenance.config, indent=1, ensure_ascii=False),
         store=store,
         prototypes=_prototypes(bundle, store),
-        about_prototypes="Each prototype is a patch of a training picture, shown in its surroundings.",
+        about_prototypes=_SOURCES + _UNMEASURED,
         hint="The mistakes need labelled pictures: repeat the command with --data DIR.",
         audited=True,
         truth=manifest.truth,
@@ -75,6 +80,7 @@ def with_mistakes(report: Report, classifier: Classifier, dataset: Dataset, trac
         confusions=examined.confusions,
         split=split,
         hint="",
+        about_prototypes=report.about_prototypes.removesuffix(_UNMEASURED),
         audited=True,
         truth=truth,
         prototypes=_measured(report.prototypes, examined, [node[-1] for node in classifier.taxonomy.nodes]),

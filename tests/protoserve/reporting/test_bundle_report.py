@@ -33,6 +33,8 @@ def test_every_prototype_has_its_picture_and_what_is_said_about_it(tiny_bundle: 
         4: ["switched off, by Ann on 2026-01-01: 'the wall'"],
     }
     assert found.audited and found.truth == truth_card() and "--data DIR" in found.hint
+    # What the bundle does not hold, and where it is.
+    assert "protoserve report RUN" in found.about_prototypes and "--data DIR" in found.about_prototypes
 
 
 def test_with_pictures_there_are_mistakes_and_what_prototypes_tell_apart(
@@ -40,6 +42,7 @@ def test_with_pictures_there_are_mistakes_and_what_prototypes_tell_apart(
 ) -> None:
     found = with_mistakes(bundle_report(read_bundle(tiny_bundle)), model, dataset, untracked)
     assert found.examined is not None and found.split == "noise/test" and not found.hint
+    assert "--data DIR" not in found.about_prototypes
     measured = [one for one in found.prototypes if one.separation is not None]
     assert len(measured) == len(found.prototypes)
     for one in measured:
