@@ -43,16 +43,8 @@ fi
 
 make_run
 make_bundle
-show protoserve evaluate "$run" --data "$data" --split test
-show protoserve validate "$bundle" --data "$data" --split test
 
-# The first test picture of the first class, chosen by name and not by its result.
-picture=$(find "$data/test" -name '*.png' | LC_ALL=C sort | sed -n 1p)
-show protoserve explain "$bundle" "$picture" -o "$demo/explanation.png"
-# How true the evidence is, without the two metrics that take minutes. By chance, evidence lies on the object in 28 %.
-evidence=0
-show protoserve audit "$bundle" --data "$data" --quick --images 60 --require-object "${OBJECT:-0.7}" || evidence=$?
-
+# The server starts, and the run is scored, while the bundle is checked: each uses one core for most of its time.
 port=${PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 address=http://127.0.0.1:$port
 log=$demo/server.log
@@ -61,6 +53,20 @@ protoserve serve "$bundle" --port "$port" >"$log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null && wait "$server" || true' EXIT
 trap 'exit 130' INT TERM
+
+scores=$demo/scores.log
+show protoserve evaluate "$run" --data "$data" --split test >"$scores" 2>&1 &
+scoring=$!
+show protoserve validate "$bundle" --data "$data" --split test
+wait "$scoring" || { cat "$scores" >&2; exit 1; }
+cat "$scores"
+# The first test picture of the first class, chosen by name and not by its result.
+picture=$(find "$data/test" -name '*.png' | LC_ALL=C sort | sed -n 1p)
+show protoserve explain "$bundle" "$picture" -o "$demo/explanation.png"
+# How true the evidence is, without the two metrics that take minutes. By chance, evidence lies on the object in 28 %.
+evidence=0
+show protoserve audit "$bundle" --data "$data" --quick --images 60 --require-object "${OBJECT:-0.7}" || evidence=$?
+
 waited=0
 until python scripts/ask.py "$address" --ready; do
     if ! kill -0 "$server" 2>/dev/null || ((++waited > 120)); then

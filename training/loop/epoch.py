@@ -76,11 +76,13 @@ def epoch(
     *,
     step: Step,
     cosine: bool,
+    warm_up: float = 0.0,
     images: int | None = None,
 ) -> dict[str, float]:
     """Train for one epoch, and return the means of the objective's terms over its images.
 
-    With `cosine`, the learning rate decays along a cosine over all epochs of `step`. With `images`, the number of this
+    With `cosine`, the learning rate decays along a cosine over all epochs of `step`; it rises over the first share
+    `warm_up` of them. With `images`, the number of this
     process's images, shows progress. Raises InputError if the loss is not finite.
     """
     averages, shared = Averages({}), False
@@ -88,7 +90,7 @@ def epoch(
     bar = tracked(trainer.console, label, images) if images else nullcontext(lambda done: None)
     with bar as advance:
         for batch, inputs in batches:
-            set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine)
+            set_learning_rate(optimiser, (step.epoch + batch.done) / step.epochs, cosine, warm_up)
             terms = objective(batch.numbers, inputs)
             _descend(trainer, next(iter(terms.values())), optimiser, batch.weight)
             # Copy all terms at once, since each copy synchronises with the device.

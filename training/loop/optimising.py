@@ -28,10 +28,12 @@ class Averages:
         return {name: total / max(1, self.count) for name, total in self.sums.items()}
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, progress: float, cosine: bool) -> None:
+def set_learning_rate(optimiser: torch.optim.Optimizer, progress: float, cosine: bool, warm_up: float = 0.0) -> None:
     """Set each group's rate: with `cosine`, decayed to 1 % of its initial rate as `progress` goes from 0 to 1; else
-    its initial rate."""
+    its initial rate. Until `progress` is `warm_up`, it rises linearly from 5 % of that."""
     factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)) if cosine else 1.0
+    if progress < warm_up:
+        factor *= max(0.05, progress / warm_up)
     for group in optimiser.param_groups:
         group["lr"] = group["initial_lr"] * factor
 

@@ -28,6 +28,13 @@ class FinetuneConfig(Section):
     epochs: int = Field(default=0, ge=0, description="Epochs. 0 keeps the backbone as it is.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate of the linear head.")
     backbone_learning_rate: float = Field(default=3e-4, gt=0, description="Learning rate of the backbone.")
+    warm_up: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the stage over which the learning rates rise. Random weights learn faster with about 0.1 "
+        "and a higher rate.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay, except for biases and norms.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
     batch_norm: Literal["learned", "fixed"] = Field(

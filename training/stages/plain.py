@@ -42,7 +42,16 @@ def finetune(trainer: Trainer) -> dict[str, float]:
         targets = trainer.targets(numbers)
         return {"loss": leaf_cross_entropy(logits, targets, trainer.possible_leaves, setting.label_smoothing)}
 
-    row = epoch(trainer, optimiser, pairs, objective, step=step, cosine=True, images=images_in(batches))
+    row = epoch(
+        trainer,
+        optimiser,
+        pairs,
+        objective,
+        step=step,
+        cosine=True,
+        warm_up=setting.warm_up,
+        images=images_in(batches),
+    )
     plain.eval()
     trainer.processes.average(plain.backbone.buffers())
 

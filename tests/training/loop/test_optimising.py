@@ -32,6 +32,16 @@ def test_the_rate_of_every_group_falls_to_a_hundredth(progress: float, factor: f
     assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.002]
 
 
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.05), (0.1, 0.5), (0.19, 0.95), (0.2, 1.0), (0.6, 1.0)])
+def test_the_rate_rises_over_the_warm_up(progress: float, share: float) -> None:
+    optimiser = adam([([torch.nn.Parameter(torch.ones(1))], 0.1)])
+    rates = []
+    for warm_up in (0.0, 0.2):
+        set_learning_rate(optimiser, progress, cosine=True, warm_up=warm_up)
+        rates.append(optimiser.param_groups[0]["lr"])
+    assert rates[1] == pytest.approx(share * rates[0])
+
+
 def test_the_first_step_is_that_of_adam() -> None:
     parameter = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
     optimiser = adam([([parameter], 0.1)])
