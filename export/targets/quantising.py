@@ -136,6 +136,7 @@ def _quantised(model: Any, nodes: Sequence[str], ranges: dict[str, tuple[np.floa
             extra_options={"TensorQuantOverrides": steps},
         )
         quantiser.quantize_model()
+        quantiser.model.topological_sort()
     finally:
         logging.disable(silenced)
     return quantiser.model.model

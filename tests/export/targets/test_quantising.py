@@ -19,6 +19,7 @@ from protoserve.run.folder import open_run
 
 def test_eight_bits_stop_at_the_backbone(edge: Bundle) -> None:
     model = onnx.load(edge.file("onnx-int8"))
+    onnx.checker.check_model(model, full_check=True)
     source = onnx.load(edge.file("onnx"))
     # The names of its weights tell which convolutions are the backbone's.
     backbone = {node.name for node in source.graph.node if node.op_type == "Conv" and "backbone" in node.input[1]}
