@@ -10,6 +10,7 @@ import typer
 
 from protoserve.cli.options import DeviceOption, JsonOption, SkipBrokenOption
 from protoserve.cli.output import console, say
+from protoserve.cli.progress import counting, steps
 
 
 def _list_targets(requested: bool) -> None:
@@ -61,8 +62,6 @@ def export(
 
     Example: protoserve export runs/grocery --to onnx,onnx-int8 --data grocery-store --bundle bundles/grocery
     """
-    from rich.markup import escape
-
     from export.bundling import export_bundle
     from export.records import read_parity
     from export.sources import EdgeOptions, parse_size
@@ -74,7 +73,7 @@ def export(
         raise InputError("--name is empty; give a name, or omit the option to use the folder's name")
     screen = console(error=True)
     targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
-    with screen.status("reading the run") as status:
+    with steps("reading the run") as report:
         written = export_bundle(
             open_run(run),
             bundle,
@@ -85,7 +84,7 @@ def export(
             size=None if image_size is None else parse_size(image_size),
             tried=samples,
             overwrite=overwrite,
-            report=lambda message: status.update(escape(message)),
+            report=report,
         )
     parity = read_parity(bundle)
     if all(record.usual is None for record in written.manifest.prototypes):
@@ -122,17 +121,10 @@ def centre(
 
     Example: protoserve centre runs/grocery --data grocery-store
     """
-    from rich.progress import Progress
-
     from export import centring
 
     screen = console(error=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("measuring similarities", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, advance=done, total=total)
-
+    with counting("measuring similarities") as advance:
         centred = centring.centre(path, data, device=device, advance=advance)
     found = centred.separation
     say(
@@ -159,9 +151,6 @@ def validate(
 
     Example: protoserve validate bundles/grocery --data grocery-store --split test --json
     """
-    from rich.markup import escape
-    from rich.progress import Progress
-
     from export import validating
     from protoserve.bundle.folder import Bundle
     from protoserve.cli.audit_report import evidence_lines
@@ -170,12 +159,7 @@ def validate(
     from protoserve.inference.classifier import open_model
 
     screen = console(error=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(f"scoring {escape(split)}", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, advance=done, total=total)
-
+    with counting(f"scoring {split}") as advance:
         evaluation = validating.validate(
             [bundle, *others] if others else bundle,
             data,
@@ -235,8 +219,6 @@ def curate(
 
     Example: protoserve curate bundles/grocery --output bundles/grocery-2 --disable 12,17 --reason "the shelf"
     """
-    from rich.markup import escape
-
     from export.curating import Source
     from export.curating import curate as write_curated
     from export.curation_request import requested_link
@@ -253,7 +235,7 @@ def curate(
     )
     source = Source(None if place is None else open_run(place), data, split)
     screen = console(error=True)
-    with screen.status("reading the bundle") as status:
+    with steps("reading the bundle") as report:
         curated = write_curated(
             opened,
             link,
@@ -261,7 +243,7 @@ def curate(
             source,
             drop=[target.strip() for target in drop.split(",") if target.strip()],
             overwrite=overwrite,
-            report=lambda message: status.update(escape(message)),
+            report=report,
         )
     off = curated.bundle.curation.off
     say(f"{output}   {curated.bundle.name} {curated.bundle.version[:19]}, from {opened.version[:19]}")

@@ -22,7 +22,7 @@ Box = Annotated[
 class Contract(BaseModel):
     """The base of all records: frozen, and it rejects unknown keys, so that a typo in a stored document is noticed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class MemberReference(Contract):

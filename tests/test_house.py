@@ -105,7 +105,22 @@ def test_the_linter_exempts_only_networks_from_doing_without_torch() -> None:
         (["--help"], {"torch", "bentoml", "sklearn", "matplotlib", "onnxruntime", "numpy", "PIL", "pydantic"}),
         (["train", "--help"], {"torch", "bentoml", "sklearn", "matplotlib", "onnxruntime"}),
         (["serve", "--help"], {"torch", "bentoml", "sklearn", "matplotlib", "onnxruntime"}),
-        (["predict", "BUNDLE", "PHOTOGRAPH", "--json"], {"torch", "bentoml", "sklearn", "matplotlib", "ruamel"}),
+        (
+            ["predict", "BUNDLE", "PHOTOGRAPH", "--json"],
+            {
+                "torch",
+                "bentoml",
+                "sklearn",
+                "matplotlib",
+                "ruamel",
+                "pandas",
+                "pyarrow",
+                "scipy",
+                "onnx",
+                "timm",
+                "yaml",
+            },
+        ),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )

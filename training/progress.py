@@ -17,10 +17,7 @@ from rich.progress import (
 )
 
 from protoserve.cli import output
-
-# In a log, tasks shorter than FIRST_SECONDS print no line; longer ones print a line every LINE_SECONDS.
-FIRST_SECONDS = 5.0
-LINE_SECONDS = 30.0
+from protoserve.cli.progress import progress_lines
 
 
 @contextmanager
@@ -29,11 +26,12 @@ def tracked(
 ) -> Iterator[Callable[[int], None]]:
     """Show progress while the block runs. The block receives a function and calls it with the number of items done.
 
-    A terminal shows a bar. Other outputs, such as a log file, get plain lines: the first after `FIRST_SECONDS`, then
-    one every `LINE_SECONDS`, and one at the end. `clock` returns seconds.
+    A terminal shows a bar. Other outputs, such as a log file, get the lines of `progress_lines`. `clock` returns
+    seconds.
     """
     if not console.is_terminal:
-        yield from _plain_lines(console, description, total, clock)
+        with progress_lines(console, description, total, clock) as advance:
+            yield advance
         return
     columns = (
         TextColumn("{task.description:<34}"),
@@ -45,27 +43,6 @@ def tracked(
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
-
-
-def _plain_lines(
-    console: Console, description: str, total: int, clock: Callable[[], float]
-) -> Iterator[Callable[[int], None]]:
-    began = clock()
-    done, due = 0, began + FIRST_SECONDS
-
-    def line() -> None:
-        console.print(f"{description}: {done} of {total} after {clock() - began:.0f} s", markup=False, soft_wrap=True)
-
-    def advance(items: int) -> None:
-        nonlocal done, due
-        done += items
-        if clock() >= due and done < total:
-            line()
-            due = clock() + LINE_SECONDS
-
-    yield advance
-    if clock() >= began + FIRST_SECONDS:
-        line()
 
 
 def console() -> Console:

@@ -191,9 +191,12 @@ def _verify(directory: Path) -> dict[str, str]:
     left = (name for name in present - set(sums) - {SUMS} if not is_system_file(PurePosixPath(name).name))
     if added := sorted(left):
         raise BundleError(f"{directory}: {one_line(added[0])} is not listed in {SUMS}; remove it or export again")
+    # Resolving a path looks at each of its parts: once for each folder is enough.
+    root, parents = directory.resolve(), {(directory / name).parent for name in sums}
+    folders = {parent: parent.resolve().is_relative_to(root) for parent in parents}
     for name, expected in sums.items():
         file = directory / name
-        if not _inside(directory, file):
+        if file.is_symlink() or not folders[file.parent]:
             raise BundleError(f"{directory}: {name} points outside the bundle; don't use this bundle")
         if not file.is_file():
             raise BundleError(f"{directory}: {name} is a pipe, a socket or a device; don't use this bundle")

@@ -28,6 +28,7 @@ from protoserve.cli.options import (
     chosen_model,
 )
 from protoserve.cli.output import console, say
+from protoserve.cli.starting import uncollected
 from protoserve.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ def predict(
 
     Example: protoserve predict bundles/grocery photo.jpg --top-k 3 --contrast Fruit/Lemon --allow Fruit --json
     """
-    from protoserve.cli.terminal import prediction_tree
-    from protoserve.inference.classifier import BATCH, load
-    from protoserve.inference.option_text import levels_of, numbers_of, weights_of
+    with uncollected():
+        from protoserve.cli.terminal import prediction_tree
+        from protoserve.inference.classifier import BATCH, load
+        from protoserve.inference.option_text import levels_of, numbers_of, weights_of
 
-    classifier = load(chosen_model(bundle, others), device=device)
+        classifier = load(chosen_model(bundle, others), device=device)
     asked: OptionKeywords = {
         "top_k": top_k,
         "alternatives": alternatives,

@@ -5,6 +5,7 @@ Folders are searched by these suffixes; `protoserve.images.decoding` looks only 
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from pathlib import PurePath
 from typing import Final
@@ -14,6 +15,8 @@ from PIL import Image
 # The formats of photographs and drawings among the many that Pillow opens; the others are for printers, consoles and
 # scientific instruments. HEIF needs the extra `heif`.
 PICTURE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "HEIF")
+# Pillow's modules for them. `Image.init` would load all others, too, which every process would wait for.
+_PLUGINS: Final = ("Jpeg", "Png", "WebP", "Bmp", "Tiff", "Gif", "Avif", "Jpeg2K")
 # Suffixes of formats that only an extra, or another build of Pillow, can read.
 _OTHER_SUFFIXES: Final = {
     **dict.fromkeys((".avif", ".avifs"), "AVIF"),
@@ -31,7 +34,8 @@ def readable_formats() -> tuple[str, ...]:
         pass
     else:
         pillow_heif.register_heif_opener()
-    Image.init()
+    for plugin in _PLUGINS:
+        importlib.import_module(f"PIL.{plugin}ImagePlugin")
     return tuple(name for name in PICTURE_FORMATS if name in Image.OPEN)
 
 
@@ -39,7 +43,7 @@ def readable_formats() -> tuple[str, ...]:
 def picture_suffixes() -> frozenset[str]:
     """Return the suffixes, in lower case, of files that hold a picture of a readable format, such as `.jpeg`."""
     formats = readable_formats()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
 
 
 def has_picture_suffix(file: PurePath | str) -> bool:

@@ -36,6 +36,16 @@ def test_only_suffixes_of_formats_that_pillow_opens_count() -> None:
     assert all(name in Image.OPEN for name in readable_formats())
 
 
+def test_no_other_formats_of_pillow_are_loaded() -> None:
+    code = (
+        "import sys; from protoserve.images.formats import has_picture_suffix as found; assert found('a.png'); "
+        "print(sum(name.endswith('ImagePlugin') for name in sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Formats that build on others bring them: PPM, MPO and the like.
+    assert len(readable_formats()) <= int(loaded.stdout) <= 2 * len(PICTURE_FORMATS)
+
+
 @pytest.mark.parametrize("name", ["photo.heic", "PHOTO.HEIF", "photo.hif"])
 def test_a_picture_that_needs_an_extra_is_named_by_its_format(name: str) -> None:
     code = (
