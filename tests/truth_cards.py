@@ -15,9 +15,9 @@ from protoserve.bundle.truth_card import (
     Locality,
     PartEffects,
     PartHits,
+    PartPurity,
     Perturbation,
     PrototypeFlags,
-    Purity,
     Sparsity,
     Stability,
     Suspect,
@@ -94,7 +94,7 @@ def truth_card(seed: int = 0) -> TruthCard:
                 level=1, background="swapped", answers=comparison(0.875, 0.25), first=comparison(0.75, 0.125)
             )
         ],
-        purity=[Purity(level=1, prototypes=8, pure=0.625, shuffled=0.125, split="train")],
+        purity=[PartPurity(level=1, prototypes=8, pure=0.625, shuffled=0.125, split="train")],
         stability=[Stability(level=1, same_parts=comparison(0.75, 0.125))],
         sparsity=[sparse],
         prototypes=PrototypeFlags(

@@ -34,9 +34,9 @@ from protoserve.bundle.truth_card import (
     Consistency,
     PartEffects,
     PartHits,
+    PartPurity,
     Perturbation,
     PrototypeFlags,
-    Purity,
     Stability,
     TruthCard,
 )
@@ -92,7 +92,7 @@ def audit(
     learned = choose(learned, TRAINING_IMAGES, seed)
     with tracked("measuring prototypes", len(learned)) as advance:
         measured = measure(subject, bundle.input, learned, advance, masks)
-    pure: list[Purity] = []
+    pure: list[PartPurity] = []
     if masks is not None:
         with tracked("purity", len(measured.geometries)) as advance:
             pure = purity(subject, masks, learned.images, measured.geometries, measured.nearest, learned.split, advance)
@@ -126,7 +126,7 @@ def audit_sample(
     seed: int,
     masks: Masks | None = None,
     interventions: Interventions | None = None,
-    pure: Sequence[Purity] = (),
+    pure: Sequence[PartPurity] = (),
     quick: bool = False,
     network: SupportsGradient | None = None,
     tracked: Tracked = untracked,

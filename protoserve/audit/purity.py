@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from protoserve.audit.masks import Masks
 from protoserve.audit.stability import parts_within
 from protoserve.audit.subject import Subject
-from protoserve.bundle.truth_card import Purity
+from protoserve.bundle.truth_card import PartPurity
 from protoserve.images.geometry import Geometry
 
 # The patches of a prototype that count: those with the highest similarities, one a picture.
@@ -50,7 +50,7 @@ def purity(
     nearest: Nearest,
     split: str,
     advance: Callable[[int], None] = lambda images: None,
-) -> list[Purity]:
+) -> list[PartPurity]:
     """Measure the purity of all prototypes, at the level of their nodes.
 
     `names` are all pictures of the `split`; `geometries` are those of the pictures that have a mask, by number, from
@@ -79,7 +79,7 @@ def purity(
             )
             levels.setdefault(len(tree.nodes[child]), []).append(shares)
     return [
-        Purity(level=level, prototypes=len(shares), pure=float(pure), shuffled=float(chance), split=split)
+        PartPurity(level=level, prototypes=len(shares), pure=float(pure), shuffled=float(chance), split=split)
         for level, shares in sorted(levels.items())
         for pure, chance in [np.mean(shares, axis=0)]
     ]

@@ -151,7 +151,7 @@ class BackgroundIndependence(Contract):
     first: Comparison | None = Field(description="the same prototype as first evidence")
 
 
-class Purity(Contract):
+class PartPurity(Contract):
     """Over the `prototypes` of a level's nodes: the share of a prototype's most similar patches that hold the same part
     (PIP-Net, Nauta et al. 2023), on pictures of `split`."""
 
@@ -240,7 +240,7 @@ class TruthCard(Contract):
     consistency: list[Consistency] = Field(default=[], description="empty without masks")
     part_effects: list[PartEffects] = Field(default=[], description="empty without masks and pictures without parts")
     backgrounds: list[BackgroundIndependence] = Field(default=[], description="empty without masks")
-    purity: list[Purity] = Field(default=[], description="empty without masks")
+    purity: list[PartPurity] = Field(default=[], description="empty without masks")
     sparsity: list[Sparsity]
     prototypes: PrototypeFlags
     checks: list[Check]

@@ -11,13 +11,13 @@ from PIL import Image
 from protoserve.audit.masks import Masks
 from protoserve.audit.purity import PATCHES, Nearest, purity, share_of_one_part
 from protoserve.audit.subject import Subject
-from protoserve.bundle.truth_card import Purity
+from protoserve.bundle.truth_card import PartPurity
 from tests.protoserve.audit.toys import CELL, ToyEngine, local_maps, sample, square_of, subject
 
 PICTURES = 24
 
 
-def found_in(folder: Path, toy: Subject) -> Purity:
+def found_in(folder: Path, toy: Subject) -> PartPurity:
     """The square is part 1 in the pictures of Red and part 2 in those of Green."""
     pictures = sample(PICTURES)
     for image, name in enumerate(pictures.names):
