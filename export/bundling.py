@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from export import routing
 from export.accuracy import JudgingData, judging_data, pictures
 from export.graph import ExplainedGraph
 from export.judging import Judge
@@ -23,7 +24,7 @@ from export.records import TargetReport, write_parity
 from export.resizing import check_fitted
 from export.seen import measure_reach
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
-from export.targets.table import TARGETS, Target, target_named
+from export.targets.table import ROUTED_WIDTH, TARGETS, Target, target_named
 from protoserve.bundle.folder import Bundle, read_bundle, write_bundle, write_manifest
 from protoserve.bundle.manifest import FORMAT, GraphRecord, Manifest, PrototypeRecord
 from protoserve.errors import InputError
@@ -55,10 +56,14 @@ def export_bundle(
     options: EdgeOptions | None = None,
     size: tuple[int, int] | None = None,
     tried: int = 0,
+    routed_if_quicker: bool = False,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Export a finished run to a bundle at `directory`; calls `report` with a line of text before each step.
+
+    With `routed_if_quicker`, also writes `onnx-routed` where a class tree is large enough to be routed, and keeps it if
+    requests are quicker with it on this machine; the manifest's `routing` says so.
 
     `data` is the folder of the run's data set, which targets of less precision than float32 need. `options` apply to
     all targets except `onnx`, which the service runs. `size` is (height, width) in pixels, for an input size other than
@@ -112,6 +117,9 @@ def export_bundle(
         judging = judging_data(run, data, network.head.taxonomy)
 
     applied = {target: _applied(target, row, options) for target, row in chosen.items()}
+    tries_routing = routed_if_quicker and routing.TARGET not in chosen and routing.may_pay(network.head, ROUTED_WIDTH)
+    if tries_routing:
+        applied[routing.TARGET] = EdgeOptions()
     with write_bundle(directory, overwrite=overwrite) as draft:
         (draft / "prototypes").mkdir()
         for record in manifest("").prototypes:
@@ -122,7 +130,12 @@ def export_bundle(
         if manifest("").promise is not None:
             shutil.copytree(run.calibration, draft / CALIBRATION)
         model = ExportedModel(network, rule, samples, top_k, run.model)
-        write_model(draft, model, manifest, applied, judging, report)
+        reports = write_targets(draft, model, manifest, applied, judging, report)
+        if tries_routing:
+            report(f"timing requests with {TARGETS[routing.TARGET].file} and without")
+            manifest = routing.with_routing(draft, manifest, reports, samples)
+        write_parity(draft, reports)
+        write_manifest(draft, manifest)
     return read_bundle(directory)
 
 
@@ -146,8 +159,21 @@ def write_model(
     judging: JudgingData | None,
     report: Callable[[str], None],
 ) -> None:
-    """Write the weights, each of the `targets` with its options, the parity report and the manifest into a draft that
-    holds the pictures of the prototypes.
+    """Write what `write_targets` does, the parity report and the manifest."""
+    write_parity(draft, write_targets(draft, model, manifest, targets, judging, report))
+    write_manifest(draft, manifest)
+
+
+def write_targets(
+    draft: Path,
+    model: ExportedModel,
+    manifest: Callable[[str], Manifest],
+    targets: Mapping[str, EdgeOptions],
+    judging: JudgingData | None,
+    report: Callable[[str], None],
+) -> dict[str, TargetReport]:
+    """Write the weights and each of the `targets` with its options into a draft that holds the pictures of the
+    prototypes; returns the targets' parity reports.
 
     Raises ParityError if a target's outputs differ from the network's.
     """
@@ -195,8 +221,7 @@ def write_model(
                 unoptimised = None if row.run_unoptimised is None else row.run_unoptimised(file)
                 validation = judge.report(runtime, applied, row.precision, unoptimised)
                 parity[target] = parity[target].model_copy(update={"validation": validation})
-    write_parity(draft, parity)
-    write_manifest(draft, manifest)
+    return parity
 
 
 def _applied(name: str, target: Target, options: EdgeOptions) -> EdgeOptions:

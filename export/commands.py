@@ -25,9 +25,12 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     bundle: Annotated[Path, typer.Option(help="The folder to write.")],
     to: Annotated[
-        str,
-        typer.Option(help="Targets, separated by commas: onnx (required) and any of --list-targets."),
-    ] = "onnx",
+        str | None,
+        typer.Option(
+            help="Targets, separated by commas: onnx (required) and any of --list-targets.",
+            show_default="onnx, and onnx-routed if requests are quicker with it",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; by default that of the folder.")] = None,
     data: Annotated[
         Path | None,
@@ -65,14 +68,14 @@ def export(
     from export.bundling import export_bundle
     from export.records import read_parity
     from export.sources import EdgeOptions, parse_size
-    from export.targets.listing import next_steps, summary
+    from export.targets.listing import next_steps, routing_note, summary
     from protoserve.errors import InputError
     from protoserve.run.folder import open_run
 
     if name is not None and not name.strip():
         raise InputError("--name is empty; give a name, or omit the option to use the folder's name")
     screen = console(error=True)
-    targets = tuple(dict.fromkeys(target.strip() for target in to.split(",") if target.strip()))
+    targets = tuple(dict.fromkeys(target.strip() for target in (to or "onnx").split(",") if target.strip()))
     with steps("reading the run") as report:
         written = export_bundle(
             open_run(run),
@@ -83,6 +86,7 @@ def export(
             options=EdgeOptions(fixed_batch, resize_in_graph),
             size=None if image_size is None else parse_size(image_size),
             tried=samples,
+            routed_if_quicker=to is None,
             overwrite=overwrite,
             report=report,
         )
@@ -94,8 +98,10 @@ def export(
             soft_wrap=True,
             markup=False,
         )
-    for target in targets:
+    for target in written.manifest.files:
         say(summary(written, target, parity[target]))
+    if written.manifest.routing is not None:
+        screen.print(routing_note(written.manifest.routing), soft_wrap=True, markup=False)
     say(f"{bundle}   {written.manifest.name} {written.manifest.version[:19]}")
     screen.print("Next:")
     for line in next_steps(written, data):

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from export import routing
 from export.accuracy import judging_data, learned_images, network_runtime
 from export.bundle_network import network_of_bundle
 from export.bundling import ExportedModel, head_prior, write_model
@@ -94,6 +95,9 @@ def curate(
         raise InputError(f"{output}: is the bundle itself, which is never changed in place; give another --output")
     if link.refitted and source.run is None:
         raise InputError("a refit needs the run that the bundle was exported from; give --refit RUN")
+    if source.run is None and routing.TARGET in manifest.files and manifest.routing is not None:
+        # The export chose it because it is quicker, so nobody insists on it.
+        drop = {*drop, routing.TARGET}
     kept = Bundle(bundle.directory, manifest.model_copy(update={"files": _kept_files(manifest, drop)}), bundle.sums)
     if source.run is None:
         check_files(kept)
@@ -322,5 +326,7 @@ def _notes(bundle: Bundle, link: CurationLink, made: _Made | None) -> Iterator[s
         yield "note: the truth card was of the version before; run 'protoserve audit BUNDLE --data DIR --write' again"
     if manifest.promise is not None and (made is None or made.calibration is None):
         yield "note: the promise of precision was that of the version before, so this one makes none; add --run RUN"
+    if made is None and manifest.routing is not None and manifest.routing.kept:
+        yield "note: the routed graph can't be changed without the network, so it is left out; add --run RUN to keep it"
     if link.accuracy is None:
         yield "note: no pictures were given, so nobody knows what it did to accuracy; add --data DIR to measure it"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protoserve.graph_signature import INPUT, OUTPUT_NAMES, ROUTED_OUTPUT_NAMES, named_arrays
+from protoserve.graph_signature import INPUT, OUTPUT_NAMES, SEARCH_OUTPUT_NAMES, named_arrays
 from protoserve.networks.fused_head import FusedHead
 from protoserve.networks.model_file import ExplainedNetwork
 from protoserve.networks.routed_head import TRUNK, RoutedHead
@@ -43,7 +43,7 @@ class ExplainedGraph(nn.Module):
 
 
 class RoutedGraph(nn.Module):
-    """Maps uint8 `image` [N, H, W, 3] to the fields of `RoutedExplanation`, in their order.
+    """Maps uint8 `image` [N, H, W, 3] to the fields of `RoutedSearch`, in their order.
 
     The graph expands `width` nodes per level below a trunk of at most `trunk` prototypes; see `RoutedHead`.
     """
@@ -77,7 +77,7 @@ def write_onnx(
     if dynamic is None:
         dynamic = {0: torch.export.Dim("batch", min=1)}
     if outputs is None:
-        outputs = ROUTED_OUTPUT_NAMES if isinstance(graph, RoutedGraph) else OUTPUT_NAMES
+        outputs = SEARCH_OUTPUT_NAMES if isinstance(graph, RoutedGraph) else OUTPUT_NAMES
 
     with quiet():
         program = torch.onnx.export(

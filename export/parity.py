@@ -104,35 +104,44 @@ def compare(
 
     Both are uint8 [N, H, W, 3]. Raises ParityError as `check` does.
     """
-    comparison = _Comparison(network.network.head, precision)
+    head = network.network.head
+    comparison, grouping = _Comparison(head, precision), head.grouping
     certain: list[bool] = []
     for pictures, fitted in pairs:
         expected, latent = network.of(fitted)
         answers = runtime(pictures)
         if routed:
             certain += answers["certain"].tolist()
-            answers = completed(expected, answers)
+            answers = completed(expected, answers, grouping.node_group.numpy(), grouping.prototype_group.numpy())
         comparison.add(expected, answers, latent)
     report = comparison.result()
     return report.model_copy(update={"certain": sum(certain) / len(certain)}) if routed else report
 
 
-def completed(expected: Arrays, routed: Arrays) -> dict[str, NDArray[Any]]:
+def completed(
+    expected: Arrays, routed: Arrays, node_group: NDArray[np.int64], prototype_group: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
     """Extend a `routed` graph's outputs to those of the full graph.
 
-    For images whose certificate holds, the result has the routed graph's path, with the path's probabilities, logits
-    and evidence. Everything else is copied from `expected`, the full graph's outputs. Raises ParityError for an output
-    of another shape.
+    For images whose certificate holds, the result has the routed graph's path, with the path's logits and evidence, the
+    similarities of all prototypes beside it, and all probabilities that were computed. Everything else is copied from
+    `expected`, the full graph's outputs. `node_group` [nodes] and `prototype_group` [prototypes] are the groups in
+    which they compete. Raises ParityError for an output of another shape.
     """
     whole = {name: array.copy() for name, array in expected.items()}
     certain = np.flatnonzero(routed["certain"])
     for name in whole.keys() & routed.keys():
         _check_shape(name, expected[name], routed[name])
         whole[name][certain] = routed[name][certain]
+    scored = np.nonzero(routed["certain"][:, None] & (routed["scored_node"] < whole["log_probability"].shape[1]))
+    whole["log_probability"][scored[0], routed["scored_node"][scored]] = routed["scored_log_probability"][scored]
     images, levels = np.nonzero(routed["certain"][:, None] & (routed["path"] >= 0))
     nodes = routed["path"][images, levels]
     for name in ("log_probability", "logit"):
         whole[name][images, nodes] = routed[f"path_{name}"][images, levels]
+    for image, level, node in zip(images.tolist(), levels.tolist(), nodes.tolist(), strict=True):
+        own = np.flatnonzero(prototype_group == node_group[node])
+        whole["similarity"][image, own] = routed["path_similarity"][image, level, : len(own)]
     # A routed graph gives the best cell of its evidence only, not of every prototype.
     for kind in ("evidence", "against"):
         ranks = np.nonzero(routed["certain"][:, None, None] & (routed[f"{kind}_prototype"] >= 0))

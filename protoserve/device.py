@@ -1,4 +1,4 @@
-"""The devices that a caller can request, and the check for an NVIDIA driver."""
+"""The devices and graphs that a caller can request, and the check for an NVIDIA driver."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Final, Literal, TypeAlias, get_args
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 DEVICES: Final[tuple[Device, ...]] = get_args(Device)
+# `auto`: the routed graph answers where the bundle has one and its certificate holds; `off`: the full graph alone.
+Routed: TypeAlias = Literal["auto", "off"]
+ROUTED: Final[tuple[Routed, ...]] = get_args(Routed)
 
 
 def has_nvidia_driver() -> bool:

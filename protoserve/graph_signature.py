@@ -70,7 +70,7 @@ class Explanation(Generic[FloatArray, IntegerArray]):
 
 @dataclass(frozen=True)
 class RoutedExplanation(Generic[FloatArray, IntegerArray, BooleanArray]):
-    """The outputs of a routed graph, in their order: those of `Explanation`, for the predicted path only."""
+    """The answer of a routed graph: the outputs of `Explanation`, for the predicted path only."""
 
     certain: Annotated[BooleanArray, ("images",)]
     """Whether the certificate holds: no leaf outside the scored branches can be more probable."""
@@ -95,6 +95,24 @@ class RoutedExplanation(Generic[FloatArray, IntegerArray, BooleanArray]):
 
 
 @dataclass(frozen=True)
+class RoutedSearch(RoutedExplanation[FloatArray, IntegerArray, BooleanArray]):
+    """All outputs of a routed graph, in their order: the answer, and what the search for it has scored.
+
+    Routed graphs of older versions lack the outputs of this class.
+    """
+
+    path_similarity: Annotated[FloatArray, ("images", "levels", "slots")]
+    """The highest similarities over the cells of the prototypes among which the level's node and its siblings compete,
+    in the order of their numbers; past these prototypes, any number."""
+    scored_node: Annotated[IntegerArray, ("images", "scored")]
+    """The nodes whose probabilities were computed; the number of nodes for padding."""
+    scored_log_probability: Annotated[FloatArray, ("images", "scored")]
+    """Natural logarithms of their unconditional probabilities; in the padding, any number."""
+    unscored_bound: Annotated[FloatArray, _LEVELS]
+    """No other node of the level has a greater natural logarithm of its probability; −1e30 where all were scored."""
+
+
+@dataclass(frozen=True)
 class GraphOutput:
     """One output: its name, its ONNX type (`float`, `int64`, `bool`) and the names of its dimensions."""
 
@@ -114,13 +132,15 @@ def _declared(declaration: type[Any]) -> tuple[GraphOutput, ...]:
 
 OUTPUTS: Final = _declared(Explanation)
 ROUTED_OUTPUTS: Final = _declared(RoutedExplanation)
+SEARCH_OUTPUTS: Final = _declared(RoutedSearch)
 OUTPUT_NAMES: Final = tuple(output.name for output in OUTPUTS)
 ROUTED_OUTPUT_NAMES: Final = tuple(output.name for output in ROUTED_OUTPUTS)
+SEARCH_OUTPUT_NAMES: Final = tuple(output.name for output in SEARCH_OUTPUTS)
+_NAMES: Final = frozenset((*OUTPUT_NAMES, *SEARCH_OUTPUT_NAMES))
 # The graphs of bundles of format 1 lack these; the engine computes them.
 OUTPUTS_OF_FORMAT_2: Final = frozenset(name for name in OUTPUT_NAMES if name.startswith(("against_", "positive_")))
 
 
 def named_arrays(answer: Explanation[Any, Any] | RoutedExplanation[Any, Any, Any]) -> dict[str, Any]:
     """Map the names of the graph's outputs, in their order, to the arrays or tensors of an answer."""
-    names = OUTPUT_NAMES if isinstance(answer, Explanation) else ROUTED_OUTPUT_NAMES
-    return {name: getattr(answer, name) for name in names}
+    return {field.name: getattr(answer, field.name) for field in fields(answer) if field.name in _NAMES}

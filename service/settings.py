@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protoserve.cores import usable_cores, usable_memory
-from protoserve.device import Device
+from protoserve.device import Device, Routed
 from protoserve.errors import InputError
 from protoserve.feedback.store import shown_place
 from protoserve.images.formats import readable_formats
@@ -59,6 +59,11 @@ class Settings(BaseSettings):
 
     # Compute.
     device: Device = Field(default="auto", description="device that runs the graph")
+    routed: Routed = Field(
+        default="auto",
+        description="graph that answers on a CPU: `auto` uses the bundle's routed graph where there is one and its "
+        "certificate holds, `off` the full graph alone; answers are the same",
+    )
     workers: int = Field(
         default=1,
         ge=1,

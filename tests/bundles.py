@@ -182,6 +182,61 @@ def export_calibrated(directory: Path) -> None:
     export_bundle(open_run(run), directory / "bundle")
 
 
+# Leaves at depths 1 to 5, an only child, and groups of two to four.
+DEEP = (
+    *(f"A/B/C/{leaf}" for leaf in "uvwx"),
+    *("A/B/D/e/x", "A/B/D/e/y", "A/B/D/f", "A/g", "A/h/i", "A/h/j"),
+    *("K/only/l", "K/only/m", "N"),
+)
+
+
+def export_routed(directory: Path) -> None:
+    """Make `directory/bundle`, of a random network over a deep and uneven tree, with novelty thresholds, temperatures
+    and a promise. Its routed graph expands one node of every level, so that the full graph must often answer."""
+    import pytest
+    import torch
+
+    from export.bundling import export_bundle
+    from export.graph import RoutedGraph
+    from export.targets import table
+    from protoserve.bundle.folder import read_bundle
+    from protoserve.networks.model_file import load_network, save_network
+    from protoserve.networks.network import PrototypeNetwork
+    from protoserve.novelty import NoveltyTable, parent_names
+    from protoserve.run.folder import open_run
+    from tests.promises import promising, sure_above
+
+    run = make_run(directory / "run", leaves=DEEP)
+    network, description, sources = load_network(run / "model.pt")
+    assert isinstance(network, PrototypeNetwork)
+    head = network.head
+    torch.manual_seed(1)
+    with torch.no_grad():
+        # All logits are 0 where every similarity is usual, so that the pictures alone decide.
+        head.weight.copy_(torch.randn_like(head.weight))
+        for group, weight in enumerate(head.weight):
+            usual = head.usual[head.grouping.prototype_group == group]
+            own = weight[:, : len(usual)]
+            own -= (own @ usual)[:, None] * usual / (usual @ usual)
+        head.temperature.uniform_(0.5, 2.0)
+        pictures = torch.from_numpy(np.load(run / "samples.npy"))
+        found = network.explain(pictures, 1)
+    tree = NoveltyTable.of(head.taxonomy, "hierarchical", description.prototype_child)
+    arrays = found.log_probability.numpy(), found.logit.numpy(), found.similarity.numpy()
+    middle = np.median(tree.scores("support", *arrays), axis=0).tolist()
+    thresholds = dict(zip(parent_names(tree.groups, head.taxonomy), middle, strict=True))
+    save_network(run / "model.pt", network, description, sources)
+    novelty = {"score": "support", "true_positive_rate": 0.5, "thresholds": thresholds}
+    shares = {"known_at_parents": 0.5, "known_throughout": 0.5}
+    (run / "metrics.json").write_text(json.dumps({"novelty": {**novelty, "test": shares}}))
+    with pytest.MonkeyPatch.context() as patched:
+        narrow = lambda network, top_k, width: RoutedGraph(network, top_k, 1, trunk=0)  # noqa: E731
+        patched.setattr(table, "RoutedGraph", narrow)
+        export_bundle(open_run(run), directory / "plain", ("onnx", "onnx-routed"))
+    plain = read_bundle(directory / "plain")
+    promising(plain.directory, directory / "bundle", sure_above(plain.taxonomy, 0.4, len(tree.groups)))
+
+
 def older_bundle(bundle: Bundle, directory: Path, *, weights: bool = True, usual: bool = False) -> Bundle:
     """Write the bundle as an older version exported it: format 1, without the outputs that came with format 2.
 

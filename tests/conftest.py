@@ -17,6 +17,7 @@ from tests.bundles import (
     Shared,
     bundle_factory,
     export_calibrated,
+    export_routed,
     learned_run,
     run_factory,
     shared_by_workers,
@@ -111,6 +112,12 @@ def learned(shared: Shared) -> tuple[Path, Path]:
 def calibrated_bundle(shared: Shared) -> Path:
     """The bundle of a run like the tiny one, with the temperatures and thresholds of `tests.bundles`."""
     return shared.folder("calibrated", "calibrated", export_calibrated) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def routed_bundle(shared: Shared) -> Path:
+    """A bundle over a deep tree, whose routed graph is often uncertain; see `tests.bundles.export_routed`."""
+    return shared.folder("routed", "routed", export_routed) / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from export.graph import ExplainedGraph, RoutedGraph, quiet, write_onnx
 from export.targets.table import ROUTED_WIDTH
-from protoserve.graph_signature import OUTPUT_NAMES, ROUTED_OUTPUT_NAMES, named_arrays
+from protoserve.graph_signature import OUTPUT_NAMES, SEARCH_OUTPUT_NAMES, named_arrays
 from protoserve.networks.backbones import backbone
 from protoserve.networks.fused_head import FusedHead
 from protoserve.networks.head import PrototypeHead
@@ -197,7 +197,7 @@ def _write_fused(head: PrototypeHead, example: Tensor, file: Path, form: str) ->
 
     write_module(Fused(head, form), example, file, "latent")
     model = onnx.load(str(file))
-    names = ROUTED_OUTPUT_NAMES if form == ROUTED else OUTPUT_NAMES
+    names = SEARCH_OUTPUT_NAMES if form == ROUTED else OUTPUT_NAMES
     for output, name in zip(model.graph.output, names, strict=True):
         for node in model.graph.node:
             node.output[:] = [name if value == output.name else value for value in node.output]

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from protoserve.errors import DeviceError
 from protoserve.inference.classifier import Classifier, load
 from protoserve.inference.engine import Outputs
+from protoserve.inference.options import PredictOptions
 from service.scheduling.batching import Batcher
 
 if __name__ == "__main__":
@@ -100,9 +101,10 @@ if SIDE == "ours":
         def __init__(self) -> None:
             global ENDPOINT
             classifier, batcher = opened(), Batcher(LANES, MOST, 60.0)
+            options = PredictOptions().resolved(classifier.table)
 
             async def infer(image: NDArray[np.uint8]) -> Any:
-                return (await batcher.run(classifier, image)).log_probability
+                return (await batcher.run(classifier, image, options)).log_probability
 
             ENDPOINT = infer
 

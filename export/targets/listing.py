@@ -9,6 +9,7 @@ from rich.table import Table
 from export.records import TargetReport
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import Bundle
+from protoserve.bundle.manifest import RoutingRecord
 
 
 def listing() -> Table:
@@ -36,6 +37,14 @@ def summary(bundle: Bundle, target: str, report: TargetReport) -> str:
         least = 100 * min(kept.values(), default=1.0)
         line += f"   loses at most {loss:.2f} points of accuracy, keeps the evidence of at least {least:.1f} %"
     return line
+
+
+def routing_note(record: RoutingRecord) -> str:
+    """Say whether the routed graph was kept, and why."""
+    share = f"a request takes {record.ratio:.2f} of the full graph's time with it, on this machine"
+    if record.kept:
+        return f"model.routed.onnx answers what it can: {share}; --to onnx leaves it out"
+    return f"no model.routed.onnx: {share}; --to onnx,onnx-routed keeps it nevertheless"
 
 
 def next_steps(bundle: Bundle, data: Path | None) -> list[str]:

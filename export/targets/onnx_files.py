@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from export.parity import Runtime
 from protoserve.errors import InputError
-from protoserve.graph_signature import INPUT, OUTPUT_NAMES, ROUTED_OUTPUT_NAMES
+from protoserve.graph_signature import INPUT, OUTPUT_NAMES, SEARCH_OUTPUT_NAMES
 
 # The key under which torch's exporter notes the module that a node came from.
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
@@ -51,7 +51,7 @@ def run_unoptimised(file: Path) -> Runtime:
 
 def run_routed(file: Path) -> Runtime:
     """Open a routed graph's ONNX file in onnxruntime on the CPU."""
-    return run_onnx(file, ROUTED_OUTPUT_NAMES)
+    return run_onnx(file, SEARCH_OUTPUT_NAMES)
 
 
 def copy(source: Path, file: Path) -> None:

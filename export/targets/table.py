@@ -15,7 +15,7 @@ from export.targets import executorch_files, onnx_files, openvino_files, quantis
 from protoserve.errors import InputError, nearest
 
 # The number of nodes that a routed graph expands per level; see benchmarks/accuracy/routing.py.
-ROUTED_WIDTH: Final = 2
+ROUTED_WIDTH: Final = 6
 
 
 @dataclass(frozen=True)

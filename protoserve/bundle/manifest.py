@@ -90,8 +90,23 @@ class GraphRecord(Contract):
         return Cells(self.rows, self.columns, self.smoothing, self.tile, self.tile_step, self.reach, self.tile_start)
 
 
+class RoutingRecord(Contract):
+    """Whether the routed graph pays, as timed on the machine of the export; see `export.routing`."""
+
+    ratio: float = Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="time of a request with the routed graph, and the full one where that must answer, divided by the "
+        "full graph's alone; one picture and one CPU thread",
+    )
+    requests: int = Field(ge=1, description="requests timed in each way, in turns")
+    routed: float = Field(ge=0, le=1, description="share of the requests that the routed graph answered alone")
+    kept: bool = Field(description="whether it was quick enough to become part of the bundle")
+
+
 class Manifest(Contract):
-    """Everything that a reader needs in addition to the graph. `version` is a hash of the bundle's other content."""
+    """Everything that a reader needs in addition to the graph. `version` is a hash of the bundle's other content, but
+    for the times in `routing`."""
 
     format: int = Field(ge=1)
     name: PlainText
@@ -120,6 +135,9 @@ class Manifest(Contract):
     truth: TruthCard | None = Field(default=None, description="what `protoserve audit --write` measured")
     curation: list[CurationLink] = Field(
         default=[], description="what `protoserve curate` has done to this bundle and its ancestors, oldest first"
+    )
+    routing: RoutingRecord | None = Field(
+        default=None, description="whether the routed graph pays; null where the export did not have to find out"
     )
     metrics: Metrics = Field(default_factory=Metrics)
     provenance: Provenance = Field(default_factory=Provenance)

@@ -10,38 +10,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar, Unpack, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protoserve.bundle.ensemble import Ensemble, Model, ensemble_of, read_model
 from protoserve.bundle.folder import Bundle, read_bundle
-from protoserve.device import Device
+from protoserve.device import ROUTED, Device, Routed
 from protoserve.errors import ImageError, InputError
 from protoserve.images.decoding import DEFAULT_LIMITS, ImageSource, Limits, decode
 from protoserve.images.fitting import FittedImage, fit
-from protoserve.inference.engine import Engine
+from protoserve.inference.engine import Engine, Outputs, in_order
 from protoserve.inference.ensemble_engine import EnsembleEngine, open_engine
 from protoserve.inference.evidence import predictions
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.identity import identified
 from protoserve.inference.opened_pictures import pictures_at_hand
 from protoserve.inference.options import OptionKeywords, PredictOptions, ResolvedOptions
+from protoserve.inference.quick_path import open_quick_path
 from protoserve.schema import Prediction
 from protoserve.taxonomy import Taxonomy
 
 BATCH: Final = 16
+_ROUTE: Final = "<U12"  # holds every name of `Outputs.route`
 Source = TypeVar("Source", bound=ImageSource)
 
 
 class Classifier:
     """Predicts with a bundle or an ensemble. Made by `load`; several threads may use it at the same time."""
 
-    def __init__(self, bundle: Model, engine: Engine | EnsembleEngine) -> None:
+    def __init__(
+        self, bundle: Model, engine: Engine | EnsembleEngine, routed: Routed = "off", threads: int | None = None
+    ) -> None:
+        if routed not in ROUTED:
+            raise InputError(f"routed must be {' or '.join(ROUTED)}, not {routed!r}")
         self.bundle = bundle
         self.engine = engine
         self.table = EvidenceTable.of(bundle)
+        self.quick = open_quick_path(bundle, self.table, engine.device, threads) if routed == "auto" else None
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -105,9 +114,34 @@ class Classifier:
     def _predict(self, fitted: Sequence[FittedImage], options: ResolvedOptions) -> list[Prediction]:
         if not fitted:
             return []
-        outputs = self.engine.run(np.stack([image.array for image in fitted]))
+        outputs = self.outputs(np.stack([image.array for image in fitted]), [options] * len(fitted))
         made = predictions(outputs, self.table, [image.geometry for image in fitted], options)
         return [identified(prediction, image, options) for prediction, image in zip(made, fitted, strict=True)]
+
+    def outputs(self, images: NDArray[np.uint8], options: Sequence[ResolvedOptions]) -> Outputs:
+        """Run the graphs on uint8 RGB images [N, height, width, 3] at model size, each for its own `options`.
+
+        The routed graph runs first where there is one, and the full graph on what that can't answer. What an answer
+        does not need may differ from the full graph's outputs; see `QuickPath.outputs`. Raises as `Engine.run` does.
+        """
+        quick = self.quick
+        if quick is None:
+            return self.engine.run(images)
+        route = np.array(["asked" if option.needs_full_graph else "routed" for option in options], dtype=_ROUTE)
+        chosen = np.flatnonzero(route == "routed")
+        parts: list[tuple[NDArray[np.int64], Outputs]] = []
+        if len(chosen):
+            found = quick.run(images[chosen])
+            log_probability = quick.probabilities(found)
+            others = quick.certain(found, log_probability, [options[index].alternatives for index in chosen.tolist()])
+            route[chosen] = np.where(found.certain, np.where(others, "routed", "alternatives"), "uncertain")
+            sure = found.certain & others
+            if sure.any():
+                parts.append((chosen[sure], quick.outputs(found, log_probability).selected(sure)))
+        rest = np.flatnonzero(route != "routed")
+        if len(rest):
+            parts.append((rest, self.engine.run(images[rest])))
+        return replace(in_order(parts), route=route)
 
     def _fit_item(self, image: ImageSource, item: int) -> FittedImage:
         try:
@@ -119,7 +153,10 @@ class Classifier:
 
 
 def load(
-    bundle: Path | str | Model | Sequence[Path | str | Bundle], device: Device = "auto", threads: int | None = None
+    bundle: Path | str | Model | Sequence[Path | str | Bundle],
+    device: Device = "auto",
+    threads: int | None = None,
+    routed: Routed = "auto",
 ) -> Classifier:
     """Open a bundle for predictions, or several bundles as an ensemble; needs no torch.
 
@@ -128,11 +165,12 @@ def load(
     `member`.
 
     `device` is `"auto"` (CUDA if it works, else the CPU), `"cpu"` or `"cuda"`; `threads` limits the CPU threads of one
-    call. Raises InputError for a missing bundle, an unknown device or members that don't fit together, BundleError for
-    a damaged bundle, and DeviceError if CUDA is requested and can't be used.
+    call. With `routed` `"auto"`, the bundle's routed graph answers what it can on a CPU, and the full graph the rest;
+    answers are the same. `"off"` leaves it unused. Raises InputError for a missing bundle, an unknown device or members
+    that don't fit together, BundleError for a damaged bundle, and DeviceError if CUDA is requested and can't be used.
     """
     model = open_model(bundle)
-    return Classifier(model, open_engine(model, device=device, threads=threads))
+    return Classifier(model, open_engine(model, device=device, threads=threads), routed, threads)
 
 
 def open_model(bundle: Path | str | Model | Sequence[Path | str | Bundle]) -> Model:

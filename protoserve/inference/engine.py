@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnxruntime
@@ -34,6 +34,7 @@ from protoserve.novelty import NoveltyTable
 _LOG = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+PICTURE: Final = GraphOutput(INPUT, "uint8", ("images", "height", "width", "channels"))
 # onnxruntime's exceptions share no base class of their own.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(onnxruntime_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -48,6 +49,10 @@ class Outputs(Explanation[NDArray[np.float32], NDArray[np.int64]]):
 
     known: NDArray[np.bool_] | None = None
     """[N, levels] whether the picture is known at each level; None if no member of an ensemble has voted on it."""
+    route: NDArray[np.str_] | None = None
+    """[N] `routed` if the picture's outputs come from the routed graph; else from the full one, because the request
+    asked for more (`asked`), the certificate did not hold (`uncertain`), or it did not hold for the `alternatives`.
+    None without a routed graph."""
 
     def __len__(self) -> int:
         return len(self.path)
@@ -55,7 +60,26 @@ class Outputs(Explanation[NDArray[np.float32], NDArray[np.int64]]):
     def rows(self, start: int, stop: int) -> Outputs:
         """Return views of the outputs for the images from `start` to `stop` (exclusive)."""
         parts = {name: array[start:stop] for name, array in named_arrays(self).items()}
-        return Outputs(**parts, known=None if self.known is None else self.known[start:stop])
+        return Outputs(
+            **parts,
+            known=None if self.known is None else self.known[start:stop],
+            route=None if self.route is None else self.route[start:stop],
+        )
+
+    def selected(self, images: NDArray[np.bool_]) -> Outputs:
+        """Return the outputs for the `images` bool [N] alone; themselves if those are all."""
+        if images.all():
+            return self
+        return Outputs(**{name: array[images] for name, array in named_arrays(self).items()})
+
+
+def in_order(parts: Sequence[tuple[NDArray[np.int64], Outputs]]) -> Outputs:
+    """Join the outputs of some images, in the order of these images' numbers."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order = np.argsort(np.concatenate([images for images, _ in parts]))
+    named = [named_arrays(outputs) for _, outputs in parts]
+    return Outputs(**{name: np.concatenate([arrays[name] for arrays in named])[order] for name in OUTPUT_NAMES})
 
 
 class Engine:
@@ -92,19 +116,7 @@ class Engine:
                 f"the model takes uint8 images [N, {height}, {width}, 3], not {images.dtype} "
                 f"{list(images.shape)}; make them with protoserve.images.fitting.fit"
             )
-        options = None if seconds is None else onnxruntime.RunOptions()
-        try:
-            with _ended_after(seconds, options):
-                arrays = self._session.run(list(self._names), {INPUT: np.ascontiguousarray(images)}, options)
-        except RUNTIME_ERRORS as error:
-            if options is not None and options.terminate:
-                raise DeviceError(
-                    f"the graph did not end within {seconds:g} seconds on {self.device} for {len(images)} images; "
-                    "export the bundle again"
-                ) from error
-            raise DeviceError(
-                f"the graph failed on {self.device} for {len(images)} images ({error}); try fewer at a time"
-            ) from error
+        arrays = run_session(self._session, self._names, images, seconds, self.device)
         found = dict(zip(self._names, arrays, strict=True))
         return Outputs(**found if self._complete is None else self._complete(found))
 
@@ -148,21 +160,51 @@ class Engine:
         return session
 
     def _new_session(self, providers: list[Any], threads: int | None) -> Any:
-        options = onnxruntime.SessionOptions()
-        # The graph optimiser's warnings do not help users. Errors arrive as exceptions.
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        file = self._bundle.file("onnx")
-        try:
-            # onnxruntime prints provider failures on standard output.
-            with contextlib.redirect_stdout(sys.stderr):
-                session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except RUNTIME_ERRORS as error:
-            raise BundleError(f"{file}: not a graph that onnxruntime can load ({error}); export it again") from error
-        # The fallback would switch to another device silently in the middle of a run.
-        session.disable_fallback()
-        return session
+        return open_session(self._bundle.file("onnx"), threads, providers)
+
+
+def open_session(file: Path, threads: int | None, providers: Sequence[Any] = (_CPU,)) -> Any:
+    """Open an onnxruntime session of an ONNX file; `threads` limits the CPU threads of one call.
+
+    Raises BundleError for a file that is not a graph.
+    """
+    options = onnxruntime.SessionOptions()
+    # The graph optimiser's warnings do not help users. Errors arrive as exceptions.
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        # onnxruntime prints provider failures on standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    except RUNTIME_ERRORS as error:
+        raise BundleError(f"{file}: not a graph that onnxruntime can load ({error}); export it again") from error
+    # The fallback would switch to another device silently in the middle of a run.
+    session.disable_fallback()
+    return session
+
+
+def run_session(
+    session: Any, names: Sequence[str], images: NDArray[np.uint8], seconds: float | None, device: str
+) -> list[NDArray[Any]]:
+    """Return the outputs of these `names` for `images` at model size.
+
+    Raises DeviceError, which names the `device`, if the graph fails or has not ended after `seconds`.
+    """
+    options = None if seconds is None else onnxruntime.RunOptions()
+    try:
+        with _ended_after(seconds, options):
+            arrays: list[NDArray[Any]] = session.run(list(names), {INPUT: np.ascontiguousarray(images)}, options)
+    except RUNTIME_ERRORS as error:
+        if options is not None and options.terminate:
+            raise DeviceError(
+                f"the graph did not end within {seconds:g} seconds on {device} for {len(images)} images; "
+                "export the bundle again"
+            ) from error
+        raise DeviceError(
+            f"the graph failed on {device} for {len(images)} images ({error}); try fewer at a time"
+        ) from error
+    return arrays
 
 
 @contextlib.contextmanager
@@ -217,8 +259,7 @@ def _check_signature(session: Any, bundle: Bundle) -> tuple[str, ...]:
     inputs = [value.name for value in session.get_inputs()]
     if inputs != [INPUT]:
         raise BundleError(f"{file}: its inputs are {inputs}, not only {INPUT!r}; export the bundle again")
-    picture = GraphOutput(INPUT, "uint8", ("images", "height", "width", "channels"))
-    check_values(session.get_inputs(), (picture,), {"height": rule.height, "width": rule.width, "channels": 3}, file)
+    check_values(session.get_inputs(), (PICTURE,), {"height": rule.height, "width": rule.width, "channels": 3}, file)
     sizes = {
         "nodes": len(bundle.taxonomy.nodes),
         "levels": bundle.taxonomy.depth,

@@ -47,14 +47,10 @@ def predictions(
     Raises BundleError for a probability that is NaN or infinite.
     """
     options = PredictOptions().resolved(table) if options is None else options
-    if options.without:
-        outputs = required_switches(table).without(outputs, options.without)
     if len(geometries) != len(outputs):
         raise InputError(f"{len(outputs)} images but {len(geometries)} geometries; give one for each image")
-    plain, restricted = outputs, None
-    if options.restriction is not None and table.host_evidence is not None:
-        restricted = restrict(outputs, options.restriction, table.host_evidence)
-        outputs = restricted.outputs
+    plain, restricted = under_options(outputs, table, options)
+    outputs = plain if restricted is None else restricted.outputs
     path = outputs.path
     on_path = path >= 0
     log_probability = outputs.log_probability[np.arange(len(path))[:, None], np.where(on_path, path, 0)]
@@ -140,6 +136,18 @@ def predictions(
             )
         )
     return result
+
+
+def under_options(
+    outputs: Outputs, table: EvidenceTable, options: ResolvedOptions
+) -> tuple[Outputs, Restricted | None]:
+    """Return the outputs without the prototypes that the options switch off, and these under their restriction; None
+    where they have none."""
+    if options.without:
+        outputs = required_switches(table).without(outputs, options.without)
+    if options.restriction is None or table.host_evidence is None:
+        return outputs, None
+    return outputs, restrict(outputs, options.restriction, table.host_evidence)
 
 
 def _effect(plain: Outputs, restricted: Restricted, table: EvidenceTable, image: int) -> RestrictionEffect:

@@ -119,8 +119,15 @@ class ResolvedOptions:
     precision: float | None = None
     threshold: Threshold | None = None
     """That of `precision` under the restriction; None for a model that promises nothing."""
+    all_nodes: bool = False
+    """Whether the probabilities of all nodes are wanted beside the prediction."""
     given: PredictOptions = field(default=PredictOptions(), compare=False)
     """The options from which these follow."""
+
+    @property
+    def needs_full_graph(self) -> bool:
+        """Whether they need what a routed graph does not compute: the logits or probabilities of all nodes."""
+        return self.all_nodes or self.contrast is not None or bool(self.without) or self.restriction is not None
 
 
 def resolved_restriction(table: EvidenceTable, options: PredictOptions) -> Restriction | None:

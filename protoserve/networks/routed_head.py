@@ -14,6 +14,7 @@ Q prototypes of the largest group; on a routed level, B expanded parents with at
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protoserve.errors import InputError
-from protoserve.graph_signature import RoutedExplanation
+from protoserve.graph_signature import RoutedSearch
 from protoserve.networks.distances import gather_cells, refinement_radius, squared_distances
 from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
@@ -34,6 +35,19 @@ from protoserve.taxonomy import ROOT
 MARGIN = 1e-4
 # A trunk of up to this many prototypes, and of this many weights in its table, costs less than routing one more level.
 TRUNK, TRUNK_WEIGHTS = 1_024, 1 << 18
+
+
+class _Search(NamedTuple):
+    """What the levels have scored, the trunk first: the `similarities` of prototypes, the `log_probabilities` of the
+    nodes `scored`, of the `leaves` among them with their indices; the `bounds` before each routed level, None where all
+    parents were expanded; the parents `expanded`."""
+
+    similarities: list[Tensor]
+    log_probabilities: list[Tensor]
+    scored: list[Tensor]
+    leaves: list[tuple[Tensor, Tensor]]
+    bounds: list[Tensor | None]
+    expanded: list[Tensor]
 
 
 class RoutedHead(nn.Module):
@@ -50,6 +64,7 @@ class RoutedHead(nn.Module):
     trunk_absent: Tensor
     trunk_path: Tensor
     trunk_inner: Tensor
+    trunk_node: Tensor
     trunk_leaf_node: Tensor
     trunk_leaf: Tensor
     leaf_table: Tensor
@@ -131,6 +146,7 @@ class RoutedHead(nn.Module):
             ("trunk_absent", absent.flatten()),
             ("trunk_path", on_path.flatten(0, 1)),
             ("trunk_inner", torch.from_numpy(inner)),
+            ("trunk_node", torch.arange(nodes)[None]),
             ("trunk_leaf_node", torch.from_numpy(leaves[leaves < nodes])),
             ("trunk_leaf", torch.from_numpy(np.flatnonzero(leaves < nodes))[None]),
         ):
@@ -247,7 +263,7 @@ class RoutedHead(nn.Module):
 
     # ---- the search ------------------------------------------------------------------------------------------
 
-    def forward(self, latent: Tensor) -> RoutedExplanation[Tensor, Tensor, Tensor]:
+    def forward(self, latent: Tensor) -> RoutedSearch[Tensor, Tensor, Tensor]:
         """Compute the outputs for `latent` [N, D, rows, columns]."""
         cells = latent.reshape(-1, 1, latent.shape[1], latent.shape[2] * latent.shape[3])
         if not self.unit_length:
@@ -258,19 +274,23 @@ class RoutedHead(nn.Module):
         log_probabilities = [torch.matmul(conditional.flatten(1), self.trunk_path)]
         # The scored leaves: their log-probabilities, and their indices among all leaves.
         leaves: list[tuple[Tensor, Tensor]] = []
-        # The log-probabilities of the most probable inner nodes that were not expanded.
-        not_expanded: list[Tensor] = []
+        scored = [self.trunk_node.expand(latent.shape[0], -1)]
+        # The log-probability of the most probable inner node so far that was not expanded, before each routed level.
+        bounds: list[Tensor | None] = []
+        bound: Tensor | None
         if len(self.trunk_leaf_node):
             trunk_leaves = log_probabilities[0].index_select(1, self.trunk_leaf_node)
             leaves.append((trunk_leaves, self.trunk_leaf.expand(trunk_leaves.shape[0], -1)))
         expanded: list[Tensor] = []
         if len(self.levels):
             inner = log_probabilities[0].index_select(1, self.trunk_inner)
-            parent_log_probability, parent = most_probable(inner, self.widths[0], not_expanded)
+            parent_log_probability, parent, bound = most_probable(inner, self.widths[0], None)
         for step, level in enumerate(self.levels):
             assert isinstance(level, RoutedLevel)
             expanded.append(parent)
-            similarity, log_probability, leaf_index = self._score(cells, level, parent, parent_log_probability)
+            bounds.append(bound)
+            similarity, log_probability, child, leaf_index = self._score(cells, level, parent, parent_log_probability)
+            scored.append(child.flatten(1))
             similarities.append(similarity)
             log_probabilities.append(log_probability)
             if level.has_leaves:
@@ -281,17 +301,18 @@ class RoutedHead(nn.Module):
             if level.inner is not None and level.not_inner is not None:
                 inner = log_probability + functional.embedding(parent, level.not_inner).flatten(1)
                 # If there are fewer inner nodes than the width, masked nodes without children fill it up.
-                parent_log_probability, index = most_probable(inner, self.widths[step + 1], not_expanded)
+                parent_log_probability, index, bound = most_probable(inner, self.widths[step + 1], bound)
                 parent = functional.embedding(parent, level.inner).flatten(1).gather(1, index)
-        return self._explain_path(latent, cells, similarities, log_probabilities, leaves, not_expanded, expanded)
+        search = _Search(similarities, log_probabilities, scored, leaves, bounds, expanded)
+        return self._explain_path(latent, cells, search)
 
     def _score(
         self, cells: Tensor, level: RoutedLevel, parent: Tensor, parent_log_probability: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score the children of `parent` int64 [N, B], whose log-probabilities are `parent_log_probability` [N, B].
 
-        Returns the similarities [N, B · slots] of their prototypes, their log-probabilities [N, B · members] and their
-        indices among the leaves int64 [N, B, members].
+        Returns the similarities [N, B · slots] of their prototypes, their log-probabilities [N, B · members], and their
+        nodes and their indices among the leaves, both int64 [N, B, members].
         """
         below = functional.embedding(parent, level.below).long()
         prototypes, child, leaf_index = torch.split(below, [level.slots, level.members, level.members], dim=2)
@@ -304,25 +325,16 @@ class RoutedHead(nn.Module):
         logit = logit + functional.embedding(parent, level.absent)
         # Where there is no parent, all members are padding; they stay as improbable as the masked parent.
         log_probability = parent_log_probability[:, :, None] + torch.log_softmax(logit, dim=2)
-        return similarity.flatten(1), log_probability.flatten(1), leaf_index
+        return similarity.flatten(1), log_probability.flatten(1), child, leaf_index
 
-    def _explain_path(
-        self,
-        latent: Tensor,
-        cells: Tensor,
-        similarities: list[Tensor],
-        log_probabilities: list[Tensor],
-        leaves: list[tuple[Tensor, Tensor]],
-        not_expanded: list[Tensor],
-        expanded: list[Tensor],
-    ) -> RoutedExplanation[Tensor, Tensor, Tensor]:
-        """Pick the best of the scored `leaves` and compute the outputs along its path."""
+    def _explain_path(self, latent: Tensor, cells: Tensor, search: _Search) -> RoutedSearch[Tensor, Tensor, Tensor]:
+        """Pick the best of the scored leaves and compute the outputs along its path."""
         depth, top_k, slots = self.depth, self.top_k, self.slots
-        leaf_log_probability, leaf_index = (concatenate([*tables]) for tables in zip(*leaves, strict=True))
+        similarities, log_probabilities, expanded = search.similarities, search.log_probabilities, search.expanded
+        leaf_log_probability, leaf_index = (concatenate([*tables]) for tables in zip(*search.leaves, strict=True))
         best, best_index = leaf_log_probability.topk(1, dim=1)
-        bound = concatenate(not_expanded) if not_expanded else torch.full_like(best, MASKED_LOGIT)
-        if bound.shape[1] > 1:
-            bound = bound.amax(1, keepdim=True)
+        everything = torch.full_like(best, MASKED_LOGIT)
+        bounds = [everything if bound is None else bound for bound in (*[None] * self.trunk, *search.bounds)]
         leaf = leaf_index.gather(1, best_index).squeeze(1)
         path, group, node_index, *others = torch.split(
             functional.embedding(leaf, self.leaf_table), self.leaf_columns, dim=1
@@ -338,11 +350,10 @@ class RoutedHead(nn.Module):
                 position = (parent == parents[step]).int().argmax(1)
                 node_index = node_index + functional.embedding(position, self.get_buffer(f"node_shift_{step}"))
             similarity_index = similarity_index + functional.embedding(position, self.get_buffer(f"slot_shift_{step}"))
+        scored_log_probability = concatenate(log_probabilities)
+        log_probability = scored_log_probability.gather(1, node_index)
         if self.leaves_on_last_level:
-            above = concatenate(log_probabilities[:-1]).gather(1, node_index)
-            log_probability = torch.cat([above, best], dim=1)
-        else:
-            log_probability = concatenate(log_probabilities).gather(1, node_index)
+            log_probability = torch.cat([log_probability, best], dim=1)
         similarity = concatenate(similarities).gather(1, similarity_index).reshape(-1, depth, slots)
 
         weight = self.rows(weight_row, slots)
@@ -355,8 +366,8 @@ class RoutedHead(nn.Module):
         candidates = RoutedCandidates(cells, similarity, weight, contributions, first)
         supporting, maps = self._pieces(candidates, order + absent)
         against, _ = self._pieces(candidates, absent - order)
-        return RoutedExplanation(
-            certain=(best > bound + MARGIN).squeeze(1),
+        return RoutedSearch(
+            certain=(best > bounds[-1] + MARGIN).squeeze(1),
             path=path,
             path_log_probability=log_probability if self.equal_depth else torch.where(path >= 0, log_probability, 0.0),
             path_logit=(weight * similarity).sum(2),
@@ -372,6 +383,10 @@ class RoutedHead(nn.Module):
             against_weight=against.weight,
             against_contribution=against.contribution,
             against_cell=against.cell,
+            path_similarity=similarity,
+            scored_node=concatenate(search.scored),
+            scored_log_probability=scored_log_probability,
+            unscored_bound=torch.cat(bounds, dim=1),
         )
 
     def _pieces(self, candidates: RoutedCandidates, ranking: Tensor) -> tuple[Pieces, Tensor]:

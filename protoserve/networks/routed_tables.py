@@ -196,13 +196,13 @@ class RoutedLevel(nn.Module):
         self.below = self.below.to(self.index_dtype)
 
 
-def most_probable(values: Tensor, width: int, not_expanded: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the `width` largest of `values` [N, K] and their indices; append the next one, the bound of the rest,
-    to `not_expanded`."""
+def most_probable(values: Tensor, width: int, bound: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the `width` largest of `values` [N, K], their indices, and the `bound` [N, 1] of what was left out before,
+    raised to the largest of the rest; None if nothing was left out."""
     largest, index = values.topk(min(width + 1, values.shape[1]), dim=1)
     if largest.shape[1] <= width:
-        return largest, index
-    largest, bound = torch.split(largest, [width, 1], dim=1)
-    not_expanded.append(bound)
+        return largest, index, bound
+    largest, rest = torch.split(largest, [width, 1], dim=1)
     # Runtimes split faster than they slice.
-    return largest, torch.split(index, [width, 1], dim=1)[0]
+    index = torch.split(index, [width, 1], dim=1)[0]
+    return largest, index, rest if bound is None else torch.maximum(bound, rest)

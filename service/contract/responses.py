@@ -68,6 +68,10 @@ class ModelDocument(Contract):
     version: str
     kind: Literal["hierarchical", "flat", "autoencoder"]
     device: str
+    graph: Literal["routed", "full"] = Field(
+        description="`routed`: the routed graph answers where its certificate holds and the request needs no other "
+        "nodes, the full graph elsewhere; `full`: the full graph alone"
+    )
     nodes: int
     leaves: int
     depth: int = Field(description="levels of the taxonomy")
@@ -153,14 +157,17 @@ class BatchDocument(Contract):
     results: list[BatchItem]
 
 
-def model_document(bundle: Model, device: str, settings: Settings) -> ModelDocument:
-    """Describe the model of `bundle`, its device and the limits in `settings`."""
+def model_document(
+    bundle: Model, device: str, settings: Settings, graph: Literal["routed", "full"] = "full"
+) -> ModelDocument:
+    """Describe the model of `bundle`, its device, the `graph` in use and the limits in `settings`."""
     taxonomy, (rows, columns) = bundle.taxonomy, bundle.grid
     return ModelDocument(
         name=bundle.name,
         version=bundle.version,
         kind=bundle.kind,
         device=device,
+        graph=graph,
         nodes=len(taxonomy.nodes),
         leaves=len(taxonomy.leaves),
         depth=taxonomy.depth,

@@ -102,7 +102,9 @@ class ModelHolder:
 
     def _load(self, state: _FolderState) -> LoadedModel:
         settings = self._settings
-        classifier = load(state.directory, device=settings.device, threads=settings.inference_threads())
+        classifier = load(
+            state.directory, device=settings.device, threads=settings.inference_threads(), routed=settings.routed
+        )
         if _folder_state(state.directory) != state:
             # The graph may be another than the one that was verified.
             raise BundleError(f"{state.directory}: changed while it was loaded; move a link instead")
@@ -121,8 +123,12 @@ def warm_up(classifier: Classifier, batch_limit: int) -> None:
     fitted = classifier.fit(picture.getvalue())
     outputs = classifier.engine.run(fitted.array[None], seconds=WARM_UP_SECONDS)
     predictions(outputs, classifier.table, [fitted.geometry])
-    if batch_limit > 1:
-        classifier.engine.run(np.stack([fitted.array] * batch_limit), seconds=WARM_UP_SECONDS)
+    for count in sorted({1, batch_limit}):
+        batch = np.stack([fitted.array] * count)
+        if count > 1:
+            classifier.engine.run(batch, seconds=WARM_UP_SECONDS)
+        if classifier.quick is not None:
+            classifier.quick.run(batch, seconds=WARM_UP_SECONDS)
 
 
 def watch(holder: ModelHolder, seconds: float) -> threading.Event:

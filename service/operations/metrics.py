@@ -85,6 +85,13 @@ GREATEST_SIMILARITY: Final = Histogram(
     ["level"],
     buckets=_SIMILARITIES,
 )
+GRAPHS: Final = Counter(
+    "protoserve_graph_images",
+    "Images of a model with a routed graph, by where the answer came from: routed (that graph), or the full graph: "
+    "asked (the request asked for more), uncertain (the certificate did not hold), alternatives (it did not hold for "
+    "the alternatives)",
+    ["route"],
+)
 FEEDBACK: Final = Counter("protoserve_feedback", "Feedback kept, by verdict", ["verdict"])
 # Prometheus can only compare with what was 0 before.
 for _verdict in ("right", "wrong", "wrong reason"):
@@ -167,6 +174,8 @@ class PredictionCounts:
 
     def count(self, prediction: Prediction, outputs: Outputs) -> None:
         """Count the prediction for one image; `outputs` holds the graph's outputs for this image alone."""
+        if outputs.route is not None:
+            GRAPHS.labels(str(outputs.route[0])).inc()
         parent = ""
         undecided = True
         for level in prediction.levels:

@@ -46,7 +46,8 @@ class ModelRoutes:
         """`GET /v1/model`."""
         parse_query(request, NoQuery)
         classifier = self.current_model().classifier
-        return _json_response(model_document(classifier.bundle, classifier.engine.device, self.settings))
+        graph: Literal["routed", "full"] = "full" if classifier.quick is None else "routed"
+        return _json_response(model_document(classifier.bundle, classifier.engine.device, self.settings, graph))
 
     async def taxonomy(self, request: Request) -> Response:
         """`GET /v1/taxonomy`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence import predictions
 from protoserve.inference.identity import identified
-from protoserve.inference.options import ResolvedOptions
+from protoserve.inference.options import PredictOptions, ResolvedOptions
 from protoserve.schema import Prediction
 from service.contract.problems import Problem, as_problem, internal_error
 from service.contract.queries import NoQuery, PredictQuery, parse_query
@@ -50,7 +50,7 @@ _LOG = logging.getLogger("protoserve.service")
 
 
 @dataclass(frozen=True)
-class _Inference:
+class Inference:
     """An image and the graph's outputs for it."""
 
     image: FittedImage
@@ -95,15 +95,15 @@ class PredictRoutes:
         options = await _options(request, model.classifier)
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
-            body = await self._read(request, reserve_bytes)
+            body = await self.read(request, reserve_bytes)
             with self.image_budget.reserve(1):
-                async with self._deadline(request):
+                async with self.deadline(request):
                     upload = await self._examine(model.classifier, body, partial(single_image, content_type, body))
                     if self.single_thread and upload.is_small:
                         return await self._predict_in_one_thread(model, upload, options)
                     image = await self._decode(model.classifier, upload)
-                    outputs = await self.batcher.run(model.classifier, image.array)
-                    return await _in_thread(_predict_response, model, _Inference(image, outputs), options)
+                    outputs = await self.batcher.run(model.classifier, image.array, options)
+                    return await in_thread(_predict_response, model, Inference(image, outputs), options)
 
     async def _predict_in_one_thread(self, model: LoadedModel, upload: Upload, options: ResolvedOptions) -> Response:
         """Run all steps of one image in one inference thread."""
@@ -116,10 +116,10 @@ class PredictRoutes:
             if cancelled:
                 raise _RequestCancelled
             with measure_stage("infer"):
-                outputs = classifier.engine.run(image.array[None])
+                outputs = classifier.outputs(image.array[None], [options])
             if cancelled:
                 raise _RequestCancelled
-            return _predict_response(model, _Inference(image, outputs), options)
+            return _predict_response(model, Inference(image, outputs), options)
 
         try:
             return await self.decoder.in_thread(upload, self.batcher.call, run_steps)
@@ -132,11 +132,11 @@ class PredictRoutes:
         classifier = self.current_model().classifier
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
-            body = await self._read(request, reserve_bytes)
+            body = await self.read(request, reserve_bytes)
             with self.image_budget.reserve(1):
-                async with self._deadline(request):
+                async with self.deadline(request):
                     upload = await self._examine(classifier, body, partial(single_image, content_type, body))
-                    return await _in_thread(_picture_response, await self._decode(classifier, upload))
+                    return await in_thread(_picture_response, await self._decode(classifier, upload))
 
     async def predict_batch(self, request: Request) -> Response:
         """`POST /v1/predict/batch`: a form of images; a prediction or a problem for each, in order."""
@@ -144,18 +144,20 @@ class PredictRoutes:
         options = await _options(request, model.classifier)
         content_type = request.headers.get("content-type", "")
         with self.body_budget.reserve() as reserve_bytes:
-            body = await self._read(request, reserve_bytes)
-            async with self._deadline(request):
-                parts = await self._extract(
+            body = await self.read(request, reserve_bytes)
+            async with self.deadline(request):
+                parts = await self.extract(
                     body, partial(form_images, content_type, body, limit=self.settings.max_images)
                 )
                 with self.image_budget.reserve(len(parts)):
-                    items = await self._infer_parts(model.classifier, parts)
-                    return await _in_thread(_batch_response, model, items, options)
+                    items = await self.infer_parts(model.classifier, parts, options)
+                    return await in_thread(_batch_response, model, items, options)
 
-    async def _infer_parts(self, classifier: Classifier, parts: list[memoryview]) -> list[_Inference | Problem]:
+    async def infer_parts(
+        self, classifier: Classifier, parts: Sequence[memoryview], options: ResolvedOptions
+    ) -> list[Inference | Problem]:
         """Run each image of a batch; a problem with one does not affect the others."""
-        items: list[Problem | asyncio.Task[_Inference | Problem]] = []
+        items: list[Problem | asyncio.Task[Inference | Problem]] = []
         try:
             for part in parts:
                 # One at a time, so that a batch uses no more decoding threads than a single image. The engine works
@@ -167,16 +169,18 @@ class PredictRoutes:
                 except (MemoryError, OutOfMemoryError):
                     items.append(out_of_memory())
                 else:
-                    items.append(asyncio.create_task(self._infer_part(classifier, image)))
+                    items.append(asyncio.create_task(self.infer_part(classifier, image, options)))
             return [item if isinstance(item, Problem) else await item for item in items]
         finally:
             for item in items:
                 if not isinstance(item, Problem):
                     item.cancel()
 
-    async def _infer_part(self, classifier: Classifier, image: FittedImage) -> _Inference | Problem:
+    async def infer_part(
+        self, classifier: Classifier, image: FittedImage, options: ResolvedOptions
+    ) -> Inference | Problem:
         try:
-            return _Inference(image, await self.batcher.run(classifier, image.array))
+            return Inference(image, await self.batcher.run(classifier, image.array, options))
         except Problem as problem:
             return problem
         except ProtoServeError:
@@ -184,7 +188,7 @@ class PredictRoutes:
             return internal_error()
 
     @asynccontextmanager
-    async def _deadline(self, request: Request) -> AsyncIterator[None]:
+    async def deadline(self, request: Request) -> AsyncIterator[None]:
         """Cancel the work when the time is up (Problem `answer_timeout`) or the client disconnects.
 
         The request ends at once. A thread finishes the step that it has started, which is at most one step of one
@@ -218,7 +222,7 @@ class PredictRoutes:
                 {"Retry-After": "5"},
             )
 
-    async def _read(self, request: Request, reserve_bytes: Callable[[int], None]) -> bytes:
+    async def read(self, request: Request, reserve_bytes: Callable[[int], None]) -> bytes:
         with measure_stage("read"):
             body = await read_body(
                 request, limit=self.settings.max_bytes, seconds=self.settings.read_seconds, reserve=reserve_bytes
@@ -227,14 +231,14 @@ class PredictRoutes:
         current_context().bytes = len(body)
         return body
 
-    async def _extract(self, body: bytes | memoryview, extract: Callable[[], T]) -> T:
+    async def extract(self, body: bytes | memoryview, extract: Callable[[], T]) -> T:
         """Do what takes time in proportion to a body, in a thread if the body is large."""
         return extract() if len(body) <= LOOP_BYTES else await self.decoder.threads.run(extract)
 
     async def _examine(self, classifier: Classifier, body: bytes | memoryview, extract: Callable[[], bytes]) -> Upload:
         """Extract an image from a body and read its headers."""
         rule = classifier.bundle.input
-        return await self._extract(body, lambda: self.decoder.examine(rule, extract()))
+        return await self.extract(body, lambda: self.decoder.examine(rule, extract()))
 
     async def _decode(self, classifier: Classifier, upload: Upload) -> FittedImage:
         with measure_stage("decode"):
@@ -255,25 +259,29 @@ def _count_pixels(image: FittedImage) -> None:
     metrics.IMAGE_PIXELS.observe(image.geometry.picture_width * image.geometry.picture_height)
 
 
-async def _in_thread(function: Callable[P, Response], *arguments: P.args, **named: P.kwargs) -> Response:
+async def in_thread(function: Callable[P, Response], *arguments: P.args, **named: P.kwargs) -> Response:
     """Call a function that takes some milliseconds. A caller that is cancelled leaves at once."""
     return await anyio.to_thread.run_sync(partial(function, *arguments, **named), abandon_on_cancel=True)
 
 
 async def _options(request: Request, classifier: Classifier) -> ResolvedOptions:
-    """Check the query before reading the body, which may be large.
+    """Check the query before reading the body, which may be large."""
+    return await resolved(parse_query(request, PredictQuery).options(), classifier)
+
+
+async def resolved(options: PredictOptions, classifier: Classifier) -> ResolvedOptions:
+    """Check options for a model.
 
     A restriction or a precision that was not asked for before needs a threshold of its own, from all calibration
     pictures. In a large taxonomy this takes time, so it happens in a thread.
     """
-    options = parse_query(request, PredictQuery).options()
     resolve = partial(options.resolved, classifier.table)
     if options.sets_threshold:
         return await anyio.to_thread.run_sync(resolve, abandon_on_cancel=True)
     return resolve()
 
 
-def _explain(model: LoadedModel, inference: _Inference, options: ResolvedOptions) -> Prediction:
+def explain(model: LoadedModel, inference: Inference, options: ResolvedOptions) -> Prediction:
     with measure_stage("evidence"):
         [prediction] = predictions(
             inference.outputs, model.classifier.table, [inference.image.geometry], options, href=prototype_href
@@ -295,18 +303,18 @@ class _RequestCancelled(Exception):
     """Ends the work of a request whose client has disconnected or whose time is up."""
 
 
-def _predict_response(model: LoadedModel, inference: _Inference, options: ResolvedOptions) -> Response:
-    return _encode(_explain(model, inference, options))
+def _predict_response(model: LoadedModel, inference: Inference, options: ResolvedOptions) -> Response:
+    return _encode(explain(model, inference, options))
 
 
-def _batch_response(model: LoadedModel, items: list[_Inference | Problem], options: ResolvedOptions) -> Response:
+def _batch_response(model: LoadedModel, items: list[Inference | Problem], options: ResolvedOptions) -> Response:
     results = []
     for item in items:
         if isinstance(item, Problem):
             metrics.REJECTED.labels(item.code).inc()
             results.append(BatchItem(problem=item.document))
         else:
-            results.append(BatchItem(prediction=_explain(model, item, options)))
+            results.append(BatchItem(prediction=explain(model, item, options)))
     return _encode(BatchDocument(results=results))
 
 

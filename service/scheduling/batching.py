@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from protoserve.errors import ProtoServeError
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
+from protoserve.inference.options import ResolvedOptions
 from service.operations import metrics
 from service.operations.request_context import RequestContext, current_context
 from service.scheduling.limits import queue_timeout
@@ -34,10 +35,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _ImageJob:
-    """An image for the engine, uint8 RGB [height, width, 3]. Jobs of the same model can share a batch."""
+    """An image for the engine, uint8 RGB [height, width, 3], and its options. Jobs of the same model can share a
+    batch."""
 
     classifier: Classifier
     image: NDArray[np.uint8]
+    options: ResolvedOptions
 
 
 @dataclass(eq=False)
@@ -75,13 +78,14 @@ class Batcher:
         # When each thread started what it is running.
         self._started: dict[int, float] = {}
 
-    async def run(self, classifier: Classifier, image: NDArray[np.uint8]) -> Outputs:
-        """Return the graph's outputs for one image, uint8 RGB [height, width, 3] at model size.
+    async def run(self, classifier: Classifier, image: NDArray[np.uint8], options: ResolvedOptions) -> Outputs:
+        """Return the graph's outputs for one image, uint8 RGB [height, width, 3] at model size; see
+        `Classifier.outputs` for the `options`.
 
         Raises Problem `overloaded` when the image waits too long, and the engine's errors. Cancelling the caller
         removes an image that is still queued.
         """
-        outputs: Outputs = await self._enqueue(_ImageJob(classifier, image))
+        outputs: Outputs = await self._enqueue(_ImageJob(classifier, image, options))
         return outputs
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -201,9 +205,8 @@ def _run_batch(batch: list[_QueueEntry]) -> list[Any]:
     if not isinstance(first, _ImageJob):
         return [first()]
     start = time.perf_counter()
-    outputs = first.classifier.engine.run(
-        np.stack([entry.job.image for entry in batch if isinstance(entry.job, _ImageJob)])
-    )
+    jobs = [entry.job for entry in batch if isinstance(entry.job, _ImageJob)]
+    outputs = first.classifier.outputs(np.stack([job.image for job in jobs]), [job.options for job in jobs])
     seconds = time.perf_counter() - start
     for entry in batch:
         entry.context.add_stage_seconds("infer", seconds)

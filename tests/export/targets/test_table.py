@@ -18,11 +18,19 @@ from protoserve.bundle.folder import Bundle
 from protoserve.errors import InputError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
+from protoserve.novelty import NoveltyTable
 from tests.export.stored import stored_in
 
 Expected: TypeAlias = tuple[NDArray[np.uint8], Mapping[str, NDArray[Any]]]
 # All but the browser's; tests/e2e/test_browser.py runs its page.
 HERE = tuple(name for name in TARGETS if name != "web")
+
+
+def groups(bundle: Bundle) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The groups in which nodes and prototypes compete."""
+    children = np.array([bundle.taxonomy.index[record.child] for record in bundle.prototypes], dtype=np.int64)
+    node_group = NoveltyTable.of(bundle.taxonomy, bundle.kind, children.tolist()).group_of(bundle.kind)
+    return node_group, node_group[children]
 
 
 def test_a_target_is_found_by_its_name() -> None:
@@ -62,7 +70,7 @@ def test_it_answers_like_the_network_in_its_own_runtime(target: str, edge: Bundl
         found = run(pictures)
     if TARGETS[target].routed:
         assert found["certain"].all()
-        found = completed(outputs, found)
+        found = completed(outputs, found, *groups(edge))
     exact = TARGETS[target].precision.name == "float32"
     assert (found["path"] == outputs["path"]).all()
     if exact:
@@ -100,7 +108,7 @@ def test_pictures_of_any_size_are_resized_as_by_the_host(target: str, resizing: 
     wanted = run_onnx(resizing.file("onnx"))(fitted[None])
     assert (found["path"] == wanted["path"]).all()
     if TARGETS[target].routed:
-        found = completed(wanted, found)
+        found = completed(wanted, found, *groups(resizing))
     # The two resizes differ by single grey levels, which move a probability by less than this.
     np.testing.assert_allclose(found["log_probability"], wanted["log_probability"], atol=0.05)
     assert json.loads(stored_in(target, resizing.file(target))["options"])["resize_in_graph"] is True

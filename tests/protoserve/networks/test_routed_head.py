@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoserve.errors import InputError
+from protoserve.graph_signature import Explanation, RoutedSearch
 from protoserve.networks.fused_head import explain
 from protoserve.networks.head import PrototypeHead, prototype_children
 from protoserve.networks.routed_head import MARGIN, RoutedHead
 from protoserve.networks.similarity import Similarity, SimilarityForm
 from protoserve.taxonomy import Taxonomy
 from tests.protoserve.networks.heads import head_over_random_tree, random_latent
+
+Answer: TypeAlias = Explanation[torch.Tensor, torch.Tensor]
+Search: TypeAlias = RoutedSearch[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def even_head(seed: int, form: SimilarityForm, unit_length: bool) -> PrototypeHead:
@@ -110,6 +116,27 @@ def assert_same_where_certain(head: PrototypeHead, width: int, trunk: int) -> No
         torch.testing.assert_close(positive, full.positive_contribution[image], atol=1e-3, rtol=1e-4)
         for name in ("evidence_prototype", "evidence_cell", "against_prototype", "against_cell"):
             assert getattr(found, name)[image].tolist() == getattr(full, name)[image].tolist(), name
+        assert_same_search(head, found, full, image)
+
+
+def assert_same_search(head: PrototypeHead, found: Search, full: Answer, image: int) -> None:
+    """The similarities beside the path, the probabilities of all scored nodes, and the bounds of all others."""
+    node, nodes = found.scored_node[image], len(head.taxonomy.nodes)
+    scored = node[node < nodes]
+    assert len(scored.unique()) == len(scored)
+    expected = full.log_probability[image]
+    values = found.scored_log_probability[image, node < nodes]
+    torch.testing.assert_close(values, expected[scored], atol=1e-4, rtol=1e-4)
+    others = np.setdiff1d(np.arange(nodes), scored.numpy())
+    for level, bound in enumerate(found.unscored_bound[image].tolist()):
+        unscored = [number for number in others if len(head.taxonomy.nodes[number]) == level + 1]
+        assert bound > -1e29 or not unscored
+        assert all(float(expected[number]) <= bound + 1e-4 for number in unscored)
+    for level, number in enumerate(full.path[image].tolist()):
+        group = int(head.grouping.node_group[number]) if number >= 0 else len(head.taxonomy.groups)
+        own = torch.nonzero(head.grouping.prototype_group == group)[:, 0]
+        similarity = found.path_similarity[image, level, : len(own)]
+        torch.testing.assert_close(similarity, full.similarity[image, own], atol=1e-3, rtol=1e-4)
 
 
 @settings(max_examples=100, deadline=None)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from protoserve.errors import DeviceError
 from protoserve.inference.classifier import Classifier
 from protoserve.inference.engine import Outputs
+from protoserve.inference.options import ResolvedOptions
 from service.contract.problems import Problem
 from service.operations.request_context import RequestContext, bind_context
 from service.scheduling.batching import Batcher
 
 Picture = NDArray[np.uint8]
+OPTIONS = ResolvedOptions(top_k=1, alternatives=0, maps=False)
 
 
 class Watched:
@@ -83,7 +85,7 @@ def test_queued_images_share_an_inference_and_each_gets_its_own_outputs(
     async def work() -> None:
         batcher = Batcher(threads=1, max_batch=4, timeout=30)
         engine.gate.clear()
-        asked = [asyncio.create_task(batcher.run(watched, picture)) for picture in pictures]
+        asked = [asyncio.create_task(batcher.run(watched, picture, OPTIONS)) for picture in pictures]
         # The first image starts at once, alone.
         await until(lambda: engine.sizes == [1])
         engine.gate.set()
@@ -102,11 +104,14 @@ def test_a_bad_image_among_good_ones_fails_alone(watched: Classifier, pictures: 
     async def work() -> None:
         batcher = Batcher(threads=1, max_batch=16, timeout=30)
         engine.gate.clear()
-        blocker = asyncio.create_task(batcher.run(watched, pictures[0]))
+        blocker = asyncio.create_task(batcher.run(watched, pictures[0], OPTIONS))
         await until(lambda: engine.sizes == [1])
         bad = pictures[1].copy()
         bad[0, 0, 0] = 255
-        asked = [asyncio.create_task(batcher.run(watched, picture)) for picture in [*pictures[1:4], bad, *pictures[4:]]]
+        asked = [
+            asyncio.create_task(batcher.run(watched, picture, OPTIONS))
+            for picture in [*pictures[1:4], bad, *pictures[4:]]
+        ]
         await asyncio.sleep(0)
         engine.gate.set()
         await blocker
@@ -130,13 +135,13 @@ def test_a_call_runs_alone_with_the_context_of_its_caller(watched: Classifier, p
     async def work() -> None:
         batcher = Batcher(threads=1, max_batch=8, timeout=30)
         engine.gate.clear()
-        first = asyncio.create_task(batcher.run(watched, pictures[0]))
+        first = asyncio.create_task(batcher.run(watched, pictures[0], OPTIONS))
         await until(lambda: engine.sizes == [1])
-        two = [asyncio.create_task(batcher.run(watched, picture)) for picture in pictures[1:3]]
+        two = [asyncio.create_task(batcher.run(watched, picture, OPTIONS)) for picture in pictures[1:3]]
         await asyncio.sleep(0)
         called = [asyncio.create_task(ask(batcher, name)) for name in ("first", "second")]
         await asyncio.sleep(0)
-        last = asyncio.create_task(batcher.run(watched, pictures[3]))
+        last = asyncio.create_task(batcher.run(watched, pictures[3], OPTIONS))
         await asyncio.sleep(0)
         engine.gate.set()
         for name, (seen, thread, sizes) in zip(("first", "second"), await asyncio.gather(*called), strict=True):
@@ -160,10 +165,10 @@ def test_an_image_that_waits_too_long_is_refused_and_never_computed(
     async def work() -> None:
         batcher = Batcher(threads=1, max_batch=4, timeout=0.05)
         engine.gate.clear()
-        first = asyncio.create_task(batcher.run(watched, pictures[0]))
+        first = asyncio.create_task(batcher.run(watched, pictures[0], OPTIONS))
         await until(lambda: engine.sizes == [1])
         with pytest.raises(Problem) as raised:
-            await batcher.run(watched, pictures[1])
+            await batcher.run(watched, pictures[1], OPTIONS)
         assert (raised.value.code, raised.value.headers) == ("overloaded", {"Retry-After": "1"})
         engine.gate.set()
         # The time limit does not apply to an image that has started.
@@ -179,10 +184,10 @@ def test_a_cancelled_caller_costs_no_inference(watched: Classifier, pictures: li
     async def work() -> None:
         batcher = Batcher(threads=1, max_batch=1, timeout=30)
         engine.gate.clear()
-        first = asyncio.create_task(batcher.run(watched, pictures[0]))
+        first = asyncio.create_task(batcher.run(watched, pictures[0], OPTIONS))
         await until(lambda: engine.sizes == [1])
-        cancelled = asyncio.create_task(batcher.run(watched, pictures[1]))
-        stays = asyncio.create_task(batcher.run(watched, pictures[2]))
+        cancelled = asyncio.create_task(batcher.run(watched, pictures[1], OPTIONS))
+        stays = asyncio.create_task(batcher.run(watched, pictures[2], OPTIONS))
         await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.sleep(0)
@@ -204,11 +209,12 @@ def test_two_models_never_share_an_inference(
     async def work() -> None:
         batcher = Batcher(threads=1, max_batch=8, timeout=30)
         engine.gate.clear()
-        first = asyncio.create_task(batcher.run(watched, pictures[0]))
+        first = asyncio.create_task(batcher.run(watched, pictures[0], OPTIONS))
         await until(lambda: engine.sizes == [1])
         models = [watched, watched, other, other, watched]
         asked = [
-            asyncio.create_task(batcher.run(model, picture)) for model, picture in zip(models, pictures, strict=False)
+            asyncio.create_task(batcher.run(model, picture, OPTIONS))
+            for model, picture in zip(models, pictures, strict=False)
         ]
         await asyncio.sleep(0)
         engine.gate.set()
@@ -224,7 +230,7 @@ def test_threads_run_inferences_concurrently(watched: Classifier, pictures: list
     async def work() -> None:
         batcher = Batcher(threads=3, max_batch=8, timeout=30)
         engine.gate.clear()
-        asked = [asyncio.create_task(batcher.run(watched, picture)) for picture in pictures[:3]]
+        asked = [asyncio.create_task(batcher.run(watched, picture, OPTIONS)) for picture in pictures[:3]]
         await until(lambda: engine.sizes == [1, 1, 1])
         engine.gate.set()
         await asyncio.gather(*asked)
