@@ -19,6 +19,7 @@ from service.middleware.cors import CorsMiddleware
 from service.middleware.response import ResponseMiddleware
 from service.model.holder import LoadedModel
 from service.routes.feedback import FeedbackRoutes, prepare_feedback
+from service.routes.inference import InferenceRoutes
 from service.routes.model import ModelRoutes
 from service.routes.operations import OperationsRoutes
 from service.routes.predict import PredictRoutes
@@ -36,6 +37,7 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
     """
     predict = PredictRoutes(settings, current_model)
     model = ModelRoutes(settings, current_model)
+    inference = InferenceRoutes(predict, current_model)
     operations = OperationsRoutes(settings, current_model, predict.is_stalled)
     routes = [
         Route("/", operations.page),
@@ -48,6 +50,18 @@ def create_app(settings: Settings, current_model: Callable[[], LoadedModel]) -> 
         Route("/v1/prototypes/{id}", model.prototype),
         Route("/v1/prototypes/{id}/image", model.prototype_image),
         Route("/v1/samples/{id}", model.sample),
+        Route("/v2", inference.server),
+        Route("/v2/health/live", inference.live),
+        Route("/v2/health/ready", inference.ready),
+        *(
+            Route(f"/v2/models/{{name}}{version}{suffix}", endpoint, methods=[method])
+            for version in ("/versions/{version}", "")
+            for suffix, endpoint, method in (
+                ("", inference.model, "GET"),
+                ("/ready", inference.model_ready, "GET"),
+                ("/infer", inference.infer, "POST"),
+            )
+        ),
         Route("/livez", operations.live),
         Route("/healthz", operations.live),
         Route("/readyz", operations.ready),

@@ -14,7 +14,8 @@ from protoserve.schema import Prediction
 from service.contract.example import EXAMPLE
 from service.contract.feedback import MEDIA_TYPE as FEEDBACK_TYPE
 from service.contract.feedback import PictureReceipt
-from service.contract.problems import MEDIA_TYPE, STATUS_OF, ProblemDocument
+from service.contract.openapi_inference import REQUESTS, RESPONSES, inference_paths
+from service.contract.problems import MEDIA_TYPE, STATUS_OF, InferenceProblemDocument, ProblemDocument
 from service.contract.queries import PredictQuery, PrototypeImageQuery, PrototypesQuery
 from service.contract.responses import (
     BatchDocument,
@@ -28,6 +29,7 @@ from service.contract.uploads import BINARY, FIELD, FORM
 _REFERENCE: Final = "#/components/schemas/{model}"
 _DOCUMENTS: Final[tuple[type[BaseModel], ...]] = (
     BatchDocument,
+    InferenceProblemDocument,
     ModelDocument,
     Prediction,
     ProblemDocument,
@@ -60,7 +62,7 @@ class _ResponseSchema(GenerateJsonSchema):
     """Marks properties with a default as required: responses never omit them, so clients can rely on them."""
 
     def field_is_required(self, field: Any, total: bool) -> bool:
-        return True
+        return self.mode == "serialization" or super().field_is_required(field, total)
 
 
 def openapi_document(
@@ -72,11 +74,14 @@ def openapi_document(
     service knows both limits. `metrics` says whether /metrics is a route, or has a port of its own; `feedback` whether
     the service takes feedback.
     """
+    answers = (*_DOCUMENTS, *RESPONSES, *(_FEEDBACK_DOCUMENTS if feedback else ()))
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in (*_DOCUMENTS, *(_FEEDBACK_DOCUMENTS if feedback else ()))],
+        [*((model, "serialization") for model in answers), *((model, "validation") for model in REQUESTS)],
         ref_template=_REFERENCE,
         schema_generator=_ResponseSchema,
     )
+    # It is there only if the request had one.
+    definitions["$defs"]["InferResponse"]["required"].remove("id")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -106,6 +111,7 @@ def openapi_document(
             "/v1/prototypes/{id}/image": {"get": _prototype_image()},
             "/v1/samples/{id}": {"get": _sample()},
             **(_feedback() if feedback else {}),
+            **inference_paths(_inference_responses, _reference),
             "/livez": {"get": _plain("Whether the process is alive", "text/plain")},
             "/healthz": {"get": _plain("Whether the process is alive, as /livez", "text/plain")},
             "/readyz": {"get": _plain("Whether the model is loaded and warmed up", "text/plain", codes=("not_ready",))},
@@ -275,7 +281,12 @@ def _plain(
 
 
 def _responses(
-    document: type[BaseModel] | None, codes: tuple[str, ...], *, keyed: bool = True, status: str = "200"
+    document: type[BaseModel] | None,
+    codes: tuple[str, ...],
+    *,
+    keyed: bool = True,
+    status: str = "200",
+    problem: type[BaseModel] = ProblemDocument,
 ) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
     for code in sorted((*codes, *_ANY_ROUTE_CODES, *(_KEY_CODES if keyed else ()))):
@@ -289,9 +300,13 @@ def _responses(
     for refusal, names in sorted(by_status.items()):
         responses[str(refusal)] = {
             "description": " or ".join(names),
-            "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+            "content": {MEDIA_TYPE: {"schema": _reference(problem)}},
         }
     return responses
+
+
+def _inference_responses(document: type[BaseModel] | None, codes: tuple[str, ...], keyed: bool) -> dict[str, Any]:
+    return _responses(document, codes, keyed=keyed, problem=InferenceProblemDocument)
 
 
 def _reference(document: type[BaseModel]) -> dict[str, str]:

@@ -28,6 +28,7 @@ STATUS_OF: Final[Mapping[str, int]] = {
     "invalid_key": 401,
     "invalid_multipart": 400,
     "invalid_parameter": 400,
+    "invalid_tensor": 400,
     "malformed_request": 400,
     "method_not_allowed": 405,
     "missing_image": 400,
@@ -42,6 +43,7 @@ STATUS_OF: Final[Mapping[str, int]] = {
     "too_many_images": 413,
     "too_many_requests": 429,
     "unexpected_part": 400,
+    "unknown_model": 404,
     "unknown_node": 404,
     "unknown_parameter": 400,
     "unknown_prototype": 404,
@@ -62,6 +64,12 @@ class ProblemDocument(Contract):
     code: str = Field(description="stable, for programs", json_schema_extra={"enum": [*sorted(STATUS_OF)]})
 
 
+class InferenceProblemDocument(ProblemDocument):
+    """A problem of the Open Inference Protocol's routes: `error` repeats the `detail`, for clients of that protocol."""
+
+    error: str
+
+
 class Problem(Exception):
     """A request that is answered with a problem document; `code` determines the status."""
 
@@ -80,6 +88,8 @@ class Problem(Exception):
         """Build the response to the current request, and note the code in its context."""
         current_context().code = self.code
         document = self.document
+        if current_context().open_inference:
+            document = InferenceProblemDocument(**document.model_dump(), error=document.detail)
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **self.headers}
         return Response(document.model_dump_json(), document.status, headers, MEDIA_TYPE)
 

@@ -11,7 +11,9 @@ from service.contract.problems import Problem
 from service.operations.request_context import current_context
 
 # Probes, the page, and the document that says how to authenticate.
-PUBLIC_PATHS: Final = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json"})
+PUBLIC_PATHS: Final = frozenset(
+    {"/", "/livez", "/readyz", "/healthz", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+)
 
 
 class ApiKeyMiddleware:

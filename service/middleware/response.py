@@ -20,6 +20,7 @@ REQUEST_ID: Final = "X-Request-ID"
 
 LOG: Final = logging.getLogger("protoserve.access")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_PROBES: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _VALID_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.:/+=-]{1,128}")
 _SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -63,6 +64,7 @@ class ResponseMiddleware:
 
         address = scope["client"][0] if scope.get("client") else ""
         with bind_context(RequestContext(_request_id(scope), address)) as context:
+            context.open_inference = scope["path"] == "/v2" or scope["path"].startswith("/v2/")
             metrics.IN_FLIGHT.inc()
             try:
                 await self.app(scope, receive, send_with_headers)
@@ -101,7 +103,7 @@ class ResponseMiddleware:
         if context.stages:
             fields["stages"] = {stage: round(duration, 6) for stage, duration in context.stages.items()}
         # Probes come every few seconds; log successful ones at debug level only.
-        quiet = route in {"/livez", "/readyz", "/metrics"} and status < 400
+        quiet = route in _PROBES and status < 400
         level = logging.DEBUG if quiet else logging.ERROR if status >= 500 else logging.INFO
         LOG.log(level, "request", extra=fields)
 

@@ -30,6 +30,8 @@ class RequestContext:
     """Number of predicted images."""
     bytes: int = 0
     """Size of the request body."""
+    open_inference: bool = False
+    """Whether it is a request of the Open Inference Protocol, whose clients expect errors in a form of its own."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds in each stage, summed over the request's images."""
 

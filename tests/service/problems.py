@@ -19,11 +19,13 @@ class Response(Protocol):
     def json(self) -> Any: ...
 
 
-def check_problem(response: Response, code: str) -> dict[str, Any]:
-    """Check shape, status and code of a problem document, and return it."""
+def check_problem(response: Response, code: str, *, inference: bool = False) -> dict[str, Any]:
+    """Check shape, status and code of a problem document, and return it; `inference` says whether it is one of the Open
+    Inference Protocol's routes."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     document: dict[str, Any] = response.json()
-    assert set(document) == {"type", "title", "status", "detail", "code"}
+    assert set(document) == {"type", "title", "status", "detail", "code"} | ({"error"} if inference else set())
+    assert document.get("error", document["detail"]) == document["detail"]
     status = STATUS_OF[code]
     assert (document["code"], document["status"], response.status_code) == (code, status, status), document
     return document
