@@ -20,7 +20,7 @@ from export.curation_gate import check_switched
 from export.parity import BATCHES
 from export.records import TargetReport, read_parity, write_parity
 from export.sources import EdgeOptions, file_metadata
-from export.targets import onnx_files, openvino_files
+from export.targets import onnx_files, openvino_files, triton
 from export.targets.onnx_switch import switch_off
 from export.targets.table import target_named
 from export.targets.web import GRAPH, SIDECAR
@@ -29,7 +29,7 @@ from protoserve.bundle.manifest import Manifest
 from protoserve.errors import InputError
 
 # Changed in place, and converted from one of these with the same options.
-_CHANGED: Final = ("onnx", "onnx-edge", "onnx-fp16", "onnx-int8", "web")
+_CHANGED: Final = ("onnx", "onnx-edge", "onnx-fp16", "onnx-int8", "triton", "web")
 _CONVERTED: Final = ("ort", "openvino")
 _SOURCES: Final = ("onnx", "onnx-edge", "web")
 
@@ -86,6 +86,8 @@ def write_switched(
             if target == "web":
                 document = {"manifest": json.loads(metadata["protoserve"]), "options": json.loads(metadata["options"])}
                 file.with_name(SIDECAR).write_text(json.dumps(document), encoding="utf-8")
+            if target == "triton":
+                triton.write_beside(file, metadata)
             if target in _SOURCES:
                 graphs.setdefault(options, graph)
         else:

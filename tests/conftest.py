@@ -37,6 +37,7 @@ EDGE_TARGETS = (
     "onnx",
     "onnx-edge",
     "onnx-routed",
+    "triton",
     "onnx-fp16",
     "onnx-int8",
     "ort",

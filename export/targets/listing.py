@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from export.records import TargetReport
+from export.targets import triton
 from export.targets.table import TARGETS
 from protoserve.bundle.folder import Bundle
 from protoserve.bundle.manifest import RoutingRecord
@@ -61,9 +62,12 @@ def next_steps(bundle: Bundle, data: Path | None) -> list[str]:
 
 
 def target_parts(file: Path) -> list[Path]:
-    """List a target's files: the web page's whole folder, or the file and its companions (`.bin`, `.ort.config`)."""
+    """List a target's files: the whole folder of a web page or of a Triton repository, or the file and its companions
+    (`.bin`, `.ort.config`)."""
     if file.name == "index.html":
         return [part for part in file.parent.rglob("*") if part.is_file()]
+    if file.parts[-4:] == Path(triton.FILE).parts:
+        return triton.repository_files(file)
     return [file, *(part for part in (file.with_suffix(".bin"), file.with_suffix(".ort.config")) if part.is_file())]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from export.graph import RoutedGraph, write_onnx, write_torchscript
 from export.parity import FLOAT16, FLOAT32, INT8, Fitter, Precision, Runtime
 from export.sources import Source, finish_onnx
-from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, web
+from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, triton, web
 from protoserve.errors import InputError, nearest
 
 # The number of nodes that a routed graph expands per level; see benchmarks/accuracy/routing.py.
@@ -56,6 +56,12 @@ def _example(script: str) -> str:
 def _plain(source: Source, file: Path) -> None:
     onnx_files.copy(source.graphs.onnx, file)
     finish_onnx(source, file)
+
+
+def _triton(source: Source, file: Path) -> None:
+    file.parent.mkdir(parents=True)
+    _plain(source, file)
+    triton.write_beside(file, source.metadata)
 
 
 def _routed(source: Source, file: Path) -> None:
@@ -119,6 +125,15 @@ TARGETS: Final[dict[str, Target]] = {
         next_step='ORT_DISABLE_TELEMETRY=1 python -c "import onnxruntime; '
         "print([output.name for output in onnxruntime.InferenceSession('FILE').get_outputs()])\"",
         routed=True,
+    ),
+    "triton": Target(
+        file=triton.FILE,
+        runtime="Triton Inference Server",
+        metadata="inside",
+        checked="parity (the graph in onnxruntime)",
+        write=_triton,
+        run=onnx_files.run_onnx,
+        next_step="tritonserver --model-repository FOLDER/triton",
     ),
     "onnx-fp16": Target(
         file="model.fp16.onnx",

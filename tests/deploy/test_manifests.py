@@ -15,6 +15,7 @@ import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 
+from service.middleware.api_key import PUBLIC_PATHS
 from service.operations import metrics
 from service.settings import PREFIX, Settings
 
@@ -69,6 +70,75 @@ def test_the_checker_would_notice_a_wrong_key() -> None:
     deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
+
+
+# What KServe's resource v1beta1 adds around a pod (V1beta1InferenceServiceSpec and V1beta1PredictorSpec of KServe's Python
+# SDK, without the servers of models that it brings). The rest of a predictor is a PodSpec.
+PREDICTOR_ADDS = {
+    "minReplicas": {"type": "integer", "minimum": 0},
+    "maxReplicas": {"type": "integer", "minimum": 0},
+    "scaleTarget": {"type": "integer", "minimum": 0},
+    "scaleMetric": {"enum": ["cpu", "memory", "concurrency", "rps"]},
+    "containerConcurrency": {"type": "integer", "minimum": 0},
+    "timeout": {"type": "integer", "minimum": 1},
+    "canaryTrafficPercent": {"type": "integer", "minimum": 0, "maximum": 100},
+}
+INFERENCE_SERVICE = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+    "properties": {
+        "apiVersion": {"const": "serving.kserve.io/v1beta1"},
+        "kind": {"const": "InferenceService"},
+        "metadata": {"type": "object", "required": ["name"]},
+        "spec": {
+            "type": "object",
+            "required": ["predictor"],
+            "additionalProperties": False,
+            "properties": {"predictor": {"type": "object", "required": ["containers"], "properties": PREDICTOR_ADDS}},
+        },
+    },
+}
+
+
+def inference_service() -> dict[str, Any]:
+    [resource] = resources("kserve")
+    return resource
+
+
+def validate_inference_service(resource: dict[str, Any]) -> None:
+    jsonschema.validate(resource, INFERENCE_SERVICE)
+    predictor = resource["spec"]["predictor"]
+    pod = {key: value for key, value in predictor.items() if key not in PREDICTOR_ADDS}
+    wrapped = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "predictor"}, "spec": pod}
+    kubernetes_validate.validate(wrapped, VERSIONS[-1], strict=True)
+
+
+def test_the_inference_service_is_what_kserve_takes() -> None:
+    validate_inference_service(inference_service())
+
+
+@pytest.mark.parametrize(("key", "value"), [("minReplicaz", 1), ("scaleMetric", "queue"), ("timeout", "90")])
+def test_the_checker_would_notice_a_wrong_inference_service(key: str, value: Any) -> None:
+    wrong = inference_service()
+    wrong["spec"]["predictor"][key] = value
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        validate_inference_service(wrong)
+
+
+def test_the_inference_service_is_confined_as_the_deployment_and_probed_by_its_protocol() -> None:
+    predictor = inference_service()["spec"]["predictor"]
+    [container] = predictor["containers"]
+    deployed = of_kind(resources("cpu"), "Deployment")["spec"]["template"]["spec"]
+    assert container["name"] == "kserve-container"
+    for key in ("securityContext", "resources", "volumeMounts", "imagePullPolicy"):
+        assert container[key] == deployed["containers"][0][key], key
+    for key in ("securityContext", "enableServiceLinks", "automountServiceAccountToken", "volumes"):
+        assert predictor[key] == deployed[key], key
+    probes = {container[name]["httpGet"]["path"] for name in ("readinessProbe", "livenessProbe")}
+    assert probes <= PUBLIC_PATHS and all(path.startswith("/v2/health/") for path in probes)
+    settings = Settings()
+    assert predictor["timeout"] >= settings.read_seconds + settings.answer_seconds
 
 
 @pytest.mark.parametrize("variant", ["cpu", "gpu"])
