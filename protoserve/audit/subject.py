@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from protoserve.bundle.folder import Bundle
 from protoserve.errors import BundleError
+from protoserve.graph_signature import OUTPUT_NAMES
 from protoserve.images.geometry import Geometry
 from protoserve.inference.engine import Outputs
 from protoserve.inference.last_layers import GroupLayer, read_last_layers
@@ -135,8 +136,7 @@ class Subject:
             batch = images[start : start + BATCH]
             parts.append(self.engine.run(batch))
             advance(len(batch))
-        names = [field.name for field in fields(Outputs) if field.name != "known"]
-        return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUT_NAMES})
 
     def log_probability(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return the log-probabilities of all nodes, float64 [images, nodes], at least `LOG_FLOOR`."""

@@ -10,33 +10,23 @@ It needs nothing but a graph's similarities and the last layer, so the network d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protoserve.images.geometry import Geometry
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.last_layers import HostEvidence
 from protoserve.inference.options import ResolvedOptions, required_switches
-from protoserve.inference.places import place_of
+from protoserve.inference.places import Places
 from protoserve.schema import Contrast, ContrastEvidence, ContrastNode
 from protoserve.taxonomy import Taxonomy
 
 
 def contrast_with(
-    outputs: Outputs,
-    image: int,
-    table: EvidenceTable,
-    geometry: Geometry,
-    options: ResolvedOptions,
-    href: Callable[[int], str] | None,
+    outputs: Outputs, image: int, table: EvidenceTable, places: Places, options: ResolvedOptions
 ) -> Contrast | None:
-    """Compare an image's predicted path with the path to the node `options.contrast`; None if it is None.
-
-    `href` maps a prototype to the URL of its picture.
-    """
+    """Compare an image's predicted path with the path to the node `options.contrast`; None if it is None."""
     if options.contrast is None:
         return None
     evidence, taxonomy = required_switches(table).evidence, table.bundle.taxonomy
@@ -62,7 +52,7 @@ def contrast_with(
         prototype, contribution, difference = piece
         known = table.prototypes[prototype]
         similarity, usual = float(outputs.similarity[image, prototype]), known.usual or 0.0
-        place = place_of(prototype, int(outputs.cell[image, prototype]), table, geometry, href)
+        place = places.of(prototype, int(outputs.cell[image, prototype]))
         return ContrastEvidence(
             prototype=prototype,
             child=known.child,

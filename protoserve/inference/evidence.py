@@ -15,7 +15,7 @@ from protoserve.inference.contrast import contrast_with
 from protoserve.inference.engine import Outputs
 from protoserve.inference.evidence_table import EvidenceTable
 from protoserve.inference.options import PredictOptions, ResolvedOptions, required_switches
-from protoserve.inference.places import place_of
+from protoserve.inference.places import Places
 from protoserve.inference.required import known_with_required
 from protoserve.inference.restricting import CONTRADICTED, Restricted, restrict
 from protoserve.inference.sufficient import sufficient_pieces
@@ -90,6 +90,7 @@ def predictions(
     result = []
     for image, geometry in enumerate(geometries):
         nodes = [node for node in path[image].tolist() if node >= 0]
+        places = Places(table, geometry, href)
         levels = []
         for level, node in enumerate(nodes):
             logit = prior = rest = None
@@ -99,7 +100,7 @@ def predictions(
                 for kind, sign in (("evidence", 1.0), ("against", -1.0)):
                     rows = zip(*(column[image][level] for column in columns[kind]), strict=True)
                     heat = outputs.evidence_map[image, level] if options.maps and kind == "evidence" else None
-                    evidence[kind] = _evidence(rows, sign, heat, table, geometry, href)
+                    evidence[kind] = _evidence(rows, sign, heat, table, places)
                 logit, prior = float(outputs.logit[image, node]), table.prior[node]
                 told = sum(piece.contribution for pieces in evidence.values() for piece in pieces)
                 rest = logit - prior - told
@@ -129,7 +130,7 @@ def predictions(
                 path=list(table.nodes[nodes[-1]]),
                 known_through_level=None if known is None else sum(known[image]),
                 without=list(options.without),
-                contrast=contrast_with(outputs, image, table, geometry, options, href),
+                contrast=contrast_with(outputs, image, table, places, options),
                 levels=levels,
                 answer=None if found is None else found[image],
                 restriction=None if restricted is None else _effect(plain, restricted, table, image),
@@ -190,8 +191,7 @@ def _evidence(
     sign: float,
     heat: NDArray[np.float32] | None,
     table: EvidenceTable,
-    geometry: Geometry,
-    href: Callable[[int], str] | None,
+    places: Places,
 ) -> list[Evidence]:
     """Make the evidence of one level from those `rows` whose contribution has the `sign`; the strongest come first.
 
@@ -201,7 +201,7 @@ def _evidence(
     for rank, (prototype, similarity, weight, contribution, cell) in enumerate(rows):
         if prototype < 0 or sign * contribution <= 0:
             break
-        place = place_of(prototype, cell, table, geometry, href)
+        place = places.of(prototype, cell)
         pieces.append(
             Evidence(
                 prototype=prototype,

@@ -25,7 +25,7 @@ from protoserve.inference.switching import Switches
 from protoserve.inference.thresholds import read_thresholds
 from protoserve.novelty import Thresholds
 from protoserve.restriction import Restriction, unrestricted
-from protoserve.schema import MemberReference, ModelReference
+from protoserve.schema import EvidenceSource, MemberReference, ModelReference
 from protoserve.taxonomy import ROOT, Taxonomy
 
 
@@ -68,6 +68,11 @@ class EvidenceTable:
     @cached_property
     def restrictions(self) -> dict[tuple[Any, ...], Restriction]:
         """The restrictions of recent requests."""
+        return {}
+
+    @cached_property
+    def sources(self) -> dict[int, EvidenceSource]:
+        """The training patches of prototypes that were shown, by prototype, with the address of their last picture."""
         return {}
 
     @cached_property

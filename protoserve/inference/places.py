@@ -23,21 +23,36 @@ class Place:
     source: EvidenceSource
 
 
-def place_of(
-    prototype: int, cell: int, table: EvidenceTable, geometry: Geometry, href: Callable[[int], str] | None
-) -> Place:
-    """Return the place of a prototype whose best cell is `cell`; `href` maps it to the URL of its picture."""
-    record = table.prototypes[prototype]
-    member = bisect_right(table.first_prototypes, prototype) - 1
-    cells = table.cells[member]
-    return Place(
-        member=None if table.model.members is None else member,
-        cells=cells,
-        box=geometry.cell_box(cell, cells),
-        seen=geometry.seen_box(cell, cells),
-        source=EvidenceSource(
-            image=record.source_image,
-            box=record.source_box,
-            href=None if href is None else href(prototype),
-        ),
-    )
+class Places:
+    """The places of prototypes in one picture, whose `geometry` maps cells to the sender's pixels.
+
+    `href` maps a prototype to the URL of its picture. Most of an answer's evidence shares a few cells, so their boxes
+    are computed once.
+    """
+
+    def __init__(self, table: EvidenceTable, geometry: Geometry, href: Callable[[int], str] | None) -> None:
+        self._table, self._geometry, self._href = table, geometry, href
+        self._boxes: dict[tuple[int, int], tuple[Box, Box | None]] = {}
+
+    def of(self, prototype: int, cell: int) -> Place:
+        """Return the place of a prototype whose best cell is `cell`."""
+        table = self._table
+        member = bisect_right(table.first_prototypes, prototype) - 1
+        cells = table.cells[member]
+        boxes = self._boxes.get((member, cell))
+        if boxes is None:
+            boxes = self._geometry.cell_box(cell, cells), self._geometry.seen_box(cell, cells)
+            self._boxes[member, cell] = boxes
+        own = None if table.model.members is None else member
+        return Place(own, cells, *boxes, self._source(prototype))
+
+    def _source(self, prototype: int) -> EvidenceSource:
+        """Return the prototype's training patch. The table keeps it, because the next picture has it with the same
+        address."""
+        href = None if self._href is None else self._href(prototype)
+        source = self._table.sources.get(prototype)
+        if source is None or source.href != href:
+            record = self._table.prototypes[prototype]
+            source = EvidenceSource(image=record.source_image, box=record.source_box, href=href)
+            self._table.sources[prototype] = source
+        return source

@@ -14,7 +14,6 @@ Q prototypes of the largest group; on a routed level, B expanded parents with at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,26 +27,13 @@ from protoserve.networks.distances import gather_cells, refinement_radius, squar
 from protoserve.networks.grouping import MASKED_LOGIT
 from protoserve.networks.head import PrototypeHead
 from protoserve.networks.pieces import Pieces, RoutedCandidates, concatenate, ranking
-from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, most_probable, node_tables
+from protoserve.networks.routed_tables import LastLayerRows, NodeTables, RoutedLevel, Search, most_probable, node_tables
 from protoserve.taxonomy import ROOT
 
 # The certificate needs at least this difference of natural logarithms: the two heads differ by rounding.
 MARGIN = 1e-4
 # A trunk of up to this many prototypes, and of this many weights in its table, costs less than routing one more level.
 TRUNK, TRUNK_WEIGHTS = 1_024, 1 << 18
-
-
-class _Search(NamedTuple):
-    """What the levels have scored, the trunk first: the `similarities` of prototypes, the `log_probabilities` of the
-    nodes `scored`, of the `leaves` among them with their indices; the `bounds` before each routed level, None where all
-    parents were expanded; the parents `expanded`."""
-
-    similarities: list[Tensor]
-    log_probabilities: list[Tensor]
-    scored: list[Tensor]
-    leaves: list[tuple[Tensor, Tensor]]
-    bounds: list[Tensor | None]
-    expanded: list[Tensor]
 
 
 class RoutedHead(nn.Module):
@@ -303,7 +289,7 @@ class RoutedHead(nn.Module):
                 # If there are fewer inner nodes than the width, masked nodes without children fill it up.
                 parent_log_probability, index, bound = most_probable(inner, self.widths[step + 1], bound)
                 parent = functional.embedding(parent, level.inner).flatten(1).gather(1, index)
-        search = _Search(similarities, log_probabilities, scored, leaves, bounds, expanded)
+        search = Search(similarities, log_probabilities, scored, leaves, bounds, expanded)
         return self._explain_path(latent, cells, search)
 
     def _score(
@@ -327,7 +313,7 @@ class RoutedHead(nn.Module):
         log_probability = parent_log_probability[:, :, None] + torch.log_softmax(logit, dim=2)
         return similarity.flatten(1), log_probability.flatten(1), child, leaf_index
 
-    def _explain_path(self, latent: Tensor, cells: Tensor, search: _Search) -> RoutedSearch[Tensor, Tensor, Tensor]:
+    def _explain_path(self, latent: Tensor, cells: Tensor, search: Search) -> RoutedSearch[Tensor, Tensor, Tensor]:
         """Pick the best of the scored leaves and compute the outputs along its path."""
         depth, top_k, slots = self.depth, self.top_k, self.slots
         similarities, log_probabilities, expanded = search.similarities, search.log_probabilities, search.expanded

@@ -196,6 +196,19 @@ class RoutedLevel(nn.Module):
         self.below = self.below.to(self.index_dtype)
 
 
+class Search(NamedTuple):
+    """What the levels have scored, the trunk first: the `similarities` of prototypes, the `log_probabilities` of the
+    nodes `scored`, of the `leaves` among them with their indices; the `bounds` before each routed level, None where all
+    parents were expanded; the parents `expanded`."""
+
+    similarities: list[Tensor]
+    log_probabilities: list[Tensor]
+    scored: list[Tensor]
+    leaves: list[tuple[Tensor, Tensor]]
+    bounds: list[Tensor | None]
+    expanded: list[Tensor]
+
+
 def most_probable(values: Tensor, width: int, bound: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the `width` largest of `values` [N, K], their indices, and the `bound` [N, 1] of what was left out before,
     raised to the largest of the rest; None if nothing was left out."""

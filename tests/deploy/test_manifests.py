@@ -72,8 +72,8 @@ def test_the_checker_would_notice_a_wrong_key() -> None:
         kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
 
 
-# What KServe's resource v1beta1 adds around a pod (V1beta1InferenceServiceSpec and V1beta1PredictorSpec of KServe's Python
-# SDK, without the servers of models that it brings). The rest of a predictor is a PodSpec.
+# What KServe's resource v1beta1 adds around a pod (V1beta1InferenceServiceSpec and V1beta1PredictorSpec of its Python
+# SDK, without the model servers that it brings). The rest of a predictor is a PodSpec.
 PREDICTOR_ADDS = {
     "minReplicas": {"type": "integer", "minimum": 0},
     "maxReplicas": {"type": "integer", "minimum": 0},
