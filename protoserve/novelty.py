@@ -221,7 +221,8 @@ def known_along(path: NDArray[np.int64], fits: NDArray[np.bool_], group_of: NDAr
     `fits` bool [images, groups] is that of `Thresholds.fits`, `group_of` int64 [nodes] that of `NoveltyTable.group_of`.
     """
     # The added group is for nodes without a group: an only child is always accepted.
-    padded = np.pad(fits, ((0, 0), (0, 1)), constant_values=True)
+    padded = np.ones((len(fits), fits.shape[1] + 1), dtype=np.bool_)
+    padded[:, :-1] = fits
     group = group_of[path]
     at_level = np.take_along_axis(padded, np.where(group < 0, fits.shape[1], group), axis=1) & (path >= 0)
     return np.asarray(np.logical_and.accumulate(at_level, axis=1))

@@ -172,6 +172,9 @@ def table(results: dict[str, Any]) -> str:
     worst = {kind: max(row["worst"][kind] for row in results["bundles"]) for kind in ("probability", "contribution")}
     lines += [
         "",
+        "`different` in the JSON file names the photographs that differ in anything, ties of cells and of alternatives "
+        "included.",
+        "",
         f"Largest differences: probability {worst['probability']:.1e}, contribution {worst['contribution']:.1e}.",
     ]
     return "\n".join([*lines, *described_rows({row["bundle"]: row["machine"] for row in results["bundles"]})]) + "\n"

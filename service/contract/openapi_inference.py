@@ -7,9 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.contract.tensors import (
-    HEADER,
-    JSON,
+from service.contract.inference_documents import (
     InferDocument,
     InferResponse,
     LiveDocument,
@@ -18,6 +16,7 @@ from service.contract.tensors import (
     ReadyDocument,
     ServerDocument,
 )
+from service.contract.tensors import HEADER, JSON
 from service.contract.uploads import BINARY
 
 RESPONSES: Final[tuple[type[BaseModel], ...]] = (

@@ -20,22 +20,17 @@ from protoserve.inference.classifier import Classifier
 from protoserve.inference.evidence import under_options
 from protoserve.inference.options import ResolvedOptions
 from protoserve.schema import Prediction
-from service.contract.problems import Problem
-from service.contract.queries import NoQuery, parse_query
-from service.contract.responses import NO_STORE
-from service.contract.tensors import (
-    HEADER,
-    InferRequest,
+from service.contract.inference_documents import (
     LiveDocument,
     ModelReadyDocument,
     ReadyDocument,
     ServerDocument,
-    Tensor,
-    TensorLimits,
-    infer_response,
     metadata,
-    parse_infer,
 )
+from service.contract.problems import Problem
+from service.contract.queries import NoQuery, parse_query
+from service.contract.responses import NO_STORE
+from service.contract.tensors import HEADER, InferRequest, Tensor, TensorLimits, infer_response, parse_infer
 from service.model.holder import LoadedModel
 from service.routes.predict import Inference, PredictRoutes, explain, in_thread, resolved
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.contract.problems import Problem
-from service.contract.tensors import HEADER, Tensor, TensorLimits, infer_response, metadata, parse_infer
+from service.contract.tensors import HEADER, Tensor, TensorLimits, infer_response, parse_infer
 
 LIMITS = TensorLimits(images=3, pixels=10_000, side=200)
 
@@ -207,16 +207,3 @@ def test_outputs_are_written_as_numbers_and_texts_or_behind_the_document() -> No
     assert sizes == [4 * 4 + 5 + 12 + 3, 16] and len(body) == size + sum(sizes)
     assert body[size + sizes[0] :] == values.tobytes()
     assert body[size : size + sizes[0]] == elements(*(name.encode() for name in names.ravel()))
-
-
-def test_metadata_states_the_shapes() -> None:
-    document = metadata("m", "sha256:0", 3, 40)
-    shapes = {tensor.name: (tensor.datatype, tensor.shape) for tensor in (*document.inputs, *document.outputs)}
-    assert shapes == {
-        "image": ("BYTES", [-1]),
-        "pixels": ("UINT8", [-1, -1, -1, 3]),
-        "path": ("BYTES", [-1, 3]),
-        "probability": ("FP32", [-1, 3]),
-        "node_probability": ("FP32", [-1, 40]),
-        "prediction": ("BYTES", [-1]),
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from PIL import Image
 
 from protoserve.bundle.ensemble import Ensemble
 from protoserve.bundle.folder import read_bundle, rewrite_manifest
+from protoserve.device import ROUTED
 from protoserve.images.patch_view import patch_view
 from protoserve.inference.classifier import Classifier
+from protoserve.schema import Prediction
 from service.model.holder import ModelHolder
 from service.routes import model as model_routes
 from service.settings import Settings
 from tests.service.bundles import rename_bundle, with_samples
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
+from tests.service.samples import growth, read_samples
 from tests.truth_cards import truth_card
 
 
@@ -229,3 +233,33 @@ def test_sample_pictures_are_served_as_they_were_verified(
     assert "ids are 0 to 1" in check_problem(sampled.get("/v1/samples/2"), "unknown_sample")["detail"]
     (served / "samples/0.png").write_bytes(b"another")
     check_problem(sampled.get("/v1/samples/0"), "not_ready")
+
+
+def test_a_routed_graph_gives_the_answers_of_the_full_one_and_is_counted(
+    run_app: RunApp, routed_bundle: Path, photograph: Path
+) -> None:
+    data = photograph.read_bytes()
+    holders = {
+        routed: ModelHolder(lambda: routed_bundle, Settings(device="cpu", threads=1, max_batch=4, routed=routed))
+        for routed in ROUTED
+    }
+    clients = {routed: run_app(holder.current) for routed, holder in holders.items()}
+    graphs = {routed: client.get("/v1/model").json()["graph"] for routed, client in clients.items()}
+    assert graphs == {"auto": "routed", "off": "full"}
+    before = read_samples(clients["auto"])
+    queries = ("alternatives=0", "alternatives=0&top_k=2&maps=heat", "contrast=N", "without=1,2", "deny=A/B")
+    with ThreadPoolExecutor(len(queries)) as threads:
+        ask = lambda query: clients["auto"].post(f"/v1/predict?{query}", content=data)  # noqa: E731
+        answers = list(threads.map(ask, queries))
+    counted = read_samples(clients["auto"])
+    for query, answer in zip(queries, answers, strict=True):
+        expected = clients["off"].post(f"/v1/predict?{query}", content=data)
+        found, wanted = (Prediction.model_validate_json(part.content) for part in (answer, expected))
+        assert (found.id, found.path, found.known_through_level) == (wanted.id, wanted.path, wanted.known_through_level)
+        for one, other in zip(found.levels, wanted.levels, strict=True):
+            assert one.probability == pytest.approx(other.probability, abs=1e-4)
+            assert [piece.prototype for piece in one.evidence] == [piece.prototype for piece in other.evidence]
+    assert growth(before, counted, "protoserve_graph_images_total") == len(queries)
+    assert growth(before, counted, "protoserve_graph_images_total", route="asked") == 3
+    # The full graph alone is not counted.
+    assert growth(counted, read_samples(clients["off"]), "protoserve_graph_images_total") == 0

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoserve.device import ROUTED
 from protoserve.errors import OutOfMemoryError
 from protoserve.images.decoding import decode
 from protoserve.images.fitting import fit
@@ -30,7 +29,6 @@ from tests import bombs
 from tests.service.predictions import as_served
 from tests.service.problems import check_problem
 from tests.service.running import RunApp, TestClient
-from tests.service.samples import growth, read_samples
 
 
 @pytest.mark.parametrize("media_type", ["image/jpeg", "image/anything", "application/octet-stream", None])
@@ -49,36 +47,6 @@ def test_a_form_gets_the_same_prediction_as_a_raw_body(client: TestClient, photo
     form = client.post("/v1/predict", files={"image": ("a.jpg", photograph.read_bytes(), "image/jpeg")})
     assert form.status_code == 200
     assert form.content == raw.content
-
-
-def test_a_routed_graph_gives_the_answers_of_the_full_one_and_is_counted(
-    run_app: RunApp, routed_bundle: Path, photograph: Path
-) -> None:
-    data = photograph.read_bytes()
-    holders = {
-        routed: ModelHolder(lambda: routed_bundle, Settings(device="cpu", threads=1, max_batch=4, routed=routed))
-        for routed in ROUTED
-    }
-    clients = {routed: run_app(holder.current) for routed, holder in holders.items()}
-    graphs = {routed: client.get("/v1/model").json()["graph"] for routed, client in clients.items()}
-    assert graphs == {"auto": "routed", "off": "full"}
-    before = read_samples(clients["auto"])
-    queries = ("alternatives=0", "alternatives=0&top_k=2&maps=heat", "contrast=N", "without=1,2", "deny=A/B")
-    with ThreadPoolExecutor(len(queries)) as threads:
-        ask = lambda query: clients["auto"].post(f"/v1/predict?{query}", content=data)  # noqa: E731
-        answers = list(threads.map(ask, queries))
-    counted = read_samples(clients["auto"])
-    for query, answer in zip(queries, answers, strict=True):
-        expected = clients["off"].post(f"/v1/predict?{query}", content=data)
-        found, wanted = (Prediction.model_validate_json(part.content) for part in (answer, expected))
-        assert (found.id, found.path, found.known_through_level) == (wanted.id, wanted.path, wanted.known_through_level)
-        for one, other in zip(found.levels, wanted.levels, strict=True):
-            assert one.probability == pytest.approx(other.probability, abs=1e-4)
-            assert [piece.prototype for piece in one.evidence] == [piece.prototype for piece in other.evidence]
-    assert growth(before, counted, "protoserve_graph_images_total") == len(queries)
-    assert growth(before, counted, "protoserve_graph_images_total", route="asked") == 3
-    # The full graph alone is not counted.
-    assert growth(counted, read_samples(clients["off"]), "protoserve_graph_images_total") == 0
 
 
 def test_the_query_selects_the_detail(client: TestClient, classifier: Classifier, photograph: Path) -> None:
