@@ -64,7 +64,8 @@ def warnings(metrics: PromiseMetrics) -> list[str]:
         takes = ", ".join(f"{stated} (it takes at least {least})" for stated, least in few)
         lines.append(
             f"warning: {metrics.images} selection images are too few to promise a precision of {takes}. Nothing is "
-            f"promised at {'it' if len(few) == 1 else 'these'}, and headlines follow the odds; add pictures to val, or raise data.hold_out"
+            f"promised at {'it' if len(few) == 1 else 'these'}, and headlines "
+            "follow the odds; add pictures to val, or raise data.hold_out"
         )
     for stated, least in metrics.least_images.items():
         if metrics.images >= least and metrics.thresholds[stated] is None:

@@ -44,7 +44,8 @@ def test_too_few_pictures_are_said_to_be() -> None:
     few, unsure = warnings(promise_metrics(calibrated(40), 0.95, 0.95))
     assert few == (
         "warning: 40 selection images are too few to promise a precision of 0.95 (it takes at least 72), 0.99 (it "
-        "takes at least 368). Nothing is promised at these, and headlines follow the odds; add pictures to val, or raise data.hold_out"
+        "takes at least 368). Nothing is promised at these, and headlines follow the odds; add pictures to val, "
+        "or raise data.hold_out"
     )
     assert "no threshold is sure to keep a precision of 0.9 on the 40 selection images" in unsure
 
