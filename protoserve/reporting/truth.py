@@ -40,8 +40,8 @@ def truth_section(card: TruthCard | None) -> Markup:
         for name, one in card_figures(card)
     ]
     rows += [
-        (name, f"{share:.3g}", f"{chance:.3g}", f"{share - chance:.3g}", f"{prototypes} prototypes")
-        for name, share, chance, prototypes in prototype_shares(card)
+        (name, f"{share:.3g}", f"{chance:.3g}", f"{share - chance:.3g}", "–")
+        for name, share, chance in prototype_shares(card)
     ]
     head = ("figure", "measured [95 %]", "baseline", "difference [95 %]", "images")
     return section(
@@ -103,7 +103,7 @@ def card_figures(card: TruthCard) -> Iterator[tuple[str, Comparison]]:
             "the evidence names a decisive part": parts.complete,
             "it names no part without effect": parts.undistracted,
             "it ranks the parts by their effect": parts.correct,
-            "decisive parts speak for the node, not its siblings": parts.contrastive,
+            "decisive parts speak for the node": parts.contrastive,
         }
         yield from ((f"level {parts.level}: {name}", one) for name, one in named.items() if one is not None)
     for kept in card.backgrounds:
@@ -116,12 +116,14 @@ def card_figures(card: TruthCard) -> Iterator[tuple[str, Comparison]]:
         yield f"level {sparse.level}: first evidence telling", sparse.telling
 
 
-def prototype_shares(card: TruthCard) -> Iterator[tuple[str, float, float, int]]:
-    """Yield the figures over prototypes, which have no interval: name, figure, baseline, number of prototypes."""
+def prototype_shares(card: TruthCard) -> Iterator[tuple[str, float, float]]:
+    """Yield the figures over prototypes, which have no interval: name, figure, baseline."""
     for kept in card.consistency:
-        yield f"level {kept.level}: prototypes that keep to one part", kept.consistent, kept.shuffled, kept.prototypes
+        name = f"level {kept.level}: keep to one part, of {kept.prototypes} prototypes"
+        yield name, kept.consistent, kept.shuffled
     for pure in card.purity:
-        yield f"level {pure.level}: most similar patches with the same part", pure.pure, pure.shuffled, pure.prototypes
+        name = f"level {pure.level}: part purity of {pure.prototypes} prototypes"
+        yield name, pure.pure, pure.shuffled
 
 
 def _estimate(one: Comparison) -> str:

@@ -19,11 +19,12 @@ def test_the_truth_card_shows_every_statement_and_figure() -> None:
 
 def test_figures_over_prototypes_have_no_interval() -> None:
     assert list(prototype_shares(truth_card())) == [
-        ("level 1: prototypes that keep to one part", 0.75, 0.25, 8),
-        ("level 1: most similar patches with the same part", 0.625, 0.125, 8),
+        ("level 1: keep to one part, of 8 prototypes", 0.75, 0.25),
+        ("level 1: part purity of 8 prototypes", 0.625, 0.125),
     ]
-    row = "<td>0.75</td><td>0.25</td><td>0.5</td><td>8 prototypes</td>"
-    assert f'<th scope="row">level 1: prototypes that keep to one part</th>{row}' in truth_section(truth_card())
+    row = "<td>0.75</td><td>0.25</td><td>0.5</td><td>–</td>"
+    name = "level 1: keep to one part, of 8 prototypes"
+    assert f'<th scope="row">{name}</th>{row}' in truth_section(truth_card())
 
 
 def test_without_a_card_the_section_says_how_to_get_one() -> None:
