@@ -69,6 +69,6 @@ for level, node in enumerate(node for node in answer["path"][0] if node >= 0):
         for place, prototype in enumerate(answer[f"{kind}_prototype"][0, level, :3]):
             added = answer[f"{kind}_contribution"][0, level, place]
             if prototype >= 0 and added * sign > 0:
-                rest, source = rest - added, model["prototypes"][prototype]
-                print(f"        {added:+.3f} prototype {prototype}, from {shown(source['source_image'])}")
+                rest, source = rest - added, model["prototypes"]["source_image"][prototype]
+                print(f"        {added:+.3f} prototype {prototype}, from {shown(source)}")
     print(f"        {prior:+.3f} prior, {rest:+.3f} rest: score {logit:.3f}")

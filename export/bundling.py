@@ -17,6 +17,7 @@ from PIL import Image
 from export import routing
 from export.accuracy import JudgingData, judging_data, pictures
 from export.graph import ExplainedGraph
+from export.host_manifest import named_manifest
 from export.judging import Judge
 from export.network_answers import NetworkAnswers
 from export.parity import BATCHES, FLOAT32, INT8, check
@@ -24,6 +25,7 @@ from export.records import TargetReport, write_parity
 from export.resizing import check_fitted
 from export.seen import measure_reach
 from export.sources import EdgeOptions, Graphs, Source, file_metadata, write_graphs
+from export.targets.converters import default_folder
 from export.targets.table import ROUTED_WIDTH, TARGETS, Target, target_named
 from protoserve.bundle.folder import Bundle, read_bundle, write_bundle, write_manifest
 from protoserve.bundle.manifest import FORMAT, GraphRecord, Manifest, PrototypeRecord
@@ -57,6 +59,7 @@ def export_bundle(
     size: tuple[int, int] | None = None,
     tried: int = 0,
     routed_if_quicker: bool = False,
+    converters: Path | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
@@ -67,7 +70,8 @@ def export_bundle(
 
     `data` is the folder of the run's data set, which targets of less precision than float32 need. `options` apply to
     all targets except `onnx`, which the service runs. `size` is (height, width) in pixels, for an input size other than
-    that of training. `tried` is how many of the run's sample pictures the bundle holds for people to try.
+    that of training. `tried` is how many of the run's sample pictures the bundle holds for people to try. `converters`
+    is the folder of converters' environments (None: the user's).
 
     Raises InputError for an unknown target, a run without prototypes, options that exclude each other or an existing
     `directory` (unless `overwrite`), and ParityError if a target's outputs differ from the network's. In both cases it
@@ -130,7 +134,7 @@ def export_bundle(
         if manifest("").promise is not None:
             shutil.copytree(run.calibration, draft / CALIBRATION)
         model = ExportedModel(network, rule, samples, top_k, run.model)
-        reports = write_targets(draft, model, manifest, applied, judging, report)
+        reports = write_targets(draft, model, manifest, applied, judging, report, converters)
         if tries_routing:
             report(f"timing requests with {TARGETS[routing.TARGET].file} and without")
             manifest = routing.with_routing(draft, manifest, reports, samples)
@@ -171,6 +175,7 @@ def write_targets(
     targets: Mapping[str, EdgeOptions],
     judging: JudgingData | None,
     report: Callable[[str], None],
+    converters: Path | None = None,
 ) -> dict[str, TargetReport]:
     """Write the weights and each of the `targets` with its options into a draft that holds the pictures of the
     prototypes; returns the targets' parity reports.
@@ -195,10 +200,12 @@ def write_targets(
                 graphs[applied] = write_graphs(graph, rule, samples, applied, drafts)
             source = Source(
                 graphs[applied],
+                manifest=named_manifest(manifest(""), model.checkpoint),
                 metadata=file_metadata(manifest(""), model.checkpoint, target, row.precision.name, applied),
                 calibration=pictures(judging.calibration, rule) if judging and row.precision is INT8 else None,
                 pictures=draft / "prototypes",
                 weights=weights,
+                converters=converters or default_folder(),
                 report=report,
             )
             file = draft / row.file

@@ -1,4 +1,4 @@
-"""The commands `export`, `validate`, `centre` and `curate`. They import heavy libraries only when they run."""
+"""The commands `export`, `validate`, `benchmark`, `centre` and `curate`; they import heavy libraries when they run."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ def export(
         int,
         typer.Option(min=0, max=24, help="Pictures of the run to put into the bundle, for people to try on its page."),
     ] = 0,
+    converters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where litert's converter is installed when it is first needed.",
+            show_default="~/.cache/protoserve/converters",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     list_targets: Annotated[
         bool,
@@ -87,6 +95,7 @@ def export(
             size=None if image_size is None else parse_size(image_size),
             tried=samples,
             routed_if_quicker=to is None,
+            converters=converters,
             overwrite=overwrite,
             report=report,
         )
@@ -184,6 +193,56 @@ def validate(
     if isinstance(opened, Bundle) and not others:
         for line in evidence_lines(opened.manifest.truth, str(bundle)):
             say(line)
+
+
+def benchmark(
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.")],
+    data: Annotated[Path, typer.Option(help="A folder that contains train, val and test, or a CSV or Parquet file.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    targets: Annotated[
+        str, typer.Option(metavar="TARGETS", help="Only these targets, separated by commas.", show_default="all")
+    ] = "",
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Measure accuracy on so many, spread over the split.", show_default="all")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=3, max=1000, help="How many batches of each size each file is timed on.")
+    ] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the files of a bundle: size, time, accuracy at every level, and evidence.
+
+    Each file runs in its own runtime, on the CPU, with that runtime's own settings. Files take turns, so that other
+    work on the machine slows all alike. Their times are multiples of the time of onnx: by the clock and, for batches of
+    8, of all threads on the processor.
+
+    The last two columns compare the first evidence with that of onnx, at the level where it agrees least: how often it
+    is the same prototype, and how often, where the node is the same, it contributes at least 90 % as much in onnx.
+    Targets whose runtime is not installed are left out by name.
+
+    Example: protoserve benchmark bundles/grocery --data grocery-store --pictures 200
+    """
+    from export import benchmarking
+    from protoserve.bundle.folder import read_bundle
+
+    with steps("reading the bundle") as report:
+        found = benchmarking.benchmark(
+            read_bundle(bundle),
+            data,
+            split,
+            targets=[target.strip() for target in targets.split(",") if target.strip()],
+            limit=pictures,
+            rounds=rounds,
+            report=report,
+        )
+    screen = console(error=True)
+    for target, reason in found.skipped.items():
+        screen.print(f"note: {target} is left out: {reason}", soft_wrap=True)
+    if as_json:
+        say(found.model_dump_json(indent=1))
+        return
+    console(width=200).print(benchmarking.table(found))
+    say("; ".join(f"{name} {value}" for name, value in found.machine.items()))
 
 
 def curate(

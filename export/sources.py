@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph import ExplainedGraph, write_onnx
+from export.host_manifest import host_manifest, named_manifest
 from export.resizing import FITTED, Fit, FittedGraph
 from protoserve.bundle.manifest import Manifest
 from protoserve.errors import InputError
@@ -69,16 +69,19 @@ class Graphs:
 class Source:
     """The inputs of one target's writer.
 
-    `metadata` go into the file. `calibration` uint8 [n, H, W, 3] are training pictures at model size, for a target that
-    needs them. `pictures` is the folder of the prototypes' pictures, and `weights` float32 are those of the last layers
-    (see `export.bundling.head_weights`). The writer calls `report` before a long step.
+    `metadata` go into the file. `manifest` is the whole manifest, with the version that files state. `calibration`
+    uint8 [n, H, W, 3] are training pictures at model size, for a target that needs them. `pictures` is the folder of
+    the prototypes' pictures, and `weights` float32 are those of the last layers (see `export.bundling.head_weights`).
+    `converters` is the folder of converters' environments. The writer calls `report` before a long step.
     """
 
     graphs: Graphs
     metadata: dict[str, str]
+    manifest: Manifest
     calibration: NDArray[np.uint8] | None
     pictures: Path
     weights: NDArray[np.float32]
+    converters: Path
     report: Callable[[str], None]
 
 
@@ -149,18 +152,14 @@ def file_metadata(
 ) -> dict[str, str]:
     """Return the texts that a host needs to prepare pictures and to name outputs; they go into the target's file.
 
-    `protoserve` is the manifest as JSON. Its `version` is the hash of the file `origin` (the run's network, or the
-    manifest of the bundle that a curated one was made from) and of the manifest; a bundle's own version is the hash of
-    all its files, so no file can contain it. `nodes` are the names of the
-    taxonomy's nodes in the graph's order, one per line, for hosts without a JSON parser. `options` describe, in JSON,
-    the inputs that the file takes.
+    `protoserve` is, in JSON, the part of the manifest that hosts need, with its version from the file `origin` (see
+    `export.host_manifest`). `nodes` are the names of the taxonomy's nodes in the graph's order, one per line, for hosts
+    without a JSON parser. `options` describe, in JSON, the inputs that the file takes.
     """
-    digest = hashlib.sha256(origin.read_bytes())
-    digest.update(manifest.model_dump_json().encode())
-    named = manifest.model_copy(update={"version": f"sha256:{digest.hexdigest()}"})
     inputs = {"target": target, "precision": precision, "batch": options.batches, "resize_in_graph": options.resize}
+    document = host_manifest(named_manifest(manifest, origin))
     return {
-        "protoserve": named.model_dump_json(),
+        "protoserve": json.dumps(document, separators=(",", ":"), ensure_ascii=False),
         "nodes": "\n".join(Taxonomy.from_dict(manifest.taxonomy).names),
         "options": json.dumps(inputs),
     }

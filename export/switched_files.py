@@ -7,7 +7,6 @@ PyTorch's formats are frozen.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Any, Final
 import numpy as np
 
 from export.curation_gate import check_switched
+from export.host_manifest import named_manifest
 from export.parity import BATCHES
 from export.records import TargetReport, read_parity, write_parity
 from export.sources import EdgeOptions, file_metadata
 from export.targets import onnx_files, openvino_files, triton
 from export.targets.onnx_switch import switch_off
 from export.targets.table import target_named
-from export.targets.web import GRAPH, SIDECAR
+from export.targets.web import GRAPH, SIDECAR, web_document
 from protoserve.bundle.folder import MANIFEST, Bundle
 from protoserve.bundle.manifest import Manifest
 from protoserve.errors import InputError
@@ -84,8 +84,8 @@ def write_switched(
             graph = file.with_name(GRAPH) if target == "web" else file
             change_file(graph, bundle, off, None if target == "web" else metadata)
             if target == "web":
-                document = {"manifest": json.loads(metadata["protoserve"]), "options": json.loads(metadata["options"])}
-                file.with_name(SIDECAR).write_text(json.dumps(document), encoding="utf-8")
+                document = web_document(named_manifest(manifest, bundle.directory / MANIFEST), metadata["options"])
+                file.with_name(SIDECAR).write_text(document, encoding="utf-8")
             if target == "triton":
                 triton.write_beside(file, metadata)
             if target in _SOURCES:

@@ -73,6 +73,5 @@ def target_parts(file: Path) -> list[Path]:
 
 # Formats that are not available as targets, and the reasons.
 ABSENT = {
-    "litert": "not available: its converter needs typing-extensions below 4.13, pydantic a newer one",
     "coreml": "not available: its files run only on Apple's systems, so the parity gate can't check them",
 }

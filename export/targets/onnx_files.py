@@ -141,7 +141,7 @@ def write_ort(source: Path, file: Path) -> None:
 
     A companion file with the suffix `.ort.config` lists the operators and types that such a build needs
     (`--include_ops_by_config … --enable_reduced_operator_type_support`). Optimisations for this machine's processor are
-    not applied.
+    not applied: a file that has them answers wrongly, without an error, where vectors have another width.
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 

@@ -40,7 +40,8 @@ def write_int8(
 ) -> None:
     """Write the ONNX file `source` with an 8-bit backbone: static, QDQ, with a step per output channel.
 
-    No kernel can overflow with these weights (see `weight_steps`), so the file answers alike on all processors.
+    No kernel can overflow with these weights (see `weight_steps`), so the file answers alike on x86 processors with
+    VNNI and without.
     `calibration` uint8 [pictures, H, W, 3] are training pictures; `batch` is the only batch size that the file takes,
     or None. Two thirds of the pictures set the ranges and refit the float32 convolution after the backbone to its new
     inputs. The remaining third decides how many of the backbone's first layers stay float32: as few as keep the

@@ -11,7 +11,17 @@ from typing import Final
 from export.graph import RoutedGraph, write_onnx, write_torchscript
 from export.parity import FLOAT16, FLOAT32, INT8, Fitter, Precision, Runtime
 from export.sources import Source, finish_onnx
-from export.targets import executorch_files, onnx_files, openvino_files, quantising, torch_files, triton, web
+from export.targets import (
+    executorch_files,
+    litert_files,
+    onnx_files,
+    openvino_files,
+    quantising,
+    torch_files,
+    triton,
+    web,
+)
+from export.targets.converters import converter
 from protoserve.errors import InputError, nearest
 
 # The number of nodes that a routed graph expands per level; see benchmarks/accuracy/routing.py.
@@ -80,6 +90,12 @@ def _int8(source: Source, file: Path) -> None:
     assert source.calibration is not None  # `_check_options` requires --data
     quantising.write_int8(source.graphs.onnx, file, source.calibration, source.graphs.options.batches, source.report)
     finish_onnx(source, file)
+
+
+def _litert(source: Source, file: Path) -> None:
+    python = converter("litert", litert_files.PACKAGE, source.converters, source.report)
+    source.report(f"converting {file.name}")
+    litert_files.write_litert(source.graphs.whole, source.graphs.example, file, source.metadata, python)
 
 
 def _by_way_of_onnx(
@@ -159,7 +175,7 @@ TARGETS: Final[dict[str, Target]] = {
     ),
     "ort": Target(
         file="model.ort",
-        runtime="onnxruntime (also its minimal builds)",
+        runtime="onnxruntime (also its minimal builds), made for Arm",
         metadata="inside",
         checked="parity",
         write=_by_way_of_onnx(lambda source, whole, file: onnx_files.write_ort(whole, file)),
@@ -212,13 +228,30 @@ TARGETS: Final[dict[str, Target]] = {
         "print(Runtime.get().load_program('FILE').method_names)\"",
         planned=True,
     ),
+    "litert": Target(
+        file="model.tflite",
+        runtime="LiteRT",
+        metadata="inside",
+        checked="parity",
+        write=_litert,
+        run=litert_files.run_litert,
+        next_step='python -c "from ai_edge_litert.interpreter import Interpreter; '
+        "print(Interpreter('FILE').get_signature_list())\"",
+        planned=True,
+    ),
     "web": Target(
         file="web/index.html",
         runtime="onnxruntime-web in a browser",
         metadata="web/model.json",
         checked="parity (the graph in onnxruntime); a test runs the page in Chromium",
         write=_by_way_of_onnx(
-            lambda source, whole, file: web.write_web(whole, file, source.metadata, source.pictures, source.weights)
+            lambda source, whole, file: web.write_web(
+                whole,
+                file,
+                web.web_document(source.manifest, source.metadata["options"]),
+                source.pictures,
+                source.weights,
+            )
         ),
         run=web.run_web,
         next_step="python -m http.server --directory FOLDER/web 8000",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from export.parity import Runtime
 from export.targets.onnx_files import run_onnx
+from protoserve.bundle.manifest import Manifest
 from protoserve.errors import InputError
 
 # A release and the SHA-512 of its package, so that every page has the same files.
@@ -39,24 +40,29 @@ GRAPH: Final = "model.onnx"
 SIDECAR: Final = "model.json"
 
 
-def write_web(source: Path, file: Path, metadata: dict[str, str], pictures: Path, weights: NDArray[np.float32]) -> None:
-    """Write the page `file` and its folder: the ONNX file `source`, which takes pictures of any size, the `metadata`,
-    the prototypes' `pictures`, and the last layers' `weights` (see `export.bundling.head_weights`), with which the page
-    says why not another class.
+def write_web(source: Path, file: Path, document: str, pictures: Path, weights: NDArray[np.float32]) -> None:
+    """Write the page `file` and its folder: the ONNX file `source`, which takes pictures of any size, the `document` of
+    `web_document`, the prototypes' `pictures`, and the last layers' `weights` (see `export.bundling.head_weights`),
+    with which the page says why not another class.
 
-    The metadata go into model.json, because browsers can't read them from the graph. Raises InputError if npm is
+    Raises InputError if npm is
     missing or can't fetch onnxruntime-web.
     """
     folder = file.parent
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / GRAPH)
     shutil.copytree(pictures, folder / "prototypes")
-    document = {"manifest": json.loads(metadata["protoserve"]), "options": json.loads(metadata["options"])}
-    (folder / SIDECAR).write_text(json.dumps(document), encoding="utf-8")
+    (folder / SIDECAR).write_text(document, encoding="utf-8")
     for name, written in PAGE_FILES.items():
         (folder / written).write_bytes((files("export.targets") / name).read_bytes())
     (folder / WEIGHTS).write_bytes(weights.astype("<f4").tobytes())
     fetch_runtime(folder)
+
+
+def web_document(manifest: Manifest, options: str) -> str:
+    """Return the content of model.json: the manifest and the `options` of the graph, which browsers can't read from the
+    graph."""
+    return json.dumps({"manifest": manifest.model_dump(mode="json"), "options": json.loads(options)})
 
 
 def run_web(file: Path) -> Runtime:

@@ -179,9 +179,9 @@ def refine_distances(
 
 
 def distances_to_prototypes(product: Tensor, offset: Tensor, chosen: Tensor) -> Tensor:
-    """Take the distances [N, K, C] of all cells to each picture's `chosen` prototypes int64 [N, K] from the `product`
+    """Take the distances [N, C, K] of all cells to each picture's `chosen` prototypes int64 [N, K] from the `product`
     [N, C, P] of `cell_products`."""
-    products = product.gather(2, chosen[:, None, :].expand(-1, product.shape[1], -1)).transpose(1, 2)
+    products = product.gather(2, chosen[:, None, :].expand(-1, product.shape[1], -1))
     if offset.shape[0] > 1:
-        offset = offset.index_select(0, chosen.reshape(-1)).reshape(-1, chosen.shape[1], 1)
+        offset = offset.index_select(0, chosen.reshape(-1)).reshape(-1, 1, chosen.shape[1])
     return (offset - 2.0 * products).clamp_min(0.0)

@@ -152,16 +152,21 @@ class FusedHead(nn.Module):
         """Return the similarities [N, L · top_k, C] of `prototype` int64 [N, L, top_k], 0 for −1, at every cell."""
         count = prototype.shape[1] * prototype.shape[2]
         chosen = (prototype if self.full_evidence else prototype.clamp_min(0)).flatten(1)
+        reference = self.reference
+        if reference is not None:
+            reference = reference.index_select(0, chosen.reshape(-1)).reshape(-1, count, 1)
         if self.radius == 0.0:
+            # Transposed last: LiteRT's converter moves a transposition behind what follows it, and then exchanges the
+            # operands of differences and quotients.
             distance = distances_to_prototypes(product, self.offsets, chosen)
+            maps = self.similarity.of_distance(
+                distance, None if reference is None else reference.transpose(1, 2)
+            ).transpose(1, 2)
         else:
             # Differences are exact near a prototype, and agree with the refined similarity at the best cell.
             vectors = self.vectors.index_select(0, chosen.reshape(-1))
             distance = squared_distances(cells[:, None], vectors.reshape(-1, count, 1, self.vectors.shape[1]))
-        reference = self.reference
-        if reference is not None:
-            reference = reference.index_select(0, chosen.reshape(-1)).reshape(-1, count, 1)
-        maps = self.similarity.of_distance(distance, reference)
+            maps = self.similarity.of_distance(distance, reference)
         return maps if self.full_evidence else torch.where((prototype >= 0).reshape(-1, count, 1), maps, 0.0)
 
 

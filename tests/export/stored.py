@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from export.targets import executorch_files
+from export.targets import executorch_files, litert_files
 
 NAMES = ("protoserve", "nodes", "options")
 
@@ -29,5 +29,7 @@ def stored_in(target: str, file: Path) -> dict[str, str]:
         return {name: model.get_rt_info(name).astype(str) for name in NAMES}
     if target == "executorch":
         return {name: executorch_files.stored_text(file, name) for name in NAMES}
+    if target == "litert":
+        return {name: litert_files.stored_text(file, name) for name in NAMES}
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return dict(session.get_modelmeta().custom_metadata_map)

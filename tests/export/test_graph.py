@@ -189,7 +189,7 @@ def test_the_onnx_file_stands_alone_and_returns_no_full_map(tiny_bundle: Path) -
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     stored = json.loads({entry.key: entry.value for entry in model.metadata_props}["protoserve"])
     assert stored["taxonomy"] == bundle.manifest.taxonomy
-    assert len(stored["prototypes"]) == bundle.manifest.graph.prototypes
+    assert len(stored["prototypes"]["source_image"]) == bundle.manifest.graph.prototypes
     [image] = model.graph.input
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     graph = bundle.manifest.graph

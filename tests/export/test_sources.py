@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.graph import OPSET
+from export.host_manifest import host_manifest, named_manifest
 from export.sources import EdgeOptions, file_metadata, lower_version, parse_size
 from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError
@@ -44,8 +44,7 @@ def test_the_texts_in_a_file_describe_the_bundle_and_the_inputs(tiny_bundle: Pat
     inputs = {"target": "onnx-edge", "precision": "float32", "batch": 2, "resize_in_graph": False}
     assert json.loads(texts["options"]) == inputs
     stored = json.loads(texts["protoserve"])
-    digest = hashlib.sha256(b"weights" + manifest.model_dump_json().encode()).hexdigest()
-    assert stored == {**json.loads(manifest.model_dump_json()), "version": f"sha256:{digest}"}
+    assert stored == host_manifest(named_manifest(manifest, weights))
 
 
 def test_other_weights_or_another_manifest_are_another_version(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from export.targets import web
+from protoserve.bundle.folder import read_bundle
 from protoserve.errors import InputError
 from protoserve.graph_signature import named_arrays
 from protoserve.images.geometry import Cells, InputRule, geometry_of
@@ -32,7 +33,7 @@ def test_web_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         web.write_web(
             tmp_path / "model.onnx",
             tmp_path / "web" / "index.html",
-            {"protoserve": "{}", "options": "{}"},
+            "{}",
             tmp_path / "pictures",
             np.zeros(3, dtype=np.float32),
         )
@@ -71,7 +72,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_folder_holds_the_graph_the_page_the_runtime_and_the_metadata(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
 ) -> None:
     npm = npm_that_packs(tmp_path, {name: name.encode() for name in web.RUNTIME_FILES})
     digest = base64.b64encode(hashlib.sha512((tmp_path / "package.tgz").read_bytes()).digest()).decode()
@@ -80,15 +81,17 @@ def test_the_folder_holds_the_graph_the_page_the_runtime_and_the_metadata(
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "0000.webp").write_bytes(b"picture")
     (tmp_path / "graph.onnx").write_bytes(b"graph")
-    metadata = {"protoserve": '{"name": "tiny"}', "options": '{"batch": 1}', "nodes": ""}
+    manifest = read_bundle(tiny_bundle).manifest
+    document = web.web_document(manifest, '{"batch": 1}')
     folder = tmp_path / "web"
     weights = np.array([1.5, -0.25], dtype=np.float32)
-    web.write_web(tmp_path / "graph.onnx", folder / "index.html", metadata, tmp_path / "pictures", weights)
+    web.write_web(tmp_path / "graph.onnx", folder / "index.html", document, tmp_path / "pictures", weights)
     assert np.fromfile(folder / "weights.bin", dtype="<f4").tolist() == weights.tolist()
     assert "./contrast.mjs" in (folder / "page.mjs").read_text() and (folder / "contrast.mjs").is_file()
     assert (folder / "model.onnx").read_bytes() == b"graph"
     assert (folder / "prototypes" / "0000.webp").read_bytes() == b"picture"
-    assert json.loads((folder / "model.json").read_text()) == {"manifest": {"name": "tiny"}, "options": {"batch": 1}}
+    written = json.loads((folder / "model.json").read_text())
+    assert written == {"manifest": json.loads(manifest.model_dump_json()), "options": {"batch": 1}}
     assert "page.mjs" in (folder / "index.html").read_text() and (folder / "page.mjs").is_file()
     assert "./geometry.mjs" in (folder / "page.mjs").read_text() and (folder / "geometry.mjs").is_file()
     for name in web.RUNTIME_FILES:

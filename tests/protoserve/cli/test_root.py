@@ -22,6 +22,7 @@ MAIN = "from protoserve.cli.root import main; main()"
 EXTRA_OF_COMMAND = {
     "ablate": "train",
     "centre": "export",
+    "benchmark": "export",
     "curate": "export",
     "data render": "train",
     "evaluate": "train",
