@@ -68,7 +68,7 @@ def test_the_command_prints_a_table_or_json(edge_bundle: Path, learned: tuple[Pa
     shown = CliRunner().invoke(build_app(), arguments)
     assert shown.exit_code == 0, shown.output
     assert re.search(r"│ onnx-fp16 │ +\d+\.\d │ +\d+\.\d\d │", shown.stdout)
-    assert re.search(r"^ +\d+\.\d s  timing batches of 1 in 3 rounds$", shown.stderr, re.MULTILINE)
+    assert "timing batches of 1 in 3 rounds, after " in shown.stderr
     shown = CliRunner().invoke(build_app(), [*arguments, "--json"])
     document = json.loads(shown.stdout)
     assert list(document["targets"]) == ["onnx", "onnx-fp16"]
