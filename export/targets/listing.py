@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from export.records import TargetReport
 from export.targets import triton
@@ -15,7 +15,9 @@ from protoserve.bundle.manifest import RoutingRecord
 
 def listing() -> Table:
     """Make the table of targets, followed by formats that are not available and the reasons."""
-    table = Table("target", "file", "runs in", "precision", "labels", "checked before publishing")
+    # A file's name is copied from here, so it is never cut.
+    file = Column("file", min_width=max(len(target.file) for target in TARGETS.values()))
+    table = Table("target", file, "runs in", "precision", "labels", "checked before publishing")
     for name, target in TARGETS.items():
         table.add_row(name, target.file, target.runtime, target.precision.name, target.metadata, target.checked)
     for name, reason in ABSENT.items():
