@@ -21,7 +21,8 @@ def test_a_card_of_an_older_version_still_loads() -> None:
     for name in ("perturbation", "consistency", "purity", "part_effects", "backgrounds", "passed_over"):
         del content[name]
     older = TruthCard.model_validate(content)
-    assert older.perturbation == older.consistency == older.purity == older.part_effects == older.backgrounds == []
+    assert older.perturbation == [] and older.consistency == [] and older.purity == []
+    assert older.part_effects == [] and older.backgrounds == []
 
 
 def test_unknown_keys_and_fills_are_refused() -> None:
