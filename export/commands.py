@@ -83,7 +83,10 @@ def export(
     if name is not None and not name.strip():
         raise InputError("--name is empty; give a name, or omit the option to use the folder's name")
     screen = console(error=True)
-    targets = tuple(dict.fromkeys(target.strip() for target in (to or "onnx").split(",") if target.strip()))
+    asked = "onnx" if to is None else to
+    targets = tuple(dict.fromkeys(target.strip() for target in asked.split(",") if target.strip()))
+    if not targets:
+        raise InputError("--to names no target; give some, such as onnx,torchscript, or omit the option")
     with steps("reading the run") as report:
         written = export_bundle(
             open_run(run),

@@ -92,8 +92,10 @@ GRAPHS: Final = Counter(
     "the alternatives)",
     ["route"],
 )
-FEEDBACK: Final = Counter("protoserve_feedback", "Feedback kept, by verdict", ["verdict"])
 # Prometheus can only compare with what was 0 before.
+for _route in ("routed", "asked", "uncertain", "alternatives"):
+    GRAPHS.labels(_route)
+FEEDBACK: Final = Counter("protoserve_feedback", "Feedback kept, by verdict", ["verdict"])
 for _verdict in ("right", "wrong", "wrong reason"):
     FEEDBACK.labels(_verdict)
 FEEDBACK_PICTURES: Final = Counter("protoserve_feedback_pictures", "Pictures received with feedback")

@@ -73,7 +73,7 @@ def fresh(page: Any, photograph: Path, tmp_path: Path) -> Any:
     return page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def answer(page_server: Server, photograph: Path) -> Any:
     """What the service says about the photograph."""
     return asked(page_server, photograph.read_bytes())

@@ -23,7 +23,10 @@ from tests.e2e.page_browser import CHROMIUM, asked, shoot, wait_for_answer
 from tests.e2e.serving import Server, serving
 from tests.e2e.test_service_page import active_level, evidence
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="takes minutes: make test-faults"),
+]
 
 CLASSES = (
     "Fruit/Apple/Granny-Smith",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -144,6 +143,8 @@ def _session(part: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
     """Write a module in evaluation mode as ONNX and open it with as many threads as torch uses."""
     if importlib.util.find_spec("onnx") is None:
         raise ImportError("the package onnx is not installed; pip install 'protoserve[train]'")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3

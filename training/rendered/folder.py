@@ -181,7 +181,13 @@ def _draw_all(directory: Path, settings: Settings, processes: int, advance: Call
                 advance()
         return
     # Spawned, because a fork copies locks that threads hold, such as the progress bar's.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
+    try:
+        workers = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_interrupts)
+    except OSError:
+        # No shared memory for their locks: draw here, which also says what is wrong, such as a full disk.
+        _draw_all(directory, settings, 1, advance)
+        return
+    with workers as pool:
         try:
             for _ in pool.map(draw, pictures, chunksize=16):
                 if advance is not None:

@@ -23,8 +23,10 @@ def arguments(bundle: Path, data: Path) -> tuple[object, ...]:
 
 
 def test_json_is_one_document_and_the_bundle_stays(
-    tiny_bundle: Path, learned: tuple[Path, Path], protoserve_command: CommandLine
+    tiny_bundle: Path, learned: tuple[Path, Path], protoserve_command: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A log gets lines of long tasks only.
+    monkeypatch.setattr("protoserve.cli.progress.FIRST_SECONDS", 0.0)
     version = read_bundle(tiny_bundle).version
     code, out, err = protoserve_command(*arguments(tiny_bundle, learned[1]), "--json")
     assert code == 0
