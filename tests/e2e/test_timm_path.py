@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from training.config import Config, parse_config, read_config
 from training.recipes import config_file
 from training.running import train
 
+LONG = pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="takes a minute: make test-faults")
 LEAVES = ("A/x", "A/y", "B")
 SIZE = 64
 SMALL: dict[str, Any] = {
@@ -77,9 +79,9 @@ def exported(config: Config, data: Path, folder: Path, *targets: str) -> Bundle:
     ("name", "train_from", "cells"),
     [
         ("test_convnext", "stages.3", 2),
-        ("test_efficientnet", "conv_head", 2),
-        ("test_resnet", "layer4", 2),
-        ("test_mambaout", None, 2),
+        pytest.param("test_efficientnet", "conv_head", 2, marks=LONG),
+        pytest.param("test_resnet", "layer4", 2, marks=LONG),
+        pytest.param("test_mambaout", None, 2, marks=LONG),
     ],
 )
 def test_a_convolutional_backbone_is_fine_tuned_and_exported(
