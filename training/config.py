@@ -54,8 +54,8 @@ class Config(Section):
     precision: Precision = Field(
         default="auto",
         description="Precision of the backbone while it learns; everything else is float32. auto: bfloat16 on a GPU "
-        "that supports it, and on an x86 processor with instructions for it (AVX512-BF16, AMX); else float32. Set "
-        "float32 to compare machines, float16 for older GPUs.",
+        "that supports it, else float32. Set float32 to compare devices, float16 for older GPUs. On an x86 processor "
+        "with instructions for it (AVX512-BF16, AMX), bfloat16 is quicker, too.",
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",

@@ -44,28 +44,17 @@ class Learning:
 
 
 def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The data type in which a backbone learns, or None for float32. `auto` is bfloat16 on a GPU that supports it, and
-    on an x86 processor with instructions for it.
+    """The data type in which a backbone learns, or None for float32. `auto` is bfloat16 on a GPU that supports it.
 
     Raises DeviceError if the GPU does not support the type.
     """
-    if precision == "auto":
-        return torch.bfloat16 if _is_fast_in_bfloat16(device) else None
-    if precision == "bfloat16" and device.type == "cuda" and not _is_fast_in_bfloat16(device):
+    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" and not has_bfloat16:
         name = torch.cuda.get_device_name(device)
         raise DeviceError(f"precision: bfloat16: {name} does not support it; set precision to float16 or auto")
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and has_bfloat16 else None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-
-
-def _is_fast_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 without emulation, which would be slower than float32. With AVX-512's
-    instructions, a step of the demo's ResNet takes 0.55 times as long as in float32, one of MobileNetV2 0.71 times."""
-    if device.type == "cuda":
-        supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
-        return supported
-    # Not every version of torch tells.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def compiles(wanted: Literal["auto"] | bool, pictures: int, device: torch.device) -> bool:
