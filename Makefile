@@ -64,10 +64,10 @@ bench-head: install ## What an explanation costs: time over a plain classifier's
 test-install: install ## The wheel into an empty environment, with the packages that serving needs (downloads them)
 	PROTOSERVE_TEST_INSTALL=1 $(BIN)/python -m pytest tests/e2e/test_wheel.py --timeout 1200
 
-test-faults: install ## Hostile uploads (10,000; 200 in 1 GiB on one core), kills, full disks, slow and vanishing clients, scrapes, proxies, Ray, docs/mend.md
+test-faults: install ## Hostile uploads (10,000; 200 in 1 GiB on one core), kills, full disks, slow and vanishing clients, scrapes, proxies, Ray, docs/mend.md, and other long tests
 	PROTOSERVE_HOSTILE_UPLOADS=10000 $(BIN)/python -m pytest tests/service/test_hostile.py --timeout 3000
-	PROTOSERVE_TEST_FAULTS=1 PROTOSERVE_TEST_RAY=1 $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_resume.py tests/e2e/test_hostile_load.py tests/e2e/test_serve_command.py tests/e2e/test_service_page.py tests/e2e/test_page_use.py tests/e2e/test_photographs_page.py tests/e2e/test_timm_path.py tests/e2e/test_contract.py tests/e2e/test_mend_tutorial.py tests/protoserve/scoring/test_ray.py tests/protoserve/test_telemetry.py
-	PROTOSERVE_TEST_FAULTS=1 $(BIN)/python -m pytest tests/export/test_curating.py tests/training/extending/test_extending.py -k killed --timeout 1200
+	PROTOSERVE_TEST_FAULTS=1 PROTOSERVE_TEST_RAY=1 $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_resume.py tests/e2e/test_hostile_load.py tests/e2e/test_serve_command.py tests/e2e/test_service_page.py tests/e2e/test_page_use.py tests/e2e/test_photographs_page.py tests/e2e/test_timm_path.py tests/e2e/test_locality.py tests/training/features/test_precision.py tests/e2e/test_contract.py tests/e2e/test_mend_tutorial.py tests/protoserve/scoring/test_ray.py tests/protoserve/test_telemetry.py
+	PROTOSERVE_TEST_FAULTS=1 $(BIN)/python -m pytest tests/export/test_curating.py tests/training/extending/test_extending.py -k "killed or every_runtime" --timeout 1200
 
 container: install ## An image that serves BUNDLE= (VARIANT=cpu or gpu, BACKEND=docker, podman or buildah)
 	@scripts/container.sh "$(BUNDLE)" $(or $(VARIANT),cpu) $(or $(BACKEND),docker)

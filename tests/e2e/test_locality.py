@@ -15,6 +15,7 @@ from protoserve.bundle.folder import read_bundle
 from tests.bundles import BundleFactory, RunOptions
 from tests.locality import Sent, changes_at_evidence
 
+LONG = pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="takes half a minute: make test-faults")
 RUNTIMES = {"onnx": run_onnx, "torchscript": run_torchscript}
 # Pictures of each data set; nine prototypes compete at the root.
 PICTURES = 56
@@ -47,7 +48,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Sent]:
     return sent(sorted((drawn / "train").rglob("*.png"))) + sent(photographs)
 
 
-@pytest.mark.parametrize("target", RUNTIMES)
+@pytest.mark.parametrize("target", ["onnx", pytest.param("torchscript", marks=LONG)])
 @pytest.mark.parametrize(
     "options", [{"tile": 32, "tile_step": 16}, {"receptive_field": 19}], ids=["tiles", "receptive-field"]
 )

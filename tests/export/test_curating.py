@@ -198,6 +198,7 @@ def test_what_a_refit_took_out_comes_back_only_with_another(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PROTOSERVE_TEST_FAULTS" not in os.environ, reason="exports for a minute: make test-faults")
 def test_every_runtime_of_a_curated_bundle_adds_up(
     learned: tuple[Path, Path], pictures: NDArray[np.uint8], tmp_path: Path
 ) -> None:
