@@ -32,6 +32,8 @@ from protoserve.run.record import Record
 # The file that the others are compared with.
 REFERENCE: Final = "onnx"
 BATCHES: Final = (1, 8)
+# Seconds after which the threads of a runtime sleep.
+_SPINNING: Final = 0.05
 _PACKAGES: Final = ("onnxruntime-gpu", "onnxruntime", "torch", "openvino", "executorch", "numpy")
 
 
@@ -216,16 +218,20 @@ def _timed(
     contestants: Mapping[str, _Contestant], size: int, rounds: int, count: int
 ) -> dict[str, NDArray[np.float64]]:
     """Time one batch of `size` pictures per file and round, in seconds: float64 [rounds, 2], by the clock and of the
-    processor."""
+    processor.
+
+    Each round reverses the order of the files. Before its turn is timed, a file waits until the threads of the one
+    before it no longer spin, and answers once, because that one left its own weights in the caches.
+    """
     seconds: dict[str, list[tuple[float, float]]] = {target: [] for target in contestants}
-    for turn in range(-2, rounds):
-        indices = [(max(turn, 0) * size + place) % count for place in range(size)]
-        for target, contestant in contestants.items():
+    for turn in range(rounds):
+        indices = [(turn * size + place) % count for place in range(size)]
+        for target, contestant in list(contestants.items())[:: 1 if turn % 2 else -1]:
+            time.sleep(_SPINNING)
+            contestant.work(indices)
             began, busy = time.perf_counter(), time.process_time()
             contestant.work(indices)
-            # The first rounds warm caches.
-            if turn >= 0:
-                seconds[target].append((time.perf_counter() - began, time.process_time() - busy))
+            seconds[target].append((time.perf_counter() - began, time.process_time() - busy))
     return {target: np.array(times) for target, times in seconds.items()}
 
 

@@ -47,6 +47,9 @@ def converter(name: str, package: str, folder: Path, report: Callable[[str], Non
     done = place / _DONE
     if done.is_file() and done.read_text() == stated:
         return python
+    # Only an environment may be removed, whole or half made: the folder is the user's choice.
+    if place.is_dir() and any(place.iterdir()) and not (place / "pyvenv.cfg").is_file():
+        raise InputError(f"{place}: holds something else than a converter; give another folder: --converters DIR")
     report(f"installing {package} into {place}, once")
     try:
         shutil.rmtree(place, ignore_errors=True)

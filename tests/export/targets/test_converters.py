@@ -30,12 +30,21 @@ def test_an_environment_of_the_same_versions_stays(tmp_path: Path) -> None:
 
 def test_what_pip_can_not_install_is_said_and_tried_again(tmp_path: Path) -> None:
     (tmp_path / "litert").mkdir()
+    (tmp_path / "litert" / "pyvenv.cfg").touch()
     (tmp_path / "litert" / "installed").write_text("of older versions")
     steps: list[str] = []
     with pytest.raises(InputError, match=r"pip can't install .*gone.* into .*litert \(.+\); check that pip can reach"):
         converter("litert", str(tmp_path / "gone"), tmp_path, steps.append)
     assert not (tmp_path / "litert" / "installed").exists()
     assert steps == [f"installing {tmp_path / 'gone'} into {tmp_path / 'litert'}, once"]
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "litert").mkdir()
+    (tmp_path / "litert" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds something else than a converter; give another folder: --converters"):
+        converter("litert", "litert-torch", tmp_path, lambda step: None)
+    assert (tmp_path / "litert" / "notes.txt").read_text() == "mine"
 
 
 def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
